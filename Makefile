@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKSPACE ?= workspace
+DATA ?=
+DATE ?=
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint install clean
+
+demo: install
+ifeq ($(strip $(DATA)),)
+	$(BIN)/mtl-ranker simulate --out $(WORKSPACE)/simulated-feed
+	$(BIN)/mtl-ranker nightly --config simulated --data $(WORKSPACE)/simulated-feed --workspace $(WORKSPACE)/simulated $(if $(DATE),--date $(DATE))
+else
+	$(BIN)/mtl-ranker nightly --config kuairand --data $(DATA) --workspace $(WORKSPACE)/kuairand $(if $(DATE),--date $(DATE))
+endif
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/sqlfluff lint sql
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) $(WORKSPACE)

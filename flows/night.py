@@ -1,0 +1,63 @@
+"""What every flow needs: the project, its log and its workspace, and a way to say things."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+from prefect import get_run_logger
+from prefect.exceptions import MissingContextError
+from rich.console import Console
+
+from mtl_ranker.config import Project, load_project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.sources import Source, open_source
+from mtl_ranker.workspace import Workspace
+
+console = Console()
+
+
+class Night(NamedTuple):
+    project: Project
+    source: Source
+    workspace: Workspace
+
+
+def open_night(config: str, data: str, workspace: str) -> Night:
+    project = load_project(config)
+    return Night(project, open_source(project, Path(data)), Workspace(Path(workspace)))
+
+
+def say(message: str) -> None:
+    """To the terminal, and to the run's log on the Prefect page."""
+    console.print(message, highlight=False)
+    try:
+        get_run_logger().info(message)
+    except MissingContextError:
+        return
+
+
+def worth_retrying(task: object, run: object, state: object) -> bool:
+    """Retry what may pass by itself (I/O, a busy database), never a user's mistake."""
+    try:
+        state.result()  # type: ignore[attr-defined]
+    except (ProjectError, FloatingPointError, MemoryError):
+        return False
+    except Exception:
+        return True
+    return False
+
+
+RETRY = {
+    "retries": 3,
+    "retry_delay_seconds": [1.0, 5.0, 20.0],
+    "retry_condition_fn": worth_retrying,
+}
+
+
+def last_day(night: Night) -> date:
+    days = night.source.days()
+    if not days:
+        raise ProjectError(f"{night.source.root / night.project.log.path}: the log holds no day")
+    return days[-1]

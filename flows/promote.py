@@ -1,0 +1,43 @@
+"""Challenger against champion on the same held-out rows."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from flows.night import open_night, say
+from mtl_ranker import registry
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.comparison import compare_artifacts
+from mtl_ranker.promotion import Decision
+
+
+@flow(name="promote", flow_run_name="promote {day}", validate_parameters=False)
+def promote(config: str, data: str, workspace: str, day: date) -> Decision:
+    """Give the challenger the alias `champion` if it earned it; say why either way."""
+    night = open_night(config, data, workspace)
+    registry.connect(night.workspace)
+    challenger = registry.alias_version(night.project, "challenger")
+    champion = registry.alias_version(night.project, "champion")
+    if challenger is None:
+        raise ProjectError(
+            f"models:/{night.project.name}@challenger: none; run `mtl-ranker train` first"
+        )
+    if champion is None:
+        decision = Decision(True, "promoted: the first model becomes champion")
+    elif champion == challenger:
+        decision = Decision(False, f"version {champion} is champion already")
+    else:
+        new, _ = registry.load_artifact(night.project, "challenger")
+        old, _ = registry.load_artifact(night.project, "champion")
+        decision = compare_artifacts(night.project, night.workspace, day, new, old)
+    registry.record_decision(night.project, challenger, decision)
+    now = registry.alias_version(night.project, "champion")
+    say(f"[bold]promote[/]   {decision.reason}; champion is version {now}")
+    create_markdown_artifact(
+        key="promotion",
+        markdown=f"{decision.reason}\n\nChallenger version {challenger}, champion version {now}.",
+    )
+    return decision

@@ -1,0 +1,38 @@
+"""Candidates of day D → rankings/date=D with the champion."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+
+from flows.night import RETRY, Night, console, open_night, say
+from mtl_ranker import registry
+from mtl_ranker.features.queries import aggregate_day
+from mtl_ranker.scoring import Ranked, score_day
+
+
+@task(name="score-day", task_run_name="score {day}", **RETRY)
+def score_task(night: Night, day: date) -> Ranked:
+    for published in night.workspace.days("events"):
+        longest = night.project.features.windows[-1]
+        if 0 < (day - published).days <= longest:
+            aggregate_day(night.project, night.source, night.workspace, published)
+    artifact, version = registry.load_artifact(night.project, "champion")
+    return score_day(night.project, night.source, night.workspace, artifact, version, day)
+
+
+@flow(name="score", flow_run_name="score {day}", validate_parameters=False)
+def score(config: str, data: str, workspace: str, day: date) -> Ranked:
+    """Score and rank day D's candidate set with features as of D."""
+    night = open_night(config, data, workspace)
+    registry.connect(night.workspace)
+    with console.status(f"scoring candidates of {day}"):
+        ranked = score_task(night, day)
+    say(
+        f"[bold]score[/]     {ranked.candidates:,} candidates of {ranked.users:,} users for {day}; "
+        f"top {night.project.scoring.top_k} each"
+    )
+    create_markdown_artifact(key="rankings", markdown=f"`{ranked.path}`: {ranked.rows:,} rows")
+    return ranked

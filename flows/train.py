@@ -1,0 +1,75 @@
+"""Examples → every model × seed → MLflow → a registered challenger."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flows.night import Night, console, open_night, say
+from mtl_ranker import registry
+from mtl_ranker.evaluation.report import comparison_rows, comparison_table
+from mtl_ranker.training.loop import Epoch
+from mtl_ranker.training.suite import Suite, train_suite
+from mtl_ranker.workspace import fingerprint
+
+
+@task(name="train-suite", task_run_name="train {day}")
+def train_task(night: Night, day: date) -> Suite:
+    settings = night.project.training
+    runs = len(night.project.models) * len(settings.seeds)
+    columns = (TextColumn("[bold]train[/]     {task.description}"), BarColumn(),
+               TextColumn("{task.completed:.0f}/{task.total:.0f} epochs"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("reading examples", total=runs * settings.epochs)
+        started: list[tuple[str, int]] = []
+
+        def on_epoch(name: str, seed: int, epoch: Epoch) -> None:
+            if (name, seed) not in started:
+                started.append((name, seed))
+            done = (len(started) - 1) * settings.epochs + epoch.number
+            progress.update(
+                bar, completed=done,
+                description=f"{name} seed {seed}, normalised loss {epoch.monitored:.4f}",
+            )
+
+        suite = train_suite(night.project, night.workspace, day, on_epoch)
+        progress.update(bar, completed=runs * settings.epochs, description=f"{runs} models")
+    return suite
+
+
+@task(name="log-and-register", retries=2, retry_delay_seconds=[2, 10])
+def register_task(night: Night, suite: Suite) -> tuple[registry.Logged, str]:
+    rows = [*suite.days.train, *suite.days.validate, *suite.days.test]
+    marks = [night.workspace.published_fingerprint("examples", d) for d in rows]
+    logged = registry.log_suite(night.project, night.workspace, suite, fingerprint(*marks))
+    return logged, registry.register(night.project, night.workspace, suite, logged).version
+
+
+@flow(name="train", flow_run_name="train {day}", validate_parameters=False)
+def train(config: str, data: str, workspace: str, day: date) -> Suite:
+    """Train and evaluate every model on the split that ends with D; register the winner."""
+    night = open_night(config, data, workspace)
+    registry.connect(night.workspace)
+    suite = train_task(night, day)
+    with console.status("writing runs, pictures and the model to MLflow"):
+        logged, version = register_task(night, suite)
+    console.print(comparison_table(suite))
+    winner = suite.winner
+    say(
+        f"[bold]train[/]     {winner.label} wins on validation; registered as "
+        f"{night.project.name} version {version}, alias challenger"
+    )
+    create_table_artifact(key="comparison", table=comparison_rows(suite),
+                          description="Objectives × models on the test days")
+    create_markdown_artifact(
+        key="mlflow-run",
+        markdown=f"MLflow experiment `{logged.experiment_id}`, run `{logged.run_id}`: "
+        f"`mtl-ranker ui --workspace {workspace}` and open "
+        f"[the run](http://127.0.0.1:5000/#/experiments/{logged.experiment_id}"
+        f"/runs/{logged.run_id})",
+        description="Where the training lies in MLflow",
+    )
+    return suite

@@ -1,0 +1,76 @@
+"""A ranker as a folder: encoder, weights, wiring and project file. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file, save_file
+
+from mtl_ranker.config import Project, parse_project
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.objectives import Task, predictions
+from mtl_ranker.training.batches import encoded_tensors
+from mtl_ranker.training.loop import PREDICT_ROWS, build_ranker
+
+
+@dataclass(frozen=True)
+class RankerArtifact:
+    """Everything that turns raw feature rows into predictions and one blended score."""
+
+    project: Project
+    encoder: Encoder
+    tasks: Sequence[Task]
+    model: Ranker
+
+    def save(self, folder: Path) -> Path:
+        """Write encoder.json, weights.safetensors, model.json and project.toml (or .json)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.encoder.save(folder / "encoder.json")
+        weights = {k: v.contiguous() for k, v in self.model.state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
+        wiring = {"spec": asdict(self.model.spec), "tasks": [asdict(task) for task in self.tasks]}
+        (folder / "model.json").write_text(json.dumps(wiring, indent=1), "utf-8")
+        (folder / "project.toml").write_text(self.project.source_text, "utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> RankerArtifact:
+        project = parse_project((folder / "project.toml").read_text("utf-8"), str(folder))
+        encoder = Encoder.load(folder / "encoder.json")
+        wiring = json.loads((folder / "model.json").read_text("utf-8"))
+        spec = wiring["spec"]
+        spec["visible"] = tuple(tuple(row) for row in spec["visible"])
+        model = build_ranker(RankerSpec(**spec), encoder)
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        model.eval()
+        return cls(project, encoder, [Task(**task) for task in wiring["tasks"]], model)
+
+    @torch.no_grad()
+    def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """One column per objective and `score`, for raw feature rows, in their order."""
+        inputs = encoded_tensors(self.encoder.transform(frame))
+        blocks = [
+            predictions(
+                self.model(*(t[start : start + PREDICT_ROWS] for t in inputs)), self.tasks
+            ).numpy()
+            for start in range(0, frame.height, PREDICT_ROWS)
+        ]
+        values = np.concatenate(blocks) if blocks else np.zeros((0, len(self.tasks)), np.float32)
+        columns = {task.name: values[:, t] for t, task in enumerate(self.tasks)}
+        return pl.DataFrame(columns).with_columns(blend(self.project).alias("score"))
+
+
+def blend(project: Project) -> pl.Expr:
+    """Objectives to one score: Σ w·p, or Π p^w as exp Σ w·ln p (Zhao et al., RecSys 2019)."""
+    weights = project.blend_weights
+    if project.scoring.blend == "weighted_sum":
+        return pl.sum_horizontal(pl.col(name) * weight for name, weight in weights.items())
+    logs = [pl.col(name).clip(lower_bound=1e-9).log() * w for name, w in weights.items()]
+    return pl.sum_horizontal(logs).exp()

@@ -1,0 +1,154 @@
+"""The command line: `mtl-ranker …`. Exit codes: 0 done, 1 unexpected failure, 2 user's mistake."""
+
+from __future__ import annotations
+
+import sys
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mtl_ranker.environment import prepare
+from mtl_ranker.errors import ProjectError
+
+app = typer.Typer(
+    name="mtl-ranker",
+    help="From nightly Parquet interaction logs to a registered multi-task ranker and rankings.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+Config = Annotated[
+    str, typer.Option("--config", "-c", help="A preset (simulated, kuairand, census) or a file.")
+]
+Data = Annotated[
+    Path, typer.Option("--data", "-d", help="Folder below which the project's paths lie.")
+]
+Work = Annotated[Path, typer.Option("--workspace", "-w", help="Folder for everything produced.")]
+Day = Annotated[
+    datetime | None,
+    typer.Option("--date", formats=["%Y-%m-%d"], help="The day D; default: the log's last day."),
+]
+DEFAULT_WORK = Path("workspace")
+
+
+@app.command()
+def nightly(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+    """The whole night: learn from the log up to day D, rank the candidates of D + 1."""
+    _run("nightly", config, data, workspace, day)
+    typer.echo(f"look:     mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)")
+
+
+@app.command()
+def ingest(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+    """Check day D (and the earlier days that training on D needs) and publish its events."""
+    _run("ingest", config, data, workspace, day)
+
+
+@app.command()
+def features(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+    """Aggregate the published events and build the examples that training on D reads."""
+    _run("features", config, data, workspace, day)
+
+
+@app.command()
+def train(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+    """Train every model × seed on the split that ends with D; register the winner."""
+    _run("train", config, data, workspace, day)
+
+
+@app.command()
+def promote(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+    """Compare challenger and champion on D's test days; the better one becomes champion."""
+    _run("promote", config, data, workspace, day)
+
+
+@app.command()
+def score(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+    """Rank the candidates of day D with the champion and features as of D."""
+    ranked = _run("score", config, data, workspace, day)
+    typer.echo(str(ranked.path))
+
+
+@app.command()
+def check(config: Config, data: Data) -> None:
+    """Verify a project file against its data without training or writing anything."""
+    from mtl_ranker.checks import check_project
+
+    for line in check_project(config, data):
+        typer.echo(line)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the feed to.")],
+    impressions: Annotated[int, typer.Option(min=10)] = 150_000,
+    days: Annotated[int, typer.Option(min=1)] = 11,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a simulated feed with known truth: same seed, same bytes."""
+    from rich.progress import Progress
+
+    from mtl_ranker.logs import simulate as simulation
+
+    scale = max(1.0, impressions / 150_000)
+    feed = simulation.Feed(
+        impressions, days, seed=seed,
+        users=round(4_000 * scale**0.7), items=round(3_000 * scale**0.5),
+    )
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("simulating impressions", total=impressions)
+        simulation.simulate(feed, out, lambda done: progress.update(bar, completed=done))
+    typer.echo(f"{out}: {days} days from {feed.first_day}, the truth aside in {out / 'truth'}")
+
+
+@app.command()
+def ui(
+    workspace: Work = DEFAULT_WORK,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow page of a workspace on 127.0.0.1."""
+    import subprocess
+
+    database = workspace.resolve() / "mlflow.db"
+    if not database.is_file():
+        raise ProjectError(f"{database}: not found; run `mtl-ranker nightly` first")
+    prepare(workspace)
+    typer.echo(f"MLflow on http://127.0.0.1:{port}  (stop with Ctrl-C)")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
+    command += ["--default-artifact-root", (workspace.resolve() / "mlartifacts").as_uri()]
+    raise typer.Exit(subprocess.call(command))
+
+
+def _run(name: str, config: str, data: Path, workspace: Path, day: datetime | None) -> Any:
+    """Run the flow of that name (imported late: Prefect reads its settings on import)."""
+    prepare(workspace)
+    workspace.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with console.status("starting Prefect"):
+        import importlib
+
+        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+        from flows.night import last_day, open_night
+
+    chosen: date = day.date() if day else last_day(open_night(config, str(data), str(workspace)))
+    return flow(config, str(data), str(workspace), chosen)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one clear message on stderr, not a stack trace."""
+    try:
+        app()
+    except ProjectError as error:
+        Console(stderr=True).print(f"[bold red]error[/] {_escape(str(error))}", highlight=False)
+        sys.exit(2)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""The project file (TOML) as typed settings; an error names the key and says what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mtl_ranker.errors import ProjectError
+
+IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+CANONICAL = ("user_id", "item_id", "timestamp", "date", "position", "propensity")
+
+
+def _identifier(value: str) -> str:
+    if not IDENTIFIER.match(value):
+        raise ValueError(f"{value!r} is not a plain name (letters, digits and _ only)")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Range(Settings):
+    """Closed interval a column's values must lie in; a missing end is open."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class Table(Settings):
+    """A static table joined to the events by its key (one row per key)."""
+
+    path: str
+    key: str
+    columns: list[str] = []
+    lists: dict[str, str] = Field({}, description="text column -> separator; becomes a list column")
+    published: str | None = Field(None, description="date column from which an age in days is made")
+
+
+class Log(Settings):
+    """Where the impression log lies and what its columns mean."""
+
+    format: Literal["parquet", "census-income"] = "parquet"
+    path: str = "log"
+    user: Name = "user_id"
+    item: Name = "item_id"
+    timestamp: Name = "timestamp"
+    timestamp_unit: Literal["s", "ms", "us", "ns", "datetime", "iso"] = "ms"
+    timezone: str = "UTC"
+    partition: str | None = "date"
+    day_tolerance_hours: float = Field(
+        0.0, ge=0, le=24, description="how far outside its partition's day a timestamp may lie"
+    )
+    position: str | None = None
+    propensity: str | None = None
+    context: list[str] = []
+    required: list[str] = Field([], description="further columns that may not be null")
+    ranges: dict[str, Range] = {}
+    unique: list[str] = Field(
+        ["user_id", "item_id", "timestamp"], description="two events equal here are duplicates"
+    )
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    users: Table | None = None
+    items: Table | None = None
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        from zoneinfo import available_timezones
+
+        if value not in available_timezones():
+            near = difflib.get_close_matches(value, available_timezones(), 3)
+            raise ValueError(f"{value!r} is no IANA time zone{_hint(near)}")
+        return value
+
+
+class Objective(Settings):
+    """One task: what is predicted, on which rows, and how much it matters."""
+
+    name: Name
+    group: Literal["engagement", "satisfaction"]
+    kind: Literal["binary", "regression"] = "binary"
+    label: str = Field(min_length=1, description="a column or a SQL expression over the event")
+    where: str | None = Field(None, description="SQL condition; elsewhere the label is missing")
+    weight: float = Field(1.0, gt=0, description="weight of this objective's loss")
+    transform: Literal["identity", "log1p"] = "identity"
+
+    _check_name = field_validator("name")(_identifier)
+
+
+class Categorical(Settings):
+    column: str
+    min_count: int = Field(1, ge=1, description="rarer values share the unknown bucket")
+    hash_buckets: int | None = Field(None, ge=2, description="hash instead of a vocabulary")
+
+
+class ListColumn(Settings):
+    column: str
+    min_count: int = Field(1, ge=1)
+    max_length: int = Field(8, ge=1)
+
+
+class Features(Settings):
+    windows: list[Annotated[int, Field(ge=1, le=365)]] = [1, 7]
+    smoothing: float = Field(20.0, gt=0, description="pseudo-impressions at the global rate")
+    entities: list[list[str]] = [["user_id"], ["item_id"]]
+    signals: dict[str, str] = Field({}, description="further SQL sums to aggregate: name -> expr")
+    categoricals: list[Categorical] = []
+    numerics: list[str] = []
+    lists: list[ListColumn] = []
+    numeric_encoding: Literal["piecewise_linear", "standardise"] = "piecewise_linear"
+    bins: int = Field(16, ge=2, le=256)
+
+    @field_validator("windows")
+    @classmethod
+    def _windows(cls, value: list[int]) -> list[int]:
+        if not value or sorted(set(value)) != value:
+            raise ValueError(f"{value} must hold at least one window, ascending, none twice")
+        return value
+
+    @field_validator("entities")
+    @classmethod
+    def _entities(cls, value: list[list[str]]) -> list[list[str]]:
+        for keys in value:
+            if not keys:
+                raise ValueError("an entity needs at least one key column")
+            for key in keys:
+                _identifier(key)
+        return value
+
+
+class Split(Settings):
+    """Days counted back from the training date D (the last one is the newest)."""
+
+    warmup_days: int = Field(2, ge=0, description="first days of a log: features only, no rows")
+    train_days: int = Field(7, ge=1)
+    validate_days: int = Field(1, ge=1)
+    test_days: int = Field(1, ge=1)
+
+
+class Training(Settings):
+    seeds: list[int] = [0]
+    batch_size: int = Field(2048, ge=1)
+    epochs: int = Field(10, ge=1)
+    patience: int = Field(2, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    threads: int | None = Field(None, ge=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: list[int]) -> list[int]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"{value} must hold at least one seed, none twice")
+        return value
+
+
+class Promotion(Settings):
+    bootstrap: int = Field(200, ge=20, description="resamples of users for the intervals")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    max_calibration_error: float = Field(0.1, gt=0, description="largest ECE of a binary objective")
+
+
+class Scoring(Settings):
+    candidates: str | None = Field(None, description="folder or file of user, item, context")
+    top_k: int = Field(20, ge=1)
+    blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
+    weights: dict[str, float] = Field({}, description="objective -> weight; missing ones weigh 1")
+    generated_items: int = Field(50, ge=1, description="fresh items per user when none are given")
+    generated_users: int | None = Field(None, ge=1)
+
+
+class Project(Settings):
+    """Everything a night needs to know."""
+
+    name: Name = "project"
+    log: Log = Log()
+    objectives: list[Objective] = Field(min_length=1)
+    features: Features = Features()
+    split: Split = Split()
+    models: dict[str, dict[str, Any]] = Field(
+        default={
+            "single_task": {"preset": "single_task"},
+            "shared_bottom": {"preset": "shared_bottom"},
+            "omoe": {"preset": "omoe"},
+            "mmoe": {"preset": "mmoe"},
+        },
+        min_length=1,
+    )
+    training: Training = Training()
+    promotion: Promotion = Promotion()
+    scoring: Scoring = Scoring()
+
+    _source_text: str = PrivateAttr("")
+    _check_name = field_validator("name")(_identifier)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Project:
+        names = [objective.name for objective in self.objectives]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"objectives: {twice} named twice")
+        for name in self.scoring.weights:
+            if name not in names:
+                raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")
+        if any(weight < 0 for weight in self.scoring.weights.values()):
+            raise ValueError("scoring.weights: weights must be 0 or more")
+        for signal in self.features.signals:
+            _identifier(signal)
+            if signal in names:
+                raise ValueError(f"features.signals: {signal!r} is already an objective")
+        for name in self.models:
+            _identifier(name)
+        return self
+
+    def digest(self, *sections: str) -> str:
+        """Short hash of the named sections (all of them when none is named)."""
+        content = self.model_dump(mode="json")
+        chosen = {key: content[key] for key in sections} if sections else content
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def source_text(self) -> str:
+        """The TOML text this project was read from; travels in the model artifact."""
+        return self._source_text
+
+    @property
+    def blend_weights(self) -> dict[str, float]:
+        return {o.name: self.scoring.weights.get(o.name, 1.0) for o in self.objectives}
+
+
+def preset_names() -> list[str]:
+    folder = resources.files("mtl_ranker") / "presets"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
+
+
+def load_project(preset_or_file: str) -> Project:
+    """Read a project file, or a preset that ships with the package.
+
+    Raises ProjectError naming the key, what was found and what is allowed.
+    """
+    return parse_project(*read_project_text(preset_or_file))
+
+
+def read_project_text(preset_or_file: str) -> tuple[str, str]:
+    """The TOML text and the name to use for it in messages."""
+    if preset_or_file in preset_names():
+        file = resources.files("mtl_ranker") / "presets" / f"{preset_or_file}.toml"
+        return file.read_text("utf-8"), f"preset {preset_or_file}"
+    path = Path(preset_or_file)
+    if not path.is_file():
+        raise ProjectError(
+            f"--config {preset_or_file}: no such file, and no preset of that name; "
+            f"presets: {', '.join(preset_names())}"
+        )
+    try:
+        return path.read_text("utf-8"), str(path)
+    except UnicodeDecodeError as error:
+        raise ProjectError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def parse_project(text: str, source: str) -> Project:
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ProjectError(f"{source}: not valid TOML: {error}") from error
+    try:
+        project = Project.model_validate(content)
+        project._source_text = text
+        return project
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ProjectError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def _explain(problem: Any) -> str:
+    place = _dotted(problem["loc"])
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        allowed = _fields_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), allowed, 1)
+        return f"{place}: unknown key{_hint(near)}; allowed: {', '.join(allowed)}"
+    if kind == "missing":
+        return f"{place}: missing; it is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error" and not place:
+        return message
+    found = problem["input"]
+    shown = "" if kind == "value_error" else f"; found {found!r} ({type(found).__name__})"
+    return f"{place}: {message}{shown}"
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Project
+    for part in location:
+        if isinstance(part, str) and isinstance(model, type) and issubclass(model, BaseModel):
+            annotation = model.model_fields[part].annotation
+            model = _inner_model(annotation)
+    is_model = isinstance(model, type) and issubclass(model, BaseModel)
+    return list(model.model_fields) if is_model else []
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _inner_model(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _hint(near: list[str]) -> str:
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

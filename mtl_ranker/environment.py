@@ -1,0 +1,45 @@
+"""Defaults of our commands for Prefect and MLflow, set before either is imported.
+
+Whatever the user has set wins. Telemetry is off. Without PREFECT_API_URL, Prefect's ephemeral API
+keeps its SQLite database in the workspace, and the server loops that a single run does not need
+(and that make SQLite say `database is locked`, PrefectHQ/prefect#18934) stay off.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ALWAYS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MPLBACKEND": "Agg",
+    # Run logs go to the API, where the Prefect page shows them; the terminal shows ours.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_CLI_PROMPT": "false",
+}
+EPHEMERAL = {
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_REPOSSESSOR_ENABLED": "false",
+}
+
+
+def prepare(workspace: Path) -> None:
+    for name, value in ALWAYS.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(workspace.resolve() / "prefect"))
+        for name, value in EPHEMERAL.items():
+            os.environ.setdefault(name, value)

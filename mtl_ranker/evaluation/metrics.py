@@ -1,0 +1,144 @@
+"""How good predictions are, per objective. NumPy only; rows with a missing label are left out."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+def auc(label: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve, ties counted half; NaN when only one class occurs."""
+    positive = label > 0.5
+    count = int(positive.sum())
+    other = len(label) - count
+    if count == 0 or other == 0:
+        return float("nan")
+    ranks = rankdata(score)
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * other))
+
+
+def gauc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> float:
+    """Per-user AUC weighted by impressions (Zhou et al., KDD 2018, eq. 7).
+
+    Users with only one class have no AUC and are left out. NaN when none remains.
+    """
+    value, weight = grouped_auc(label, score, group)
+    return float((value * weight).sum() / weight.sum()) if len(value) else float("nan")
+
+
+def grouped_auc(
+    label: np.ndarray, score: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUC and impressions of each group in which both classes occur, by ascending group."""
+    codes, count, positive, ranks = _ranks_within(label, score, group)
+    negative = count - positive
+    both = (positive > 0) & (negative > 0)
+    rank_sum = np.bincount(codes, weights=ranks * (label > 0.5), minlength=len(count))
+    area = rank_sum - positive * (positive + 1) / 2
+    return area[both] / (positive * negative)[both], count[both]
+
+
+def _ranks_within(
+    label: np.ndarray, score: np.ndarray, group: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    _, codes = np.unique(group, return_inverse=True)
+    count = np.bincount(codes).astype(np.float64)
+    positive = np.bincount(codes, weights=label > 0.5)
+    # Rank (group, score) pairs together; subtracting the rows of earlier groups ranks within.
+    _, dense = np.unique(score, return_inverse=True)
+    overall = rankdata(codes * (dense.max(initial=0) + 1) + dense)
+    before = np.concatenate([[0.0], np.cumsum(count)[:-1]])
+    return codes, count, positive, overall - before[codes]
+
+
+def ndcg(label: np.ndarray, score: np.ndarray, group: np.ndarray, k: int = 10) -> float:
+    """Mean NDCG@k over users with at least one positive label and two rows.
+
+    Gains are the labels, discounts 1 / log2(1 + rank) (Järvelin & Kekäläinen 2002); rows with
+    equal scores share the mean discount of their ranks, so that their order does not matter.
+    """
+    values = grouped_ndcg(label, score, group, k)
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def grouped_ndcg(label: np.ndarray, score: np.ndarray, group: np.ndarray, k: int) -> np.ndarray:
+    if len(label) == 0:
+        return np.zeros(0)
+    _, codes = np.unique(group, return_inverse=True)
+    count = np.bincount(codes)
+    gain = np.maximum(label, 0.0)
+
+    def dcg(key: np.ndarray) -> np.ndarray:
+        order = np.lexsort((-key, codes))
+        first = np.concatenate([[0], np.cumsum(count)[:-1]])
+        rank = np.arange(len(order)) - first[codes[order]]
+        discount = np.where(rank < k, 1.0 / np.log2(rank + 2.0), 0.0)
+        changed = np.r_[True, (np.diff(codes[order]) != 0) | (np.diff(key[order]) != 0)]
+        tie = np.cumsum(changed) - 1
+        shared = np.bincount(tie, weights=discount) / np.bincount(tie)
+        return np.bincount(codes[order], weights=gain[order] * shared[tie], minlength=len(count))
+
+    ideal = dcg(gain)
+    usable = (ideal > 0) & (count > 1)
+    return dcg(score)[usable] / ideal[usable]
+
+
+def log_loss(label: np.ndarray, probability: np.ndarray) -> float:
+    """Mean binary cross-entropy in nats, probabilities clipped to [1e-7, 1 - 1e-7]."""
+    p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.mean(label * np.log(p) + (1 - label) * np.log(1 - p)))
+
+
+def calibration_ratio(label: np.ndarray, prediction: np.ndarray) -> float:
+    """Sum of predictions over sum of labels; 1 is calibrated in the large."""
+    observed = float(label.sum())
+    return float(prediction.sum()) / observed if observed else float("nan")
+
+
+def calibration_bins(
+    label: np.ndarray, prediction: np.ndarray, bins: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean prediction, mean label and rows of `bins` bins of equal numbers of rows."""
+    order = np.argsort(prediction, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    predicted = np.array([prediction[part].mean() for part in parts])
+    observed = np.array([label[part].mean() for part in parts])
+    return predicted, observed, np.array([len(part) for part in parts])
+
+
+def ece(label: np.ndarray, prediction: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error over bins of equal numbers of rows (Naeini et al., AAAI 2015)."""
+    predicted, observed, rows = calibration_bins(label, prediction, bins)
+    return float((np.abs(predicted - observed) * rows).sum() / rows.sum())
+
+
+def r_squared(label: np.ndarray, prediction: np.ndarray) -> float:
+    """1 - squared error over the variance around the labels' mean."""
+    spread = float(((label - label.mean()) ** 2).sum())
+    return 1.0 - float(((label - prediction) ** 2).sum()) / spread if spread else float("nan")
+
+
+def evaluate(
+    kind: str, label: np.ndarray, prediction: np.ndarray, user: np.ndarray
+) -> dict[str, float]:
+    """All metrics of one objective over its labelled rows.
+
+    Binary: auc, gauc, ndcg_10, log_loss, calibration, ece. Regression: r2, rmse, calibration.
+    """
+    known = ~np.isnan(label)
+    label, prediction, user = label[known].astype(np.float64), prediction[known], user[known]
+    prediction = prediction.astype(np.float64)
+    if kind == "binary":
+        return {
+            "auc": auc(label, prediction),
+            "gauc": gauc(label, prediction, user),
+            "ndcg_10": ndcg(label, prediction, user),
+            "log_loss": log_loss(label, prediction),
+            "calibration": calibration_ratio(label, prediction),
+            "ece": ece(label, prediction),
+        }
+    return {
+        "r2": r_squared(label, prediction),
+        "rmse": float(np.sqrt(((label - prediction) ** 2).mean())),
+        "calibration": calibration_ratio(label, prediction),
+    }

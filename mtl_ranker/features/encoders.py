@@ -1,0 +1,182 @@
+"""Raw feature rows to arrays, fitted on training days only; saved as JSON, never pickled.
+
+A categorical becomes an index (0 is the unknown bucket, also for missing values), a list column a
+padded row of indices, a numeric stays a number with NaN for missing: the model's embedding turns
+it into a piecewise-linear code (Gorishniy et al., NeurIPS 2022) from the bin edges kept here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mtl_ranker.config import Features
+from mtl_ranker.errors import ProjectError
+
+HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """One categorical or list column: known values to 1..n, everything else to 0."""
+
+    column: str
+    values: list[Any]
+    hash_buckets: int | None = None
+    max_length: int | None = None
+
+    @property
+    def size(self) -> int:
+        return 1 + (self.hash_buckets if self.hash_buckets is not None else len(self.values))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Arrays of N rows: categorical [N, C] int64, bags [N, sum of lengths] int64, numeric [N, F]."""
+
+    categorical: np.ndarray
+    bags: np.ndarray
+    numeric: np.ndarray
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The fitted encoder; travels inside the model artifact."""
+
+    categoricals: list[Vocabulary]
+    lists: list[Vocabulary]
+    numerics: list[str]
+    edges: list[list[float]]  # ascending bin edges of each numeric, at least two
+    numeric_encoding: str
+    missing: list[bool]  # whether the numeric was ever missing in training
+
+    @classmethod
+    def fit(cls, features: Features, numerics: Sequence[str], frame: pl.DataFrame) -> Encoder:
+        """Fit on training rows. Raises ProjectError for an infinite numeric."""
+        categoricals = [
+            Vocabulary(c.column, [], c.hash_buckets)
+            if c.hash_buckets is not None
+            else Vocabulary(c.column, _frequent(frame[c.column], c.min_count))
+            for c in features.categoricals
+        ]
+        lists = [
+            Vocabulary(
+                c.column,
+                _frequent(frame[c.column].explode(), c.min_count),
+                max_length=c.max_length,
+            )
+            for c in features.lists
+        ]
+        matrix = _numbers(frame, numerics)
+        edges, missing = [], []
+        for column, name in enumerate(numerics):
+            values = matrix[:, column]
+            if np.isinf(values).any():
+                raise ProjectError(f"features: numeric column {name!r} holds infinite values")
+            known = values[~np.isnan(values)]
+            missing.append(bool(len(known) < len(values)))
+            edges.append(_edges(known, features))
+        return cls(categoricals, lists, list(numerics), edges, features.numeric_encoding, missing)
+
+    @property
+    def columns(self) -> list[str]:
+        names = [v.column for v in (*self.categoricals, *self.lists)]
+        return list(dict.fromkeys([*names, *self.numerics]))
+
+    def transform(self, frame: pl.DataFrame) -> Encoded:
+        """Encode N rows. Raises ProjectError when a column is missing."""
+        absent = [c for c in self.columns if c not in frame.columns]
+        if absent:
+            raise ProjectError(f"features missing from the rows to score: {', '.join(absent)}")
+        codes = [_codes(frame[v.column], v) for v in self.categoricals]
+        categorical = np.stack(codes, 1) if codes else np.zeros((frame.height, 0), np.int64)
+        padded = [_padded(frame[v.column], v) for v in self.lists]
+        bags = np.concatenate(padded, 1) if padded else np.zeros((frame.height, 0), np.int64)
+        return Encoded(categorical, bags, _numbers(frame, self.numerics))
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)), "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Encoder:
+        content = json.loads(path.read_text("utf-8"))
+        for key in ("categoricals", "lists"):
+            content[key] = [Vocabulary(**vocabulary) for vocabulary in content[key]]
+        return cls(**content)
+
+
+def _frequent(series: pl.Series, min_count: int) -> list[Any]:
+    series = series.drop_nulls()
+    if series.dtype.is_float():
+        series = series.drop_nans()
+    counts = series.value_counts()
+    name = counts.columns[0]
+    return counts.filter(pl.col("count") >= min_count)[name].sort().to_list()
+
+
+def _codes(series: pl.Series, vocabulary: Vocabulary) -> np.ndarray:
+    if vocabulary.hash_buckets is not None:
+        return _hashed(series, vocabulary.hash_buckets)
+    if not vocabulary.values:
+        return np.zeros(len(series), np.int64)
+    known = pl.Series("value", vocabulary.values)
+    # A pandas caller's integers may arrive as floats and vice versa: compare in the known type.
+    series = series.cast(known.dtype, strict=False)
+    codes = pl.DataFrame({"value": series}).select(
+        pl.col("value").replace_strict(
+            known, pl.int_range(1, len(known) + 1, eager=True), default=0, return_dtype=pl.Int64
+        )
+    )
+    return codes["value"].fill_null(0).to_numpy()
+
+
+def _hashed(series: pl.Series, buckets: int) -> np.ndarray:
+    """Fibonacci hashing of integers, BLAKE2 of strings; 0 = missing. Stable across versions."""
+    null = series.is_null().to_numpy()
+    if series.dtype == pl.String:
+        distinct = series.unique().drop_nulls()
+        number = {t: int.from_bytes(blake2b(t.encode(), digest_size=8).digest()) for t in distinct}
+        whole = np.array([number.get(t, 0) for t in series.to_list()], np.uint64)
+    else:
+        whole = series.cast(pl.Int64, strict=False).fill_null(0).to_numpy().astype(np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = (whole * HASH_MULTIPLIER) >> np.uint64(32)
+    return np.where(null, 0, 1 + (mixed % np.uint64(buckets)).astype(np.int64))
+
+
+def _padded(series: pl.Series, vocabulary: Vocabulary) -> np.ndarray:
+    length = vocabulary.max_length or 1
+    if not isinstance(series.dtype, pl.List):
+        series = series.cast(pl.List(pl.String))
+    rows = np.zeros((len(series), length), np.int64)
+    flat = pl.DataFrame({"row": np.arange(len(series)), "value": series.list.head(length)})
+    flat = flat.explode("value").with_columns(slot=pl.int_range(pl.len()).over("row"))
+    rows[flat["row"].to_numpy(), flat["slot"].to_numpy()] = _codes(flat["value"], vocabulary)
+    return rows
+
+
+def _numbers(frame: pl.DataFrame, names: Sequence[str]) -> np.ndarray:
+    if not names:
+        return np.zeros((frame.height, 0), np.float32)
+    wide = frame.select(pl.col(n).cast(pl.Float32, strict=False).fill_null(np.nan) for n in names)
+    return np.ascontiguousarray(wide.to_numpy())
+
+
+def _edges(known: np.ndarray, features: Features) -> list[float]:
+    if len(known) == 0:
+        return [0.0, 1.0]
+    if features.numeric_encoding == "standardise":
+        spread = float(known.std()) or 1.0
+        return [float(known.mean()), float(known.mean()) + spread]
+    quantiles = np.quantile(known.astype(np.float64), np.linspace(0, 1, features.bins + 1))
+    edges = np.unique(quantiles)
+    if len(edges) == 1:
+        return [float(edges[0]), float(edges[0]) + 1.0]
+    return [float(edge) for edge in edges]

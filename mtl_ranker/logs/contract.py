@@ -1,0 +1,199 @@
+"""What a trustworthy event is, as a dataframely schema made from the project file.
+
+A bad row is put aside with every reason that applies to it; it is never repaired or dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dataframely as dy
+import polars as pl
+
+from mtl_ranker.config import Log, Project, Range
+from mtl_ranker.errors import ProjectError
+
+COLUMN_TYPES: dict[Any, Any] = {
+    pl.Int8: dy.Int8,
+    pl.Int16: dy.Int16,
+    pl.Int32: dy.Int32,
+    pl.Int64: dy.Int64,
+    pl.UInt8: dy.UInt8,
+    pl.UInt16: dy.UInt16,
+    pl.UInt32: dy.UInt32,
+    pl.UInt64: dy.UInt64,
+    pl.String: dy.String,
+    pl.Boolean: dy.Bool,
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A day's rows, divided: `good` is lazy; `bad` has a `reason` column beside the row."""
+
+    good: pl.LazyFrame
+    bad: pl.DataFrame
+    rows: int
+
+    @property
+    def bad_share(self) -> float:
+        return self.bad.height / self.rows if self.rows else 0.0
+
+    def reasons(self) -> dict[str, int]:
+        counts = self.bad.select(pl.col("reason").str.split("; ").explode().value_counts(sort=True))
+        return {row["reason"]: row["count"] for row in counts.unnest("reason").to_dicts()}
+
+
+def label_expression(expression: str, place: str) -> pl.Expr:
+    """A SQL expression over the event as a polars one, Float64. Raises ProjectError."""
+    try:
+        return pl.sql_expr(expression).cast(pl.Float64)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ProjectError(f"{place}: {expression!r} is no SQL expression ({reason})") from error
+
+
+def derived_columns(project: Project) -> dict[str, pl.Expr]:
+    """Each objective's label and each signal, as expressions over the event; null = missing."""
+    derived: dict[str, pl.Expr] = {}
+    for index, objective in enumerate(project.objectives):
+        place = f"objectives[{index}] ({objective.name})"
+        label = label_expression(objective.label, f"{place}.label")
+        if objective.where is not None:
+            exists = label_expression(objective.where, f"{place}.where") == 1.0
+            label = pl.when(exists).then(label)
+        derived[objective.name] = label
+    for name, expression in project.features.signals.items():
+        derived[name] = label_expression(expression, f"features.signals.{name}")
+    return derived
+
+
+def check_expressions(project: Project, schema: pl.Schema, place: str) -> None:
+    """Every label and signal must be computable on a log of this schema. Raises ProjectError."""
+    empty = pl.DataFrame(schema=schema).lazy()
+    texts = {o.name: o.label for o in project.objectives} | project.features.signals
+    for name, expression in derived_columns(project).items():
+        try:
+            empty.select(expression).collect()
+        except pl.exceptions.ColumnNotFoundError as error:
+            missing = str(error).splitlines()[0]
+            raise ProjectError(
+                f"{place}: {name!r} = {texts[name]!r} needs column {missing}, which is missing; "
+                f"it has: {', '.join(schema.names())}"
+            ) from error
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).splitlines()[0]
+            raise ProjectError(f"{place}: {name!r} = {texts[name]!r}: {reason}") from error
+
+
+def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Schema]:
+    """The contract of one day's events with these columns, as a dataframely schema."""
+    log = project.log
+    never_null = {"user_id", "item_id", "timestamp", "date", *log.required}
+    never_null |= {role for role in ("propensity",) if getattr(log, role)}
+    members: dict[str, Any] = {}
+    for name, dtype in schema.items():
+        members[name] = _column(dtype, name not in never_null)
+    for name, allowed in log.ranges.items():
+        members[f"{name} {_words(allowed)}"] = _rule(_within(pl.col(name), allowed))
+    members["timestamp outside the day"] = _rule(_inside_day(log, day))
+    members[f"duplicate of an earlier row in {', '.join(log.unique)}"] = _rule(
+        pl.struct(log.unique).is_first_distinct()
+    )
+    for objective in project.objectives:
+        label = derived_columns(project)[objective.name]
+        if objective.kind == "binary":
+            rule = label.is_null() | label.is_in([0.0, 1.0])
+            members[f"label of {objective.name} neither 0 nor 1"] = _rule(rule)
+        else:
+            low = label > -1 if objective.transform == "log1p" else pl.lit(True)
+            rule = label.is_null() | (label.is_finite() & low)
+            members[f"label of {objective.name} not finite or out of range"] = _rule(rule)
+    if log.propensity:
+        members["propensity not in (0, 1]"] = _rule(
+            pl.col("propensity").is_null()
+            | ((pl.col("propensity") > 0) & (pl.col("propensity") <= 1))
+        )
+    return type("EventContract", (dy.Schema,), members)
+
+
+def check_events(project: Project, lazy: pl.LazyFrame, day: date, place: str) -> Checked:
+    """Divide one day's canonical rows into good ones and bad ones with their reasons."""
+    schema = lazy.collect_schema()
+    for name in project.log.unique:
+        if name not in schema:
+            raise ProjectError(
+                f"log.unique: no column {name!r}; after mapping {place} has: "
+                f"{', '.join(schema.names())}"
+            )
+    check_expressions(project, schema, place)
+    rows = lazy.select(pl.len()).collect(engine="streaming").item()
+    # The rules' polarity: null (unknown) counts as broken only where a rule says so.
+    contract = event_schema(project, schema, day)
+    divided = contract.filter(lazy, eager=False)
+    details = divided.failure.details()
+    rules = [c for c in details.columns if c not in schema]
+    reason = pl.concat_str(
+        [pl.when(pl.col(rule) == "invalid").then(pl.lit(_say(rule))) for rule in rules],
+        separator="; ",
+        ignore_nulls=True,
+    )
+    bad = details.with_columns(reason.alias("reason")).select(*schema.names(), "reason")
+    return Checked(divided.result, bad, rows)
+
+
+def _column(dtype: pl.DataType, nullable: bool) -> Any:
+    if dtype in (pl.Float32, pl.Float64):
+        kind = dy.Float32 if dtype == pl.Float32 else dy.Float64
+        return kind(nullable=nullable, allow_inf=False, allow_nan=False)
+    if isinstance(dtype, pl.Datetime):
+        unit: Any = dtype.time_unit
+        zone: Any = dtype.time_zone
+        return dy.Datetime(nullable=nullable, time_unit=unit, time_zone=zone)
+    if dtype == pl.Date:
+        return dy.Date(nullable=nullable)
+    for known, column in COLUMN_TYPES.items():
+        if dtype == known:
+            return column(nullable=nullable)
+    return dy.Any()
+
+
+def _rule(expression: pl.Expr) -> Any:
+    return dy.rule()(lambda cls: expression.fill_null(True))
+
+
+def _within(column: pl.Expr, allowed: Range) -> pl.Expr:
+    inside = pl.lit(True)
+    if allowed.min is not None:
+        inside = inside & (column >= allowed.min)
+    if allowed.max is not None:
+        inside = inside & (column <= allowed.max)
+    return column.is_null() | inside
+
+
+def _inside_day(log: Log, day: date) -> pl.Expr:
+    zone = ZoneInfo(log.timezone)
+    tolerance = timedelta(hours=log.day_tolerance_hours)
+    start = datetime(day.year, day.month, day.day, tzinfo=zone)
+    following = day + timedelta(days=1)
+    end = datetime(following.year, following.month, following.day, tzinfo=zone)
+    first, last = (start - tolerance), (end + tolerance)
+    utc = ZoneInfo("UTC")
+    return (pl.col("timestamp") >= first.astimezone(utc)) & (
+        pl.col("timestamp") < last.astimezone(utc)
+    )
+
+
+def _words(allowed: Range) -> str:
+    low = "-inf" if allowed.min is None else f"{allowed.min:g}"
+    high = "inf" if allowed.max is None else f"{allowed.max:g}"
+    return f"outside [{low}, {high}]"
+
+
+def _say(rule: str) -> str:
+    column, _, kind = rule.partition("|")
+    said = {"nullability": "missing", "nan": "NaN", "inf": "infinite"}.get(kind, kind)
+    return f"{column} {said}" if kind else rule

@@ -1,0 +1,53 @@
+"""One day of the raw log into the workspace: events/date=D and quarantine/date=D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+import polars as pl
+
+from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.contract import check_events
+from mtl_ranker.logs.sources import Source
+from mtl_ranker.workspace import Workspace, fingerprint
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    day: date
+    rows: int
+    good: int
+    reasons: dict[str, int]
+    skipped: bool = False
+
+
+def ingest_day(project: Project, source: Source, workspace: Workspace, day: date) -> IngestReport:
+    """Check one day and publish it; skips when nothing it depends on has changed.
+
+    Raises ProjectError when the day is missing, has no rows, cannot be read, or when more than
+    `log.max_bad_share` of it breaks the contract; then the quarantine is written for inspection
+    and a previously published day stays as it was.
+    """
+    mark = fingerprint(project.digest("log", "objectives", "features"), *source.state(day))
+    if workspace.published_fingerprint("events", day) == mark:
+        rows = workspace.scan("events", [day]).select(pl.len()).collect().item()
+        return IngestReport(day, rows, rows, {}, skipped=True)
+    place = f"{source.root / project.log.path} ({day})"
+    checked = check_events(project, source.scan_day(day), day, place)
+    if checked.rows == 0:
+        raise ProjectError(f"{place}: no rows on this day; nothing was published")
+    workspace.publish("quarantine", day, checked.bad, mark)
+    reasons = checked.reasons()
+    if checked.bad_share > project.log.max_bad_share:
+        table = "\n".join(f"    {count:>9,}  {reason}" for reason, count in reasons.items())
+        raise ProjectError(
+            f"{place}: {checked.bad.height:,} of {checked.rows:,} rows "
+            f"({checked.bad_share:.1%}) break the contract; allowed: "
+            f"log.max_bad_share = {project.log.max_bad_share:.1%}\n"
+            f"         rows  reason\n{table}\n"
+            f"  the rows are in {workspace.path('quarantine', day)}"
+        )
+    workspace.publish("events", day, checked.good, mark)
+    return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons)

@@ -1,0 +1,211 @@
+"""A feed that behaves like one, for newcomers and for tests that need to know the truth.
+
+Users and items have latent tastes. Some items are clickbait: they raise the click and lower the
+like. A logging policy shows items by noisy taste and freshness at ten positions; the higher the
+position, the likelier the examination, and so the click. Items appear every day, weekends are
+busier, some users are new. The true probabilities are written beside the log, never into it.
+
+Everything is drawn from `SeedSequence(seed, day, chunk)`: the same seed gives the same bytes, and
+memory depends on the chunk, not on the number of impressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mtl_ranker.workspace import Workspace
+
+SLATE = 10
+TASTES = 8
+TOPICS = 12
+CHUNK_SLATES = 50_000
+SURFACES = np.array(["home", "following", "search"])
+EXAMINATION = 1.0 / np.arange(1, SLATE + 1) ** 0.5
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The size and the seed of a simulated feed."""
+
+    impressions: int = 150_000
+    days: int = 11
+    first_day: date = date(2026, 3, 2)
+    seed: int = 0
+    users: int = 4_000
+    items: int = 3_000
+
+    def day_slates(self) -> list[int]:
+        """Slates of each day: a weekly rhythm with busier weekends."""
+        weekdays = [(self.first_day + timedelta(days=n)).weekday() for n in range(self.days)]
+        rhythm = np.array([1.3 if weekday >= 5 else 1.0 for weekday in weekdays])
+        share = rhythm / rhythm.sum()
+        return [max(1, round(self.impressions / SLATE * s)) for s in share]
+
+
+@dataclass(frozen=True)
+class World:
+    """The latent truth: who likes what."""
+
+    user_taste: np.ndarray  # [users, TASTES]
+    user_activity: np.ndarray  # [users], relative
+    user_joins: np.ndarray  # [users], day number
+    item_taste: np.ndarray  # [items, TASTES]
+    item_topic: np.ndarray  # [items]
+    item_clickbait: np.ndarray  # [items], 0 = honest
+    item_quality: np.ndarray  # [items]
+    item_appears: np.ndarray  # [items], day number, ascending; negative = before the log
+    item_seconds: np.ndarray  # [items]
+    item_creator: np.ndarray  # [items]
+
+
+def make_world(feed: Feed) -> World:
+    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 1]))
+    topics = rng.normal(size=(TOPICS, TASTES))
+    item_topic = rng.integers(0, TOPICS, feed.items)
+    creators = max(2, feed.items // 8)
+    item_creator = rng.integers(0, creators, feed.items)
+    creator_quality = rng.normal(0, 0.5, creators)
+    favourite = rng.integers(0, TOPICS, (feed.users, 2))
+    return World(
+        user_taste=topics[favourite].sum(1) * 0.6 + rng.normal(0, 0.5, (feed.users, TASTES)),
+        user_activity=rng.lognormal(0, 1, feed.users),
+        user_joins=np.where(
+            rng.random(feed.users) < 0.9, 0, rng.integers(0, max(feed.days, 1), feed.users)
+        ),
+        item_taste=topics[item_topic] + rng.normal(0, 0.7, (feed.items, TASTES)),
+        item_topic=item_topic,
+        item_clickbait=np.where(rng.random(feed.items) < 0.2, rng.uniform(0.8, 2.0, feed.items), 0),
+        item_quality=creator_quality[item_creator] + rng.normal(0, 0.5, feed.items),
+        item_appears=np.sort(rng.integers(-7, feed.days + 1, feed.items)),
+        item_seconds=rng.lognormal(3.2, 0.7, feed.items).round(1),
+        item_creator=item_creator,
+    )
+
+
+def truth(
+    world: World, user: np.ndarray, item: np.ndarray, examined: np.ndarray | float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True P(click), P(like | click) and the expected log watch seconds, each [rows]."""
+    affinity = (world.user_taste[user] * world.item_taste[item]).sum(1) / TASTES
+    bait, quality = world.item_clickbait[item], world.item_quality[item]
+    click = _sigmoid(0.9 * affinity + 0.8 * quality + 0.9 * bait - 0.8) * examined
+    like = _sigmoid(0.8 * affinity + 0.9 * quality - 1.2 * bait - 2.2)
+    watch = np.log1p(world.item_seconds[item]) - 0.9 - 0.5 * bait + 0.3 * affinity
+    return click, like, watch
+
+
+def simulate(
+    feed: Feed, folder: Path, progress: Callable[[int], None] | None = None
+) -> Path:
+    """Write `log/date=D/`, `users.parquet`, `items.parquet` and, aside, `truth/date=D/`.
+
+    `progress` is called with the number of impressions written so far.
+    """
+    world = make_world(feed)
+    _write_tables(feed, world, folder)
+    done = 0
+    for number, slates in enumerate(feed.day_slates()):
+        day = feed.first_day + timedelta(days=number)
+        for chunk, start in enumerate(range(0, slates, CHUNK_SLATES)):
+            size = min(CHUNK_SLATES, slates - start)
+            log, hidden = _impressions(feed, world, number, day, chunk, size)
+            for name, frame in (("log", log), ("truth", hidden)):
+                target = folder / name / f"date={day}" / f"part-{chunk}.parquet"
+                with Workspace(folder).aside(target) as temporary:
+                    frame.write_parquet(temporary)
+            done += size * SLATE
+            if progress is not None:
+                progress(done)
+    return folder
+
+
+def _write_tables(feed: Feed, world: World, folder: Path) -> None:
+    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 2]))
+    folder.mkdir(parents=True, exist_ok=True)
+    countries = np.array(["BR", "DE", "IN", "JP", "KE", "US"])
+    ages = np.array(["13-17", "18-24", "25-34", "35-49", "50+"])
+    users = pl.DataFrame(
+        {
+            "user": np.arange(feed.users),
+            "country": countries[rng.integers(0, len(countries), feed.users)],
+            "age_group": ages[rng.integers(0, len(ages), feed.users)],
+            "joined_days": np.where(
+                world.user_joins > 0, 0, rng.integers(1, 2000, feed.users)
+            ),
+        }
+    )
+    second = rng.integers(0, TOPICS, feed.items)
+    tags = [f"t{a},t{b}" for a, b in zip(world.item_topic, second, strict=True)]
+    published = [feed.first_day + timedelta(days=int(n)) for n in world.item_appears]
+    items = pl.DataFrame(
+        {
+            "item": np.arange(feed.items),
+            "creator": world.item_creator,
+            "topic": world.item_topic,
+            "seconds": world.item_seconds,
+            "tags": tags,
+            "published": published,
+        }
+    )
+    for name, frame in (("users", users), ("items", items)):
+        with Workspace(folder).aside(folder / f"{name}.parquet") as temporary:
+            frame.write_parquet(temporary)
+
+
+def _impressions(
+    feed: Feed, world: World, number: int, day: date, chunk: int, slates: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 3, number, chunk]))
+    here = np.flatnonzero(world.user_joins <= number)
+    activity = world.user_activity[here] / world.user_activity[here].sum()
+    slate_user = rng.choice(here, slates, p=activity)
+    user = slate_user.repeat(SLATE)
+    rows = slates * SLATE
+    available = int(np.searchsorted(world.item_appears, number, side="right"))
+    # Two draws, one favouring fresh items; the policy keeps the one its noisy taste prefers.
+    one = rng.integers(0, available, rows)
+    two = (available * rng.beta(3, 1, rows)).astype(np.int64)
+    liking = [
+        (world.user_taste[user] * world.item_taste[i]).sum(1) / TASTES + rng.gumbel(size=rows)
+        for i in (one, two)
+    ]
+    item = np.where(liking[0] > liking[1], one, two)
+    position = np.tile(np.arange(1, SLATE + 1), slates)
+    propensity = EXAMINATION[position - 1]
+    click_p, like_p, watch_mean = truth(world, user, item, propensity)
+    click = rng.random(rows) < click_p
+    like = click & (rng.random(rows) < like_p)
+    watch = np.where(click, np.expm1(np.clip(rng.normal(watch_mean, 0.5), 0, 8)), 0.0)
+    hour = np.clip(rng.normal(19, 4, slates), 0, 23.99).repeat(SLATE)
+    midnight = (day - date(1970, 1, 1)).days * 86_400_000
+    shown = midnight + (hour * 3_600_000).astype(np.int64) + position
+    surface = SURFACES[rng.choice(3, slates, p=[0.7, 0.2, 0.1])].repeat(SLATE)
+    log = pl.DataFrame(
+        {
+            "user": user,
+            "item": item,
+            "shown_at_ms": shown,
+            "surface": surface,
+            "position": position.astype(np.int8),
+            "propensity": propensity.astype(np.float32),
+            "click": click.astype(np.int8),
+            "watch_seconds": watch.astype(np.float32),
+            "like": like.astype(np.int8),
+        }
+    )
+    hidden = log.select("user", "item", "shown_at_ms").with_columns(
+        pl.Series("click_probability", click_p),
+        pl.Series("like_given_click", like_p),
+        pl.Series("expected_log1p_watch", watch_mean),
+    )
+    return log, hidden
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))

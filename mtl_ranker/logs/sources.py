@@ -1,0 +1,341 @@
+"""Read a log in its own columns, one day at a time, and say precisely what is wrong with it.
+
+Every function is lazy; the only eager work is reading Parquet footers.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import IO, cast
+
+import polars as pl
+
+from mtl_ranker.config import CANONICAL, Log, Project, Table
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.workspace import file_state
+
+CENSUS_COLUMNS = (
+    "age class_of_worker industry_code occupation_code education wage_per_hour enrolled "
+    "marital_status major_industry major_occupation race hispanic_origin sex union_member "
+    "unemployment_reason employment_stat capital_gains capital_losses dividends tax_filer "
+    "previous_region previous_state household_stat household_summary instance_weight "
+    "migration_msa migration_region migration_within lived_here migration_sunbelt "
+    "employer_persons parents_present father_birth mother_birth own_birth citizenship "
+    "own_business veteran_questionnaire veteran_benefits weeks_worked year income"
+).split()
+CENSUS_NUMBERS = (
+    "age",
+    "wage_per_hour",
+    "capital_gains",
+    "capital_losses",
+    "dividends",
+    "instance_weight",
+    "employer_persons",
+    "weeks_worked",
+)
+CENSUS_EPOCH = date(1970, 1, 1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A project's log at a place on disk."""
+
+    log: Log
+    root: Path
+
+    def days(self) -> list[date]:
+        """Days present in the log, ascending."""
+        if self.log.format == "census-income":
+            return [CENSUS_EPOCH + timedelta(days=n) for n in range(3)]
+        partitions = self._partitions()
+        if partitions:
+            return sorted(partitions)
+        found = self._undivided().select(pl.col("date").unique().sort()).collect()["date"]
+        return found.drop_nulls().to_list()
+
+    def state(self, day: date) -> list[str]:
+        """What the day's partition is made from; changes when a file of it is rewritten."""
+        files = self._day_files(day)
+        tables = [t for t in (self.log.users, self.log.items) if t is not None]
+        return [file_state(f) for f in [*files, *(self.root / t.path for t in tables)]]
+
+    def scan_day(self, day: date) -> pl.LazyFrame:
+        """One day's rows in canonical columns, unchecked. Raises ProjectError."""
+        if self.log.format == "census-income":
+            return _scan_census(self._path()).filter(pl.col("date") == day)
+        files = self._day_files(day)
+        if self._partitions():
+            lazy = _scan_files(files).with_columns(pl.lit(day).alias("date"))
+            return _canonical(lazy, self.log, files[0])
+        return self._undivided().filter(pl.col("date").is_null() | (pl.col("date") == day))
+
+    def table(self, which: str) -> pl.LazyFrame | None:
+        """The users' or items' table keyed by `user_id` or `item_id`, or None."""
+        settings: Table | None = getattr(self.log, which)
+        if settings is None:
+            return None
+        key = {"users": "user_id", "items": "item_id"}[which]
+        return _scan_table(settings, self.root / settings.path, key, f"log.{which}")
+
+    def _path(self) -> Path:
+        path = self.root / self.log.path
+        if not path.exists():
+            raise ProjectError(
+                f"{path}: not found; [log] path = {self.log.path!r} must be a Parquet file, "
+                f"a folder of them, or a folder of {self.log.partition or 'date'}=YYYY-MM-DD "
+                "folders below --data"
+            )
+        return path
+
+    def _partitions(self) -> dict[date, Path]:
+        path, name = self._path(), self.log.partition
+        if name is None or not path.is_dir():
+            return {}
+        found = {}
+        for folder in sorted(path.glob(f"{name}=*")):
+            text = folder.name.removeprefix(f"{name}=")
+            try:
+                found[date.fromisoformat(text)] = folder
+            except ValueError as error:
+                raise ProjectError(
+                    f"{folder}: partition {text!r} is not a day; expected {name}=YYYY-MM-DD"
+                ) from error
+        return found
+
+    def _day_files(self, day: date) -> list[Path]:
+        partitions = self._partitions()
+        path = self._path()
+        if partitions:
+            if day not in partitions:
+                have = sorted(partitions)
+                raise ProjectError(
+                    f"{path}: no partition {self.log.partition}={day}; "
+                    f"the log has {len(have)} days from {have[0]} to {have[-1]}"
+                )
+            path = partitions[day]
+        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        if not files:
+            raise ProjectError(f"{path}: holds no *.parquet file")
+        return files
+
+    def _undivided(self) -> pl.LazyFrame:
+        path = self._path()
+        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        if not files:
+            raise ProjectError(f"{path}: holds no *.parquet file")
+        lazy = _scan_files(files)
+        schema = lazy.collect_schema()
+        name = self.log.partition
+        if name is not None and name in schema:
+            day = pl.col(name)
+            day = day.str.to_date(strict=False) if schema[name] == pl.String else day.cast(pl.Date)
+            return _canonical(lazy.with_columns(day.alias("date")), self.log, files[0])
+        local = pl.col("timestamp").dt.convert_time_zone(self.log.timezone).dt.date()
+        lazy = _canonical(lazy.with_columns(pl.lit(None, pl.Date).alias("date")), self.log, path)
+        return lazy.with_columns(local.alias("date"))
+
+
+def _scan_files(files: list[Path]) -> pl.LazyFrame:
+    """Scan files whose footers were all read first, so that an error names the file."""
+    first: tuple[Path, pl.Schema] | None = None
+    for file in files:
+        if file.stat().st_size == 0:
+            raise ProjectError(f"{file}: empty file (0 bytes), not Parquet")
+        try:
+            schema = pl.Schema(pl.read_parquet_schema(file))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ProjectError(f"{file}: not a whole Parquet file ({reason})") from error
+        if first is None:
+            first = (file, schema)
+        elif set(schema) != set(first[1]):
+            odd = sorted(set(schema) ^ set(first[1]))
+            raise ProjectError(f"{file}: its columns differ from those of {first[0]} in {odd}")
+        else:
+            for name, dtype in schema.items():
+                if dtype != first[1][name]:
+                    raise ProjectError(
+                        f"{file}: column {name!r} is {dtype}, but {first[1][name]} in {first[0]}"
+                    )
+    return pl.scan_parquet(files, glob=False)
+
+
+def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:
+    """Rename the mapped columns to the canonical ones; all others keep their names."""
+    schema = lazy.collect_schema()
+    mapped = {
+        "user_id": ("log.user", log.user),
+        "item_id": ("log.item", log.item),
+        "timestamp": ("log.timestamp", log.timestamp),
+    }
+    for role in ("position", "propensity"):
+        column = getattr(log, role)
+        if column is not None:
+            mapped[role] = (f"log.{role}", column)
+    needed = [*mapped.values()]
+    needed += [("log.context", c) for c in log.context]
+    needed += [("log.required", c) for c in log.required]
+    needed += [("log.ranges", c) for c in log.ranges]
+    have = [c for c in schema if c != "date" or log.partition == "date"]
+    for key, column in needed:
+        if column not in schema:
+            raise ProjectError(
+                f"{place}: column {column!r} (named by {key}) is missing; it has: {', '.join(have)}"
+            )
+    for role in ("user_id", "item_id"):
+        column = mapped[role][1]
+        if not (schema[column].is_integer() or schema[column] == pl.String):
+            raise ProjectError(
+                f"{place}: column {column!r} ({mapped[role][0]}) is {schema[column]}; "
+                "allowed: an integer or String"
+            )
+    for column in log.ranges:
+        if not schema[column].is_numeric():
+            raise ProjectError(
+                f"{place}: column {column!r} (log.ranges) is {schema[column]}; allowed: a number"
+            )
+    renames = {column: role for role, (_, column) in mapped.items() if column != role}
+    for role in mapped:
+        if role in schema and role not in (m[1] for m in mapped.values()):
+            raise ProjectError(
+                f"{place}: has a column {role!r} besides {mapped[role][1]!r}, which "
+                f"{mapped[role][0]} maps to that name; rename one of them"
+            )
+    lazy = lazy.with_columns(_moment(log, schema[log.timestamp], place)).rename(renames)
+    rest = [c for c in lazy.collect_schema().names() if c not in CANONICAL]
+    present = [c for c in CANONICAL if c in lazy.collect_schema().names()]
+    return lazy.select(*present, *rest)
+
+
+def _moment(log: Log, dtype: pl.DataType, place: Path) -> pl.Expr:
+    column = pl.col(log.timestamp)
+    unit = log.timestamp_unit
+    wrong = ProjectError(
+        f"{place}: column {log.timestamp!r} (log.timestamp) is {dtype}, but log.timestamp_unit = "
+        f"{unit!r}; allowed: a number with s, ms, us or ns, a Datetime with 'datetime', "
+        "a String with 'iso'"
+    )
+    if unit == "datetime":
+        if not isinstance(dtype, pl.Datetime):
+            raise wrong
+        zone = column if dtype.time_zone else column.dt.replace_time_zone(log.timezone)
+        return zone.dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
+    if unit == "iso":
+        if dtype != pl.String:
+            raise wrong
+        return column.str.to_datetime(time_zone="UTC", time_unit="us", strict=False)
+    if not dtype.is_numeric():
+        raise wrong
+    to_us = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 1e-3}[unit]
+    if dtype.is_integer():
+        whole = pl.col(log.timestamp).cast(pl.Int64)
+        micros = whole // 1000 if unit == "ns" else whole * int(to_us)
+    else:
+        finite = pl.when(column.is_finite()).then(column)
+        micros = (finite * to_us).cast(pl.Int64, strict=False)
+    return micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC").alias(log.timestamp)
+
+
+def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFrame:
+    if not path.is_file():
+        raise ProjectError(f"{path}: not found ({where}.path)")
+    lazy = _scan_files([path])
+    schema = lazy.collect_schema()
+    named = [(f"{where}.key", settings.key), *((f"{where}.columns", c) for c in settings.columns)]
+    named += [(f"{where}.lists", c) for c in settings.lists]
+    if settings.published:
+        named.append((f"{where}.published", settings.published))
+    for setting, column in named:
+        if column not in schema:
+            raise ProjectError(
+                f"{path}: column {column!r} (named by {setting}) is missing; "
+                f"it has: {', '.join(schema.names())}"
+            )
+    duplicates = lazy.select(pl.col(settings.key).is_duplicated().sum()).collect().item()
+    if duplicates:
+        raise ProjectError(
+            f"{path}: {duplicates} rows share their key {settings.key!r} with another row; "
+            "allowed: one row per key"
+        )
+    chosen = [pl.col(settings.key).alias(key), *(pl.col(c) for c in settings.columns)]
+    for column, separator in settings.lists.items():
+        chosen.append(pl.col(column).cast(pl.String).str.split(separator).alias(column))
+    if settings.published:
+        text = schema[settings.published] == pl.String
+        day = pl.col(settings.published)
+        day = day.str.to_date(strict=False) if text else day.cast(pl.Date)
+        chosen.append(day.cast(pl.Int32).alias(f"{key}_published_day"))
+    return lazy.select(chosen)
+
+
+def open_census(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8", errors="replace"))
+    return open(path, encoding="utf-8", errors="replace")
+
+
+def read_census(path: Path) -> pl.DataFrame:
+    """UCI's `census-income.data` or `.test`, plain or gzip, in 42 named columns plus the two tasks.
+
+    Raises ProjectError naming the line that does not have 42 fields or no known label.
+    """
+    rows = list(_census_rows(path))
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(CENSUS_COLUMNS, pl.String), orient="row")
+    numbers = [pl.col(c).cast(pl.Float64, strict=False) for c in CENSUS_NUMBERS]
+    frame = frame.with_columns(numbers)
+    return frame.with_columns(
+        (pl.col("income") == "50000+").cast(pl.Int8).alias("income_50k"),
+        (pl.col("marital_status") == "Never married").cast(pl.Int8).alias("never_married"),
+    )
+
+
+def _census_rows(path: Path) -> Iterator[list[str]]:
+    labels = ("- 50000", "50000+")
+    try:
+        with open_census(path) as file:
+            for number, fields in enumerate(csv.reader(file, skipinitialspace=True), 1):
+                if not fields:
+                    continue
+                if len(fields) != len(CENSUS_COLUMNS):
+                    raise ProjectError(
+                        f"{path}: line {number} has {len(fields)} comma-separated fields; "
+                        f"UCI's Census-Income format has {len(CENSUS_COLUMNS)}"
+                    )
+                fields = [field.strip() for field in fields]
+                fields[-1] = fields[-1].removesuffix(".").strip()
+                if fields[-1] not in labels:
+                    raise ProjectError(
+                        f"{path}: line {number} ends in {fields[-1]!r}; allowed: {labels}"
+                    )
+                yield fields
+    except (OSError, EOFError) as error:
+        raise ProjectError(f"{path}: cannot be read: {error}") from error
+
+
+def _scan_census(path: Path) -> pl.LazyFrame:
+    """The rows as events: each its own user, dealt to three pseudo-days by a fixed hash."""
+    frame = read_census(path).drop("marital_status", "income", "instance_weight")
+    row = pl.int_range(pl.len(), dtype=pl.Int64)
+    # Knuth's multiplicative hash; independent of the polars version, unlike Expr.hash.
+    share = (row * 2654435761) % 2**32 / 2**32
+    fold = pl.when(share < 0.70).then(0).when(share < 0.85).then(1).otherwise(2)
+    return (
+        frame.lazy()
+        .with_columns(row.alias("user_id"), pl.lit(0).alias("item_id"), fold.alias("fold"))
+        .with_columns((pl.lit(CENSUS_EPOCH) + pl.duration(days="fold")).alias("date"))
+        .with_columns(pl.col("date").cast(pl.Datetime("us", "UTC")).alias("timestamp"))
+        .drop("fold")
+    )
+
+
+def open_source(project: Project, data: Path) -> Source:
+    if not data.is_dir():
+        raise ProjectError(f"--data {data}: no such folder")
+    return Source(project.log, data)
+
+

@@ -1,0 +1,97 @@
+"""Encoded rows to one input vector: embeddings, bags and piecewise-linear numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class PiecewiseLinear(nn.Module):
+    """Piecewise-linear encoding of numbers (Gorishniy et al., NeurIPS 2022, eq. 1).
+
+    Feature f with edges b_0 < … < b_n becomes n values, the t-th being
+    `clip((x - b_{t-1}) / (b_t - b_{t-1}), 0, 1)`; a missing value (NaN) is all zeros, and one more
+    input per feature in `missing` says that it was missing.
+
+    Args:
+        edges: ascending edges of each of the F features; features may differ in their number.
+        missing: for each feature, whether it gets an indicator of missing values.
+        standardise: keep (x - b_0) / (b_1 - b_0) unclipped instead: standardisation.
+
+    Shape: [B, F] → [B, `width`].
+
+    >>> code = PiecewiseLinear([[0.0, 1.0, 3.0]], [True])
+    >>> code(torch.tensor([[2.0], [float("nan")]])).tolist()
+    [[1.0, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    """
+
+    def __init__(
+        self, edges: Sequence[Sequence[float]], missing: Sequence[bool], standardise: bool = False
+    ) -> None:
+        super().__init__()
+        column = [f for f, edge in enumerate(edges) for _ in edge[1:]]
+        low = [b for edge in edges for b in edge[:-1]]
+        high = [b for edge in edges for b in edge[1:]]
+        self.standardise = standardise
+        self.register_buffer("column", torch.tensor(column, dtype=torch.long))
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
+        width = torch.tensor(high, dtype=torch.float64) - torch.tensor(low, dtype=torch.float64)
+        self.register_buffer("scale", (1.0 / width).float())
+        indicators = [f for f, flag in enumerate(missing) if flag]
+        self.register_buffer("indicator", torch.tensor(indicators, dtype=torch.long))
+        self.width = len(column) + len(indicators)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        code = (numbers[:, self.column] - self.low) * self.scale  # [B, bins of all features]
+        code = code if self.standardise else code.clamp(0.0, 1.0)
+        code = torch.nan_to_num(code, nan=0.0)
+        absent = torch.isnan(numbers[:, self.indicator]).to(code.dtype)
+        return torch.cat([code, absent], 1)
+
+
+class FeatureEmbedding(nn.Module):
+    """All fields of a row as one vector, from one table of embeddings.
+
+    Args:
+        sizes: vocabulary sizes of the C categorical fields (index 0 = unknown).
+        bags: (vocabulary size, slots) of each list field; its vector is the mean over filled slots.
+        numerics: the encoding of the numeric fields.
+        width: embedding width D.
+
+    Shape: categorical [B, C], bags [B, slots of all], numeric [B, F] → [B, `outputs`].
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        bags: Sequence[tuple[int, int]],
+        numerics: PiecewiseLinear,
+        width: int,
+    ) -> None:
+        super().__init__()
+        rows = [*sizes, *(size for size, _ in bags)]
+        offsets = [0]
+        for size in rows:
+            offsets.append(offsets[-1] + size)
+        self.slots = [slots for _, slots in bags]
+        self.register_buffer("offset", torch.tensor(offsets[: len(sizes)], dtype=torch.long))
+        starts = [o for o, n in zip(offsets[len(sizes) :], self.slots, strict=False)
+                  for _ in range(n)]
+        self.register_buffer("bag_offset", torch.tensor(starts, dtype=torch.long))
+        self.table = nn.Embedding(max(offsets[-1], 1), width)
+        nn.init.normal_(self.table.weight, std=0.01)
+        self.numerics = numerics
+        self.outputs = len(rows) * width + numerics.width
+
+    def forward(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> Tensor:
+        parts = [self.table(categorical + self.offset).flatten(1)]  # [B, C·D]
+        if self.slots:
+            filled = (bags > 0).to(numeric.dtype).unsqueeze(-1)
+            vectors = self.table(bags + self.bag_offset) * filled  # [B, slots, D]
+            for vector, mask in zip(
+                vectors.split(self.slots, 1), filled.split(self.slots, 1), strict=True
+            ):
+                parts.append(vector.sum(1) / mask.sum(1).clamp(min=1.0))
+        return torch.cat([*parts, self.numerics(numeric)], 1)

@@ -1,0 +1,273 @@
+"""Experiments and registered models. The only module that imports mlflow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.pyfunc
+import numpy as np
+import polars as pl
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, set_model
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
+
+from mtl_ranker import __version__
+from mtl_ranker.artifact import RankerArtifact
+from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation import plots
+from mtl_ranker.promotion import Decision
+from mtl_ranker.training.batches import encoded_tensors
+from mtl_ranker.training.suite import ModelRun, Suite
+from mtl_ranker.workspace import Workspace
+
+SERVED = Path(__file__).with_name("served_model.py")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Where a training lies in MLflow."""
+
+    run_id: str
+    experiment_id: str
+    child_runs: dict[str, str]
+
+
+def connect(workspace: Workspace) -> str:
+    """Use $MLFLOW_TRACKING_URI, or SQLite and local files in the workspace."""
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils.environment"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        workspace.root.mkdir(parents=True, exist_ok=True)
+        uri = tracking_uri(workspace)
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+def tracking_uri(workspace: Workspace) -> str:
+    return f"sqlite:///{workspace.root.resolve() / 'mlflow.db'}"
+
+
+def artifact_root(workspace: Workspace) -> str:
+    return (workspace.root.resolve() / "mlartifacts").as_uri()
+
+
+def log_suite(project: Project, workspace: Workspace, suite: Suite, digest: str) -> Logged:
+    """A parent run for the training and a child run per model × seed, with plots and tables."""
+    experiment_id = _experiment(project, workspace)
+    span = {
+        "train_days": f"{suite.days.train[0]}..{suite.days.train[-1]}",
+        "validate_days": f"{suite.days.validate[0]}..{suite.days.validate[-1]}",
+        "test_days": f"{suite.days.test[0]}..{suite.days.test[-1]}",
+    }
+    tags = {"git_commit": _git_commit(), "dataset_digest": digest, "mtl_ranker": __version__}
+    children = {}
+    with mlflow.start_run(
+        experiment_id=experiment_id, run_name=f"training {suite.days.test[-1]}", tags=tags
+    ) as parent:
+        mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
+        mlflow.log_text(project.source_text, "project.toml")
+        mlflow.log_table(_comparison(suite), "comparison.json")
+        for name, metrics in suite.baselines.items():
+            mlflow.log_metrics(
+                {f"{name}_{k}": v for k, v in _flat(metrics).items() if not np.isnan(v)}
+            )
+        mlflow.set_tags({"winner": suite.winner.name, "winner_seed": suite.winner.seed})
+        for run in suite.runs:
+            with mlflow.start_run(
+                experiment_id=experiment_id, run_name=run.label, nested=True, tags=tags
+            ) as child:
+                children[run.label] = child.info.run_id
+                _log_run(project, suite, run, span)
+    return Logged(parent.info.run_id, experiment_id, children)
+
+
+def register(
+    project: Project, workspace: Workspace, suite: Suite, logged: Logged
+) -> ModelVersion:
+    """Register the suite's winner; it takes the alias `challenger`."""
+    winner = suite.winner
+    example = suite.held_out.frame.head(5).select(winner.artifact.encoder.columns)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlflow.start_run(run_id=logged.child_runs[winner.label]),
+    ):
+        saved = winner.artifact.save(Path(folder) / "ranker")
+        info = mlflow.pyfunc.log_model(
+            name="ranker",
+            python_model=str(SERVED),
+            artifacts={"ranker": str(saved)},
+            signature=_signature(winner.artifact, example),
+            input_example=example.to_pandas(),
+            pip_requirements=[f"mtl_ranker=={__version__}"],
+            registered_model_name=project.name,
+        )
+    client = mlflow.MlflowClient()
+    version = client.get_model_version(project.name, str(info.registered_model_version))
+    client.set_registered_model_alias(project.name, "challenger", version.version)
+    for key, value in (("model", winner.name), ("test_day", str(suite.days.test[-1]))):
+        client.set_model_version_tag(project.name, version.version, key, value)
+    return version
+
+
+def alias_version(project: Project, alias: str) -> str | None:
+    """The version that an alias points to, or None."""
+    try:
+        return mlflow.MlflowClient().get_model_version_by_alias(project.name, alias).version
+    except MlflowException:
+        return None
+
+
+def load_artifact(project: Project, alias: str) -> tuple[RankerArtifact, str]:
+    """The model behind `models:/NAME@alias` and its version. Raises ProjectError without one."""
+    version = alias_version(project, alias)
+    if version is None:
+        raise ProjectError(
+            f"models:/{project.name}@{alias}: no such model version; run `mtl-ranker train` and "
+            "`mtl-ranker promote` first"
+        )
+    uri = f"models:/{project.name}/{version}"
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=None))
+    return RankerArtifact.load(folder / "artifacts" / "ranker"), version
+
+
+def record_decision(project: Project, version: str, decision: Decision) -> None:
+    """Set the champion alias when promoted; the sentence becomes a tag either way."""
+    client = mlflow.MlflowClient()
+    client.set_model_version_tag(project.name, version, "promotion", decision.reason[:500])
+    if decision.promoted:
+        previous = alias_version(project, "champion")
+        if previous is not None and previous != version:
+            client.set_registered_model_alias(project.name, "previous_champion", previous)
+        client.set_registered_model_alias(project.name, "champion", version)
+
+
+class ServedRanker(mlflow.pyfunc.PythonModel):
+    """`mlflow.pyfunc` view of a ranker: a DataFrame of raw feature rows to predictions."""
+
+    def load_context(self, context: Any) -> None:
+        self.ranker = RankerArtifact.load(Path(context.artifacts["ranker"]))
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        frame = pl.from_pandas(model_input, nan_to_null=True)
+        return self.ranker.predict(frame).to_pandas()
+
+
+def serve() -> None:
+    set_model(ServedRanker())
+
+
+def _experiment(project: Project, workspace: Workspace) -> str:
+    found = mlflow.get_experiment_by_name(project.name)
+    if found is not None:
+        return found.experiment_id
+    if mlflow.get_tracking_uri().startswith("sqlite"):
+        return mlflow.create_experiment(project.name, artifact_location=artifact_root(workspace))
+    return mlflow.create_experiment(project.name)
+
+
+def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
+    names = [task.name for task in suite.tasks]
+    spec = run.spec
+    mlflow.log_params(
+        {
+            **span,
+            "model": run.name,
+            "seed": run.seed,
+            "experts": len(spec.visible[0]),
+            "expert_hidden": list(spec.expert_hidden),
+            "tower_hidden": list(spec.tower_hidden),
+            "embedding_width": spec.embedding_width,
+            "dropout": spec.dropout,
+            "parameters": run.trained.model.parameter_count(),
+            **project.training.model_dump(exclude={"seeds"}),
+        }
+    )
+    for epoch in run.trained.epochs:
+        values = {"validate_normalised_loss": epoch.monitored, "epoch_seconds": epoch.seconds}
+        for t, name in enumerate(names):
+            values[f"train_loss_{name}"] = epoch.train_loss[t]
+            values[f"validate_loss_{name}"] = epoch.validate_loss[t]
+        mlflow.log_metrics(values, step=epoch.number)
+    final = {k: v for k, v in _flat(run.metrics).items() if not np.isnan(v)}
+    final |= {"validate_quality": run.validate_quality, "train_seconds": run.trained.seconds}
+    mlflow.log_metrics(final | {"best_epoch": float(run.trained.best_epoch)})
+    train = np.array([e.train_loss for e in run.trained.epochs])
+    validate = np.array([e.validate_loss for e in run.trained.epochs])
+    labels = suite.held_out.labels
+    figures = {
+        "learning_curves.png": plots.learning_curves(
+            names, train, validate, run.trained.best_epoch, run.label
+        ),
+        "calibration.png": plots.calibration(
+            names, labels, run.test_prediction, f"{run.label}: calibration on the test days"
+        ),
+        "gates.png": plots.gate_heatmap(
+            names, mean_gates(run, suite.held_out.frame), f"{run.label}: gates on the test days"
+        ),
+    }
+    for file, figure in figures.items():
+        mlflow.log_figure(figure, f"plots/{file}")
+
+
+def mean_gates(run: ModelRun, frame: pl.DataFrame, rows: int = 20_000) -> np.ndarray:
+    """Mean gate weights [T, E] over the first `rows` rows."""
+    inputs = encoded_tensors(run.artifact.encoder.transform(frame.head(rows)))
+    return run.trained.model.gate_weights(*inputs).mean(0).numpy()
+
+
+def _comparison(suite: Suite) -> dict[str, list[Any]]:
+    rows: dict[str, list[Any]] = {"model": [], "seed": [], "objective": [], "metric": [], "value": []}
+    for run in suite.runs:
+        for objective, metrics in run.metrics.items():
+            for metric, value in metrics.items():
+                for key, item in zip(
+                    rows, (run.name, run.seed, objective, metric, value), strict=True
+                ):
+                    rows[key].append(item)
+    return rows
+
+
+def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {f"{o}_{metric}": v for o, values in metrics.items() for metric, v in values.items()}
+
+
+def _signature(artifact: RankerArtifact, example: pl.DataFrame) -> ModelSignature:
+    columns: list[ColSpec] = []
+    for name, dtype in example.schema.items():
+        kind: Any
+        if isinstance(dtype, pl.List):
+            kind = Array(DataType.string)
+        elif dtype == pl.String:
+            kind = DataType.string
+        elif dtype.is_integer():
+            kind = DataType.long
+        elif dtype == pl.Float32:
+            kind = DataType.float
+        else:
+            kind = DataType.double
+        columns.append(ColSpec(kind, name, required=False))
+    outputs = [ColSpec(DataType.float, task.name) for task in artifact.tasks]
+    return ModelSignature(
+        Schema(columns), Schema([*outputs, ColSpec(DataType.double, "score")])
+    )
+
+
+def _git_commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,0 +1,137 @@
+"""Candidates in, ranked Parquet out: features as of day D, predictions, one score, a rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import polars as pl
+
+from mtl_ranker.artifact import RankerArtifact
+from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.queries import feature_columns, join_features
+from mtl_ranker.logs.sources import Source
+from mtl_ranker.workspace import Workspace, fingerprint
+
+
+@dataclass(frozen=True)
+class Ranked:
+    path: Path
+    candidates: int
+    users: int
+    rows: int
+
+
+def load_candidates(
+    project: Project, source: Source, workspace: Workspace, day: date
+) -> pl.LazyFrame:
+    """The candidate set of day D: given (folder of date=D or one file), or made from the log.
+
+    Raises ProjectError when a given set is missing, unreadable or lacks a column.
+    """
+    given = project.scoring.candidates
+    if given is None:
+        return generate_candidates(project, workspace, day)
+    path = source.root / given
+    if path.is_dir():
+        path = path / f"date={day}"
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ProjectError(f"{path}: no candidate set for {day} (scoring.candidates = {given!r})")
+    try:
+        lazy = pl.scan_parquet(files, glob=False)
+        columns = lazy.collect_schema().names()
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise ProjectError(f"{path}: not a whole Parquet file ({reason})") from error
+    renames = {project.log.user: "user_id", project.log.item: "item_id"}
+    lazy = lazy.rename({c: r for c, r in renames.items() if c in columns and c != r})
+    columns = lazy.collect_schema().names()
+    for key, own in (("user_id", project.log.user), ("item_id", project.log.item)):
+        if key not in columns:
+            raise ProjectError(
+                f"{path}: column {own!r} (the {key.removesuffix('_id')}) is missing; "
+                f"it has: {', '.join(columns)}"
+            )
+    empty = lazy.select(
+        pl.col("user_id").null_count() + pl.col("item_id").null_count()
+    ).collect().item()
+    if empty:
+        raise ProjectError(f"{path}: {empty} rows lack a user or an item; allowed: none")
+    return lazy
+
+
+def generate_candidates(project: Project, workspace: Workspace, day: date) -> pl.LazyFrame:
+    """Active users of the last day before D × the items shown most on the last three days.
+
+    Context columns take each user's most frequent value of that day.
+    """
+    before = [d for d in workspace.days("events") if d < day]
+    if not before:
+        raise ProjectError(f"no events before {day} are published, so no candidates can be made")
+    last = workspace.scan("events", before[-1:])
+    recent = workspace.scan("events", [d for d in before if day - d <= timedelta(days=3)] or before)
+    context = [pl.col(c).mode().sort().first() for c in project.log.context]
+    users = last.group_by("user_id").agg(pl.len().alias("seen"), *context)
+    users = users.sort(["seen", "user_id"], descending=[True, False]).drop("seen")
+    if project.scoring.generated_users is not None:
+        users = users.head(project.scoring.generated_users)
+    items = recent.group_by("item_id").agg(pl.len().alias("shown"))
+    items = items.sort(["shown", "item_id"], descending=[True, False]).drop("shown")
+    return users.join(items.head(project.scoring.generated_items), how="cross")
+
+
+def score_day(
+    project: Project,
+    source: Source,
+    workspace: Workspace,
+    artifact: RankerArtifact,
+    version: str,
+    day: date,
+) -> Ranked:
+    """Score and rank day D's candidates, keep each user's top k, publish rankings/date=D.
+
+    Unknown users and items are scored with what is known, never dropped. A pair that occurs twice
+    in the candidates is ranked once.
+    """
+    candidates = load_candidates(project, source, workspace, day)
+    types = _key_types(workspace)
+    candidates = candidates.cast({k: t for k, t in types.items()}, strict=False)  # type: ignore[arg-type]
+    candidates = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    for column in project.log.context:
+        if column not in candidates.collect_schema():
+            candidates = candidates.with_columns(pl.lit(None, _context_type(workspace, column))
+                                                 .alias(column))
+    rows = join_features(project, source, workspace, candidates, day).collect(engine="streaming")
+    if rows.is_empty():
+        raise ProjectError(f"the candidate set of {day} holds no rows")
+    absent = [c for c in feature_columns(project) if c not in rows.columns]
+    if absent:
+        raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(absent)}")
+    predicted = artifact.predict(rows)
+    ranked = (
+        pl.concat([rows.select("user_id", "item_id", *project.log.context), predicted],
+                  how="horizontal")
+        .sort(["user_id", "score", "item_id"], descending=[False, True, False])
+        .with_columns((pl.int_range(pl.len(), dtype=pl.Int32).over("user_id") + 1).alias("rank"))
+        .filter(pl.col("rank") <= project.scoring.top_k)
+        .with_columns(pl.lit(version).alias("model_version"))
+    )
+    mark = fingerprint(version, project.digest(), day)
+    path = workspace.publish("rankings", day, ranked, mark)
+    return Ranked(path, rows.height, ranked["user_id"].n_unique(), ranked.height)
+
+
+def _key_types(workspace: Workspace) -> dict[str, pl.DataType]:
+    schema = _event_schema(workspace)
+    return {key: schema[key] for key in ("user_id", "item_id")}
+
+
+def _context_type(workspace: Workspace, column: str) -> pl.DataType:
+    return _event_schema(workspace)[column]
+
+
+def _event_schema(workspace: Workspace) -> pl.Schema:
+    return workspace.scan("events", workspace.days("events")[-1:]).collect_schema()

@@ -1,0 +1,268 @@
+"""One night's training: every model × seed on the same rows, evaluated on the same held-out days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import polars as pl
+import torch
+
+from mtl_ranker.artifact import RankerArtifact
+from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
+from mtl_ranker.evaluation.metrics import evaluate
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.queries import LABEL, numeric_features, run_sql
+from mtl_ranker.models.presets import make
+from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.objectives import Task
+from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.loop import Epoch, Trained, predict, train_ranker
+from mtl_ranker.workspace import Workspace
+
+Metrics = dict[str, dict[str, float]]  # objective -> metric -> value
+
+
+@dataclass(frozen=True)
+class Days:
+    """The days of one training, each list ascending."""
+
+    train: list[date]
+    validate: list[date]
+    test: list[date]
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """One model × seed: its training, and what it predicts on the test days [N, T]."""
+
+    name: str
+    seed: int
+    spec: RankerSpec
+    trained: Trained
+    validate_quality: float
+    test_prediction: np.ndarray
+    metrics: Metrics
+    artifact: RankerArtifact
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test rows: labels [N, T] (NaN = missing) and the user of each row [N]."""
+
+    labels: np.ndarray
+    user: np.ndarray
+    frame: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Suite:
+    days: Days
+    tasks: list[Task]
+    runs: list[ModelRun]
+    baselines: dict[str, Metrics]
+    intervals: dict[tuple[str, str], Interval]  # (model, objective) -> mean seed's quality
+    held_out: HeldOut
+    train_rows: int
+    winner: ModelRun
+
+
+def tasks_of(project: Project) -> list[Task]:
+    return [Task(o.name, o.kind, o.weight, o.transform) for o in project.objectives]
+
+
+def model_specs(project: Project) -> dict[str, RankerSpec]:
+    """Each `[models.*]` as a specification. Raises ProjectError naming the key."""
+    try:
+        return {
+            name: make(f"models.{name}", settings, len(project.objectives))
+            for name, settings in project.models.items()
+        }
+    except ValueError as error:
+        raise ProjectError(str(error)) from error
+
+
+def split_days(project: Project, available: list[date], day: date) -> Days:
+    """Test days end with `day`, validation before them, then training, after the warm-up.
+
+    Raises ProjectError naming the part that would be empty.
+    """
+    split = project.split
+    first = day - timedelta(days=split.test_days - 1)
+    test = [d for d in available if first <= d <= day]
+    second = first - timedelta(days=split.validate_days)
+    validate = [d for d in available if second <= d < first]
+    third = second - timedelta(days=split.train_days)
+    warm = set(available[: split.warmup_days])
+    train = [d for d in available if third <= d < second and d not in warm]
+    for name, days, start, end in (
+        ("test", test, first, day),
+        ("validate", validate, second, first - timedelta(days=1)),
+        ("train", train, third, second - timedelta(days=1)),
+    ):
+        if not days:
+            have = f"{available[0]} to {available[-1]}" if available else "none"
+            warmed = f" after {split.warmup_days} warm-up days" if name == "train" else ""
+            raise ProjectError(
+                f"split.{name}_days: no day of the log lies in {start}..{end}{warmed}, so the "
+                f"{name} part is empty; days found: {have}"
+            )
+    return Days(train, validate, test)
+
+
+def needed_days(project: Project, available: list[date], day: date) -> list[date]:
+    """Days that a training on `day` reads: its split and the longest window before it."""
+    split = project.split
+    rows = split.test_days + split.validate_days + split.train_days
+    earliest = day - timedelta(days=rows - 1 + project.features.windows[-1])
+    return [d for d in available if earliest <= d <= day]
+
+
+def train_suite(
+    project: Project,
+    workspace: Workspace,
+    day: date,
+    on_epoch: Callable[[str, int, Epoch], None] | None = None,
+) -> Suite:
+    """Train every model × seed and evaluate it; the winner is chosen on validation, never on test.
+
+    Raises ProjectError for an empty split, and for an objective that never occurs, always occurs
+    or has no label in the training days.
+    """
+    days = split_days(project, workspace.days("examples"), day)
+    tasks, specs = tasks_of(project), model_specs(project)
+    parts = {n: workspace.scan("examples", getattr(days, n)) for n in ("train", "validate", "test")}
+    for name in ("train", "validate", "test"):
+        check_labels(project, parts[name], f"{name} days {_span(getattr(days, name))}", name)
+    frames = {name: lazy.collect(engine="streaming") for name, lazy in parts.items()}
+    encoder = Encoder.fit(project.features, numeric_features(project), frames["train"])
+    labels = [LABEL + task.name for task in tasks]
+    encoded = {name: encode_examples(encoder, frame, labels) for name, frame in frames.items()}
+    held_out = HeldOut(
+        encoded["test"].labels.numpy(), frames["test"]["user_id"].to_numpy(), frames["test"]
+    )
+    validate_user = frames["validate"]["user_id"].to_numpy()
+    if project.training.threads is not None:
+        torch.set_num_threads(project.training.threads)
+    runs = []
+    for name, spec in specs.items():
+        for seed in project.training.seeds:
+            def report(epoch: Epoch, name: str = name, seed: int = seed) -> None:
+                if on_epoch is not None:
+                    on_epoch(name, seed, epoch)
+
+            trained = train_ranker(
+                spec, encoder, tasks, encoded["train"], encoded["validate"], project.training,
+                seed, report,
+            )
+            validated = evaluate_all(
+                tasks, encoded["validate"].labels.numpy(),
+                predict(trained.model, encoded["validate"], tasks), validate_user,
+            )
+            prediction = predict(trained.model, encoded["test"], tasks)
+            runs.append(
+                ModelRun(
+                    name, seed, spec, trained, blended_quality(tasks, validated), prediction,
+                    evaluate_all(tasks, held_out.labels, prediction, held_out.user),
+                    RankerArtifact(project, encoder, tasks, trained.model),
+                )
+            )
+    by_model = {n: [r for r in runs if r.name == n] for n in specs}
+    mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
+    best = max(mean, key=lambda n: mean[n])
+    winner = max(by_model[best], key=lambda r: r.validate_quality)
+    return Suite(
+        days, tasks, runs, baselines(tasks, frames["train"], held_out),
+        quality_intervals(project, tasks, by_model, held_out), held_out,
+        frames["train"].height, winner,
+    )
+
+
+def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str) -> None:
+    """Each objective must occur, and not always. Raises ProjectError naming it."""
+    names = [o.name for o in project.objectives]
+    counts = run_sql("checks/labels.sql", {"examples": examples}, objectives=names)
+    row = counts.collect(engine="streaming").to_dicts()[0]
+    if row["example_count"] == 0:
+        raise ProjectError(f"split.{part}_days: {place} hold no rows")
+    for index, objective in enumerate(project.objectives):
+        count, total = row[f"{objective.name}_count"], row[f"{objective.name}_sum"] or 0.0
+        where = f"objectives[{index}] ({objective.name}), {place}"
+        if count == 0:
+            raise ProjectError(
+                f"{where}: no row has this label (label = {objective.label!r}, "
+                f"where = {objective.where!r}); allowed: at least one"
+            )
+        if part == "train" and objective.kind == "binary" and total in (0.0, float(count)):
+            found = "never occurs (all 0)" if total == 0 else "always occurs (all 1)"
+            raise ProjectError(
+                f"{where}: the label {found} in {count:,} rows; allowed: both 0 and 1"
+            )
+
+
+def evaluate_all(
+    tasks: list[Task], labels: np.ndarray, prediction: np.ndarray, user: np.ndarray
+) -> Metrics:
+    return {
+        task.name: evaluate(task.kind, labels[:, t], prediction[:, t], user)
+        for t, task in enumerate(tasks)
+    }
+
+
+def blended_quality(tasks: list[Task], metrics: Metrics) -> float:
+    """The objectives' weighted mean of AUC (binary) and R² (regression)."""
+    values = [metrics[t.name]["auc" if t.kind == "binary" else "r2"] for t in tasks]
+    weights = [t.weight for t in tasks]
+    known = [(v, w) for v, w in zip(values, weights, strict=True) if not np.isnan(v)]
+    return sum(v * w for v, w in known) / sum(w for _, w in known) if known else float("nan")
+
+
+def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict[str, Metrics]:
+    """What one gets without a model: the training mean, and the item's smoothed training mean."""
+    smoothing = 20.0
+    constant, popularity = [], []
+    for task in tasks:
+        label = pl.col(LABEL + task.name)
+        mean = float(train.select(label.mean()).item())
+        per_item = train.group_by("item_id").agg(
+            ((label.sum() + smoothing * mean) / (label.count() + smoothing)).alias("p")
+        )
+        joined = held_out.frame.select("item_id").join(
+            per_item, on="item_id", how="left", maintain_order="left"
+        )
+        popularity.append(joined["p"].fill_null(mean).to_numpy())
+        constant.append(np.full(len(held_out.user), mean))
+    return {
+        name: evaluate_all(tasks, held_out.labels, np.stack(columns, 1), held_out.user)
+        for name, columns in (("base_rate", constant), ("item_popularity", popularity))
+    }
+
+
+def quality_intervals(
+    project: Project, tasks: list[Task], by_model: Mapping[str, list[ModelRun]], held_out: HeldOut
+) -> dict[tuple[str, str], Interval]:
+    """Mean AUC (or R²) over a model's seeds, with an interval from drawing users anew."""
+    weights = user_draws(held_out.user, project.promotion.bootstrap)
+    found = {}
+    for name, runs in by_model.items():
+        for t, task in enumerate(tasks):
+            label = held_out.labels[:, t]
+            draws = np.mean(
+                [quality_draws(task.kind, label, r.test_prediction[:, t], weights) for r in runs], 0
+            )
+            metric = "auc" if task.kind == "binary" else "r2"
+            value = float(np.mean([r.metrics[task.name][metric] for r in runs]))
+            found[name, task.name] = interval(value, draws, project.promotion.confidence)
+    return found
+
+
+def _span(days: list[date]) -> str:
+    return str(days[0]) if len(days) == 1 else f"{days[0]}..{days[-1]}"

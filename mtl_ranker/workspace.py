@@ -1,0 +1,98 @@
+"""Where each dataset lives, and how a partition is published: written aside, then renamed.
+
+A partition is one Parquet file, so that `os.replace` makes publishing atomic: a reader sees the
+previous partition or the new one, never a part. The fingerprint of everything the partition was
+made from travels in the file's own metadata, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+
+FINGERPRINT = "mtl_ranker.fingerprint"
+
+
+def fingerprint(*parts: object) -> str:
+    """Hash of the inputs of a partition: settings, SQL texts, upstream fingerprints."""
+    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:32]
+
+
+def file_state(path: Path) -> str:
+    """A file's name, size and modification time: changes whenever the file was rewritten."""
+    stat = path.stat()
+    return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with everything a project produced: datasets, MLflow's database, Prefect's."""
+
+    root: Path
+
+    def path(self, dataset: str, day: date) -> Path:
+        return self.root / dataset / f"date={day.isoformat()}" / "part-0.parquet"
+
+    def days(self, dataset: str) -> list[date]:
+        """Published days of a dataset, ascending."""
+        folder = self.root / dataset
+        found = folder.glob("date=*/part-0.parquet") if folder.is_dir() else []
+        return sorted(date.fromisoformat(p.parent.name.removeprefix("date=")) for p in found)
+
+    def scan(self, dataset: str, days: list[date]) -> pl.LazyFrame:
+        return pl.scan_parquet(
+            [self.path(dataset, day) for day in days], missing_columns="insert", glob=False
+        )
+
+    def published_fingerprint(self, dataset: str, day: date) -> str | None:
+        path = self.path(dataset, day)
+        if not path.is_file():
+            return None
+        return pl.read_parquet_metadata(path).get(FINGERPRINT)
+
+    def publish(
+        self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, mark: str
+    ) -> Path:
+        """Write `frame` as the day's partition of `dataset`, atomically, streaming."""
+        target = self.path(dataset, day)
+        with self.aside(target) as temporary:
+            frame.lazy().sink_parquet(
+                temporary, metadata={FINGERPRINT: mark}, engine="streaming", mkdir=True
+            )
+        return target
+
+    @contextmanager
+    def aside(self, target: Path) -> Iterator[Path]:
+        """A temporary path on the same file system that replaces `target` on success."""
+        self.clean_staging()
+        staging = self.root / ".staging"
+        staging.mkdir(parents=True, exist_ok=True)
+        temporary = staging / f"{os.getpid()}-{uuid.uuid4().hex}"
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def clean_staging(self) -> None:
+        """Remove what killed runs left behind; files of living processes stay."""
+        staging = self.root / ".staging"
+        for file in staging.glob("*-*") if staging.is_dir() else []:
+            pid = int(file.name.split("-")[0])
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                file.unlink(missing_ok=True)
+            except PermissionError:
+                pass

@@ -1,0 +1,23 @@
+-- One day of events becomes one row an entity: impressions, and for each signal how many
+-- labels were present and what they sum to.
+select
+    {%- for key in keys %}
+    "{{ key }}",
+    {%- endfor %}
+    {%- for signal in signals %}
+    count("{{ signal }}") as "{{ signal }}_count",
+    coalesce(sum("{{ signal }}"), 0.0) as "{{ signal }}_sum",
+    {%- endfor %}
+    count(*) as impressions
+from events
+{%- if keys %}
+where
+    {%- for key in keys %}
+    "{{ key }}" is not null
+    {%- if not loop.last %} and{% endif %}
+    {%- endfor %}
+group by
+    {%- for key in keys %}
+    "{{ key }}"{% if not loop.last %},{% endif %}
+    {%- endfor %}
+{%- endif %}

@@ -1,0 +1,8 @@
+-- How often each objective's label is present and what it sums to, over examples.
+select
+    {%- for objective in objectives %}
+    count("label_{{ objective }}") as "{{ objective }}_count",
+    sum("label_{{ objective }}") as "{{ objective }}_sum",
+    {%- endfor %}
+    count(*) as example_count
+from examples

@@ -1,0 +1,70 @@
+-- Windows over the daily counts of one entity, strictly before day {{ as_of }} (days since 1970).
+-- A rate is smoothed towards the rate of all events in the same window.
+with recent as (
+    select *
+    from daily
+    where "day" < {{ as_of }} and "day" >= {{ as_of - longest }}
+),
+
+overall as (
+    select
+        {%- for window in windows %}
+        {%- for signal in signals %}
+        sum(
+            case when "day" >= {{ as_of - window }} then "{{ signal }}_sum" else 0.0 end
+        ) / sum(
+            case when "day" >= {{ as_of - window }} then "{{ signal }}_count" else 0 end
+        ) as "prior_{{ signal }}_{{ window }}d"
+        {%- if not loop.last %},{% endif %}
+        {%- endfor %}
+        {%- if not loop.last %},{% endif %}
+        {%- endfor %}
+    from totals
+    where "day" < {{ as_of }} and "day" >= {{ as_of - longest }}
+),
+
+summed as (
+    select
+        {%- for key in keys %}
+        "{{ key }}",
+        {%- endfor %}
+        {%- for window in windows %}
+        sum(
+            case when "day" >= {{ as_of - window }} then "impressions" else 0 end
+        ) as "impressions_{{ window }}d",
+        {%- for signal in signals %}
+        sum(
+            case when "day" >= {{ as_of - window }} then "{{ signal }}_count" else 0 end
+        ) as "{{ signal }}_count_{{ window }}d",
+        sum(
+            case when "day" >= {{ as_of - window }} then "{{ signal }}_sum" else 0.0 end
+        ) as "{{ signal }}_sum_{{ window }}d",
+        {%- endfor %}
+        {%- endfor %}
+        max("day") as last_day
+    from recent
+    group by
+        {%- for key in keys %}
+        "{{ key }}"{% if not loop.last %},{% endif %}
+        {%- endfor %}
+),
+
+final as (
+    select
+        {%- for key in keys %}
+        "{{ key }}",
+        {%- endfor %}
+        {%- for window in windows %}
+        "impressions_{{ window }}d" as "{{ prefix }}_impressions_{{ window }}d",
+        {%- for signal in signals %}
+        ("{{ signal }}_sum_{{ window }}d" + {{ smoothing }} * "prior_{{ signal }}_{{ window }}d")
+        / ("{{ signal }}_count_{{ window }}d" + {{ smoothing }})
+        as "{{ prefix }}_{{ signal }}_rate_{{ window }}d",
+        {%- endfor %}
+        {%- endfor %}
+        {{ as_of }} - "last_day" as "{{ prefix }}_days_since"
+    from summed
+    cross join overall
+)
+
+select * from final
