@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,8 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.sources import Source, open_source
 from mtl_ranker.workspace import Workspace
 
-console = Console()
+# Without a terminal (cron, a container's log) rich would fold lines at 80 columns.
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 class Night(NamedTuple):

@@ -129,7 +129,7 @@ class Features(Settings):
     numerics: list[str] = []
     lists: list[ListColumn] = []
     numeric_encoding: Literal["piecewise_linear", "standardise"] = "piecewise_linear"
-    bins: int = Field(16, ge=2, le=256)
+    bins: int = Field(8, ge=2, le=256)
 
     @field_validator("windows")
     @classmethod
@@ -161,8 +161,8 @@ class Split(Settings):
 class Training(Settings):
     seeds: list[int] = [0]
     batch_size: int = Field(2048, ge=1)
-    epochs: int = Field(10, ge=1)
-    patience: int = Field(2, ge=1)
+    epochs: int = Field(6, ge=1)
+    patience: int = Field(1, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     threads: int | None = Field(None, ge=1)

@@ -15,6 +15,7 @@ ALWAYS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     "MPLBACKEND": "Agg",
     # Run logs go to the API, where the Prefect page shows them; the terminal shows ours.

@@ -44,7 +44,7 @@ class Logged:
 
 def connect(workspace: Workspace) -> str:
     """Use $MLFLOW_TRACKING_URI, or SQLite and local files in the workspace."""
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils.environment"):
+    for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
@@ -110,10 +110,13 @@ def register(
             signature=_signature(winner.artifact, example),
             input_example=example.to_pandas(),
             pip_requirements=[f"mtl_ranker=={__version__}"],
-            registered_model_name=project.name,
         )
     client = mlflow.MlflowClient()
-    version = client.get_model_version(project.name, str(info.registered_model_version))
+    if not client.search_registered_models(f"name = '{project.name}'"):
+        client.create_registered_model(project.name)
+    version = client.create_model_version(
+        project.name, info.model_uri, run_id=logged.child_runs[winner.label], model_id=info.model_id
+    )
     client.set_registered_model_alias(project.name, "challenger", version.version)
     for key, value in (("model", winner.name), ("test_day", str(suite.days.test[-1]))):
         client.set_model_version_tag(project.name, version.version, key, value)
@@ -158,7 +161,7 @@ class ServedRanker(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         self.ranker = RankerArtifact.load(Path(context.artifacts["ranker"]))
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+    def predict(self, context, model_input, params=None):
         frame = pl.from_pandas(model_input, nan_to_null=True)
         return self.ranker.predict(frame).to_pandas()
 

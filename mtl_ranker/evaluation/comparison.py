@@ -29,7 +29,7 @@ def compare_artifacts(
     """
     if [t.name for t in champion.tasks] != [t.name for t in challenger.tasks]:
         return Decision(True, "promoted: the project's objectives changed since the champion")
-    days = split_days(project, workspace.days("examples"), day).test
+    days = split_days(project, workspace.days("events"), day).test
     frame = workspace.scan("examples", days).collect(engine="streaming")
     missing = [c for c in champion.encoder.columns if c not in frame.columns]
     if missing:

@@ -61,9 +61,9 @@ def comparison_table(suite: Suite) -> Table:
         caption_justify="left",
     )
     for heading in ("objective", "model"):
-        table.add_column(heading)
-    for heading in ("AUC or R²", "interval", "GAUC", "NDCG@10", "log loss", "calib.", "ECE"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("AUC|R²", "interval", "GAUC", "NDCG@10", "log loss", "calib", "ECE"):
+        table.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for row in comparison_rows(suite):
         if previous not in (None, row["objective"]):
@@ -72,6 +72,7 @@ def comparison_table(suite: Suite) -> Table:
         previous = row["objective"]
         marked = f"{row['model']} *" if row["model"] == winner else row["model"]
         cells = [row.get(key, "") for key in SHOWN["binary"][1:]]
+        # The run in MLflow has every digit; the terminal has 80 columns at worst.
         table.add_row(
             first, marked, row["quality"], row["interval"], *cells,
             style="bold" if row["model"] == winner else None,

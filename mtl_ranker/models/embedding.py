@@ -32,23 +32,24 @@ class PiecewiseLinear(nn.Module):
     ) -> None:
         super().__init__()
         column = [f for f, edge in enumerate(edges) for _ in edge[1:]]
-        low = [b for edge in edges for b in edge[:-1]]
-        high = [b for edge in edges for b in edge[1:]]
+        low = torch.tensor([b for edge in edges for b in edge[:-1]], dtype=torch.float64)
+        high = torch.tensor([b for edge in edges for b in edge[1:]], dtype=torch.float64)
         self.standardise = standardise
         self.register_buffer("column", torch.tensor(column, dtype=torch.long))
-        self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
-        width = torch.tensor(high, dtype=torch.float64) - torch.tensor(low, dtype=torch.float64)
-        self.register_buffer("scale", (1.0 / width).float())
+        # (x - low) / (high - low) as one fused multiply-add: x · scale + shift.
+        self.register_buffer("scale", (1.0 / (high - low)).float())
+        self.register_buffer("shift", (-low / (high - low)).float())
         indicators = [f for f, flag in enumerate(missing) if flag]
         self.register_buffer("indicator", torch.tensor(indicators, dtype=torch.long))
         self.width = len(column) + len(indicators)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        code = (numbers[:, self.column] - self.low) * self.scale  # [B, bins of all features]
-        code = code if self.standardise else code.clamp(0.0, 1.0)
-        code = torch.nan_to_num(code, nan=0.0)
-        absent = torch.isnan(numbers[:, self.indicator]).to(code.dtype)
-        return torch.cat([code, absent], 1)
+        absent = torch.isnan(numbers)
+        known = numbers.masked_fill(absent, 0.0)
+        code = torch.addcmul(self.shift, known[:, self.column], self.scale)  # [B, all bins]
+        code = code if self.standardise else code.clamp_(0.0, 1.0)
+        code = code.masked_fill_(absent[:, self.column], 0.0)
+        return torch.cat([code, absent[:, self.indicator].to(code.dtype)], 1)
 
 
 class FeatureEmbedding(nn.Module):

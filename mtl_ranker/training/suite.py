@@ -137,7 +137,12 @@ def train_suite(
     Raises ProjectError for an empty split, and for an objective that never occurs, always occurs
     or has no label in the training days.
     """
-    days = split_days(project, workspace.days("examples"), day)
+    days = split_days(project, needed_days(project, workspace.days("events"), day), day)
+    unbuilt = set(days.train + days.validate + days.test) - set(workspace.days("examples"))
+    if unbuilt:
+        raise ProjectError(
+            f"examples of {min(unbuilt)} are not built; run `mtl-ranker features --date {day}` first"
+        )
     tasks, specs = tasks_of(project), model_specs(project)
     parts = {n: workspace.scan("examples", getattr(days, n)) for n in ("train", "validate", "test")}
     for name in ("train", "validate", "test"):
