@@ -161,8 +161,8 @@ class Split(Settings):
 class Training(Settings):
     seeds: list[int] = [0]
     batch_size: int = Field(2048, ge=1)
-    epochs: int = Field(6, ge=1)
-    patience: int = Field(1, ge=1)
+    epochs: int = Field(4, ge=1)
+    patience: int = Field(2, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     threads: int | None = Field(None, ge=1)

@@ -1,4 +1,4 @@
-"""Train one ranker: AdamW, early stopping on validation, best weights restored, seeds honoured."""
+"""Train one ranker: AdamW with a learning rate falling linearly to zero, early stopping on validation, best weights restored, seeds honoured."""
 
 from __future__ import annotations
 
@@ -84,6 +84,8 @@ def train_ranker(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay,
         fused=True,
     )
+    steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
     rows = Examples(*train.inputs, train_labels)
     epochs: list[Epoch] = []
     best, best_weights, began = math.inf, copy.deepcopy(model.state_dict()), time.perf_counter()
@@ -96,6 +98,7 @@ def train_ranker(
             optimiser.zero_grad()
             (each * weights).sum().backward()
             optimiser.step()
+            schedule.step()
             total += each.detach()
             count += 1
         validated = losses(predict_logits(model, validate), validate_labels, tasks)

@@ -1,0 +1,110 @@
+"""Shared fixtures: small real projects on disk, never mocks."""
+
+from __future__ import annotations
+
+import os
+from datetime import date, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mtl_ranker.environment import prepare
+from mtl_ranker.logs.simulate import Feed, simulate
+
+SHARED = Path(os.environ.get("MTL_RANKER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
+FIRST = date(2026, 3, 2)
+
+PROJECT = """
+name = "tiny"
+[log]
+path = "log"
+user = "u"
+item = "i"
+timestamp = "ts"
+context = ["tab"]
+[log.ranges]
+play = { min = 0 }
+[[objectives]]
+name = "click"
+group = "engagement"
+label = "click"
+[[objectives]]
+name = "long"
+group = "satisfaction"
+label = "case when play > 10 then 1 else 0 end"
+where = "click = 1"
+[features]
+windows = [1, 3]
+entities = [["user_id"], ["item_id"], ["user_id", "tab"]]
+categoricals = [{ column = "tab" }, { column = "item_id", min_count = 2 }]
+[split]
+warmup_days = 1
+train_days = 3
+[models.mmoe]
+preset = "mmoe"
+experts = 2
+expert_hidden = [8]
+[training]
+epochs = 2
+"""
+
+
+def pytest_configure() -> None:
+    import tempfile
+
+    prepare(Path(tempfile.mkdtemp(prefix="mtl-ranker-tests-")))
+
+
+@pytest.fixture(scope="session")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small simulated feed of seven days."""
+    size = Feed(impressions=12_000, days=7, users=300, items=200, first_day=FIRST)
+    return simulate(size, tmp_path_factory.mktemp("feed"))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not here (MTL_RANKER_SHARED_DATA)")
+    return SHARED
+
+
+def midnight(day: date) -> int:
+    return (day - date(1970, 1, 1)).days * 86_400_000
+
+
+def tiny_events(day: date, rows: int = 40, shift: int = 0) -> pl.DataFrame:
+    """A day's raw log in the tiny project's own columns, deterministic."""
+    n = list(range(rows))
+    return pl.DataFrame(
+        {
+            "u": [(k * 7 + shift) % 11 for k in n],
+            "i": [(k * 5 + shift) % 13 for k in n],
+            "ts": [midnight(day) + k * 60_000 for k in n],
+            "tab": [["home", "search"][(k + shift) % 2] for k in n],
+            "click": [int((k * 3 + shift) % 5 < 2) for k in n],
+            "play": [float((k * 11 + shift) % 23) for k in n],
+        }
+    )
+
+
+def write_log(root: Path, days: int = 6) -> Path:
+    for n in range(days):
+        day = FIRST + timedelta(days=n)
+        write_day(root, day, tiny_events(day, shift=n))
+    return root
+
+
+def write_day(root: Path, day: date, frame: pl.DataFrame) -> Path:
+    folder = root / "log" / f"date={day}"
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(folder / "part-0.parquet")
+    return folder / "part-0.parquet"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A folder with the tiny project's log; the project file is `project.toml` in it."""
+    (tmp_path / "project.toml").write_text(PROJECT)
+    return write_log(tmp_path)

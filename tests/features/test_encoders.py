@@ -1,0 +1,75 @@
+"""The encoder: unknowns, missing values, hashing, and a round trip without pickle."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mtl_ranker.config import Categorical, Features, ListColumn
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.encoders import Encoder
+
+FEATURES = Features(
+    categoricals=[
+        Categorical(column="city", min_count=2),
+        Categorical(column="user_id", hash_buckets=16),
+    ],
+    lists=[ListColumn(column="tags", max_length=2)],
+    bins=2,
+)
+TRAIN = pl.DataFrame(
+    {
+        "city": ["a", "a", "b", None, "c", "c"],
+        "user_id": [1, 2, 3, 4, 5, 6],
+        "tags": [["x"], ["y", "x"], [], None, ["x", "y", "z"], ["y"]],
+        "n": [0.0, 1.0, 2.0, 3.0, 4.0, None],
+    }
+)
+
+
+def test_vocabulary_unknown_missing_and_rare():
+    encoder = Encoder.fit(FEATURES, ["n"], TRAIN)
+    rows = TRAIN.head(2).with_columns(city=pl.Series(["c", "never seen"]))
+    assert encoder.categoricals[0].values == ["a", "c"]
+    assert encoder.transform(rows).categorical[:, 0].tolist() == [2, 0]
+    assert encoder.transform(TRAIN).categorical[:, 0].tolist() == [1, 1, 0, 0, 2, 2]
+
+
+def test_lists_are_padded_and_cut():
+    encoded = Encoder.fit(FEATURES, ["n"], TRAIN).transform(TRAIN)
+    assert encoded.bags.tolist() == [[1, 0], [2, 1], [0, 0], [0, 0], [1, 2], [2, 0]]
+
+
+def test_numeric_edges_are_training_quantiles_and_missing_is_nan():
+    encoder = Encoder.fit(FEATURES, ["n"], TRAIN)
+    assert encoder.edges == [[0.0, 2.0, 4.0]]
+    assert encoder.missing == [True]
+    assert np.isnan(encoder.transform(TRAIN).numeric[5, 0])
+
+
+def test_hashing_is_stable_and_in_range():
+    encoded = Encoder.fit(FEATURES, ["n"], TRAIN).transform(TRAIN)
+    codes = encoded.categorical[:, 1]
+    assert codes.min() >= 1
+    assert codes.max() <= 16
+    wide = TRAIN.with_columns(pl.col("user_id").cast(pl.Int32))
+    assert (Encoder.fit(FEATURES, ["n"], wide).transform(wide).categorical[:, 1] == codes).all()
+
+
+def test_round_trip_through_json(tmp_path):
+    encoder = Encoder.fit(FEATURES, ["n"], TRAIN)
+    encoder.save(tmp_path / "encoder.json")
+    again = Encoder.load(tmp_path / "encoder.json")
+    assert again == encoder
+    for name in ("categorical", "bags", "numeric"):
+        one, two = getattr(encoder.transform(TRAIN), name), getattr(again.transform(TRAIN), name)
+        np.testing.assert_array_equal(one, two)
+
+
+def test_missing_column_and_infinite_values_are_named():
+    encoder = Encoder.fit(FEATURES, ["n"], TRAIN)
+    with pytest.raises(ProjectError, match="city"):
+        encoder.transform(TRAIN.drop("city"))
+    with pytest.raises(ProjectError, match=r"'n'.*infinite"):
+        Encoder.fit(FEATURES, ["n"], TRAIN.with_columns(n=pl.lit(float("inf"))))

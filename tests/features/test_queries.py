@@ -1,0 +1,146 @@
+"""Point-in-time features: equal to a brute-force loop, blind to day D and later, one SQL for all."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+import polars.testing
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtl_ranker.config import load_project
+from mtl_ranker.features.queries import aggregate_day, build_examples, join_features
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import open_source
+from mtl_ranker.workspace import Workspace
+from tests.conftest import FIRST, PROJECT, midnight, write_day
+
+EVENT = st.tuples(
+    st.integers(0, 3), st.integers(0, 3), st.sampled_from(["home", "search"]),
+    st.integers(0, 1), st.integers(0, 20),
+)
+DAYS = st.lists(st.lists(EVENT, min_size=1, max_size=8), min_size=5, max_size=5)
+
+
+def frame_of(day, events) -> pl.DataFrame:
+    rows = [
+        {"u": u, "i": i, "ts": midnight(day) + n, "tab": tab, "click": click, "play": float(play)}
+        for n, (u, i, tab, click, play) in enumerate(events)
+    ]
+    return pl.DataFrame(rows)
+
+
+def build(root: Path, days: list) -> pl.DataFrame:
+    """Examples of the last day, through the real ingest, aggregates and SQL."""
+    (root / "project.toml").write_text(PROJECT)
+    project = load_project(str(root / "project.toml"))
+    source, workspace = open_source(project, root), Workspace(root / "ws")
+    for n, events in enumerate(days):
+        day = FIRST + timedelta(days=n)
+        write_day(root, day, frame_of(day, events))
+        ingest_day(project, source, workspace, day)
+        aggregate_day(project, source, workspace, day)
+    last = FIRST + timedelta(days=len(days) - 1)
+    build_examples(project, source, workspace, last)
+    return workspace.scan("examples", [last]).collect()
+
+
+def oracle(days: list, keys: dict, window: int, of) -> tuple[int, int, float]:
+    """Impressions, present labels and their sum in the window before the last day: plain loops."""
+    impressions, count, total = 0, 0, 0.0
+    for events in days[:-1][-window:]:
+        for u, i, tab, click, play in events:
+            row = {"user_id": u, "item_id": i, "tab": tab}
+            if any(row[key] != value for key, value in keys.items()):
+                continue
+            impressions += 1
+            label = of(click, play)
+            if label is not None:
+                count += 1
+                total += label
+    return impressions, count, total
+
+
+LABELS = {
+    "click": lambda click, play: float(click),
+    "long": lambda click, play: float(play > 10) if click == 1 else None,
+}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(days=DAYS)
+def test_features_equal_brute_force(tmp_path_factory, days):
+    examples = build(tmp_path_factory.mktemp("oracle"), days)
+    assert examples.height == len(days[-1])
+    for row in examples.to_dicts():
+        for name, keys in (("user", ["user_id"]), ("item", ["item_id"]), ("user_x_tab", ["user_id", "tab"])):
+            chosen = {key: row[key] for key in keys}
+            seen, _, _ = oracle(days, chosen, 3, LABELS["click"])
+            for window in (1, 3):
+                for signal, of in LABELS.items():
+                    impressions, count, total = oracle(days, chosen, window, of)
+                    _, all_count, all_total = oracle(days, {}, window, of)
+                    found = row[f"{name}_{signal}_rate_{window}d"]
+                    if seen == 0:
+                        assert found is None
+                    elif all_count == 0:
+                        assert found is None or found != found
+                    else:
+                        expected = (total + 20 * all_total / all_count) / (count + 20)
+                        assert found == pytest.approx(expected, rel=1e-5)
+                    shown = row[f"{name}_impressions_{window}d"]
+                    assert shown == (impressions if seen else None)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(days=DAYS, other=st.lists(EVENT, min_size=1, max_size=8))
+def test_no_feature_of_a_day_changes_when_its_own_events_change(tmp_path_factory, days, other):
+    """Rewrite what happened on day D: for the same user, item and context nothing may change."""
+    one = build(tmp_path_factory.mktemp("one"), days)
+    changed = [(u, i, tab, 1 - click, 20 - play) for u, i, tab, click, play in days[-1]]
+    two = build(tmp_path_factory.mktemp("two"), [*days[:-1], changed + other])
+    features = [c for c in one.columns if c.endswith("d") or c.endswith("since")]
+    features = [c for c in features if c not in ("user_id", "item_id")]
+    key = ["user_id", "item_id", "tab"]
+    before = one.select(*key, *features).unique()
+    after = two.select(*key, *features).unique().join(before.select(key), on=key, how="semi")
+    assert before.sort(key).equals(after.sort(key))
+
+
+def test_same_sql_gives_candidates_the_features_of_impressions(tiny):
+    project = load_project(str(tiny / "project.toml"))
+    source, workspace = open_source(project, tiny), Workspace(tiny / "ws")
+    days = source.days()
+    for day in days:
+        ingest_day(project, source, workspace, day)
+        aggregate_day(project, source, workspace, day)
+    build_examples(project, source, workspace, days[-1])
+    examples = workspace.scan("examples", days[-1:]).collect()
+    candidates = examples.select("user_id", "item_id", "tab").lazy()
+    joined = join_features(project, source, workspace, candidates, days[-1]).collect()
+    features = [c for c in joined.columns if c not in ("user_id", "item_id", "tab")]
+    key = ["user_id", "item_id", "tab"]
+    assert len(features) == 3 * (2 * 3 + 1)
+    pl.testing.assert_frame_equal(
+        joined.select(*key, *features).unique().sort(key),
+        examples.select(*key, *features).unique().sort(key),
+    )
+
+
+def test_examples_are_rebuilt_only_when_their_history_changes(tiny):
+    project = load_project(str(tiny / "project.toml"))
+    source, workspace = open_source(project, tiny), Workspace(tiny / "ws")
+    days = source.days()
+    for day in days:
+        ingest_day(project, source, workspace, day)
+        assert aggregate_day(project, source, workspace, day)
+        assert not aggregate_day(project, source, workspace, day)
+    assert build_examples(project, source, workspace, days[-1])
+    assert not build_examples(project, source, workspace, days[-1])
+    write_day(tiny, days[-2], frame_of(days[-2], [(1, 1, "home", 1, 5)]))
+    ingest_day(project, source, workspace, days[-2])
+    aggregate_day(project, source, workspace, days[-2])
+    assert build_examples(project, source, workspace, days[-1])
