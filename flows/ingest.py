@@ -20,7 +20,7 @@ def ingest_task(night: Night, day: date) -> IngestReport:
 
 @flow(name="ingest", flow_run_name="ingest {day}", validate_parameters=False)
 def ingest(config: str, data: str, workspace: str, day: date) -> list[IngestReport]:
-    """Ingest day D and those earlier days that a training on D needs; published days are skipped."""
+    """Ingest day D and the earlier days that a training on D needs, if not yet published."""
     night = open_night(config, data, workspace)
     available = night.source.days()
     if day not in available:
@@ -44,8 +44,13 @@ def ingest(config: str, data: str, workspace: str, day: date) -> list[IngestRepo
     create_table_artifact(
         key="ingest",
         table=[
-            {"day": str(r.day), "rows": r.rows, "good": r.good, "skipped": r.skipped,
-             "reasons": "; ".join(f"{k}: {v}" for k, v in r.reasons.items())}
+            {
+                "day": str(r.day),
+                "rows": r.rows,
+                "good": r.good,
+                "skipped": r.skipped,
+                "reasons": "; ".join(f"{k}: {v}" for k, v in r.reasons.items()),
+            }
             for r in reports
         ],
         description="Rows per day, and why rows were put aside",

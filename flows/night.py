@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
@@ -51,7 +51,7 @@ def worth_retrying(task: object, run: object, state: object) -> bool:
     return False
 
 
-RETRY = {
+RETRY: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": [1.0, 5.0, 20.0],
     "retry_condition_fn": worth_retrying,

@@ -20,8 +20,12 @@ from mtl_ranker.workspace import fingerprint
 def train_task(night: Night, day: date) -> Suite:
     settings = night.project.training
     runs = len(night.project.models) * len(settings.seeds)
-    columns = (TextColumn("[bold]train[/]     {task.description}"), BarColumn(),
-               TextColumn("{task.completed:.0f}/{task.total:.0f} epochs"), TimeElapsedColumn())
+    columns = (
+        TextColumn("[bold]train[/]     {task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} epochs"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("reading examples", total=runs * settings.epochs)
         started: list[tuple[str, int]] = []
@@ -31,7 +35,8 @@ def train_task(night: Night, day: date) -> Suite:
                 started.append((name, seed))
             done = (len(started) - 1) * settings.epochs + epoch.number
             progress.update(
-                bar, completed=done,
+                bar,
+                completed=done,
                 description=f"{name} seed {seed}, normalised loss {epoch.monitored:.4f}",
             )
 
@@ -62,8 +67,11 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
         f"[bold]train[/]     {winner.label} wins on validation; registered as "
         f"{night.project.name} version {version}, alias challenger"
     )
-    create_table_artifact(key="comparison", table=comparison_rows(suite),
-                          description="Objectives × models on the test days")
+    create_table_artifact(
+        key="comparison",
+        table=comparison_rows(suite),
+        description="Objectives × models on the test days",
+    )
     create_markdown_artifact(
         key="mlflow-run",
         markdown=f"MLflow experiment `{logged.experiment_id}`, run `{logged.run_id}`: "

@@ -26,7 +26,8 @@ def check_project(config: str, data: Path) -> Iterator[str]:
         raise ProjectError(f"{data / project.log.path}: the log holds no day")
     yield f"ok  log: {len(available)} days, {available[0]} to {available[-1]}"
     days = split_days(project, available, available[-1])
-    yield f"ok  split: {len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
+    counts = f"{len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
+    yield f"ok  split: {counts}"
     last = available[-1]
     place = f"{data / project.log.path} ({last})"
     checked = check_events(project, source.scan_day(last), last, place)
@@ -58,5 +59,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
         e.alias(LABEL + name) for name, e in derived_columns(project).items() if name in labels
     ]
     parts = [source.scan_day(day).select(expressions) for day in days.train]
-    check_labels(project, pl.concat(parts), f"train days {days.train[0]}..{days.train[-1]}", "train")
+    check_labels(
+        project, pl.concat(parts), f"train days {days.train[0]}..{days.train[-1]}", "train"
+    )
     yield "ok  every objective occurs in the training days"

@@ -37,7 +37,9 @@ DEFAULT_WORK = Path("workspace")
 def nightly(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
     """The whole night: learn from the log up to day D, rank the candidates of D + 1."""
     _run("nightly", config, data, workspace, day)
-    typer.echo(f"look:     mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)")
+    typer.echo(
+        f"look:     mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)"
+    )
 
 
 @app.command()
@@ -94,8 +96,11 @@ def simulate(
 
     scale = max(1.0, impressions / 150_000)
     feed = simulation.Feed(
-        impressions, days, seed=seed,
-        users=round(4_000 * scale**0.7), items=round(3_000 * scale**0.5),
+        impressions,
+        days,
+        seed=seed,
+        users=round(4_000 * scale**0.7),
+        items=round(3_000 * scale**0.5),
     )
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("simulating impressions", total=impressions)

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake may raise; the command line prints it without a stack trace."""
+"""The one exception a user's mistake may raise; printed without a stack trace."""
 
 
 class ProjectError(Exception):

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import polars as pl
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, set_model
+from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
@@ -92,9 +94,7 @@ def log_suite(project: Project, workspace: Workspace, suite: Suite, digest: str)
     return Logged(parent.info.run_id, experiment_id, children)
 
 
-def register(
-    project: Project, workspace: Workspace, suite: Suite, logged: Logged
-) -> ModelVersion:
+def register(project: Project, workspace: Workspace, suite: Suite, logged: Logged) -> ModelVersion:
     """Register the suite's winner; it takes the alias `challenger`."""
     winner = suite.winner
     example = suite.held_out.frame.head(5).select(winner.artifact.encoder.columns)
@@ -155,15 +155,19 @@ def record_decision(project: Project, version: str, decision: Decision) -> None:
         client.set_registered_model_alias(project.name, "champion", version)
 
 
-class ServedRanker(mlflow.pyfunc.PythonModel):
-    """`mlflow.pyfunc` view of a ranker: a DataFrame of raw feature rows to predictions."""
+# Our schema comes from the logged signature; MLflow warns that type hints could give one as well.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)
 
-    def load_context(self, context: Any) -> None:
-        self.ranker = RankerArtifact.load(Path(context.artifacts["ranker"]))
+    class ServedRanker(PythonModel):
+        """`mlflow.pyfunc` view of a ranker: a DataFrame of raw feature rows to predictions."""
 
-    def predict(self, context, model_input, params=None):
-        frame = pl.from_pandas(model_input, nan_to_null=True)
-        return self.ranker.predict(frame).to_pandas()
+        def load_context(self, context: Any) -> None:
+            self.ranker = RankerArtifact.load(Path(context.artifacts["ranker"]))
+
+        def predict(self, context, model_input, params=None):
+            frame = pl.from_pandas(model_input, nan_to_null=True)
+            return self.ranker.predict(frame).to_pandas()
 
 
 def serve() -> None:
@@ -230,7 +234,13 @@ def mean_gates(run: ModelRun, frame: pl.DataFrame, rows: int = 20_000) -> np.nda
 
 
 def _comparison(suite: Suite) -> dict[str, list[Any]]:
-    rows: dict[str, list[Any]] = {"model": [], "seed": [], "objective": [], "metric": [], "value": []}
+    rows: dict[str, list[Any]] = {
+        "model": [],
+        "seed": [],
+        "objective": [],
+        "metric": [],
+        "value": [],
+    }
     for run in suite.runs:
         for objective, metrics in run.metrics.items():
             for metric, value in metrics.items():
@@ -246,7 +256,7 @@ def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def _signature(artifact: RankerArtifact, example: pl.DataFrame) -> ModelSignature:
-    columns: list[ColSpec] = []
+    columns: list[Any] = []
     for name, dtype in example.schema.items():
         kind: Any
         if isinstance(dtype, pl.List):
@@ -260,10 +270,8 @@ def _signature(artifact: RankerArtifact, example: pl.DataFrame) -> ModelSignatur
         else:
             kind = DataType.double
         columns.append(ColSpec(kind, name, required=False))
-    outputs = [ColSpec(DataType.float, task.name) for task in artifact.tasks]
-    return ModelSignature(
-        Schema(columns), Schema([*outputs, ColSpec(DataType.double, "score")])
-    )
+    outputs: list[Any] = [ColSpec(DataType.float, task.name) for task in artifact.tasks]
+    return ModelSignature(Schema(columns), Schema([*outputs, ColSpec(DataType.double, "score")]))
 
 
 def _git_commit() -> str:

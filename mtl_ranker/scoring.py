@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -55,9 +56,11 @@ def load_candidates(
                 f"{path}: column {own!r} (the {key.removesuffix('_id')}) is missing; "
                 f"it has: {', '.join(columns)}"
             )
-    empty = lazy.select(
-        pl.col("user_id").null_count() + pl.col("item_id").null_count()
-    ).collect().item()
+    empty = (
+        lazy.select(pl.col("user_id").null_count() + pl.col("item_id").null_count())
+        .collect()
+        .item()
+    )
     if empty:
         raise ProjectError(f"{path}: {empty} rows lack a user or an item; allowed: none")
     return lazy
@@ -98,12 +101,13 @@ def score_day(
     """
     candidates = load_candidates(project, source, workspace, day)
     types = _key_types(workspace)
-    candidates = candidates.cast({k: t for k, t in types.items()}, strict=False)  # type: ignore[arg-type]
+    candidates = candidates.cast(types, strict=False)
     candidates = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
     for column in project.log.context:
         if column not in candidates.collect_schema():
-            candidates = candidates.with_columns(pl.lit(None, _context_type(workspace, column))
-                                                 .alias(column))
+            candidates = candidates.with_columns(
+                pl.lit(None, _context_type(workspace, column)).alias(column)
+            )
     rows = join_features(project, source, workspace, candidates, day).collect(engine="streaming")
     if rows.is_empty():
         raise ProjectError(f"the candidate set of {day} holds no rows")
@@ -112,8 +116,9 @@ def score_day(
         raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(absent)}")
     predicted = artifact.predict(rows)
     ranked = (
-        pl.concat([rows.select("user_id", "item_id", *project.log.context), predicted],
-                  how="horizontal")
+        pl.concat(
+            [rows.select("user_id", "item_id", *project.log.context), predicted], how="horizontal"
+        )
         .sort(["user_id", "score", "item_id"], descending=[False, True, False])
         .with_columns((pl.int_range(pl.len(), dtype=pl.Int32).over("user_id") + 1).alias("rank"))
         .filter(pl.col("rank") <= project.scoring.top_k)
@@ -124,7 +129,7 @@ def score_day(
     return Ranked(path, rows.height, ranked["user_id"].n_unique(), ranked.height)
 
 
-def _key_types(workspace: Workspace) -> dict[str, pl.DataType]:
+def _key_types(workspace: Workspace) -> dict[Any, Any]:
     schema = _event_schema(workspace)
     return {key: schema[key] for key in ("user_id", "item_id")}
 

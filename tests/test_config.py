@@ -25,7 +25,10 @@ def test_presets_load_and_their_models_are_known():
         (("windows = [1, 3]", "window = [1, 3]"), ["features.window", "did you mean windows"]),
         (("windows = [1, 3]", "windows = [3, 1]"), ["features.windows", "ascending"]),
         (("windows = [1, 3]", 'windows = "all"'), ["features.windows", "'all'", "list"]),
-        (('group = "engagement"', 'group = "fun"'), ["objectives[0].group", "'fun'", "satisfaction"]),
+        (
+            ('group = "engagement"', 'group = "fun"'),
+            ["objectives[0].group", "'fun'", "satisfaction"],
+        ),
         (('name = "long"', 'name = "click"'), ["'click'", "twice"]),
         (("train_days = 3", "train_days = 0"), ["split.train_days", "0", "greater than or equal"]),
         (('user = "u"', 'user = "u"\ntimezone = "Mars"'), ["log.timezone", "Mars", "IANA"]),

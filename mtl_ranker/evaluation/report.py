@@ -36,11 +36,7 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
                     "measure": quality,
                     "quality": _number(metrics[quality]),
                     "interval": f"[{found.low:.4f}, {found.high:.4f}]" if found else "",
-                    **{
-                        key: _number(metrics[key])
-                        for key in SHOWN["binary"][1:]
-                        if key in metrics
-                    },
+                    **{key: _number(metrics[key]) for key in SHOWN["binary"][1:] if key in metrics},
                 }
             )
     return rows
@@ -74,7 +70,11 @@ def comparison_table(suite: Suite) -> Table:
         cells = [row.get(key, "") for key in SHOWN["binary"][1:]]
         # The run in MLflow has every digit; the terminal has 80 columns at worst.
         table.add_row(
-            first, marked, row["quality"], row["interval"], *cells,
+            first,
+            marked,
+            row["quality"],
+            row["interval"],
+            *cells,
             style="bold" if row["model"] == winner else None,
         )
     return table

@@ -39,7 +39,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Arrays of N rows: categorical [N, C] int64, bags [N, sum of lengths] int64, numeric [N, F]."""
+    """Arrays of N rows: categorical [N, C], bags [N, sum of lengths], numeric [N, F]."""
 
     categorical: np.ndarray
     bags: np.ndarray

@@ -183,9 +183,11 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
     labels = derived_columns(project)
     event_columns = events.collect_schema().names()
     rows = events.with_columns(
-        *(expression.cast(pl.Float32).alias(LABEL + name)
-          for name, expression in labels.items()
-          if name not in project.features.signals)
+        *(
+            expression.cast(pl.Float32).alias(LABEL + name)
+            for name, expression in labels.items()
+            if name not in project.features.signals
+        )
     )
     label_columns = [LABEL + o.name for o in project.objectives]
     carried = ["user_id", "item_id", "timestamp", "date"]
@@ -225,10 +227,10 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
     for place, column in wanted.items():
         if column not in schema:
             raise ProjectError(f"{place}: no such column; available: {', '.join(available)}")
-    for column in features.lists:
-        if not isinstance(schema[column.column], pl.List):
+    for listed in features.lists:
+        if not isinstance(schema[listed.column], pl.List):
             raise ProjectError(
-                f"features.lists ({column.column}): is {schema[column.column]}; "
+                f"features.lists ({listed.column}): is {schema[listed.column]}; "
                 "allowed: a list column (see log.items.lists)"
             )
 

@@ -100,9 +100,7 @@ def truth(
     return click, like, watch
 
 
-def simulate(
-    feed: Feed, folder: Path, progress: Callable[[int], None] | None = None
-) -> Path:
+def simulate(feed: Feed, folder: Path, progress: Callable[[int], None] | None = None) -> Path:
     """Write `log/date=D/`, `users.parquet`, `items.parquet` and, aside, `truth/date=D/`.
 
     `progress` is called with the number of impressions written so far.
@@ -135,9 +133,7 @@ def _write_tables(feed: Feed, world: World, folder: Path) -> None:
             "user": np.arange(feed.users),
             "country": countries[rng.integers(0, len(countries), feed.users)],
             "age_group": ages[rng.integers(0, len(ages), feed.users)],
-            "joined_days": np.where(
-                world.user_joins > 0, 0, rng.integers(1, 2000, feed.users)
-            ),
+            "joined_days": np.where(world.user_joins > 0, 0, rng.integers(1, 2000, feed.users)),
         }
     )
     second = rng.integers(0, TOPICS, feed.items)

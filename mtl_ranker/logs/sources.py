@@ -19,15 +19,21 @@ from mtl_ranker.config import CANONICAL, Log, Project, Table
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.workspace import file_state
 
-CENSUS_COLUMNS = (
-    "age class_of_worker industry_code occupation_code education wage_per_hour enrolled "
-    "marital_status major_industry major_occupation race hispanic_origin sex union_member "
-    "unemployment_reason employment_stat capital_gains capital_losses dividends tax_filer "
-    "previous_region previous_state household_stat household_summary instance_weight "
-    "migration_msa migration_region migration_within lived_here migration_sunbelt "
-    "employer_persons parents_present father_birth mother_birth own_birth citizenship "
-    "own_business veteran_questionnaire veteran_benefits weeks_worked year income"
-).split()
+# fmt: off
+CENSUS_COLUMNS = [
+    "age", "class_of_worker", "industry_code", "occupation_code",
+    "education", "wage_per_hour", "enrolled", "marital_status",
+    "major_industry", "major_occupation", "race", "hispanic_origin",
+    "sex", "union_member", "unemployment_reason", "employment_stat",
+    "capital_gains", "capital_losses", "dividends", "tax_filer",
+    "previous_region", "previous_state", "household_stat", "household_summary",
+    "instance_weight", "migration_msa", "migration_region", "migration_within",
+    "lived_here", "migration_sunbelt", "employer_persons", "parents_present",
+    "father_birth", "mother_birth", "own_birth", "citizenship",
+    "own_business", "veteran_questionnaire", "veteran_benefits", "weeks_worked",
+    "year", "income",
+]
+# fmt: on
 CENSUS_NUMBERS = (
     "age",
     "wage_per_hour",
@@ -337,5 +343,3 @@ def open_source(project: Project, data: Path) -> Source:
     if not data.is_dir():
         raise ProjectError(f"--data {data}: no such folder")
     return Source(project.log, data)
-
-

@@ -27,6 +27,11 @@ class PiecewiseLinear(nn.Module):
     [[1.0, 0.5, 0.0], [0.0, 0.0, 1.0]]
     """
 
+    column: Tensor
+    scale: Tensor
+    shift: Tensor
+    indicator: Tensor
+
     def __init__(
         self, edges: Sequence[Sequence[float]], missing: Sequence[bool], standardise: bool = False
     ) -> None:
@@ -64,6 +69,9 @@ class FeatureEmbedding(nn.Module):
     Shape: categorical [B, C], bags [B, slots of all], numeric [B, F] → [B, `outputs`].
     """
 
+    offset: Tensor
+    bag_offset: Tensor
+
     def __init__(
         self,
         sizes: Sequence[int],
@@ -78,8 +86,9 @@ class FeatureEmbedding(nn.Module):
             offsets.append(offsets[-1] + size)
         self.slots = [slots for _, slots in bags]
         self.register_buffer("offset", torch.tensor(offsets[: len(sizes)], dtype=torch.long))
-        starts = [o for o, n in zip(offsets[len(sizes) :], self.slots, strict=False)
-                  for _ in range(n)]
+        starts = [
+            o for o, n in zip(offsets[len(sizes) :], self.slots, strict=False) for _ in range(n)
+        ]
         self.register_buffer("bag_offset", torch.tensor(starts, dtype=torch.long))
         self.table = nn.Embedding(max(offsets[-1], 1), width)
         nn.init.normal_(self.table.weight, std=0.01)

@@ -34,7 +34,9 @@ def shared_bottom(
     dropout: float = 0.1,
 ) -> RankerSpec:
     """One expert that every objective listens to (Caruana 1997; Ma et al., eq. 1)."""
-    return _spec(((True,),) * objectives, False, expert_hidden, tower_hidden, embedding_width, dropout)
+    return _spec(
+        ((True,),) * objectives, False, expert_hidden, tower_hidden, embedding_width, dropout
+    )
 
 
 def omoe(

@@ -15,7 +15,7 @@ from mtl_ranker.features.encoders import Encoded, Encoder
 
 @dataclass(frozen=True)
 class Examples:
-    """N rows: categorical [N, C], bags [N, slots], numeric [N, F], labels [N, T] (NaN = missing)."""
+    """N rows: categorical [N, C], bags [N, slots], numeric [N, F], labels [N, T]; NaN = missing."""
 
     categorical: Tensor
     bags: Tensor

@@ -1,4 +1,6 @@
-"""Train one ranker: AdamW with a learning rate falling linearly to zero, early stopping on validation, best weights restored, seeds honoured."""
+"""Train one ranker: AdamW with a learning rate falling linearly to zero, early stopping on
+validation, best weights restored, seeds honoured.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def train_ranker(
     base = _base_losses(train_labels, validate_labels, tasks)
     weights = torch.tensor([task.weight for task in tasks])
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay,
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
         fused=True,
     )
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
@@ -109,7 +113,10 @@ def train_ranker(
             )
         monitored = float(((validated / base) * weights).sum() / weights.sum())
         epoch = Epoch(
-            number, (total / count).tolist(), validated.tolist(), monitored,
+            number,
+            (total / count).tolist(),
+            validated.tolist(),
+            monitored,
             time.perf_counter() - started,
         )
         epochs.append(epoch)

@@ -1,4 +1,4 @@
-"""One night's training: every model × seed on the same rows, evaluated on the same held-out days."""
+"""One night's training: every model × seed on the same rows and the same held-out days."""
 
 from __future__ import annotations
 
@@ -141,7 +141,8 @@ def train_suite(
     unbuilt = set(days.train + days.validate + days.test) - set(workspace.days("examples"))
     if unbuilt:
         raise ProjectError(
-            f"examples of {min(unbuilt)} are not built; run `mtl-ranker features --date {day}` first"
+            f"examples of {min(unbuilt)} are not built; "
+            f"run `mtl-ranker features --date {day}` first"
         )
     tasks, specs = tasks_of(project), model_specs(project)
     parts = {n: workspace.scan("examples", getattr(days, n)) for n in ("train", "validate", "test")}
@@ -160,22 +161,36 @@ def train_suite(
     runs = []
     for name, spec in specs.items():
         for seed in project.training.seeds:
+
             def report(epoch: Epoch, name: str = name, seed: int = seed) -> None:
                 if on_epoch is not None:
                     on_epoch(name, seed, epoch)
 
             trained = train_ranker(
-                spec, encoder, tasks, encoded["train"], encoded["validate"], project.training,
-                seed, report,
+                spec,
+                encoder,
+                tasks,
+                encoded["train"],
+                encoded["validate"],
+                project.training,
+                seed,
+                report,
             )
             validated = evaluate_all(
-                tasks, encoded["validate"].labels.numpy(),
-                predict(trained.model, encoded["validate"], tasks), validate_user,
+                tasks,
+                encoded["validate"].labels.numpy(),
+                predict(trained.model, encoded["validate"], tasks),
+                validate_user,
             )
             prediction = predict(trained.model, encoded["test"], tasks)
             runs.append(
                 ModelRun(
-                    name, seed, spec, trained, blended_quality(tasks, validated), prediction,
+                    name,
+                    seed,
+                    spec,
+                    trained,
+                    blended_quality(tasks, validated),
+                    prediction,
                     evaluate_all(tasks, held_out.labels, prediction, held_out.user),
                     RankerArtifact(project, encoder, tasks, trained.model),
                 )
@@ -185,9 +200,14 @@ def train_suite(
     best = max(mean, key=lambda n: mean[n])
     winner = max(by_model[best], key=lambda r: r.validate_quality)
     return Suite(
-        days, tasks, runs, baselines(tasks, frames["train"], held_out),
-        quality_intervals(project, tasks, by_model, held_out), held_out,
-        frames["train"].height, winner,
+        days,
+        tasks,
+        runs,
+        baselines(tasks, frames["train"], held_out),
+        quality_intervals(project, tasks, by_model, held_out),
+        held_out,
+        frames["train"].height,
+        winner,
     )
 
 

@@ -1,4 +1,4 @@
-"""Point-in-time features: equal to a brute-force loop, blind to day D and later, one SQL for all."""
+"""Point-in-time features: equal to a brute-force loop and blind to day D and later."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, PROJECT, midnight, write_day
 
 EVENT = st.tuples(
-    st.integers(0, 3), st.integers(0, 3), st.sampled_from(["home", "search"]),
-    st.integers(0, 1), st.integers(0, 20),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from(["home", "search"]),
+    st.integers(0, 1),
+    st.integers(0, 20),
 )
 DAYS = st.lists(st.lists(EVENT, min_size=1, max_size=8), min_size=5, max_size=5)
 
@@ -76,7 +79,11 @@ def test_features_equal_brute_force(tmp_path_factory, days):
     examples = build(tmp_path_factory.mktemp("oracle"), days)
     assert examples.height == len(days[-1])
     for row in examples.to_dicts():
-        for name, keys in (("user", ["user_id"]), ("item", ["item_id"]), ("user_x_tab", ["user_id", "tab"])):
+        for name, keys in (
+            ("user", ["user_id"]),
+            ("item", ["item_id"]),
+            ("user_x_tab", ["user_id", "tab"]),
+        ):
             chosen = {key: row[key] for key in keys}
             seen, _, _ = oracle(days, chosen, 3, LABELS["click"])
             for window in (1, 3):

@@ -1,4 +1,4 @@
-"""Ingest: bad rows are put aside with their reasons, bad files are named, nothing is half-written."""
+"""Ingest: bad rows are put aside with reasons, bad files named, nothing half-written."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def test_ingest_is_idempotent_and_skips_what_is_published(tiny):
             ["part-0.parquet", "'u'", "log.user", "missing", "i, ts, tab"],
         ),
         (
-            lambda f: pl.read_parquet(f).with_columns(pl.col("ts").cast(pl.String)).write_parquet(f),
+            lambda f: (
+                pl.read_parquet(f).with_columns(pl.col("ts").cast(pl.String)).write_parquet(f)
+            ),
             ["'ts'", "String", "log.timestamp_unit"],
         ),
         (
@@ -135,7 +137,9 @@ def test_single_file_log_is_cut_into_days_by_its_timestamps(tiny):
 
 
 def test_missing_day_names_the_days_that_exist(tiny):
-    with pytest.raises(ProjectError, match=r"date=2026-01-01.*6 days from 2026-03-02 to 2026-03-07"):
+    with pytest.raises(
+        ProjectError, match=r"date=2026-01-01.*6 days from 2026-03-02 to 2026-03-07"
+    ):
         ingest(tiny, FIRST.replace(month=1, day=1))
 
 

@@ -12,9 +12,7 @@ from tests.conftest import FIRST
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.parquet"))
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.parquet"))}
 
 
 def test_same_seed_same_bytes_and_other_seed_other_bytes(tmp_path):
@@ -41,9 +39,11 @@ def test_clickbait_raises_clicks_and_lowers_likes(feed):
     world = make_world(Feed(impressions=12_000, days=7, users=300, items=200, first_day=FIRST))
     log = pl.read_parquet(feed / "log/**/*.parquet")
     bait = log.with_columns(bait=pl.Series(world.item_clickbait[log["item"].to_numpy()] > 0))
-    rate = bait.group_by("bait").agg(
-        pl.col("click").mean(), pl.col("like").filter(pl.col("click") == 1).mean()
-    ).sort("bait")
+    rate = (
+        bait.group_by("bait")
+        .agg(pl.col("click").mean(), pl.col("like").filter(pl.col("click") == 1).mean())
+        .sort("bait")
+    )
     assert rate["click"][1] > rate["click"][0]
     assert rate["like"][1] < rate["like"][0]
 

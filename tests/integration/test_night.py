@@ -1,0 +1,289 @@
+"""Whole nights through the command line: real Prefect, real MLflow on SQLite, real Parquet."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mtl_ranker.logs.simulate import Feed, make_world, truth
+from mtl_ranker.workspace import Workspace
+from tests.conftest import FIRST
+
+SMALL = """
+name = "small"
+[log]
+user = "user"
+item = "item"
+timestamp = "shown_at_ms"
+context = ["surface"]
+[log.items]
+path = "items.parquet"
+key = "item"
+columns = ["topic", "creator"]
+published = "published"
+[[objectives]]
+name = "click"
+group = "engagement"
+label = "click"
+[[objectives]]
+name = "like"
+group = "satisfaction"
+label = '"like"'
+[features]
+windows = [3]
+entities = [["user_id"], ["item_id"], ["user_id", "topic"]]
+categoricals = [{ column = "surface" }, { column = "topic" }]
+[split]
+warmup_days = 2
+train_days = 3
+[models.shared_bottom]
+preset = "shared_bottom"
+[models.mmoe]
+preset = "mmoe"
+experts = 2
+[training]
+epochs = 2
+[promotion]
+bootstrap = 50
+[scoring]
+generated_items = 20
+top_k = 5
+"""
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mtl_ranker.cli", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """As a newcomer's shell: none of the test process's Prefect or MLflow settings."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+
+
+def night(folder: Path, feed: Path, name: str = "nightly", *more: str):
+    (folder / "project.toml").write_text(SMALL)
+    arguments = ["--config", str(folder / "project.toml"), "--data", str(feed)]
+    return subprocess.run(
+        command(name, *arguments, "--workspace", str(folder / "ws"), *more),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory, feed):
+    folder = tmp_path_factory.mktemp("night")
+    return folder, night(folder, feed)
+
+
+@pytest.mark.slow
+def test_night_prints_a_table_and_publishes_rankings(lived):
+    folder, done = lived
+    assert done.returncode == 0, done.stderr
+    for word in ("ingest", "features", "base_rate", "item_popularity", "mmoe", "champion", "date="):
+        assert word in done.stdout
+    for noise in ("Traceback", "database is locked", "Warning"):
+        assert noise not in done.stdout + done.stderr
+    ranked = pl.read_parquet(folder / "ws/rankings/date=2026-03-09/part-0.parquet")
+    assert ranked.columns == [
+        "user_id",
+        "item_id",
+        "surface",
+        "click",
+        "like",
+        "score",
+        "rank",
+        "model_version",
+    ]
+    assert ranked["rank"].max() == 5
+    for _, user in ranked.group_by("user_id"):
+        assert user["rank"].to_list() == list(range(1, user.height + 1))
+        assert user["score"].is_sorted(descending=True)
+
+
+@pytest.mark.slow
+def test_ranking_agrees_with_the_truth_kept_aside(lived):
+    """Clicks the model ranks first are truly likelier than the candidates' average."""
+    folder, _ = lived
+    ranked = pl.read_parquet(folder / "ws/rankings/date=2026-03-09/part-0.parquet")
+    world = make_world(Feed(impressions=12_000, days=7, users=300, items=200, first_day=FIRST))
+    users = ranked["user_id"].unique().sort().to_numpy()
+    items = ranked["item_id"].unique().to_numpy()
+    top = ranked.filter(pl.col("rank") == 1)
+    click, like, _ = truth(world, top["user_id"].to_numpy(), top["item_id"].to_numpy())
+    pairs = np.repeat(users, len(items)), np.tile(items, len(users))
+    all_click, all_like, _ = truth(world, *pairs)
+    assert (click + click * like).mean() > (all_click + all_click * all_like).mean()
+
+
+@pytest.mark.slow
+def test_registered_model_scores_raw_rows_in_a_fresh_process(lived):
+    folder, _ = lived
+    script = f"""
+import mlflow, polars as pl
+mlflow.set_tracking_uri("sqlite:///{folder}/ws/mlflow.db")
+model = mlflow.pyfunc.load_model("models:/small@champion")
+rows = pl.read_parquet("{folder}/ws/examples/date=2026-03-08/part-0.parquet").head(7).to_pandas()
+names = [c["name"] for c in model.metadata.get_input_schema().to_dict()]
+scored = model.predict(rows[names])
+assert list(scored.columns) == ["click", "like", "score"], scored
+assert len(scored) == 7 and scored.notna().all().all()
+assert ((scored["score"] - scored["click"] - scored["like"]).abs() < 1e-6).all()
+print("scored")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=folder,
+        timeout=120,
+    )
+    assert done.stdout.strip().endswith("scored"), done.stderr
+    weights = list((folder / "ws/mlartifacts").rglob("weights.safetensors"))
+    assert len(weights) == 1
+    assert not list((folder / "ws/mlartifacts").rglob("*.pkl"))
+
+
+@pytest.mark.slow
+def test_given_candidates_with_unknown_users_and_items_are_all_scored(lived, feed, tmp_path):
+    folder, _ = lived
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("log", "items.parquet"):
+        (data / name).symlink_to(feed / name)
+    given = pl.DataFrame({"user": [1, 1, 999_999], "item": [3, 888_888, 3]})
+    given.write_parquet(data / "candidates.parquet")
+    project = SMALL.replace("top_k = 5", 'top_k = 5\ncandidates = "candidates.parquet"')
+    (folder / "given.toml").write_text(project)
+    done = subprocess.run(
+        command(
+            "score",
+            "-c",
+            str(folder / "given.toml"),
+            "-d",
+            str(data),
+            "-w",
+            str(folder / "ws"),
+            "--date",
+            "2026-03-10",
+        ),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    ranked = pl.read_parquet(folder / "ws/rankings/date=2026-03-10/part-0.parquet")
+    assert set(ranked.select("user_id", "item_id").rows()) == {(1, 3), (1, 888_888), (999_999, 3)}
+    assert ranked["score"].is_not_nan().all()
+
+
+@pytest.mark.slow
+def test_second_night_compares_with_the_champion_and_redoes_nothing(lived, feed):
+    folder, _ = lived
+    done = night(folder, feed)
+    assert done.returncode == 0, done.stderr
+    assert "0 days read, 7 up to date" in done.stdout
+    assert "0 days aggregated, 0 days of examples" in done.stdout
+    assert "kept the champion" in done.stdout
+    assert "champion is version 1" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("until", ["events", "examples", "mlflow.db", "rankings"])
+def test_killed_night_leaves_nothing_half_written_and_finishes_when_run_again(
+    tmp_path, feed, until
+):
+    """SIGKILL as soon as `until` appears: in ingest, features, training, scoring."""
+    (tmp_path / "project.toml").write_text(SMALL)
+    arguments = command(
+        "nightly", "-c", str(tmp_path / "project.toml"), "-d", str(feed), "-w", str(tmp_path / "ws")
+    )
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 180
+    while process.poll() is None and time.monotonic() < deadline:
+        if (tmp_path / "ws" / until).exists():
+            time.sleep(0.05)
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    workspace = Workspace(tmp_path / "ws")
+    for file in (tmp_path / "ws").rglob("part-0.parquet"):
+        assert pl.read_parquet(file).width > 0
+    done = night(tmp_path, feed)
+    assert done.returncode == 0, done.stderr
+    assert len(workspace.days("events")) == 7
+    assert not list((tmp_path / "ws" / ".staging").iterdir())
+
+
+@pytest.mark.slow
+def test_users_mistake_is_one_message_without_a_stack_trace(tmp_path, feed):
+    (tmp_path / "typo.toml").write_text(SMALL.replace("windows", "window"))
+    for name in ("nightly", "check"):
+        arguments = [name, "-c", str(tmp_path / "typo.toml"), "-d", str(feed)]
+        more = [] if name == "check" else ["-w", str(tmp_path / "ws")]
+        done = subprocess.run(
+            command(*arguments, *more),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=120,
+        )
+        assert done.returncode == 2
+        assert "features.window: unknown key (did you mean windows?)" in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+    missing = night(tmp_path, feed, "nightly", "--date", "2031-01-01")
+    assert missing.returncode == 2
+    assert "no rows for 2031-01-01" in missing.stderr
+    assert "Traceback" not in missing.stdout + missing.stderr
+
+
+@pytest.mark.slow
+def test_kuairand_reaches_the_promised_quality(shared_data, tmp_path):
+    """The issue's split: train 04-27..05-03, validate 05-04, test 05-05."""
+    done = subprocess.run(
+        command(
+            "nightly",
+            "-c",
+            "kuairand",
+            "-d",
+            str(shared_data / "kuairand-pure"),
+            "-w",
+            str(tmp_path / "ws"),
+            "--date",
+            "2022-05-05",
+        ),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    quality, objective = {}, ""
+    for line in done.stdout.splitlines():
+        words = line.split()
+        if words and words[0] in ("is_click", "long_view", "is_like"):
+            objective = words[0]
+        if "*" in words and objective:
+            quality[objective] = float(words[words.index("*") + 1])
+    assert quality["is_click"] >= 0.735
+    assert quality["long_view"] >= 0.735
+    assert quality["is_like"] >= 0.82

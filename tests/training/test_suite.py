@@ -1,0 +1,85 @@
+"""Training: seeds, early stopping, splits, and objectives that cannot be learned."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import polars as pl
+import pytest
+import torch
+
+from mtl_ranker.config import load_project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.queries import aggregate_day, build_examples
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import open_source
+from mtl_ranker.training.suite import split_days, train_suite
+from mtl_ranker.workspace import Workspace
+from tests.conftest import FIRST, tiny_events, write_day
+
+LAST = FIRST + timedelta(days=5)
+
+
+def prepared(root):
+    project = load_project(str(root / "project.toml"))
+    source, workspace = open_source(project, root), Workspace(root / "ws")
+    days = source.days()
+    for day in days:
+        ingest_day(project, source, workspace, day)
+        aggregate_day(project, source, workspace, day)
+    split = split_days(project, days, LAST)
+    for day in [*split.train, *split.validate, *split.test]:
+        build_examples(project, source, workspace, day)
+    return project, workspace
+
+
+def test_split_counts_back_from_the_day_and_skips_the_warm_up(tiny):
+    project = load_project(str(tiny / "project.toml"))
+    days = [FIRST + timedelta(days=n) for n in range(6)]
+    split = split_days(project, days, LAST)
+    assert (split.train, split.validate, split.test) == (days[1:4], [days[4]], [days[5]])
+    with pytest.raises(ProjectError, match=r"split\.train_days.*1 warm-up days.*empty"):
+        split_days(project, days[3:], LAST)
+    with pytest.raises(ProjectError, match=r"split\.validate_days.*empty"):
+        split_days(project, [*days[:4], days[5]], LAST)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny):
+    project, workspace = prepared(tiny)
+    one = train_suite(project, workspace, LAST).winner.trained.model.state_dict()
+    two = train_suite(project, workspace, LAST).winner.trained.model.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    text = (tiny / "project.toml").read_text().replace("epochs = 2", "epochs = 2\nseeds = [5]")
+    (tiny / "project.toml").write_text(text)
+    other = train_suite(load_project(str(tiny / "project.toml")), workspace, LAST)
+    weights = other.winner.trained.model.state_dict()
+    assert not torch.equal(one["experts.weights.0"], weights["experts.weights.0"])
+
+
+def test_best_epoch_is_restored(tiny):
+    text = (tiny / "project.toml").read_text()
+    text = text.replace("epochs = 2", "epochs = 30\npatience = 3\nlearning_rate = 0.1")
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    trained = train_suite(project, workspace, LAST).winner.trained
+    monitored = [epoch.monitored for epoch in trained.epochs]
+    assert trained.best_epoch == 1 + monitored.index(min(monitored))
+    assert len(trained.epochs) < 30
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "never occurs"), (1, "always occurs")])
+def test_objective_without_both_labels_is_named(tiny, value, words):
+    for n in range(6):
+        day = FIRST + timedelta(days=n)
+        write_day(tiny, day, tiny_events(day).with_columns(click=pl.lit(value, pl.Int64)))
+    project, workspace = prepared(tiny)
+    with pytest.raises(ProjectError, match=rf"objectives\[0\] \(click\), train days.*{words}"):
+        train_suite(project, workspace, LAST)
+
+
+def test_objective_whose_label_is_nowhere_is_named(tiny):
+    text = (tiny / "project.toml").read_text().replace('where = "click = 1"', 'where = "click = 9"')
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    with pytest.raises(ProjectError, match=r"objectives\[1\] \(long\).*no row has this label"):
+        train_suite(project, workspace, LAST)
