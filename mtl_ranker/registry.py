@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import subprocess
 import tempfile
 import warnings
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def connect(workspace: Workspace) -> str:
         logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
-        workspace.root.mkdir(parents=True, exist_ok=True)
+        create_database(workspace)
         uri = tracking_uri(workspace)
     mlflow.set_tracking_uri(uri)
     return uri
@@ -58,6 +60,21 @@ def connect(workspace: Workspace) -> str:
 
 def tracking_uri(workspace: Workspace) -> str:
     return f"sqlite:///{workspace.root.resolve() / 'mlflow.db'}"
+
+
+def create_database(workspace: Workspace) -> None:
+    """MLflow's SQLite database, made aside and moved into place whole.
+
+    A run killed while MLflow migrates a new database would leave one that nobody can open.
+    """
+    target = workspace.root / "mlflow.db"
+    if target.is_file():
+        return
+    with tempfile.TemporaryDirectory() as folder, workspace.aside(target) as temporary:
+        fresh = Path(folder) / "fresh.db"
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
+        with closing(sqlite3.connect(fresh)) as database:
+            database.execute("vacuum into ?", (str(temporary),))
 
 
 def artifact_root(workspace: Workspace) -> str:
@@ -155,9 +172,9 @@ def record_decision(project: Project, version: str, decision: Decision) -> None:
         client.set_registered_model_alias(project.name, "champion", version)
 
 
-# Our schema comes from the logged signature; MLflow warns that type hints could give one as well.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)
+# Our schema comes from the logged signature; MLflow warns that type hints could give one as well,
+# through filters of its own, so that only recording keeps it quiet.
+with warnings.catch_warnings(record=True):
 
     class ServedRanker(PythonModel):
         """`mlflow.pyfunc` view of a ranker: a DataFrame of raw feature rows to predictions."""
