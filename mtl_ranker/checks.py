@@ -9,7 +9,12 @@ import polars as pl
 
 from mtl_ranker.config import load_project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.queries import LABEL, check_feature_columns, numeric_features
+from mtl_ranker.features.queries import (
+    LABEL,
+    check_feature_columns,
+    check_known_beforehand,
+    numeric_features,
+)
 from mtl_ranker.logs.contract import check_events, derived_columns
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.training.suite import check_labels, model_specs, split_days
@@ -40,6 +45,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
         )
     yield f"ok  contract on {last}: {checked.rows:,} rows, {checked.bad.height:,} put aside"
     schema = dict(checked.good.collect_schema())
+    check_known_beforehand(project, schema)
     for which in ("users", "items"):
         table = source.table(which)
         if table is not None:

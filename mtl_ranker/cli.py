@@ -147,7 +147,9 @@ def main() -> None:
     try:
         app()
     except ProjectError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {_escape(str(error))}", highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
 
 

@@ -60,20 +60,19 @@ def decide(
             error = ece(labels[known, t], challenger[known, t])
             if error > project.promotion.max_calibration_error:
                 uncalibrated.append(f"{task.name} ({error:.3f})")
-    if uncalibrated:
-        reason = (
-            f"kept the champion: calibration error above {project.promotion.max_calibration_error}"
-            f" on {', '.join(uncalibrated)}"
-        )
-        return Decision(False, reason, overall, differences)
+    against = []
     if worse:
-        reason = f"kept the champion: the challenger is significantly worse on {', '.join(worse)}"
-        return Decision(False, reason, overall, differences)
-    if not overall.low > 0:
-        reason = (
-            "kept the champion: the challenger's blended quality differs by "
+        against.append(f"the challenger is significantly worse on {', '.join(worse)}")
+    if uncalibrated:
+        limit = project.promotion.max_calibration_error
+        against.append(f"its calibration error is above {limit} on {', '.join(uncalibrated)}")
+    if not worse and not overall.low > 0:
+        against.append(
+            "the challenger's blended quality differs by "
             f"{overall.value:+.4f} [{overall.low:+.4f}, {overall.high:+.4f}], not beyond doubt"
         )
+    if against:
+        reason = "kept the champion: " + "; ".join(against)
         return Decision(False, reason, overall, differences)
     reason = (
         f"promoted: blended quality better by {overall.value:+.4f} "

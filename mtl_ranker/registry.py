@@ -195,9 +195,11 @@ def _experiment(project: Project, workspace: Workspace) -> str:
     found = mlflow.get_experiment_by_name(project.name)
     if found is not None:
         return found.experiment_id
-    if mlflow.get_tracking_uri().startswith("sqlite"):
-        return mlflow.create_experiment(project.name, artifact_location=artifact_root(workspace))
-    return mlflow.create_experiment(project.name)
+    # Without a kind, the page opens on dashboards for language models.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    local = mlflow.get_tracking_uri().startswith("sqlite")
+    place = artifact_root(workspace) if local else None
+    return mlflow.create_experiment(project.name, artifact_location=place, tags=tags)
 
 
 def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:

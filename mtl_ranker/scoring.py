@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -100,8 +99,7 @@ def score_day(
     in the candidates is ranked once.
     """
     candidates = load_candidates(project, source, workspace, day)
-    types = _key_types(workspace)
-    candidates = candidates.cast(types, strict=False)
+    candidates = _cast_keys(candidates, workspace, day)
     candidates = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
     for column in project.log.context:
         if column not in candidates.collect_schema():
@@ -129,9 +127,22 @@ def score_day(
     return Ranked(path, rows.height, ranked["user_id"].n_unique(), ranked.height)
 
 
-def _key_types(workspace: Workspace) -> dict[Any, Any]:
-    schema = _event_schema(workspace)
-    return {key: schema[key] for key in ("user_id", "item_id")}
+def _cast_keys(candidates: pl.LazyFrame, workspace: Workspace, day: date) -> pl.LazyFrame:
+    """User and item in the log's own types. Raises ProjectError for an id that has no such form."""
+    schema, found = _event_schema(workspace), candidates.collect_schema()
+    for key in ("user_id", "item_id"):
+        if schema[key] == found[key]:
+            continue
+        cast = pl.col(key).cast(schema[key], strict=False)
+        lost = candidates.filter(pl.col(key).is_not_null() & cast.is_null()).select(key)
+        odd = lost.head(3).collect()[key].to_list()
+        if odd:
+            raise ProjectError(
+                f"candidates of {day}: column {key!r} is {found[key]} and holds {odd}, "
+                f"but it is {schema[key]} in the log"
+            )
+        candidates = candidates.with_columns(cast)
+    return candidates
 
 
 def _context_type(workspace: Workspace, column: str) -> pl.DataType:

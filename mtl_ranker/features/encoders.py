@@ -175,8 +175,25 @@ def _edges(known: np.ndarray, features: Features) -> list[float]:
     if features.numeric_encoding == "standardise":
         spread = float(known.std()) or 1.0
         return [float(known.mean()), float(known.mean()) + spread]
-    quantiles = np.quantile(known.astype(np.float64), np.linspace(0, 1, features.bins + 1))
-    edges = np.unique(quantiles)
+    edges = quantile_edges(known.astype(np.float64), features.bins)
     if len(edges) == 1:
         return [float(edges[0]), float(edges[0]) + 1.0]
     return [float(edge) for edge in edges]
+
+
+def quantile_edges(known: np.ndarray, bins: int) -> np.ndarray:
+    """Ascending, distinct edges of about `bins` bins that hold equally many values.
+
+    A value so frequent that it would fill whole bins (most people have no capital gains) becomes an
+    edge of its own, and the bins left over divide the other values.
+    """
+    grid = np.quantile(known, np.linspace(0, 1, bins + 1), method="inverted_cdf")
+    distinct, times = np.unique(grid, return_counts=True)
+    heavy = distinct[times > 1]
+    if len(heavy) == 0:
+        return distinct
+    rest = known[~np.isin(known, heavy)]
+    if len(rest) == 0:
+        return heavy
+    left = max(bins + 1 - len(heavy), 2)
+    return np.unique(np.r_[heavy, np.quantile(rest, np.linspace(0, 1, left), method="nearest")])

@@ -6,7 +6,7 @@ see day D. One query text joins them to impressions (training) and to candidates
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -182,6 +182,7 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
     events = workspace.scan("events", [day])
     labels = derived_columns(project)
     event_columns = events.collect_schema().names()
+    check_known_beforehand(project, event_columns)
     rows = events.with_columns(
         *(
             expression.cast(pl.Float32).alias(LABEL + name)
@@ -232,6 +233,33 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
             raise ProjectError(
                 f"features.lists ({listed.column}): is {schema[listed.column]}; "
                 "allowed: a list column (see log.items.lists)"
+            )
+
+
+def check_known_beforehand(project: Project, event_columns: Collection[str]) -> None:
+    """Whatever is read from the impression itself must be declared as context.
+
+    What an impression left behind (play time, another label) is not known when candidates are
+    ranked, and candidates would not carry it. Raises ProjectError naming the column.
+    """
+    features, context = project.features, project.log.context
+    wanted = {f"features.categoricals ({c.column})": c.column for c in features.categoricals}
+    wanted |= {f"features.lists ({c.column})": c.column for c in features.lists}
+    wanted |= {f"features.numerics ({c})": c for c in features.numerics}
+    wanted |= {f"features.entities ({key})": key for keys in features.entities for key in keys}
+    known = {"user_id", "item_id", *context}
+    for place, column in wanted.items():
+        if column in event_columns and column not in known:
+            raise ProjectError(
+                f"{place}: is a column of the log, which may only be known after the impression; "
+                f"allowed: log.context ({', '.join(context) or 'empty'}), where columns stand that "
+                "a candidate set has too, and columns of log.users and log.items"
+            )
+    for index, objective in enumerate(project.objectives):
+        if objective.label.strip('"') in context:
+            raise ProjectError(
+                f"log.context: {objective.label} is the label of objectives[{index}] "
+                f"({objective.name}); a label is not known when candidates are ranked"
             )
 
 

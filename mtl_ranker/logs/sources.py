@@ -73,7 +73,15 @@ class Source:
     def scan_day(self, day: date) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError."""
         if self.log.format == "census-income":
-            return _scan_census(self._path()).filter(pl.col("date") == day)
+            rows = _scan_census(self._path()).filter(pl.col("date") == day)
+            have = rows.collect_schema().names()
+            for column in self.log.context:
+                if column not in have:
+                    raise ProjectError(
+                        f"{self._path()}: column {column!r} (named by log.context) is missing; "
+                        f"it has: {', '.join(have)}"
+                    )
+            return rows
         files = self._day_files(day)
         if self._partitions():
             lazy = _scan_files(files).with_columns(pl.lit(day).alias("date"))
