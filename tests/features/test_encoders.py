@@ -8,7 +8,7 @@ import pytest
 
 from mtl_ranker.config import Categorical, Features, ListColumn
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.encoders import Encoder, quantile_edges
 
 FEATURES = Features(
     categoricals=[
@@ -73,3 +73,12 @@ def test_missing_column_and_infinite_values_are_named():
         encoder.transform(TRAIN.drop("city"))
     with pytest.raises(ProjectError, match=r"'n'.*infinite"):
         Encoder.fit(FEATURES, ["n"], TRAIN.with_columns(n=pl.lit(float("inf"))))
+
+
+def test_a_value_that_fills_whole_bins_leaves_the_other_bins_to_the_rest():
+    """Nine of ten people have no capital gains; the tenth still gets its resolution."""
+    gains = np.r_[np.zeros(900), np.arange(1, 101)].astype(float)
+    edges = quantile_edges(gains, 4)
+    assert edges.tolist() == [0.0, 1.0, 34.0, 67.0, 100.0]
+    assert quantile_edges(np.arange(101.0), 4).tolist() == [0.0, 25.0, 50.0, 75.0, 100.0]
+    assert quantile_edges(np.ones(5), 4).tolist() == [1.0]

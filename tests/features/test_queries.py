@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtl_ranker.checks import check_project
 from mtl_ranker.config import load_project
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.queries import aggregate_day, build_examples, join_features
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
@@ -151,3 +153,24 @@ def test_examples_are_rebuilt_only_when_their_history_changes(tiny):
     ingest_day(project, source, workspace, days[-2])
     aggregate_day(project, source, workspace, days[-2])
     assert build_examples(project, source, workspace, days[-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('{ column = "tab" },', '{ column = "play" },'), r"categoricals \(play\).*log.context"),
+        (("windows = [1, 3]", 'windows = [1, 3]\nnumerics = ["play"]'), r"numerics \(play\)"),
+        (('["user_id", "tab"]', '["user_id", "click"]'), r"entities \(click\)"),
+        (('context = ["tab"]', 'context = ["tab", "click"]'), r"log.context: click is the label"),
+    ],
+)
+def test_what_the_impression_left_behind_is_no_feature_of_it(tiny, change, words):
+    (tiny / "project.toml").write_text(PROJECT.replace(*change))
+    project = load_project(str(tiny / "project.toml"))
+    source, workspace = open_source(project, tiny), Workspace(tiny / "ws")
+    day = source.days()[0]
+    ingest_day(project, source, workspace, day)
+    with pytest.raises(ProjectError, match=words):
+        build_examples(project, source, workspace, day)
+    with pytest.raises(ProjectError, match=words):
+        list(check_project(str(tiny / "project.toml"), tiny))
