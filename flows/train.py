@@ -63,6 +63,7 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
         logged, version = register_task(night, suite)
     console.print(comparison_table(suite))
     winner = suite.winner
+    say(f"[bold]mlflow[/]    {logged.link}")
     say(
         f"[bold]train[/]     {winner.label} wins on validation; registered as "
         f"{night.project.name} version {version}, alias challenger"
@@ -75,9 +76,8 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
     create_markdown_artifact(
         key="mlflow-run",
         markdown=f"MLflow experiment `{logged.experiment_id}`, run `{logged.run_id}`: "
-        f"`mtl-ranker ui --workspace {workspace}` and open "
-        f"[the run](http://127.0.0.1:5000/#/experiments/{logged.experiment_id}"
-        f"/runs/{logged.run_id})",
+        f"`mtl-ranker ui --workspace {workspace}` and open [the run]({logged.link}) or "
+        f"[the comparison of its models]({logged.comparison_link})",
         description="Where the training lies in MLflow",
     )
     return suite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -12,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import mlflow.pyfunc
@@ -44,6 +46,19 @@ class Logged:
     run_id: str
     experiment_id: str
     child_runs: dict[str, str]
+
+    @property
+    def link(self) -> str:
+        """The experiment's page, in the view for models (MLflow opens on language models')."""
+        page = f"{_address()}/#/experiments/{self.experiment_id}/runs"
+        return f"{page}?workflowType=machine_learning"
+
+    @property
+    def comparison_link(self) -> str:
+        """The page that compares this training's runs."""
+        runs = quote(json.dumps(list(self.child_runs.values())))
+        experiments = quote(json.dumps([self.experiment_id]))
+        return f"{_address()}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
 def connect(workspace: Workspace) -> str:
@@ -189,6 +204,11 @@ with warnings.catch_warnings(record=True):
 
 def serve() -> None:
     set_model(ServedRanker())
+
+
+def _address() -> str:
+    uri = mlflow.get_tracking_uri()
+    return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
 
 
 def _experiment(project: Project, workspace: Workspace) -> str:
