@@ -35,7 +35,11 @@ class RankerArtifact:
         self.encoder.save(folder / "encoder.json")
         weights = {k: v.contiguous() for k, v in self.model.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
-        wiring = {"spec": asdict(self.model.spec), "tasks": [asdict(task) for task in self.tasks]}
+        wiring = {
+            "spec": asdict(self.model.spec),
+            "tasks": [asdict(task) for task in self.tasks],
+            "positions": self.model.positions,
+        }
         (folder / "model.json").write_text(json.dumps(wiring, indent=1), "utf-8")
         (folder / "project.toml").write_text(self.project.source_text, "utf-8")
         return folder
@@ -45,12 +49,12 @@ class RankerArtifact:
         project = parse_project((folder / "project.toml").read_text("utf-8"), str(folder))
         encoder = Encoder.load(folder / "encoder.json")
         wiring = json.loads((folder / "model.json").read_text("utf-8"))
-        spec = wiring["spec"]
-        spec["visible"] = tuple(tuple(row) for row in spec["visible"])
-        model = build_ranker(RankerSpec(**spec), encoder)
+        tasks = [Task(**task) for task in wiring["tasks"]]
+        spec = RankerSpec.from_dict(wiring["spec"])
+        model = build_ranker(spec, encoder, tasks, wiring["positions"])
         model.load_state_dict(load_file(folder / "weights.safetensors"))
         model.eval()
-        return cls(project, encoder, [Task(**task) for task in wiring["tasks"]], model)
+        return cls(project, encoder, tasks, model)
 
     @torch.no_grad()
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -58,7 +62,9 @@ class RankerArtifact:
         inputs = encoded_tensors(self.encoder.transform(frame))
         blocks = [
             predictions(
-                self.model(*(t[start : start + PREDICT_ROWS] for t in inputs)), self.tasks
+                self.model(*(t[start : start + PREDICT_ROWS] for t in inputs)),
+                self.tasks,
+                self.model.cutpoints,
             ).numpy()
             for start in range(0, frame.height, PREDICT_ROWS)
         ]

@@ -99,11 +99,25 @@ class Objective(Settings):
 
     name: Name
     group: Literal["engagement", "satisfaction"]
-    kind: Literal["binary", "regression"] = "binary"
+    kind: Literal["binary", "regression", "watch_time", "ordinal"] = "binary"
     label: str = Field(min_length=1, description="a column or a SQL expression over the event")
     where: str | None = Field(None, description="SQL condition; elsewhere the label is missing")
     weight: float = Field(1.0, gt=0, description="weight of this objective's loss")
     transform: Literal["identity", "log1p"] = "identity"
+    after: str | None = Field(None, description="objective without which this cannot happen")
+    levels: int = Field(0, ge=0, description="of an ordinal label: 0, 1, …, levels - 1")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Objective:
+        if self.transform != "identity" and self.kind != "regression":
+            raise ValueError(f"transform = {self.transform!r} is for kind = 'regression' only")
+        if (self.kind == "ordinal") != (self.levels > 0) or self.levels == 1:
+            raise ValueError("levels: needed, and at least 2, for kind = 'ordinal' only")
+        if self.after is not None and self.kind != "binary":
+            raise ValueError(f"after: for kind = 'binary' only, found kind = {self.kind!r}")
+        if self.after is not None and self.where is not None:
+            raise ValueError("where: not with after, whose label is known on every impression")
+        return self
 
     _check_name = field_validator("name")(_identifier)
 
@@ -128,6 +142,9 @@ class Features(Settings):
     categoricals: list[Categorical] = []
     numerics: list[str] = []
     lists: list[ListColumn] = []
+    groups: dict[str, list[str]] = Field(
+        {}, description="named patterns of features (user_*), for experts that see only those"
+    )
     numeric_encoding: Literal["piecewise_linear", "standardise"] = "piecewise_linear"
     bins: int = Field(8, ge=2, le=256)
 
@@ -166,6 +183,12 @@ class Training(Settings):
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     threads: int | None = Field(None, ge=1)
+    balancing: Literal["fixed", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
+    sample_weight: str | None = Field(None, description="column or SQL expression over the event")
+    negative_keep: float = Field(
+        1.0, gt=0, le=1, description="share of all-negative training rows kept, weighing 1/share"
+    )
+    position_dropout: float = Field(0.1, ge=0, lt=1)
 
     @field_validator("seeds")
     @classmethod
@@ -220,6 +243,20 @@ class Project(Settings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"objectives: {twice} named twice")
+        by_name = {objective.name: objective for objective in self.objectives}
+        for index, objective in enumerate(self.objectives):
+            seen, after = [objective.name], objective.after
+            while after is not None:
+                if after not in by_name or by_name[after].kind != "binary":
+                    allowed = [o.name for o in self.objectives if o.kind == "binary"]
+                    raise ValueError(
+                        f"objectives[{index}].after: {after!r} is no binary objective; "
+                        f"allowed: {allowed}"
+                    )
+                if after in seen:
+                    raise ValueError(f"objectives[{index}].after: {seen} wait for each other")
+                seen.append(after)
+                after = by_name[after].after
         for name in self.scoring.weights:
             if name not in names:
                 raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")

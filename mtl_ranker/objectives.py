@@ -1,6 +1,7 @@
 """Kinds of objective: how a logit becomes a prediction, and what its loss is.
 
-Losses are plain functions of tensors. A missing label is NaN and weighs nothing.
+Losses are plain functions of tensors. A missing label is NaN and weighs nothing. Logits may have
+leading dimensions before B and T (the members of an ensemble); losses are their mean.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Task:
-    """What the model needs to know of an objective."""
+    """What the model needs to know of an objective.
+
+    Attributes:
+        kind: binary, regression, watch_time or ordinal.
+        transform: of a regression's label, identity or log1p.
+        after: the binary objective without which this binary one cannot happen.
+        levels: of an ordinal label, which is 0, 1, …, levels - 1.
+    """
 
     name: str
-    kind: str  # "binary" or "regression"
+    kind: str
     weight: float = 1.0
-    transform: str = "identity"  # of a regression's label: "identity" or "log1p"
+    transform: str = "identity"
+    after: str | None = None
+    levels: int = 0
 
 
 def transform_labels(labels: Tensor, tasks: Sequence[Task]) -> Tensor:
@@ -32,39 +42,146 @@ def transform_labels(labels: Tensor, tasks: Sequence[Task]) -> Tensor:
     return torch.stack(columns, 1)
 
 
-def predictions(logits: Tensor, tasks: Sequence[Task]) -> Tensor:
-    """Logits [B, T] to predictions [B, T]: probabilities, or values in the label's own unit."""
+def cutpoints_needed(tasks: Sequence[Task]) -> int:
+    """Cut points that the model must learn: the highest number of levels minus 1, or 0."""
+    return max([task.levels - 1 for task in tasks if task.kind == "ordinal"], default=0)
+
+
+def predictions(logits: Tensor, tasks: Sequence[Task], cutpoints: Tensor | None = None) -> Tensor:
+    """Logits [..., B, T] to predictions [B, T], the mean over leading dimensions.
+
+    Binary: a probability, of a chained objective that of the whole chain. Watch time and
+    regression: in the label's own unit. Ordinal: the expected level.
+    """
+    chained = any(task.after for task in tasks)
+    chain = chain_log_probability(logits, tasks)[0] if chained else logits
     columns = []
     for t, task in enumerate(tasks):
+        z = logits[..., t]
         if task.kind == "binary":
-            columns.append(torch.sigmoid(logits[:, t]))
+            value = torch.exp(chain[..., t]) if task.after else torch.sigmoid(z)
+        elif task.kind == "watch_time":
+            value = torch.exp(z.clamp(max=30.0))
+        elif task.kind == "ordinal":
+            assert cutpoints is not None
+            above = z.unsqueeze(-1) - cutpoints[t, : task.levels - 1]
+            value = torch.sigmoid(above).sum(-1)
         elif task.transform == "log1p":
-            columns.append(torch.expm1(logits[:, t].clamp(max=30.0)).clamp(min=0.0))
+            value = torch.expm1(z.clamp(max=30.0)).clamp(min=0.0)
         else:
-            columns.append(logits[:, t])
-    return torch.stack(columns, 1)
+            value = z
+        columns.append(value.flatten(0, -2).mean(0) if value.dim() > 1 else value)
+    return torch.stack(columns, -1)
 
 
 def losses(
-    logits: Tensor, labels: Tensor, tasks: Sequence[Task], sample_weight: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    tasks: Sequence[Task],
+    sample_weight: Tensor | None = None,
+    cutpoints: Tensor | None = None,
 ) -> Tensor:
     """Mean loss of each objective over the rows where its label is present: [T].
 
-    Binary: cross-entropy on the logit. Regression: squared error on the transformed scale.
+    Binary: cross-entropy on the logit; with `after`, on the product of the chain's probabilities
+    over all impressions (ESMM, Ma et al., SIGIR 2018, eq. 3). Regression: squared error on the
+    transformed scale. Watch time y: logistic regression weighted by y (Covington et al., RecSys
+    2016, 4.2), where every impression is also a negative of weight 1, so that the learned odds
+    are E[y] exactly and not only for rare positives; the mean is over weights 1 + y. Ordinal:
+    cross-entropy of P(y > c) = σ(z − θ_c), summed over cut points (McCullagh 1980).
 
     Args:
-        logits: [B, T].
+        logits: [..., B, T].
         labels: [B, T], transformed; NaN = missing.
         sample_weight: [B], or None for 1.
+        cutpoints: [T, levels - 1], ascending, for ordinal objectives.
     """
     present = ~torch.isnan(labels)
     target = torch.where(present, labels, torch.zeros_like(labels))
-    binary = torch.tensor([task.kind == "binary" for task in tasks])
-    entropy = functional.binary_cross_entropy_with_logits(
-        logits, target.clamp(0.0, 1.0), reduction="none"
-    )
-    each = entropy if bool(binary.all()) else torch.where(binary, entropy, (logits - target) ** 2)
     weight = present.to(logits.dtype)
     if sample_weight is not None:
         weight = weight * sample_weight.unsqueeze(1)
-    return (each * weight).sum(0) / weight.sum(0).clamp(min=1e-12)
+    kinds = {task.kind for task in tasks}
+    each = functional.binary_cross_entropy_with_logits(
+        logits, target.clamp(0.0, 1.0).expand_as(logits), reduction="none"
+    )
+    if any(task.after for task in tasks):
+        log_p, log_not = chain_log_probability(logits, tasks)
+        chained = torch.tensor([task.after is not None for task in tasks])
+        each = torch.where(chained, -(target * log_p + (1 - target) * log_not), each)
+    if kinds != {"binary"}:
+        columns = list(each.unbind(-1))
+        weights = list(weight.unbind(-1))
+        for t, task in enumerate(tasks):
+            z, y = logits[..., t], target[:, t]
+            if task.kind == "regression":
+                columns[t] = (z - y) ** 2
+            elif task.kind == "watch_time":
+                columns[t] = (y * functional.softplus(-z) + functional.softplus(z)) / (1 + y)
+                weights[t] = weights[t] * (1 + y)
+            elif task.kind == "ordinal":
+                assert cutpoints is not None
+                cuts = cutpoints[t, : task.levels - 1]
+                above = (y.unsqueeze(-1) > torch.arange(task.levels - 1)).to(z.dtype)
+                score = z.unsqueeze(-1) - cuts
+                columns[t] = functional.binary_cross_entropy_with_logits(
+                    score, above.expand_as(score), reduction="none"
+                ).sum(-1)
+        each, weight = torch.stack(columns, -1), torch.stack(weights, -1)
+    members = each.numel() // max(labels.numel(), 1)
+    summed = (each * weight).flatten(0, -2).sum(0)
+    return summed / (weight.sum(0) * max(members, 1)).clamp(min=1e-12)
+
+
+def chain_log_probability(logits: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
+    """log p and log(1 - p) of each objective's chain, p_t = σ(z_t) · p_after(t): [..., T]."""
+    index = {task.name: t for t, task in enumerate(tasks)}
+    log_sigmoid = functional.logsigmoid(logits)
+    columns: list[Tensor] = []
+    for t, task in enumerate(tasks):
+        total, parent = log_sigmoid[..., t], task.after
+        while parent is not None:
+            total = total + log_sigmoid[..., index[parent]]
+            parent = tasks[index[parent]].after
+        columns.append(total)
+    log_p = torch.stack(columns, -1).clamp(max=-1e-7)
+    return log_p, torch.log(-torch.expm1(log_p))
+
+
+def base_logits(labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = None) -> Tensor:
+    """The constant logits [T] that predict the training means; labels [N, T] are transformed."""
+    present = ~torch.isnan(labels)
+    mass = present.to(labels.dtype) * (1.0 if weight is None else weight.unsqueeze(1))
+    means = (torch.nan_to_num(labels) * mass).sum(0) / mass.sum(0).clamp(min=1e-12)
+    index = {task.name: t for t, task in enumerate(tasks)}
+    values = []
+    for t, task in enumerate(tasks):
+        mean = means[t]
+        if task.kind == "binary":
+            if task.after is not None:
+                mean = mean / means[index[task.after]].clamp(min=1e-6)
+            values.append(torch.logit(mean.clamp(1e-6, 1 - 1e-6)))
+        elif task.kind == "watch_time":
+            values.append(torch.log(mean.clamp(min=1e-6)))
+        elif task.kind == "ordinal":
+            values.append(torch.zeros(()))
+        else:
+            values.append(mean)
+    return torch.stack(values)
+
+
+def base_cutpoints(labels: Tensor, tasks: Sequence[Task]) -> Tensor | None:
+    """Cut points [T, levels - 1] at which a logit of 0 gives the training shares, or None."""
+    needed = cutpoints_needed(tasks)
+    if not needed:
+        return None
+    cuts = torch.arange(needed, dtype=labels.dtype).expand(len(tasks), -1).clone()
+    for t, task in enumerate(tasks):
+        if task.kind == "ordinal":
+            known = labels[~torch.isnan(labels[:, t]), t]
+            share = torch.stack([(known > c).double().mean() for c in range(task.levels - 1)])
+            found = -torch.logit(share.clamp(1e-4, 1 - 1e-4)).to(labels.dtype)
+            # Empty levels would give equal cut points, which no positive step can make.
+            steps = found.diff().clamp(min=1e-3)
+            cuts[t, : task.levels - 1] = torch.cat([found[:1], steps]).cumsum(0)
+    return cuts

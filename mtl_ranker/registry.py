@@ -230,8 +230,11 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             **span,
             "model": run.name,
             "seed": run.seed,
-            "experts": len(spec.visible[0]),
-            "expert_hidden": list(spec.expert_hidden),
+            "layers": len(spec.layers),
+            "experts": spec.layers[-1].experts,
+            "expert_hidden": [list(layer.hidden) for layer in spec.layers],
+            "gate": spec.layers[-1].gate,
+            "members": spec.members,
             "tower_hidden": list(spec.tower_hidden),
             "embedding_width": spec.embedding_width,
             "dropout": spec.dropout,
@@ -269,7 +272,7 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
 def mean_gates(run: ModelRun, frame: pl.DataFrame, rows: int = 20_000) -> np.ndarray:
     """Mean gate weights [T, E] over the first `rows` rows."""
     inputs = encoded_tensors(run.artifact.encoder.transform(frame.head(rows)))
-    return run.trained.model.gate_weights(*inputs).mean(0).numpy()
+    return run.trained.model.gate_weights(*inputs)[-1].mean(0).numpy()
 
 
 def _comparison(suite: Suite) -> dict[str, list[Any]]:

@@ -16,11 +16,12 @@ import polars as pl
 
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.contract import derived_columns
+from mtl_ranker.logs.contract import derived_columns, label_expression
 from mtl_ranker.logs.sources import Source
 from mtl_ranker.workspace import Workspace, fingerprint
 
 LABEL = "label_"
+SAMPLE_WEIGHT = "sample_weight"
 PACKAGED_SQL = Path(__file__).resolve().parent.parent / "sql"
 CHECKOUT_SQL = Path(__file__).resolve().parent.parent.parent / "sql"
 
@@ -191,6 +192,10 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
         )
     )
     label_columns = [LABEL + o.name for o in project.objectives]
+    if project.training.sample_weight is not None:
+        weight = label_expression(project.training.sample_weight, "training.sample_weight")
+        rows = rows.with_columns(weight.cast(pl.Float32).alias(SAMPLE_WEIGHT))
+        label_columns.append(SAMPLE_WEIGHT)
     carried = ["user_id", "item_id", "timestamp", "date"]
     carried += [c for c in ("position", "propensity") if c in event_columns]
     wanted = set(carried) | set(project.log.context) | set(feature_columns(project))
@@ -213,6 +218,7 @@ def examples_fingerprint(project: Project, workspace: Workspace, day: date) -> s
     return fingerprint(
         workspace.published_fingerprint("events", day),
         project.digest("log", "objectives", "features"),
+        project.training.sample_weight,
         *texts,
         *marks,
     )

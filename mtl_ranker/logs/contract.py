@@ -75,7 +75,13 @@ def check_expressions(project: Project, schema: pl.Schema, place: str) -> None:
     """Every label and signal must be computable on a log of this schema. Raises ProjectError."""
     empty = pl.DataFrame(schema=schema).lazy()
     texts = {o.name: o.label for o in project.objectives} | project.features.signals
-    for name, expression in derived_columns(project).items():
+    derived = derived_columns(project)
+    if project.training.sample_weight is not None:
+        texts["training.sample_weight"] = project.training.sample_weight
+        derived["training.sample_weight"] = label_expression(
+            project.training.sample_weight, "training.sample_weight"
+        )
+    for name, expression in derived.items():
         try:
             empty.select(expression).collect()
         except pl.exceptions.ColumnNotFoundError as error:
@@ -108,10 +114,19 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
         if objective.kind == "binary":
             rule = label.is_null() | label.is_in([0.0, 1.0])
             members[f"label of {objective.name} neither 0 nor 1"] = _rule(rule)
+        elif objective.kind == "ordinal":
+            rule = label.is_null() | label.is_in([float(n) for n in range(objective.levels)])
+            members[f"label of {objective.name} not in 0..{objective.levels - 1}"] = _rule(rule)
         else:
             low = label > -1 if objective.transform == "log1p" else pl.lit(True)
+            low = label >= 0 if objective.kind == "watch_time" else low
             rule = label.is_null() | (label.is_finite() & low)
             members[f"label of {objective.name} not finite or out of range"] = _rule(rule)
+    if project.training.sample_weight is not None:
+        weight = label_expression(project.training.sample_weight, "training.sample_weight")
+        members["sample weight missing, negative or not finite"] = dy.rule()(
+            lambda cls: (weight.is_finite() & (weight >= 0)).fill_null(False)
+        )
     if log.propensity:
         members["propensity not in (0, 1]"] = _rule(
             pl.col("propensity").is_null()

@@ -30,7 +30,8 @@ def ingest_day(project: Project, source: Source, workspace: Workspace, day: date
     `log.max_bad_share` of it breaks the contract; then the quarantine is written for inspection
     and a previously published day stays as it was.
     """
-    mark = fingerprint(project.digest("log", "objectives", "features"), *source.state(day))
+    settings = project.digest("log", "objectives", "features"), project.training.sample_weight
+    mark = fingerprint(*settings, *source.state(day))
     if workspace.published_fingerprint("events", day) == mark:
         rows = workspace.scan("events", [day]).select(pl.len()).collect().item()
         return IngestReport(day, rows, rows, {}, skipped=True)

@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class RowInput(NamedTuple):
+    """The input vector x of each row in two parts: [B, learned] ‖ [B, fixed].
+
+    The fixed part (numbers) needs no gradient; kept apart, it costs none.
+    """
+
+    learned: Tensor
+    fixed: Tensor
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x Wᵀ + b. Shape: weight [N, I], bias [N] → [B, N]."""
+        split = self.learned.shape[1]
+        if self.fixed.shape[1] == 0:
+            return nn.functional.linear(self.learned, weight, bias)
+        known = nn.functional.linear(self.fixed, weight[:, split:], bias)
+        return torch.addmm(known, self.learned, weight[:, :split].t())
+
+    def row(self) -> Tensor:
+        """x as one tensor [B, I]."""
+        return torch.cat([self.learned, self.fixed], 1)
 
 
 class PiecewiseLinear(nn.Module):
@@ -47,6 +71,7 @@ class PiecewiseLinear(nn.Module):
         indicators = [f for f, flag in enumerate(missing) if flag]
         self.register_buffer("indicator", torch.tensor(indicators, dtype=torch.long))
         self.width = len(column) + len(indicators)
+        self.sources = column + indicators  # which feature each output comes from
 
     def forward(self, numbers: Tensor) -> Tensor:
         absent = torch.isnan(numbers)
@@ -65,8 +90,9 @@ class FeatureEmbedding(nn.Module):
         bags: (vocabulary size, slots) of each list field; its vector is the mean over filled slots.
         numerics: the encoding of the numeric fields.
         width: embedding width D.
+        names: the fields' names (categoricals, lists, numerics), for groups of features.
 
-    Shape: categorical [B, C], bags [B, slots of all], numeric [B, F] → [B, `outputs`].
+    Shape: categorical [B, C], bags [B, slots of all], numeric [B, F] → x of width `outputs`.
     """
 
     offset: Tensor
@@ -78,6 +104,7 @@ class FeatureEmbedding(nn.Module):
         bags: Sequence[tuple[int, int]],
         numerics: PiecewiseLinear,
         width: int,
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         rows = [*sizes, *(size for size, _ in bags)]
@@ -94,8 +121,11 @@ class FeatureEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=0.01)
         self.numerics = numerics
         self.outputs = len(rows) * width + numerics.width
+        self.names = list(names)
+        fields = [f for f in range(len(rows)) for _ in range(width)]
+        self.sources = fields + [len(rows) + f for f in numerics.sources]
 
-    def forward(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> Tensor:
+    def forward(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> RowInput:
         parts = [self.table(categorical + self.offset).flatten(1)]  # [B, C·D]
         if self.slots:
             filled = (bags > 0).to(numeric.dtype).unsqueeze(-1)
@@ -104,4 +134,15 @@ class FeatureEmbedding(nn.Module):
                 vectors.split(self.slots, 1), filled.split(self.slots, 1), strict=True
             ):
                 parts.append(vector.sum(1) / mask.sum(1).clamp(min=1.0))
-        return torch.cat([*parts, self.numerics(numeric)], 1)
+        learned = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return RowInput(learned, self.numerics(numeric))
+
+    def columns_of(self, patterns: Sequence[str]) -> Tensor:
+        """Which columns of x come from features that match a pattern such as `user_*`: [I] bools.
+
+        Raises ValueError when no feature matches.
+        """
+        chosen = [any(fnmatchcase(name, p) for p in patterns) for name in self.names]
+        if not any(chosen):
+            raise ValueError(f"{list(patterns)} match none of the features {self.names}")
+        return torch.tensor([chosen[field] for field in self.sources])

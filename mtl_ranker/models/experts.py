@@ -1,4 +1,9 @@
-"""The expert layer: E equal networks as one batched matrix product."""
+"""Experts: banks of equal networks, each bank a handful of batched matrix products.
+
+A bank reads either the rows' input x (in a model's first layer) or streams, the outputs of the
+layer before, of which expert e reads the one with number `reads[e]`. K is the number of members of
+an ensemble inside the network (see `MultilayerBank`), 1 without one.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +13,281 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtl_ranker.models.embedding import RowInput
 
-class ExpertBank(nn.Module):
+
+class MultilayerBank(nn.Module):
     """E multi-layer perceptrons of the same shape (the f_i of Ma et al., KDD 2018, eq. 5).
 
     Expert e computes `relu(W_e x + b_e)` per hidden layer. All experts are one tensor, so the
     first layer is a single matrix product of the batch with all experts' weights, and each further
     layer one batched product. Every expert starts from different random weights.
 
+    With K > 1 members, member m sees the first layer's product through its own signs and bias,
+    `relu(s_em ⊙ W_e x + b_em)`: BatchEnsemble's output adapter (Wen et al., ICLR 2020) as used by
+    TabM (Gorishniy et al., ICLR 2025), started at random signs. The expensive product is shared.
+
     Args:
-        inputs: width of x.
+        inputs: width of what is read.
         hidden: units of each hidden layer; the last is H.
-        experts: E.
+        reads: [E], which stream each expert reads.
         dropout: on the units of every layer.
+        members: K; more than 1 only in a bank that reads rows.
+        mask: [E, inputs] booleans, which inputs each expert sees; None for all.
 
-    Shape: [B, inputs] → [E, B, H].
+    Shape: rows x or streams [S, K, B, inputs] → [E, K, B, H].
 
-    >>> ExpertBank(inputs=10, hidden=[32, 16], experts=8)(torch.randn(4, 10)).shape
-    torch.Size([8, 4, 16])
+    >>> bank = MultilayerBank(inputs=10, hidden=[32, 16], reads=[0] * 8)
+    >>> bank(RowInput(torch.randn(4, 6), torch.randn(4, 4))).shape
+    torch.Size([8, 1, 4, 16])
     """
 
+    mask: Tensor | None
+
     def __init__(
-        self, inputs: int, hidden: Sequence[int], experts: int, dropout: float = 0.0
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        reads: Sequence[int],
+        dropout: float = 0.0,
+        members: int = 1,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__()
         widths = [inputs, *hidden]
-        self.experts = experts
+        self.reads = list(reads)
         self.units = widths[-1]
         self.dropout = nn.Dropout(dropout)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, units in zip(widths[:-1], widths[1:], strict=True):
-            weight, bias = batched_linear(experts, fan_in, units)
+            weight, bias = batched_linear(len(reads), fan_in, units)
             self.weights.append(weight)
             self.biases.append(bias)
+        self.register_buffer("mask", mask)
+        self.signs = None
+        if members > 1:
+            shape = (len(reads), members, 1, widths[1])
+            self.signs = nn.Parameter(torch.randint(0, 2, shape) * 2.0 - 1.0)
+            self.biases[0] = nn.Parameter(self.biases[0][:, None, None].repeat(1, members, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.weights[0].flatten(0, 1)  # [E·H, inputs]
-        shared = nn.functional.linear(x, first, self.biases[0].flatten())  # [B, E·H]
-        h = shared.unflatten(1, (self.experts, -1)).transpose(0, 1)  # [E, B, H]
-        h = self.dropout(torch.relu(h))
-        for weight, bias in zip(list(self.weights)[1:], list(self.biases)[1:], strict=True):
-            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))  # [E, B, H']
+    def layer_weights(self) -> list[Tensor]:
+        """Weights of each layer: [E, units, fan_in]."""
+        weights = list(self.weights)
+        if self.mask is not None:
+            weights[0] = weights[0] * self.mask.unsqueeze(1)
+        return weights
+
+    def forward(self, x: RowInput | Tensor) -> Tensor:
+        weights = self.layer_weights()
+        biases = list(self.biases)
+        if isinstance(x, RowInput):
+            h = self._from_rows(x, weights.pop(0), biases.pop(0))
+        else:
+            h = read_streams(x, self.reads)
+        members, rows = h.shape[1:3]
+        h = h.flatten(1, 2)  # [E, K·B, ·]
+        for weight, bias in zip(weights, biases, strict=True):
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
             h = self.dropout(torch.relu(h))
-        return h
+        return h.unflatten(1, (members, rows))
+
+    def _from_rows(self, x: RowInput, weight: Tensor, bias: Tensor) -> Tensor:
+        experts = len(self.reads)
+        signs = self.signs
+        shift = bias.flatten() if signs is None else None
+        product = x.linear(weight.flatten(0, 1), shift)  # [B, E·H]
+        h = product.unflatten(1, (experts, -1)).transpose(0, 1).unsqueeze(1)  # [E, 1, B, H]
+        if signs is not None:
+            h = torch.addcmul(bias, h, signs)  # [E, K, B, H]
+        return self.dropout(torch.relu(h))
+
+    def of_selected(self, x: RowInput | Tensor, selected: Tensor) -> Tensor:
+        """The same for K = 1, computing only the (row, expert) pairs that are selected.
+
+        Shape: selected [B, E] booleans → [E, 1, B, H], zero where not selected.
+        """
+        rows = x.row() if isinstance(x, RowInput) else x[:, 0]  # [B, I] or [S, B, I]
+        expert, row = selected.t().nonzero(as_tuple=True)  # sorted by expert
+        count = selected.sum(0)
+        slot = torch.arange(len(expert)) - (count.cumsum(0) - count)[expert]
+        capacity = int(count.max()) if len(expert) else 0
+        picked = rows[row] if rows.dim() == 2 else rows[torch.tensor(self.reads)[expert], row]
+        h = picked.new_zeros(len(self.reads), capacity, picked.shape[-1])
+        h = h.index_put((expert, slot), picked)  # [E, capacity, I]
+        for weight, bias in zip(self.layer_weights(), self.biases, strict=True):
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
+            h = self.dropout(torch.relu(h))
+        out = h.new_zeros(len(self.reads), selected.shape[0], self.units)
+        return out.index_put((expert, row), h[expert, slot]).unsqueeze(1)
+
+    def distance(self) -> Tensor:
+        """Σ_{s<t} ‖θ_s − θ_t‖² over pairs of experts (Duong et al., ACL 2015, eq. 3)."""
+        total = torch.zeros(())
+        for parameter in (*self.weights, *self.biases):
+            centred = parameter - parameter.mean(0, keepdim=True)
+            total = total + len(self.reads) * centred.square().sum()
+        return total
+
+
+class TuckerBank(MultilayerBank):
+    """Experts whose weights are one low-rank tensor (Yang & Hospedales, ICLR 2017, eq. 6, Tucker).
+
+    W[e] = Σ_abc S[a,b,c] U_out[:,a] U_in[:,b] U_expert[e,c]; with one expert per objective this is
+    the tensor-factorisation baseline of the MMoE paper.
+
+    Args:
+        rank: ranks of the output and the input mode at most; the expert mode has full rank.
+
+    Shape: as MultilayerBank.
+
+    >>> bank = TuckerBank(inputs=10, hidden=[6], reads=[0, 0], rank=4)
+    >>> bank(RowInput(torch.randn(4, 10), torch.randn(4, 0))).shape
+    torch.Size([2, 1, 4, 6])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        reads: Sequence[int],
+        dropout: float = 0.0,
+        rank: int = 16,
+    ) -> None:
+        super().__init__(inputs, hidden, reads, dropout)
+        self.cores = nn.ParameterList()
+        self.modes = nn.ModuleList()
+        experts = len(reads)
+        for weight in self.weights:
+            units, fan_in = weight.shape[1:]
+            a, b = min(rank, units), min(rank, fan_in)
+            outer = torch.linalg.qr(torch.randn(units, a)).Q
+            inner = torch.linalg.qr(torch.randn(fan_in, b)).Q
+            # Orthonormal factors: the core alone sets the size of W, as in nn.Linear's uniform.
+            size = math.sqrt(units / (3 * a * b))
+            self.cores.append(nn.Parameter(torch.randn(a, b, experts) * size))
+            mix = torch.linalg.qr(torch.randn(experts, experts)).Q
+            self.modes.append(nn.ParameterList([outer, inner, mix]))
+        self.weights = nn.ParameterList()
+
+    def layer_weights(self) -> list[Tensor]:
+        return [
+            torch.einsum("abc,oa,ib,ec->eoi", core, *list(modes))  # type: ignore[misc]
+            for core, modes in zip(self.cores, self.modes, strict=True)
+        ]
+
+
+class CrossBank(nn.Module):
+    """E low-rank cross networks (DCN-v2, Wang et al., WWW 2021, eq. 2), then a layer to H units.
+
+    x_{l+1} = x_0 ⊙ (U_l V_lᵀ x_l + b_l) + x_l, `relu(W x_L + b)`.
+
+    Args:
+        rank: of U and V.
+        layers: L.
+
+    Shape: as MultilayerBank, with `hidden[-1]` = H.
+
+    >>> CrossBank(10, [6], reads=[0, 0])(RowInput(torch.randn(4, 7), torch.randn(4, 3))).shape
+    torch.Size([2, 1, 4, 6])
+    """
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        reads: Sequence[int],
+        dropout: float = 0.0,
+        mask: Tensor | None = None,
+        rank: int = 8,
+        layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.reads = list(reads)
+        self.units = hidden[-1]
+        self.dropout = nn.Dropout(dropout)
+        experts = len(reads)
+        self.down = nn.ParameterList(
+            batched_linear(experts, inputs, rank)[0] for _ in range(layers)
+        )
+        pairs = [batched_linear(experts, rank, inputs) for _ in range(layers)]
+        self.up = nn.ParameterList(weight for weight, _ in pairs)
+        self.shift = nn.ParameterList(bias for _, bias in pairs)
+        self.weight, self.bias = batched_linear(experts, inputs, self.units)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: RowInput | Tensor) -> Tensor:
+        start = visible_input(x, self.reads, self.mask)  # [E, K, B, I]
+        members, rows = start.shape[1:3]
+        start = start.flatten(1, 2)
+        h = start
+        for down, up, shift in zip(self.down, self.up, self.shift, strict=True):
+            low = torch.bmm(h, down.transpose(1, 2))  # [E, K·B, rank]
+            h = start * torch.baddbmm(shift.unsqueeze(1), low, up.transpose(1, 2)) + h
+        h = torch.baddbmm(self.bias.unsqueeze(1), h, self.weight.transpose(1, 2))
+        return self.dropout(torch.relu(h)).unflatten(1, (members, rows))
+
+
+class FactorisationBank(nn.Module):
+    """E factorisation machines (Rendle, ICDM 2010, eq. 5), pooled by factor, then a layer to H.
+
+    p = ½ ((xV)² − x² V²) per factor (bi-interaction, He & Chua, SIGIR 2017, eq. 4), then
+    `relu(W p + b)`.
+
+    Args:
+        factors: columns of V.
+
+    Shape: as MultilayerBank, with `hidden[-1]` = H.
+
+    >>> bank = FactorisationBank(10, [6], reads=[0, 0])
+    >>> bank(RowInput(torch.randn(4, 7), torch.randn(4, 3))).shape
+    torch.Size([2, 1, 4, 6])
+    """
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        reads: Sequence[int],
+        dropout: float = 0.0,
+        mask: Tensor | None = None,
+        factors: int = 16,
+    ) -> None:
+        super().__init__()
+        self.reads = list(reads)
+        self.units = hidden[-1]
+        self.dropout = nn.Dropout(dropout)
+        self.factors = nn.Parameter(torch.randn(len(reads), inputs, factors) / math.sqrt(inputs))
+        self.weight, self.bias = batched_linear(len(reads), factors, self.units)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: RowInput | Tensor) -> Tensor:
+        h = visible_input(x, self.reads, self.mask)  # [E, K, B, I]
+        members, rows = h.shape[1:3]
+        h = h.flatten(1, 2)
+        both = torch.bmm(h, self.factors).square() - torch.bmm(h.square(), self.factors.square())
+        h = torch.baddbmm(self.bias.unsqueeze(1), both / 2, self.weight.transpose(1, 2))
+        return self.dropout(torch.relu(h)).unflatten(1, (members, rows))
+
+
+def read_streams(streams: Tensor, reads: Sequence[int]) -> Tensor:
+    """What each expert reads: [S, K, B, I] → [E, K, B, I]."""
+    if list(reads) == list(range(streams.shape[0])):
+        return streams
+    return streams.index_select(0, torch.tensor(reads, device=streams.device))
+
+
+def visible_input(x: RowInput | Tensor, reads: Sequence[int], mask: Tensor | None) -> Tensor:
+    """What each expert sees of its input: [E, K, B, I]."""
+    if isinstance(x, RowInput):
+        seen = x.row()[None, None].expand(len(reads), -1, -1, -1)
+    else:
+        seen = read_streams(x, reads)
+    return seen if mask is None else seen * mask[:, None, None]
 
 
 def batched_linear(networks: int, fan_in: int, units: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -60,3 +296,11 @@ def batched_linear(networks: int, fan_in: int, units: int) -> tuple[nn.Parameter
     weight = torch.empty(networks, units, fan_in).uniform_(-bound, bound)
     bias = torch.empty(networks, units).uniform_(-bound, bound)
     return nn.Parameter(weight), nn.Parameter(bias)
+
+
+BANKS = {
+    "mlp": MultilayerBank,
+    "tucker": TuckerBank,
+    "cross": CrossBank,
+    "fm": FactorisationBank,
+}

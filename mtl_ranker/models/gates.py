@@ -1,50 +1,185 @@
-"""Gates: how much each objective listens to each expert."""
+"""Gates: how much each output of a layer listens to each expert."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mtl_ranker.models.embedding import RowInput
+from mtl_ranker.models.experts import batched_linear, read_streams
+
+
+class Gated(NamedTuple):
+    """Weights [O, K or 1, B, E], and each expert's smooth load [O, E] where noise decides."""
+
+    weights: Tensor
+    load: Tensor | None = None
+
 
 class SoftmaxGates(nn.Module):
-    """One softmax gate per objective, g^k(x) = softmax(W_gk x) (Ma et al., KDD 2018, eq. 7).
+    """One softmax gate per output, g^k(x) = softmax(W_gk x) (Ma et al., KDD 2018, eq. 7).
 
     Args:
-        inputs: width of x.
-        visible: [T, E] booleans, which experts objective t may listen to. One visible expert needs
-            no gate: its weight is 1 (single-task, shared-bottom).
-        tied: all objectives share one gate (OMoE, eq. 5).
+        inputs: width of what the gates read.
+        visible: [O, E] booleans, which experts output o may listen to.
+        reads: [O], which stream each gate reads; ignored for rows.
+        tied: all outputs share one gate (OMoE, eq. 5).
+        dropout: probability with which a gate ignores an expert for a row, in training.
 
-    Shape: [B, inputs] → [B, T, E]; each row over E sums to 1.
+    Shape: rows x or streams [S, K, B, inputs] → weights [O, K or 1, B, E]; each sums to 1 over E.
 
-    >>> gates = SoftmaxGates(10, torch.ones(2, 4, dtype=torch.bool))
-    >>> gates(torch.randn(3, 10)).sum(-1).allclose(torch.ones(3, 2))
-    True
+    >>> gates = SoftmaxGates(10, torch.ones(2, 4, dtype=torch.bool), reads=[0, 0])
+    >>> weights = gates(RowInput(torch.randn(3, 10), torch.randn(3, 0))).weights
+    >>> weights.shape, weights.sum(-1).allclose(torch.ones(2, 1, 3))
+    (torch.Size([2, 1, 3, 4]), True)
     """
 
     visible: Tensor
 
-    def __init__(self, inputs: int, visible: Tensor, tied: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        visible: Tensor,
+        reads: Sequence[int],
+        tied: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.objectives, self.experts = visible.shape
+        self.outputs, self.experts = visible.shape
+        self.reads = list(reads[:1] if tied else reads)
         self.register_buffer("visible", visible)
-        self.gates = 1 if tied else self.objectives
-        choice = bool((visible.sum(1) > 1).any())
-        outputs = self.gates * self.experts
-        self.linear = nn.Linear(inputs, outputs, bias=False) if choice else None
+        self.all_visible = bool(visible.all())
+        self.dropout = dropout
+        self.weight = batched_linear(len(self.reads), inputs, self.experts)[0]  # [G, E, inputs]
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.linear is None:
-            return self.visible.to(x.dtype).expand(x.shape[0], -1, -1)
-        logits = self.linear(x).unflatten(1, (self.gates, self.experts))  # [B, 1 or T, E]
-        logits = logits.expand(-1, self.objectives, -1)
-        logits = logits.masked_fill(~self.visible, float("-inf"))
-        return torch.softmax(logits, -1)
+    def logits(self, x: RowInput | Tensor, weight: Tensor) -> Tensor:
+        """W x for every gate: [G, K or 1, B, E]."""
+        if isinstance(x, RowInput):
+            product = x.linear(weight.flatten(0, 1))  # [B, G·E]
+            return product.unflatten(1, (-1, self.experts)).transpose(0, 1).unsqueeze(1)
+        seen = read_streams(x, self.reads)  # [G, K, B, inputs]
+        product = torch.bmm(seen.flatten(1, 2), weight.transpose(1, 2))
+        return product.unflatten(1, seen.shape[1:3])
+
+    def hide(self, logits: Tensor) -> Tensor:
+        """Minus infinity where an output may not, or in this step shall not, listen: [O, …, E]."""
+        hidden = ~self.visible[:, None, None]  # [O, 1, 1, E]
+        if self.training and self.dropout > 0:
+            dropped = torch.rand_like(logits) < self.dropout
+            deaf = (dropped | hidden).all(-1, keepdim=True)
+            hidden = hidden | (dropped & ~deaf)
+        elif self.all_visible:
+            return logits.expand(self.outputs, -1, -1, -1)
+        return logits.masked_fill(hidden, float("-inf"))
+
+    def forward(self, x: RowInput | Tensor) -> Gated:
+        weights = torch.softmax(self.hide(self.logits(x, self.weight)), -1)
+        return Gated(weights.expand(self.outputs, -1, -1, -1))
+
+
+class TopKGates(SoftmaxGates):
+    """Noisy top-k gates, which listen to k experts a row (Shazeer et al., ICLR 2017, eq. 3 to 5).
+
+    H(x)_i = (W_g x)_i + N(0, 1) · softplus((W_noise x)_i); G(x) = softmax(KeepTopK(H(x), k)).
+    Without noise (at scoring) H(x) = W_g x. Both weights start at zero, as in the paper.
+
+    Shape: as SoftmaxGates; exactly k weights a row are above zero. In training, `load` is the
+    probability that an expert is kept under new noise, summed over rows (appendix A, eq. 8 to 10).
+
+    >>> gates = TopKGates(10, torch.ones(1, 4, dtype=torch.bool), reads=[0], k=2)
+    >>> weights = gates(RowInput(torch.randn(3, 10), torch.randn(3, 0))).weights
+    >>> (weights > 0).sum(-1).tolist()
+    [[[2, 2, 2]]]
+    """
+
+    def __init__(
+        self, inputs: int, visible: Tensor, reads: Sequence[int], k: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__(inputs, visible, reads, dropout=dropout)
+        self.k = k
+        self.noise = nn.Parameter(torch.zeros_like(self.weight))
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: RowInput | Tensor) -> Gated:
+        clean = self.logits(x, self.weight)
+        load = None
+        if self.training:
+            spread = nn.functional.softplus(self.logits(x, self.noise)) + 1e-2
+            noisy = self.hide(clean + torch.randn_like(clean) * spread)
+            load = self._load(clean, spread, noisy)
+        else:
+            noisy = self.hide(clean)
+        kept = noisy.topk(min(self.k, self.experts), -1)
+        lost = torch.full_like(noisy, float("-inf"))
+        return Gated(torch.softmax(lost.scatter(-1, kept.indices, kept.values), -1), load)
+
+    def _load(self, clean: Tensor, spread: Tensor, noisy: Tensor) -> Tensor | None:
+        if self.k >= self.experts:
+            return None
+        top = noisy.topk(self.k + 1, -1).values
+        with_it, without_it = top[..., self.k - 1 : self.k], top[..., self.k : self.k + 1]
+        # The k-th greatest of the others: the next one for whoever is in, the last one else.
+        threshold = torch.where(noisy >= with_it, without_it, with_it)
+        chance = torch.special.ndtr(((clean - threshold) / spread).clamp(-10.0, 10.0))
+        return (chance * self.visible[:, None, None]).sum((1, 2))
+
+
+class StitchGates(nn.Module):
+    """Learned constants: x̃_t = Σ_s α_ts x_s (cross-stitch, Misra et al., CVPR 2016, eq. 1).
+
+    Args:
+        experts: E, as many as outputs; output t starts at α_tt = 0.9 and shares the rest.
+
+    Shape: anything with B rows → weights [E, 1, 1, E], the same for every row.
+    """
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        own = torch.eye(experts)
+        other = (1.0 - own) * (0.1 / max(experts - 1, 1))
+        self.weight = nn.Parameter(0.9 * own + other if experts > 1 else own)
+
+    def forward(self, x: RowInput | Tensor) -> Gated:
+        return Gated(self.weight[:, None, None])
+
+
+class FixedGates(nn.Module):
+    """Each output listens to its only visible expert (single-task, shared-bottom).
+
+    Shape: → weights [O, 1, 1, E] of zeros and ones; `choice` [O] is the expert.
+    """
+
+    visible: Tensor
+
+    def __init__(self, visible: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("visible", visible)
+        self.choice: list[int] = visible.int().argmax(1).tolist()
+
+    def forward(self, x: RowInput | Tensor) -> Gated:
+        return Gated(self.visible[:, None, None].float())
 
 
 def combine(weights: Tensor, experts: Tensor) -> Tensor:
-    """What each objective hears, f^k(x) = Σ_i g^k(x)_i f_i(x) (Ma et al., eq. 6).
+    """What each output hears, f^k(x) = Σ_i g^k(x)_i f_i(x) (Ma et al., eq. 6).
 
-    Shape: weights [B, T, E], experts [E, B, H] → [T, B, H].
+    Shape: weights [O, K or 1, B or 1, E], experts [E, K, B, H] → [O, K, B, H].
     """
-    return (weights.permute(1, 2, 0).unsqueeze(-1) * experts.unsqueeze(0)).sum(1)
+    if experts.shape[1] == 1 and weights.shape[2] > 1 and experts.shape[3] <= 32:
+        # Narrow experts: one small product a row beats the wide intermediate.
+        rows = torch.bmm(weights[:, 0].permute(1, 0, 2), experts[:, 0].transpose(0, 1))  # [B, O, H]
+        return rows.transpose(0, 1).unsqueeze(1)
+    return (weights.permute(0, 3, 1, 2).unsqueeze(-1) * experts.unsqueeze(0)).sum(1)
+
+
+def imbalance(amount: Tensor) -> Tensor:
+    """Squared coefficient of variation over experts (Shazeer et al., eq. 7): [O, E] → scalar mean.
+
+    >>> float(imbalance(torch.tensor([[2.0, 2.0]]))), float(imbalance(torch.tensor([[4.0, 0.0]])))
+    (0.0, 1.0)
+    """
+    mean = amount.mean(-1)
+    return (amount.var(-1, unbiased=False) / mean.square().clamp(min=1e-10)).mean()

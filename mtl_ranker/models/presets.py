@@ -1,7 +1,7 @@
-"""The model family as presets: the same expert layer, wired differently.
+"""The model family as presets: the same mixture layer, wired differently.
 
-A preset takes the number of objectives T and returns a specification. What differs is only which
-experts an objective may listen to, and whether the gates are tied.
+A preset takes the number of objectives T and says which experts there are, what each reads and who
+listens to whom. What all models share (towers, embeddings, dropout, members, …) is in `COMMON`.
 """
 
 from __future__ import annotations
@@ -9,79 +9,198 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from mtl_ranker.models.experts import BANKS
+from mtl_ranker.models.mixture import LayerSpec, Mask
 from mtl_ranker.models.ranker import RankerSpec
 
-
-def single_task(
-    objectives: int,
-    expert_hidden: Sequence[int] = (64,),
-    tower_hidden: Sequence[int] = (16,),
-    embedding_width: int = 8,
-    dropout: float = 0.1,
-) -> RankerSpec:
-    """Each objective has its own expert and shares only the embeddings' table."""
-    own = tuple(tuple(e == t for e in range(objectives)) for t in range(objectives))
-    return _spec(own, False, expert_hidden, tower_hidden, embedding_width, dropout)
-
-
-def shared_bottom(
-    objectives: int,
-    expert_hidden: Sequence[int] = (128,),
-    tower_hidden: Sequence[int] = (16,),
-    embedding_width: int = 8,
-    dropout: float = 0.1,
-) -> RankerSpec:
-    """One expert that every objective listens to (Caruana 1997; Ma et al., eq. 1)."""
-    return _spec(
-        ((True,),) * objectives, False, expert_hidden, tower_hidden, embedding_width, dropout
-    )
-
-
-def omoe(
-    objectives: int,
-    experts: int = 4,
-    expert_hidden: Sequence[int] = (64,),
-    tower_hidden: Sequence[int] = (16,),
-    embedding_width: int = 8,
-    dropout: float = 0.1,
-) -> RankerSpec:
-    """One gate for all objectives (Ma et al., eq. 5)."""
-    every = ((True,) * experts,) * objectives
-    return _spec(every, True, expert_hidden, tower_hidden, embedding_width, dropout)
-
-
-def mmoe(
-    objectives: int,
-    experts: int = 4,
-    expert_hidden: Sequence[int] = (64,),
-    tower_hidden: Sequence[int] = (16,),
-    embedding_width: int = 8,
-    dropout: float = 0.1,
-) -> RankerSpec:
-    """Multi-gate mixture-of-experts: one gate per objective (Ma et al., eq. 6 and 7)."""
-    every = ((True,) * experts,) * objectives
-    return _spec(every, False, expert_hidden, tower_hidden, embedding_width, dropout)
-
-
-PRESETS: dict[str, Callable[..., RankerSpec]] = {
-    preset.__name__: preset for preset in (single_task, shared_bottom, omoe, mmoe)
+COMMON: dict[str, Any] = {
+    "tower_hidden": (16,),
+    "embedding_width": 8,
+    "dropout": 0.1,
+    "members": 1,
+    "balance": 0.0,
+    "gate_dropout": 0.0,
+    "expert_kinds": ("mlp",),
+    "expert_groups": (),
 }
 
 
-def make(place: str, settings: Mapping[str, Any], objectives: int) -> RankerSpec:
+def single_task(objectives: int, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
+    """Each objective has its own expert and shares only the embeddings' table."""
+    return _one(LayerSpec(_own(objectives, 1), (0,) * objectives, tuple(expert_hidden)))
+
+
+def shared_bottom(objectives: int, expert_hidden: Sequence[int] = (128,)) -> RankerSpec:
+    """One expert that every objective listens to (Caruana 1997; Ma et al., eq. 1)."""
+    return _one(LayerSpec(((True,),) * objectives, (0,), tuple(expert_hidden)))
+
+
+def omoe(objectives: int, experts: int = 4, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
+    """One gate for all objectives (Ma et al., eq. 5)."""
+    every = _every(objectives, experts)
+    return _one(LayerSpec(every, (0,) * experts, tuple(expert_hidden), gate="tied"))
+
+
+def mmoe(
+    objectives: int, experts: int = 4, expert_hidden: Sequence[int] = (64,), layers: int = 1
+) -> RankerSpec:
+    """Multi-gate mixture-of-experts: one gate per objective (Ma et al., eq. 6 and 7).
+
+    With several layers, each expert of the next layer has a gate of its own and reads what it
+    lets through; the last layer's gates are the objectives'. All gates read the row.
+    """
+    below = [
+        LayerSpec(_every(experts, experts), _reads(depth, experts), tuple(expert_hidden))
+        for depth in range(layers - 1)
+    ]
+    last = LayerSpec(_every(objectives, experts), _reads(layers - 1, experts), tuple(expert_hidden))
+    return RankerSpec((*below, last))
+
+
+def sparse_mmoe(
+    objectives: int, experts: int = 8, top_k: int = 2, expert_hidden: Sequence[int] = (64,)
+) -> RankerSpec:
+    """MMoE with noisy top-k gates: k experts a row and objective (Shazeer et al., ICLR 2017)."""
+    every = _every(objectives, experts)
+    layer = LayerSpec(every, (0,) * experts, tuple(expert_hidden), gate="top_k", top_k=top_k)
+    return RankerSpec((layer,), balance=0.01)
+
+
+def cgc(
+    objectives: int,
+    own_experts: int = 1,
+    shared_experts: int = 2,
+    expert_hidden: Sequence[int] = (64,),
+) -> RankerSpec:
+    """Customised gate control: task-specific and shared experts (Tang et al., RecSys 2020, 4.2)."""
+    return ple(objectives, own_experts, shared_experts, expert_hidden, layers=1)
+
+
+def ple(
+    objectives: int,
+    own_experts: int = 1,
+    shared_experts: int = 2,
+    expert_hidden: Sequence[int] = (64,),
+    layers: int = 2,
+) -> RankerSpec:
+    """Progressive layered extraction: stacked CGC (Tang et al., RecSys 2020, 4.3).
+
+    The gate of objective t hears its own and the shared experts; below the last layer a further
+    gate, which hears all, feeds the shared experts above. Gates read what their experts read.
+    """
+    own = _own(objectives, own_experts, shared=shared_experts)
+    everything = (True,) * (objectives * own_experts + shared_experts)
+    streams = [t for t in range(objectives) for _ in range(own_experts)]
+    streams += [objectives] * shared_experts
+    made = []
+    for depth in range(layers):
+        last = depth == layers - 1
+        # Without shared experts there is nothing to pass on between objectives.
+        visible = own if last or not shared_experts else (*own, everything)
+        reads = tuple(streams) if depth else (0,) * len(streams)
+        gate_reads = tuple(range(len(visible))) if depth else ()
+        made.append(LayerSpec(visible, reads, tuple(expert_hidden), gate_reads=gate_reads))
+    return RankerSpec(tuple(made))
+
+
+def cross_stitch(objectives: int, expert_hidden: Sequence[int] = (64, 32)) -> RankerSpec:
+    """A network per objective, mixed by learned constants after every layer (Misra et al. 2016)."""
+    every = _every(objectives, objectives)
+    return RankerSpec(
+        tuple(
+            LayerSpec(every, _reads(depth, objectives), (units,), gate="stitch")
+            for depth, units in enumerate(expert_hidden)
+        )
+    )
+
+
+def l2_constrained(
+    objectives: int, expert_hidden: Sequence[int] = (64,), closeness: float = 1e-4
+) -> RankerSpec:
+    """A network per objective, drawn together by a penalty (Duong et al., ACL 2015)."""
+    return replace(single_task(objectives, expert_hidden), closeness=closeness)
+
+
+def tensor_factorisation(objectives: int, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
+    """A network per objective with weights of one low-rank tensor (Yang & Hospedales 2017)."""
+    spec = single_task(objectives, expert_hidden)
+    return _one(replace(spec.layers[0], kinds=("tucker",)))
+
+
+def adatt(
+    objectives: int,
+    own_experts: int = 1,
+    shared_experts: int = 1,
+    expert_hidden: Sequence[int] = (64,),
+    layers: int = 2,
+) -> RankerSpec:
+    """Adaptive task-to-task fusion (Li et al., KDD 2023, 3.2).
+
+    Every gate hears all experts, those of other objectives too, and an objective's own ("native")
+    experts are added once more with learned weights, as a residual.
+    """
+    modules = objectives + 1 if shared_experts else objectives
+    native = [
+        tuple(own == t for own in range(objectives) for _ in range(own_experts))
+        + (t == objectives,) * shared_experts
+        for t in range(modules)
+    ]
+    streams = [t for t in range(objectives) for _ in range(own_experts)]
+    streams += [objectives] * shared_experts
+    made = []
+    for depth in range(layers):
+        outputs = objectives if depth == layers - 1 else modules
+        made.append(
+            LayerSpec(
+                _every(outputs, len(streams)),
+                tuple(streams) if depth else (0,) * len(streams),
+                tuple(expert_hidden),
+                gate_reads=tuple(range(outputs)) if depth else (),
+                native=tuple(native[:outputs]),
+            )
+        )
+    return RankerSpec(tuple(made))
+
+
+PRESETS: dict[str, Callable[..., RankerSpec]] = {
+    preset.__name__: preset
+    for preset in (
+        single_task,
+        shared_bottom,
+        omoe,
+        mmoe,
+        sparse_mmoe,
+        cgc,
+        ple,
+        cross_stitch,
+        l2_constrained,
+        tensor_factorisation,
+        adatt,
+    )
+}
+
+
+def make(
+    place: str,
+    settings: Mapping[str, Any],
+    objectives: int,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> RankerSpec:
     """The specification of `{preset = "mmoe", experts = 8}`; `place` names it in an error.
 
+    `groups` names groups of features by patterns, for `expert_groups = ["user", "item", "all"]`.
     Raises ValueError naming the key, what was found and what is allowed.
     """
     overrides = dict(settings)
     name = overrides.pop("preset", place.rsplit(".", 1)[-1])
     if name not in PRESETS:
         raise ValueError(f"{place}.preset: no preset {name!r}; allowed: {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    parameters = inspect.signature(preset).parameters
-    allowed = [p for p in parameters if p != "objectives"]
+    parameters = inspect.signature(PRESETS[name]).parameters
+    own = {key: p.default for key, p in parameters.items() if key != "objectives"}
+    allowed = own | COMMON
     for key, value in overrides.items():
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, 1)
@@ -89,35 +208,74 @@ def make(place: str, settings: Mapping[str, Any], objectives: int) -> RankerSpec
             raise ValueError(
                 f"{place}.{key}: unknown key{hint}; allowed: preset, {', '.join(allowed)}"
             )
-        _check(f"{place}.{key}", value, parameters[key].default)
-    return preset(objectives, **overrides)
+        _check(f"{place}.{key}", value, allowed[key])
+    spec = PRESETS[name](objectives, **{k: v for k, v in overrides.items() if k in own})
+    common = {k: v for k, v in overrides.items() if k in COMMON}
+    for kind in common.get("expert_kinds", ()):
+        if kind not in BANKS:
+            raise ValueError(f"{place}.expert_kinds: no kind {kind!r}; allowed: {', '.join(BANKS)}")
+    patterns = {"all": ("*",), **(groups or {})}
+    for group in common.get("expert_groups", ()):
+        if group not in patterns:
+            raise ValueError(
+                f"{place}.expert_groups: no group {group!r}; allowed: {', '.join(patterns)}, "
+                "from [features.groups]"
+            )
+    chosen: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in common.items()
+        if key in ("tower_hidden", "embedding_width", "dropout", "members", "balance")
+    }
+    layers = list(spec.layers)
+    if "gate_dropout" in common:
+        layers = [replace(layer, gate_dropout=common["gate_dropout"]) for layer in layers]
+    if "expert_kinds" in common:
+        layers = [replace(layer, kinds=tuple(common["expert_kinds"])) for layer in layers]
+    if common.get("expert_groups"):
+        seen = tuple(tuple(patterns[group]) for group in common["expert_groups"])
+        layers[0] = replace(layers[0], groups=seen)
+    return replace(spec, layers=tuple(layers), **chosen)
 
 
 def _check(place: str, value: Any, default: Any) -> None:
     def whole(number: Any) -> bool:
         return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
-    if isinstance(default, tuple):
+    key = place.rsplit(".", 1)[-1]
+    if key in ("expert_kinds", "expert_groups"):
+        fits = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        fits, allowed = fits and len(value) > 0, "a list of names"
+    elif isinstance(default, tuple):
         fits = isinstance(value, list | tuple) and all(whole(v) for v in value)
-        fits = fits and (len(value) > 0 or place.endswith("tower_hidden"))
+        fits = fits and (len(value) > 0 or key == "tower_hidden")
         allowed = "a list of whole numbers of at least 1"
+    elif key == "shared_experts":
+        fits, allowed = whole(value) or value == 0, "a whole number of at least 0"
     elif isinstance(default, int):
         fits, allowed = whole(value), "a whole number of at least 1"
     else:
-        fits = isinstance(value, int | float) and 0 <= value < 1
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
         allowed = "a number from 0 to below 1"
     if not fits:
         raise ValueError(f"{place}: found {value!r} ({type(value).__name__}); allowed: {allowed}")
 
 
-def _spec(
-    visible: tuple[tuple[bool, ...], ...],
-    tied: bool,
-    expert_hidden: Sequence[int],
-    tower_hidden: Sequence[int],
-    embedding_width: int,
-    dropout: float,
-) -> RankerSpec:
-    return RankerSpec(
-        visible, tied, tuple(expert_hidden), tuple(tower_hidden), embedding_width, dropout
+def _one(layer: LayerSpec) -> RankerSpec:
+    return RankerSpec((layer,))
+
+
+def _every(outputs: int, experts: int) -> Mask:
+    return ((True,) * experts,) * outputs
+
+
+def _own(objectives: int, each: int, shared: int = 0) -> Mask:
+    """Each objective hears its own experts and the shared ones, which come last."""
+    return tuple(
+        tuple(own == t for own in range(objectives) for _ in range(each)) + (True,) * shared
+        for t in range(objectives)
     )
+
+
+def _reads(depth: int, experts: int) -> tuple[int, ...]:
+    """A first layer reads the row; above it expert e reads stream e."""
+    return tuple(range(experts)) if depth else (0,) * experts

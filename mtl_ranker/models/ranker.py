@@ -1,16 +1,19 @@
-"""The multi-task ranker: embedding → experts → gates → towers."""
+"""The multi-task ranker: embedding → mixture layers → towers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mtl_ranker.models.embedding import FeatureEmbedding
-from mtl_ranker.models.experts import ExpertBank
-from mtl_ranker.models.gates import SoftmaxGates, combine
-from mtl_ranker.models.towers import Towers
+from mtl_ranker.models.embedding import FeatureEmbedding, RowInput
+from mtl_ranker.models.experts import MultilayerBank
+from mtl_ranker.models.gates import Gated
+from mtl_ranker.models.mixture import LayerSpec, MixtureLayer
+from mtl_ranker.models.towers import PositionBias, Towers
 
 
 @dataclass(frozen=True)
@@ -18,50 +21,161 @@ class RankerSpec:
     """The wiring that makes a model of the family; see `presets.py`.
 
     Attributes:
-        visible: [T][E], which experts objective t may listen to.
-        tied_gate: all objectives share one gate.
-        expert_hidden: units of the experts' layers.
+        layers: mixture layers, the last with one output per objective.
         tower_hidden: units of the towers' hidden layers.
         embedding_width: D.
         dropout: on experts' and towers' units.
+        members: K networks in one, of which the mean prediction counts (TabM).
+        balance: weight of the penalty on unevenly used experts.
+        closeness: weight of the penalty on experts' distance (Duong et al., ACL 2015).
     """
 
-    visible: tuple[tuple[bool, ...], ...]
-    tied_gate: bool = False
-    expert_hidden: tuple[int, ...] = (64,)
+    layers: tuple[LayerSpec, ...]
     tower_hidden: tuple[int, ...] = (16,)
     embedding_width: int = 8
     dropout: float = 0.1
+    members: int = 1
+    balance: float = 0.0
+    closeness: float = 0.0
+
+    @property
+    def objectives(self) -> int:
+        return len(self.layers[-1].visible)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> RankerSpec:
+        """The inverse of `dataclasses.asdict`, also after JSON has made lists of tuples."""
+
+        def frozen(value: Any) -> Any:
+            return tuple(frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+        own = {f.name for f in fields(LayerSpec)}
+        layers = tuple(
+            LayerSpec(**{k: frozen(v) for k, v in layer.items() if k in own})
+            for layer in content["layers"]
+        )
+        rest = {k: frozen(v) for k, v in content.items() if k != "layers"}
+        return cls(layers=layers, **rest)
+
+
+class Trace(NamedTuple):
+    """All that one forward pass computed: logits [K, B, T], each layer's gates and experts."""
+
+    logits: Tensor
+    gated: list[Gated]
+    experts: list[Tensor]
 
 
 class Ranker(nn.Module):
     """A multi-task ranker of the family that Ma et al. (KDD 2018) compare.
 
-    f^k(x) = Σ_i g^k(x)_i f_i(x) and y_k = h^k(f^k(x)) (eq. 5 to 7), where the specification's
-    `visible` and `tied_gate` choose between single-task, shared-bottom, OMoE and MMoE.
+    f^k(x) = Σ_i g^k(x)_i f_i(x) and y_k = h^k(f^k(x)) (eq. 5 to 7), where the specification says
+    which experts there are, who listens to whom, and how layers are stacked.
 
-    Shape: categorical [B, C], bags [B, slots], numeric [B, F] → logits [B, T].
+    Args:
+        spec: the wiring.
+        embedding: of the encoded rows.
+        positions: P, if the log has positions: trains a position-bias tower.
+        cutpoints: for ordinal objectives, the highest number of levels minus 1; else 0.
+
+    Shape: categorical [B, C], bags [B, slots], numeric [B, F] → logits [K, B, T], K members (1
+    without an ensemble); the mean over K of their predictions is the model's.
     """
 
-    def __init__(self, spec: RankerSpec, embedding: FeatureEmbedding) -> None:
+    def __init__(
+        self,
+        spec: RankerSpec,
+        embedding: FeatureEmbedding,
+        positions: int = 0,
+        cutpoints: int = 0,
+        position_dropout: float = 0.1,
+    ) -> None:
         super().__init__()
-        visible = torch.tensor(spec.visible, dtype=torch.bool)
-        objectives, experts = visible.shape
         self.spec = spec
+        self.positions = positions
         self.embedding = embedding
-        self.experts = ExpertBank(embedding.outputs, spec.expert_hidden, experts, spec.dropout)
-        self.gates = SoftmaxGates(embedding.outputs, visible, spec.tied_gate)
-        self.towers = Towers(self.experts.units, spec.tower_hidden, objectives, spec.dropout)
+        self.layers = nn.ModuleList()
+        width = embedding.outputs
+        for depth, layer in enumerate(spec.layers):
+            mask = None
+            if layer.groups:
+                groups = [layer.groups[e % len(layer.groups)] for e in range(layer.experts)]
+                mask = torch.stack([embedding.columns_of(group) for group in groups])
+            gate_inputs = width if layer.gate_reads else embedding.outputs
+            members = spec.members if depth == 0 else 1
+            self.layers.append(MixtureLayer(layer, width, gate_inputs, spec.dropout, members, mask))
+            width = layer.hidden[-1]
+        self.towers = Towers(width, spec.tower_hidden, spec.objectives, spec.dropout, spec.members)
+        self.position_bias = (
+            PositionBias(positions, spec.objectives, position_dropout) if positions else None
+        )
+        # Ordered by construction: a first cut point and positive steps to the next ones.
+        self.steps = nn.Parameter(torch.zeros(spec.objectives, cutpoints)) if cutpoints else None
 
-    def forward(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> Tensor:
-        x = self.embedding(categorical, bags, numeric)  # [B, inputs]
-        heard = combine(self.gates(x), self.experts(x))  # [T, B, H]
-        return self.towers(heard)
+    def forward(
+        self,
+        categorical: Tensor,
+        bags: Tensor,
+        numeric: Tensor,
+        position: Tensor | None = None,
+    ) -> Tensor:
+        return self.trace(categorical, bags, numeric, position).logits
+
+    def trace(
+        self,
+        categorical: Tensor,
+        bags: Tensor,
+        numeric: Tensor,
+        position: Tensor | None = None,
+        silent: Mapping[int, Sequence[int]] | None = None,
+    ) -> Trace:
+        """Logits with what led to them; `silent` maps a layer to experts that nobody may hear."""
+        row = self.embedding(categorical, bags, numeric)
+        x: RowInput | Tensor = row
+        gated, experts = [], []
+        for depth, layer in enumerate(self.layers):
+            heard = layer(x, row, (silent or {}).get(depth, ()))
+            gated.append(heard.gated)
+            experts.append(heard.experts)
+            x = heard.outputs  # [O, K, B, H]
+        logits = self.towers(x)
+        if self.position_bias is not None and position is not None:
+            logits = logits + self.position_bias(position)
+        return Trace(logits, gated, experts)
+
+    def penalty(self, trace: Trace) -> Tensor:
+        """What the specification adds to the loss for uneven gates and for experts far apart."""
+        total = torch.zeros(())
+        if self.spec.balance > 0:
+            for layer, gated in zip(self.layers, trace.gated, strict=True):
+                total = total + self.spec.balance * layer.imbalance(gated)  # type: ignore[operator]
+        if self.spec.closeness > 0:
+            for module in self.modules():
+                if isinstance(module, MultilayerBank):
+                    total = total + self.spec.closeness * module.distance()
+        return total
+
+    @property
+    def cutpoints(self) -> Tensor | None:
+        """Ascending cut points of ordinal objectives: [T, levels - 1], or None."""
+        if self.steps is None:
+            return None
+        rise = torch.nn.functional.softplus(self.steps[:, 1:])
+        return torch.cat([self.steps[:, :1], rise], 1).cumsum(1)
 
     @torch.no_grad()
-    def gate_weights(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> Tensor:
-        """The gates' distribution over experts: [B, T, E]."""
-        return self.gates(self.embedding(categorical, bags, numeric))
+    def gate_weights(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> list[Tensor]:
+        """Each layer's gates, the mean over members: [B, O, E]."""
+        rows = categorical.shape[0]
+        return [
+            gated.weights.mean(1).expand(-1, rows, -1).transpose(0, 1)
+            for gated in self.trace(categorical, bags, numeric).gated
+        ]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Parameters below the towers, where objectives meet."""
+        meeting = [self.embedding, self.layers]
+        return [p for module in meeting for p in module.parameters() if p.requires_grad]
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -1,4 +1,4 @@
-"""Towers: from what an objective hears to its logit."""
+"""Towers: from what an objective hears to its logit, and what the position adds to it."""
 
 from __future__ import annotations
 
@@ -11,36 +11,81 @@ from mtl_ranker.models.experts import batched_linear
 
 
 class Towers(nn.Module):
-    """T equal networks, one per objective, y_k = h^k(f^k(x)) (Ma et al., KDD 2018, eq. 6).
+    """Equal networks, one per objective and member, y_k = h^k(f^k(x)) (Ma et al., eq. 6).
 
     Args:
         inputs: H, width of what each objective hears.
         hidden: units of each hidden layer; may be empty.
         objectives: T.
+        members: K; each member has towers of its own.
 
-    Shape: [T, B, H] → logits [B, T].
+    Shape: [T, K, B, H] → logits [K, B, T].
 
-    >>> Towers(inputs=16, hidden=[8], objectives=3)(torch.randn(3, 5, 16)).shape
-    torch.Size([5, 3])
+    >>> Towers(inputs=16, hidden=[8], objectives=3)(torch.randn(3, 1, 5, 16)).shape
+    torch.Size([1, 5, 3])
     """
 
     def __init__(
-        self, inputs: int, hidden: Sequence[int], objectives: int, dropout: float = 0.0
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        objectives: int,
+        dropout: float = 0.0,
+        members: int = 1,
     ) -> None:
         super().__init__()
         widths = [inputs, *hidden, 1]
         layers = [
-            batched_linear(objectives, fan_in, units)
+            batched_linear(objectives * members, fan_in, units)
             for fan_in, units in zip(widths[:-1], widths[1:], strict=True)
         ]
+        self.members = members
         self.weights = nn.ParameterList(weight for weight, _ in layers)
         self.biases = nn.ParameterList(bias for _, bias in layers)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
+        h = h.expand(-1, self.members, -1, -1).flatten(0, 1)  # [T·K, B, H]
         last = len(self.weights) - 1
         for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))  # [T, B, units]
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))  # [T·K, B, units]
             if depth < last:
                 h = self.dropout(torch.relu(h))
-        return h.squeeze(-1).transpose(0, 1)  # [B, T]
+        return h.squeeze(-1).unflatten(0, (-1, self.members)).permute(1, 2, 0)  # [K, B, T]
+
+    def start_at(self, values: Tensor) -> None:
+        """Let every tower's last bias start at its objective's value: [T]."""
+        with torch.no_grad():
+            self.biases[-1].copy_(values.repeat_interleave(self.members).unsqueeze(1))
+
+
+class PositionBias(nn.Module):
+    """What a position adds to each objective's logit (Zhao et al., RecSys 2019, 4.3).
+
+    A shallow tower beside the main one: a logit per position and objective, added in training and
+    left out at scoring. In training a position is dropped (as if unknown) with some probability,
+    so that the main towers do not rely on it.
+
+    Args:
+        positions: P; positions from P on share one.
+        objectives: T.
+        dropout: probability of dropping a row's position in training.
+
+    Shape: position [B], whole numbers from 0, -1 = unknown → [B, T]; zero where unknown.
+
+    >>> PositionBias(positions=20, objectives=2)(torch.tensor([-1])).tolist()
+    [[0.0, 0.0]]
+    """
+
+    def __init__(self, positions: int, objectives: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.logits = nn.Embedding(positions + 1, objectives, padding_idx=0)
+        nn.init.zeros_(self.logits.weight)
+        self.positions = positions
+        self.dropout = dropout
+
+    def forward(self, position: Tensor) -> Tensor:
+        index = (position + 1).clamp(0, self.positions)
+        if self.training and self.dropout > 0:
+            index = index * (torch.rand(index.shape) >= self.dropout)
+        return self.logits(index)

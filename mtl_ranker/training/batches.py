@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 
 from mtl_ranker.features.encoders import Encoded, Encoder
+from mtl_ranker.features.queries import SAMPLE_WEIGHT
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N rows: categorical [N, C], bags [N, slots], numeric [N, F], labels [N, T]; NaN = missing."""
+    """N rows: categorical [N, C], bags [N, slots], numeric [N, F], labels [N, T]; NaN = missing.
+
+    Optionally the position [N] (whole, -1 = unknown) and the sample weight [N].
+    """
 
     categorical: Tensor
     bags: Tensor
     numeric: Tensor
     labels: Tensor
+    position: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -34,7 +40,15 @@ def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) ->
     """Rows and their label columns as tensors; a null label becomes NaN."""
     wide = frame.select(pl.col(c).cast(pl.Float32).fill_null(np.nan) for c in labels).to_numpy()
     inputs = encoded_tensors(encoder.transform(frame))
-    return Examples(*inputs, torch.from_numpy(np.ascontiguousarray(wide)))
+    position = weight = None
+    if "position" in frame.columns:
+        whole = frame["position"].cast(pl.Int64, strict=False).fill_null(-1).clip(lower_bound=-1)
+        position = torch.from_numpy(whole.to_numpy().copy())
+    if SAMPLE_WEIGHT in frame.columns:
+        known = frame[SAMPLE_WEIGHT].cast(pl.Float32).fill_null(1.0)
+        weight = torch.from_numpy(known.to_numpy().copy())
+    labelled = torch.from_numpy(np.ascontiguousarray(wide))
+    return Examples(*inputs, labelled, position, weight)
 
 
 def encoded_tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,11 +59,38 @@ def encoded_tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def take(examples: Examples, rows: Tensor) -> Examples:
+    """Some rows, in the order given: rows [M] whole numbers."""
+    tensors = (
+        examples.categorical,
+        examples.bags,
+        examples.numeric,
+        examples.labels,
+        examples.position,
+        examples.weight,
+    )
+    return Examples(*(None if t is None else t.index_select(0, rows) for t in tensors))  # type: ignore[arg-type]
+
+
 def shuffled_batches(
     examples: Examples, size: int, generator: torch.Generator
-) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
+) -> Iterator[Examples]:
     """Every row once, in random order, `size` at a time (the last batch may be smaller)."""
     order = torch.randperm(len(examples), generator=generator)
     for rows in order.split(size):
-        inputs = tuple(tensor.index_select(0, rows) for tensor in examples.inputs)
-        yield (inputs[0], inputs[1], inputs[2]), examples.labels.index_select(0, rows)
+        yield take(examples, rows)
+
+
+def thin_negatives(examples: Examples, binary: list[int], keep: float, seed: int) -> Examples:
+    """Keep every row with a positive binary label, and a share `keep` of the others.
+
+    A kept negative weighs 1 / keep, so that losses, and with them calibration, stay what they are
+    on all rows in expectation; no correction of predictions is needed for any objective.
+    """
+    labels = examples.labels[:, binary]
+    positive = (torch.nan_to_num(labels) > 0.5).any(1)
+    chance = torch.rand(len(examples), generator=torch.Generator().manual_seed(seed))
+    rows = (positive | (chance < keep)).nonzero().squeeze(1)
+    weight = examples.weight if examples.weight is not None else torch.ones(len(examples))
+    weight = torch.where(positive, weight, weight / keep)
+    return take(replace(examples, weight=weight), rows)

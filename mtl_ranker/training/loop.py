@@ -8,7 +8,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +19,35 @@ from mtl_ranker.config import Training
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.models.ranker import Ranker, RankerSpec
-from mtl_ranker.objectives import Task, losses, predictions, transform_labels
-from mtl_ranker.training.batches import Examples, shuffled_batches
+from mtl_ranker.objectives import (
+    Task,
+    base_cutpoints,
+    base_logits,
+    cutpoints_needed,
+    losses,
+    predictions,
+    transform_labels,
+)
+from mtl_ranker.training.balancing import BALANCERS, gradient_cosine
+from mtl_ranker.training.batches import Examples, shuffled_batches, take
 
 PREDICT_ROWS = 16_384
+PROBE_ROWS = 4_096
+MOST_POSITIONS = 200
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training rows gave: mean losses [T] and the monitored value."""
+    """What one pass over the training rows gave: mean losses [T], the monitored value, and the
+    cosine between the objectives' gradients on shared parameters [T, T].
+    """
 
     number: int
     train_loss: list[float]
     validate_loss: list[float]
     monitored: float
     seconds: float
+    gradient_cosine: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -43,8 +58,17 @@ class Trained:
     seconds: float
 
 
-def build_ranker(spec: RankerSpec, encoder: Encoder) -> Ranker:
-    """A ranker with fresh weights for this encoder's fields."""
+def build_ranker(
+    spec: RankerSpec,
+    encoder: Encoder,
+    tasks: Sequence[Task],
+    positions: int = 0,
+    position_dropout: float = 0.1,
+) -> Ranker:
+    """A ranker with fresh weights for this encoder's fields.
+
+    Raises ValueError when a group of features matches none of them.
+    """
     numerics = PiecewiseLinear(
         encoder.edges, encoder.missing, encoder.numeric_encoding == "standardise"
     )
@@ -53,8 +77,9 @@ def build_ranker(spec: RankerSpec, encoder: Encoder) -> Ranker:
         [(v.size, v.max_length or 1) for v in encoder.lists],
         numerics,
         spec.embedding_width,
+        [*(v.column for v in (*encoder.categoricals, *encoder.lists)), *encoder.numerics],
     )
-    return Ranker(spec, embedding)
+    return Ranker(spec, embedding, positions, cutpoints_needed(tasks), position_dropout)
 
 
 def train_ranker(
@@ -76,36 +101,49 @@ def train_ranker(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = build_ranker(spec, encoder)
+    positions = 0
+    if train.position is not None:
+        positions = min(int(train.position.max()) + 1, MOST_POSITIONS)
+    model = build_ranker(spec, encoder, tasks, positions, settings.position_dropout)
     train_labels = transform_labels(train.labels, tasks)
     validate_labels = transform_labels(validate.labels, tasks)
-    start_at_prior(model, train_labels, tasks)
-    base = _base_losses(train_labels, validate_labels, tasks)
+    start_at_prior(model, train_labels, tasks, train.weight)
+    base = _base_losses(train_labels, validate_labels, tasks, train.weight)
     weights = torch.tensor([task.weight for task in tasks])
+    balancer = BALANCERS[settings.balancing](model, weights)
+    learned: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.requires_grad]},
+        *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
+    ]
     optimiser = torch.optim.AdamW(
-        model.parameters(),
+        learned,
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=True,
     )
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
-    rows = Examples(*train.inputs, train_labels)
+    rows = replace(train, labels=train_labels)
+    probe = take(rows, torch.arange(min(PROBE_ROWS, len(rows))))
     epochs: list[Epoch] = []
     best, best_weights, began = math.inf, copy.deepcopy(model.state_dict()), time.perf_counter()
     for number in range(1, settings.epochs + 1):
         started = time.perf_counter()
         model.train()
         total, count = torch.zeros(len(tasks)), 0
-        for inputs, labels in shuffled_batches(rows, settings.batch_size, generator):
-            each = losses(model(*inputs), labels, tasks)
+        for batch in shuffled_batches(rows, settings.batch_size, generator):
+            trace = model.trace(*batch.inputs, batch.position)
+            each = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)
             optimiser.zero_grad()
-            (each * weights).sum().backward()
+            balancer.backward(each, model.penalty(trace))
             optimiser.step()
             schedule.step()
             total += each.detach()
             count += 1
-        validated = losses(predict_logits(model, validate), validate_labels, tasks)
+        balancer.end_epoch(total / count)
+        with torch.no_grad():
+            logits = predict_logits(model, validate)
+            validated = losses(logits, validate_labels, tasks, None, model.cutpoints)
         if not bool(torch.isfinite(total).all() and torch.isfinite(validated).all()):
             raise FloatingPointError(
                 f"the loss is not finite in epoch {number} (train {(total / count).tolist()}, "
@@ -118,6 +156,7 @@ def train_ranker(
             validated.tolist(),
             monitored,
             time.perf_counter() - started,
+            _conflict(model, probe, tasks),
         )
         epochs.append(epoch)
         if on_epoch is not None:
@@ -132,38 +171,46 @@ def train_ranker(
     return Trained(model, epochs, best_epoch, time.perf_counter() - began)
 
 
-def start_at_prior(model: Ranker, labels: Tensor, tasks: Sequence[Task]) -> None:
-    """Let each tower's last bias start at its objective's training mean (in logits)."""
-    bias = model.towers.biases[-1]
-    with torch.no_grad():
-        for t, task in enumerate(tasks):
-            mean = labels[:, t].nanmean()
-            bias[t] = torch.logit(mean.clamp(1e-6, 1 - 1e-6)) if task.kind == "binary" else mean
+def start_at_prior(
+    model: Ranker, labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = None
+) -> None:
+    """Let each tower's last bias, and the cut points, start at the training means."""
+    model.towers.start_at(base_logits(labels, tasks, weight))
+    cuts = base_cutpoints(labels, tasks)
+    if cuts is not None and model.steps is not None:
+        with torch.no_grad():
+            model.steps.copy_(torch.cat([cuts[:, :1], torch.log(torch.expm1(cuts.diff()))], 1))
 
 
 @torch.no_grad()
 def predict_logits(model: Ranker, examples: Examples) -> Tensor:
-    """Logits [N, T] in evaluation mode, in blocks of bounded memory."""
+    """Logits [K, N, T] in evaluation mode, without positions, in blocks of bounded memory."""
     model.eval()
     return torch.cat(
         [
             model(*(tensor[start : start + PREDICT_ROWS] for tensor in examples.inputs))
             for start in range(0, max(len(examples), 1), PREDICT_ROWS)
-        ]
+        ],
+        1,
     )
 
 
+@torch.no_grad()
 def predict(model: Ranker, examples: Examples, tasks: Sequence[Task]) -> np.ndarray:
     """Predictions [N, T]: probabilities, or values in the label's own unit."""
-    return predictions(predict_logits(model, examples), tasks).numpy()
+    return predictions(predict_logits(model, examples), tasks, model.cutpoints).numpy()
 
 
-def _base_losses(train: Tensor, validate: Tensor, tasks: Sequence[Task]) -> Tensor:
-    means = train.nanmean(0)
-    constant = torch.stack(
-        [
-            torch.logit(means[t].clamp(1e-6, 1 - 1e-6)) if task.kind == "binary" else means[t]
-            for t, task in enumerate(tasks)
-        ]
-    )
-    return losses(constant.expand_as(validate), validate, tasks).clamp(min=1e-6)
+def _conflict(model: Ranker, probe: Examples, tasks: Sequence[Task]) -> list[list[float]]:
+    model.eval()
+    logits = model(*probe.inputs)
+    each = losses(logits, probe.labels, tasks, probe.weight, model.cutpoints)
+    return gradient_cosine(each, model.shared_parameters()).tolist()
+
+
+def _base_losses(
+    train: Tensor, validate: Tensor, tasks: Sequence[Task], weight: Tensor | None
+) -> Tensor:
+    constant = base_logits(train, tasks, weight).expand_as(validate)
+    cuts = base_cutpoints(train, tasks)
+    return losses(constant, validate, tasks, None, cuts).clamp(min=1e-6)

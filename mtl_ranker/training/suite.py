@@ -76,14 +76,16 @@ class Suite:
 
 
 def tasks_of(project: Project) -> list[Task]:
-    return [Task(o.name, o.kind, o.weight, o.transform) for o in project.objectives]
+    return [
+        Task(o.name, o.kind, o.weight, o.transform, o.after, o.levels) for o in project.objectives
+    ]
 
 
 def model_specs(project: Project) -> dict[str, RankerSpec]:
     """Each `[models.*]` as a specification. Raises ProjectError naming the key."""
     try:
         return {
-            name: make(f"models.{name}", settings, len(project.objectives))
+            name: make(f"models.{name}", settings, len(project.objectives), project.features.groups)
             for name, settings in project.models.items()
         }
     except ValueError as error:
@@ -226,6 +228,15 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
                 f"{where}: no row has this label (label = {objective.label!r}, "
                 f"where = {objective.where!r}); allowed: at least one"
             )
+        if objective.after is not None:
+            child, parent = (pl.col(LABEL + n) for n in (objective.name, objective.after))
+            odd = examples.filter((child == 1) & ~(parent == 1).fill_null(False))
+            alone = odd.select(pl.len()).collect(engine="streaming").item()
+            if alone:
+                raise ProjectError(
+                    f"{where}: after = {objective.after!r}, but {alone:,} of {int(total):,} "
+                    f"positive rows have {objective.after} = 0; allowed: none"
+                )
         if part == "train" and objective.kind == "binary" and total in (0.0, float(count)):
             found = "never occurs (all 0)" if total == 0 else "always occurs (all 1)"
             raise ProjectError(

@@ -1,0 +1,183 @@
+"""The one layer that gives every model: experts, and gates that say who listens to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtl_ranker.models.embedding import RowInput
+from mtl_ranker.models.experts import BANKS, MultilayerBank, read_streams
+from mtl_ranker.models.gates import (
+    FixedGates,
+    Gated,
+    SoftmaxGates,
+    StitchGates,
+    TopKGates,
+    combine,
+    imbalance,
+)
+
+Mask = tuple[tuple[bool, ...], ...]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """The wiring of one layer of E experts and O outputs.
+
+    Attributes:
+        visible: [O][E], which experts output o may listen to.
+        reads: [E], which stream expert e reads; a first layer has one stream, the row.
+        hidden: units of the experts' layers; the last is H.
+        gate: softmax, tied (one for all), top_k (noisy), or stitch (constants).
+        gate_reads: [O], which stream the gate of output o reads; empty: the row.
+        native: [O][E], the experts of an output's own, added with learned weights (AdaTT).
+        kinds: kind of each expert in turn: mlp, cross, fm or tucker.
+        groups: patterns of features that each expert in turn sees; empty: all.
+        top_k: experts a row, of gate = top_k.
+        gate_dropout: see SoftmaxGates.
+    """
+
+    visible: Mask
+    reads: tuple[int, ...]
+    hidden: tuple[int, ...] = (64,)
+    gate: str = "softmax"
+    gate_reads: tuple[int, ...] = ()
+    native: Mask = ()
+    kinds: tuple[str, ...] = ("mlp",)
+    groups: tuple[tuple[str, ...], ...] = ()
+    top_k: int = 0
+    gate_dropout: float = 0.0
+
+    @property
+    def experts(self) -> int:
+        return len(self.reads)
+
+
+class Heard(NamedTuple):
+    """What a layer gives: outputs [O, K, B, H], experts [E, K, B, H], and the gates' weights."""
+
+    outputs: Tensor
+    experts: Tensor
+    gated: Gated
+
+
+class MixtureLayer(nn.Module):
+    """E experts and O gated outputs (Ma et al., KDD 2018, eq. 6), wired by a LayerSpec.
+
+    Args:
+        spec: the wiring.
+        inputs: width of what the experts read.
+        gate_inputs: width of what the gates read.
+        dropout: on the experts' units.
+        members: K of an ensemble inside the network; only a first layer makes it.
+        mask: [E, inputs] booleans, which inputs each expert sees.
+
+    Shape: rows x or streams [S, K, B, inputs] → outputs [O, K, B, H].
+    """
+
+    order: Tensor
+    native_mask: Tensor
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        inputs: int,
+        gate_inputs: int,
+        dropout: float = 0.0,
+        members: int = 1,
+        mask: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.members = members
+        kinds = [spec.kinds[e % len(spec.kinds)] for e in range(spec.experts)]
+        self.banks = nn.ModuleList()
+        order: list[int] = []
+        for kind in dict.fromkeys(kinds):
+            chosen = [e for e, own in enumerate(kinds) if own == kind]
+            order += chosen
+            settings: dict[str, Any] = {"mask": mask[chosen]} if mask is not None else {}
+            if kind == "mlp" and members > 1:
+                settings["members"] = members
+            reads = [spec.reads[e] for e in chosen]
+            self.banks.append(BANKS[kind](inputs, spec.hidden, reads, dropout, **settings))
+        self.register_buffer("order", torch.tensor(order).argsort(), persistent=False)
+        visible = torch.tensor(spec.visible, dtype=torch.bool)
+        gate_reads = spec.gate_reads or (0,) * len(spec.visible)
+        self.gates: nn.Module
+        if spec.gate == "stitch":
+            self.gates = StitchGates(spec.experts)
+        elif bool((visible.sum(1) == 1).all()):
+            self.gates = FixedGates(visible)
+        elif spec.gate == "top_k":
+            self.gates = TopKGates(gate_inputs, visible, gate_reads, spec.top_k, spec.gate_dropout)
+        else:
+            tied = spec.gate == "tied"
+            self.gates = SoftmaxGates(gate_inputs, visible, gate_reads, tied, spec.gate_dropout)
+        self.native = None
+        if spec.native:
+            own = torch.tensor(spec.native, dtype=torch.bool)
+            self.register_buffer("native_mask", own, persistent=False)
+            # A single native expert is added as it is; of several a combination is learned.
+            start = own / own.sum(1, keepdim=True).clamp(min=1)
+            learned = bool((own.sum(1) > 1).any())
+            self.native = nn.Parameter(start, requires_grad=learned)
+
+    @property
+    def units(self) -> int:
+        return self.spec.hidden[-1]
+
+    def forward(self, x: RowInput | Tensor, row: RowInput, silent: Sequence[int] = ()) -> Heard:
+        """`silent` experts are heard by nobody; the other weights grow to the same sum."""
+        gated = self.gates(x if self.spec.gate_reads else row)
+        if silent:
+            gated = Gated(silence(gated.weights, silent))
+        experts = self._experts(x, gated)
+        if isinstance(self.gates, FixedGates) and self.native is None and not silent:
+            return Heard(read_streams(experts, self.gates.choice), experts, gated)
+        weights = gated.weights
+        if self.native is not None:
+            native = self.native * self.native_mask
+            if silent:
+                native = silence(native, silent, rescale=False)
+            weights = weights + native[:, None, None]
+        return Heard(combine(weights, experts), experts, gated)
+
+    def _experts(self, x: RowInput | Tensor, gated: Gated) -> Tensor:
+        bank = self.banks[0]
+        if (
+            isinstance(self.gates, TopKGates)
+            and self.gates.k < self.spec.experts
+            and isinstance(bank, MultilayerBank)
+            and len(self.banks) == 1
+            and self.members == 1
+            and not torch.compiler.is_exporting()  # shapes that depend on the data
+        ):
+            chosen = (gated.weights[:, 0] > 0).any(0)  # [B, E]
+            return bank.of_selected(x, chosen)
+        made = [bank(x) for bank in self.banks]
+        if len(made) == 1:
+            return made[0]
+        wide = [m.expand(-1, self.members, -1, -1) for m in made]
+        return torch.cat(wide).index_select(0, self.order)
+
+    def imbalance(self, gated: Gated) -> Tensor:
+        """How unevenly experts are used in this batch: importance and load (Shazeer, eq. 6, 11)."""
+        if not isinstance(self.gates, SoftmaxGates):
+            return torch.zeros(())
+        total = imbalance(gated.weights.sum((1, 2)))
+        return total if gated.load is None else total + imbalance(gated.load)
+
+
+def silence(weights: Tensor, experts: Sequence[int], rescale: bool = True) -> Tensor:
+    """Weights [..., E] with some experts at zero, the others scaled up to the same sum."""
+    left = torch.ones(weights.shape[-1])
+    left[list(experts)] = 0.0
+    kept = weights * left
+    if not rescale:
+        return kept
+    return kept * (weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1e-12))
