@@ -172,7 +172,7 @@ class TuckerBank(MultilayerBank):
 
     def layer_weights(self) -> list[Tensor]:
         return [
-            torch.einsum("abc,oa,ib,ec->eoi", core, *list(modes))  # type: ignore[misc]
+            torch.einsum("abc,oa,ib,ec->eoi", core, *modes.parameters())
             for core, modes in zip(self.cores, self.modes, strict=True)
         ]
 
