@@ -257,6 +257,8 @@ class Project(Settings):
                     raise ValueError(f"objectives[{index}].after: {seen} wait for each other")
                 seen.append(after)
                 after = by_name[after].after
+        if self.training.negative_keep < 1 and all(o.kind != "binary" for o in self.objectives):
+            raise ValueError("training.negative_keep: needs at least one binary objective")
         for name in self.scoring.weights:
             if name not in names:
                 raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")

@@ -35,6 +35,11 @@ def test_presets_load_and_their_models_are_known():
         (('label = "click"', ""), ["objectives[0].label", "missing"]),
         (("[training]", "[trainning]"), ["trainning", "did you mean training"]),
         (("[training]", "training ="), ["not valid TOML"]),
+        (('where = "click = 1"', 'after = "view"'), ["objectives[1].after", "'view'", "'click'"]),
+        (('where = "click = 1"', 'after = "long"'), ["objectives[1].after", "wait for each other"]),
+        (('where = "click = 1"', 'kind = "ordinal"'), ["objectives[1]", "levels"]),
+        (('where = "click = 1"', 'transform = "log1p"'), ["objectives[1]", "regression"]),
+        (("[training]", '[training]\nbalancing = "fair"'), ["training.balancing", "'pcgrad'"]),
     ],
 )
 def test_errors_name_key_found_and_allowed(change, words):
@@ -49,6 +54,8 @@ def test_errors_name_key_found_and_allowed(change, words):
     [
         (("experts = 2", "expert = 2"), ["models.mmoe.expert", "did you mean expert"]),
         (("experts = 2", "experts = 0"), ["models.mmoe.experts", "0", "at least 1"]),
+        (("experts = 2", 'expert_kinds = ["tree"]'), ["models.mmoe.expert_kinds", "cross"]),
+        (("experts = 2", 'expert_groups = ["user"]'), ["models.mmoe.expert_groups", "all"]),
         (('preset = "mmoe"', 'preset = "moe"'), ["models.mmoe.preset", "'moe'", "omoe"]),
     ],
 )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtl_ranker.evaluation.metrics import quality_metric
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -55,9 +57,9 @@ def weighted_r2(label: np.ndarray, prediction: np.ndarray, weights: np.ndarray) 
 def quality_draws(
     kind: str, label: np.ndarray, prediction: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """The ranking quality of one objective in each resample: AUC, or R² of a regression."""
+    """One objective's quality in each resample: AUC, or R² where it is no binary one."""
     known = ~np.isnan(label)
-    measure = weighted_auc if kind == "binary" else weighted_r2
+    measure = weighted_auc if quality_metric(kind) == "auc" else weighted_r2
     return measure(
         label[known].astype(np.float64), prediction[known].astype(np.float64), weights[:, known]
     )

@@ -118,12 +118,18 @@ def r_squared(label: np.ndarray, prediction: np.ndarray) -> float:
     return 1.0 - float(((label - prediction) ** 2).sum()) / spread if spread else float("nan")
 
 
+def quality_metric(kind: str) -> str:
+    """The metric by which models are compared on one objective, higher is better."""
+    return "auc" if kind == "binary" else "r2"
+
+
 def evaluate(
     kind: str, label: np.ndarray, prediction: np.ndarray, user: np.ndarray
 ) -> dict[str, float]:
     """All metrics of one objective over its labelled rows.
 
-    Binary: auc, gauc, ndcg_10, log_loss, calibration, ece. Regression: r2, rmse, calibration.
+    Binary: auc, gauc, ndcg_10, log_loss, calibration, ece. Other kinds, whose predictions are in
+    the label's unit: r2, rmse, calibration.
     """
     known = ~np.isnan(label)
     label, prediction, user = label[known].astype(np.float64), prediction[known], user[known]

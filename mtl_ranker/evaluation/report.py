@@ -8,12 +8,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.training.suite import Suite
 
-SHOWN = {
-    "binary": ("auc", "gauc", "ndcg_10", "log_loss", "calibration", "ece"),
-    "regression": ("r2", "rmse", "calibration"),
-}
+SHOWN = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
 
 
 def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
@@ -28,7 +26,7 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
                 seeds = [r.metrics[task.name] for r in suite.runs if r.name == name]
                 metrics = {k: float(np.mean([m[k] for m in seeds])) for k in seeds[0]}
             found = suite.intervals.get((name, task.name))
-            quality = SHOWN[task.kind][0]
+            quality = quality_metric(task.kind)
             rows.append(
                 {
                     "objective": task.name,
@@ -36,7 +34,7 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
                     "measure": quality,
                     "quality": _number(metrics[quality]),
                     "interval": f"[{found.low:.4f}, {found.high:.4f}]" if found else "",
-                    **{key: _number(metrics[key]) for key in SHOWN["binary"][1:] if key in metrics},
+                    **{key: _number(metrics[key]) for key in SHOWN if key in metrics},
                 }
             )
     return rows
@@ -67,7 +65,7 @@ def comparison_table(suite: Suite) -> Table:
         first = row["objective"] if row["objective"] != previous else ""
         previous = row["objective"]
         marked = f"{row['model']} *" if row["model"] == winner else row["model"]
-        cells = [row.get(key, "") for key in SHOWN["binary"][1:]]
+        cells = [row.get(key, "") for key in SHOWN]
         # The run in MLflow has every digit; the terminal has 80 columns at worst.
         table.add_row(
             first,

@@ -166,7 +166,7 @@ def _numbers(frame: pl.DataFrame, names: Sequence[str]) -> np.ndarray:
     if not names:
         return np.zeros((frame.height, 0), np.float32)
     wide = frame.select(pl.col(n).cast(pl.Float32, strict=False).fill_null(np.nan) for n in names)
-    return np.ascontiguousarray(wide.to_numpy())
+    return np.ascontiguousarray(wide.to_numpy(writable=True))
 
 
 def _edges(known: np.ndarray, features: Features) -> list[float]:

@@ -38,7 +38,7 @@ class Examples:
 
 def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) -> Examples:
     """Rows and their label columns as tensors; a null label becomes NaN."""
-    wide = frame.select(pl.col(c).cast(pl.Float32).fill_null(np.nan) for c in labels).to_numpy()
+    wide = frame.select(pl.col(c).cast(pl.Float32).fill_null(np.nan) for c in labels)
     inputs = encoded_tensors(encoder.transform(frame))
     position = weight = None
     if "position" in frame.columns:
@@ -47,7 +47,7 @@ def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) ->
     if SAMPLE_WEIGHT in frame.columns:
         known = frame[SAMPLE_WEIGHT].cast(pl.Float32).fill_null(1.0)
         weight = torch.from_numpy(known.to_numpy().copy())
-    labelled = torch.from_numpy(np.ascontiguousarray(wide))
+    labelled = torch.from_numpy(wide.to_numpy(writable=True))
     return Examples(*inputs, labelled, position, weight)
 
 

@@ -14,13 +14,13 @@ from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
-from mtl_ranker.evaluation.metrics import evaluate
+from mtl_ranker.evaluation.metrics import evaluate, quality_metric
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.queries import LABEL, numeric_features, run_sql
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.objectives import Task
-from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.batches import encode_examples, thin_negatives
 from mtl_ranker.training.loop import Epoch, Trained, predict, train_ranker
 from mtl_ranker.workspace import Workspace
 
@@ -154,6 +154,10 @@ def train_suite(
     encoder = Encoder.fit(project.features, numeric_features(project), frames["train"])
     labels = [LABEL + task.name for task in tasks]
     encoded = {name: encode_examples(encoder, frame, labels) for name, frame in frames.items()}
+    learned = encoded["train"]
+    if project.training.negative_keep < 1.0:
+        binary = [t for t, task in enumerate(tasks) if task.kind == "binary"]
+        learned = thin_negatives(learned, binary, project.training.negative_keep, seed=0)
     held_out = HeldOut(
         encoded["test"].labels.numpy(), frames["test"]["user_id"].to_numpy(), frames["test"]
     )
@@ -172,7 +176,7 @@ def train_suite(
                 spec,
                 encoder,
                 tasks,
-                encoded["train"],
+                learned,
                 encoded["validate"],
                 project.training,
                 seed,
@@ -255,7 +259,7 @@ def evaluate_all(
 
 def blended_quality(tasks: list[Task], metrics: Metrics) -> float:
     """The objectives' weighted mean of AUC (binary) and R² (regression)."""
-    values = [metrics[t.name]["auc" if t.kind == "binary" else "r2"] for t in tasks]
+    values = [metrics[t.name][quality_metric(t.kind)] for t in tasks]
     weights = [t.weight for t in tasks]
     known = [(v, w) for v, w in zip(values, weights, strict=True) if not np.isnan(v)]
     return sum(v * w for v, w in known) / sum(w for _, w in known) if known else float("nan")
@@ -294,8 +298,7 @@ def quality_intervals(
             draws = np.mean(
                 [quality_draws(task.kind, label, r.test_prediction[:, t], weights) for r in runs], 0
             )
-            metric = "auc" if task.kind == "binary" else "r2"
-            value = float(np.mean([r.metrics[task.name][metric] for r in runs]))
+            value = float(np.mean([r.metrics[task.name][quality_metric(task.kind)] for r in runs]))
             found[name, task.name] = interval(value, draws, project.promotion.confidence)
     return found
 

@@ -10,6 +10,7 @@ import torch
 
 from mtl_ranker.config import load_project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.report import comparison_rows
 from mtl_ranker.features.queries import aggregate_day, build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
@@ -83,4 +84,58 @@ def test_objective_whose_label_is_nowhere_is_named(tiny):
     (tiny / "project.toml").write_text(text)
     project, workspace = prepared(tiny)
     with pytest.raises(ProjectError, match=r"objectives\[1\] \(long\).*no row has this label"):
+        train_suite(project, workspace, LAST)
+
+
+KINDS = """
+[[objectives]]
+name = "finish"
+group = "satisfaction"
+label = "case when click = 1 and play > 10 then 1 else 0 end"
+after = "click"
+[[objectives]]
+name = "seconds"
+group = "engagement"
+kind = "watch_time"
+label = "play"
+[[objectives]]
+name = "stars"
+group = "satisfaction"
+kind = "ordinal"
+levels = 3
+label = "case when play > 15 then 2 when play > 7 then 1 else 0 end"
+where = "click = 1"
+[features]
+"""
+
+
+def test_every_kind_of_objective_in_one_training(tiny):
+    text = (tiny / "project.toml").read_text().replace("[features]\n", KINDS)
+    text = text.replace(
+        "[training]", '[training]\nsample_weight = "1.0 + click"\nnegative_keep = 0.5'
+    )
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    suite = train_suite(project, workspace, LAST)
+    names = [task.name for task in suite.tasks]
+    predicted = dict(zip(names, suite.winner.test_prediction.T, strict=True))
+    assert (predicted["finish"] <= predicted["click"]).all()
+    assert (predicted["seconds"] > 0).all()
+    assert ((predicted["stars"] > 0) & (predicted["stars"] < 2)).all()
+    metrics = suite.winner.metrics
+    assert set(metrics["finish"]) >= {"auc", "gauc", "ece"}
+    assert set(metrics["seconds"]) == set(metrics["stars"]) == {"r2", "rmse", "calibration"}
+    again = suite.winner.artifact
+    reloaded = type(again).load(again.save(tiny / "saved"))
+    frame = suite.held_out.frame
+    assert again.predict(frame).equals(reloaded.predict(frame))
+    assert {row["objective"] for row in comparison_rows(suite)} == set(names)
+
+
+def test_chained_objective_without_its_parent_is_named(tiny):
+    text = (tiny / "project.toml").read_text().replace("[features]\n", KINDS)
+    text = text.replace("case when click = 1 and play > 10", "case when play > 10")
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    with pytest.raises(ProjectError, match=r"objectives\[2\] \(finish\).*after = 'click'.*allowed"):
         train_suite(project, workspace, LAST)

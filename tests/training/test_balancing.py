@@ -1,0 +1,141 @@
+"""Loss balancing: each method against its formula, worked by hand or by a loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
+from mtl_ranker.models.presets import make
+from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.objectives import Task, losses
+from mtl_ranker.training.balancing import (
+    BALANCERS,
+    DynamicWeightAverage,
+    GradNorm,
+    Uncertainty,
+    gradient_cosine,
+    project_conflicts,
+)
+
+TASKS = [Task("click", "binary"), Task("like", "binary", weight=2.0)]
+WEIGHTS = torch.tensor([1.0, 2.0])
+
+
+def ranker() -> Ranker:
+    torch.manual_seed(0)
+    embedding = FeatureEmbedding([6], [], PiecewiseLinear([[0.0, 1.0]], [False]), 4)
+    return Ranker(make("m", {"preset": "mmoe", "dropout": 0.0}, 2), embedding)
+
+
+def step_losses(model: Ranker) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(0, 6, (64, 1), generator=generator)
+    label = torch.rand(64, 2, generator=generator).round()
+    logits = model(rows, rows[:, :0], torch.rand(64, 1, generator=generator))
+    return losses(logits, label, TASKS)
+
+
+def gradients_of(model: Ranker) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_fixed_is_the_weighted_sum():
+    model = ranker()
+    (step_losses(model) * WEIGHTS).sum().backward()
+    expected = gradients_of(model)
+    model.zero_grad()
+    BALANCERS["fixed"](model, WEIGHTS).backward(step_losses(model), torch.zeros(()))
+    for name, gradient in gradients_of(model).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_uncertainty_settles_where_the_variance_is_twice_the_loss():
+    """The minimum over s of e^-s L + s/2 is at e^s = 2 L (Kendall et al. 2018)."""
+    balancer = Uncertainty(ranker(), torch.ones(2))
+    optimiser = torch.optim.Adam(balancer.parameters, lr=0.05)
+    constant = torch.tensor([0.25, 2.0])
+    for _ in range(600):
+        optimiser.zero_grad()
+        balancer.backward(constant, torch.zeros(()))
+        optimiser.step()
+    variance = torch.exp(balancer.log_variance.detach())
+    np.testing.assert_allclose(variance, [0.5, 4.0], rtol=1e-3)
+
+
+def test_dwa_weighs_by_relative_descent():
+    balancer = DynamicWeightAverage(ranker(), torch.ones(2))
+    balancer.end_epoch(torch.tensor([1.0, 1.0]))
+    assert balancer.weights.tolist() == [1.0, 1.0]
+    balancer.end_epoch(torch.tensor([0.5, 1.0]))
+    e = np.exp([0.25, 0.5])
+    np.testing.assert_allclose(balancer.weights, 2 * e / e.sum(), rtol=1e-6)
+
+
+def test_gradnorm_moves_weight_to_the_slower_objective_and_keeps_the_sum():
+    model = ranker()
+    balancer = GradNorm(model, torch.ones(2))
+    balancer.backward(step_losses(model), torch.zeros(()))
+    for _ in range(20):
+        each = step_losses(model)
+        # Pretend that the first objective has fallen to a tenth, the second not at all.
+        balancer.initial = each.detach() * torch.tensor([10.0, 1.0])
+        balancer.backward(each, torch.zeros(()))
+    assert balancer.weights[1] > 1.2 > 0.8 > balancer.weights[0]
+    np.testing.assert_allclose(float(balancer.weights.sum()), 2.0, rtol=1e-6)
+
+
+def test_pcgrad_removes_the_conflict():
+    each = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+    found = project_conflicts(each)
+    # g1 - (g1·g2/|g2|²) g2 = (1,0) + ½(-1,1); g2 - (g2·g1/|g1|²) g1 = (0,1)
+    np.testing.assert_allclose(found, [[0.5, 0.5], [0.0, 1.0]])
+    agreeing = torch.tensor([[1.0, 0.5], [0.2, 1.0]])
+    torch.testing.assert_close(project_conflicts(agreeing), agreeing)
+
+
+def test_pcgrad_equals_fixed_where_objectives_agree():
+    model = ranker()
+    with torch.no_grad():
+        for parameter in (*model.towers.weights, *model.towers.biases):
+            parameter.copy_(parameter[:1].expand_as(parameter))
+        gate = model.layers[0].gates.weight
+        gate.copy_(gate[:1].expand_as(gate))
+    both = step_losses(model)[:1].expand(2)
+    (both * WEIGHTS).sum().backward()
+    expected = gradients_of(model)
+    model.zero_grad()
+    both = step_losses(model)[:1].expand(2)
+    BALANCERS["pcgrad"](model, WEIGHTS).backward(both, torch.zeros(()))
+    for name, gradient in gradients_of(model).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+def test_gradient_cosine_is_autograds():
+    model = ranker()
+    shared = model.shared_parameters()
+    rows = []
+    for t in range(2):
+        found = torch.autograd.grad(step_losses(model)[t], shared)
+        rows.append(torch.cat([g.flatten() for g in found]))
+    expected = torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=0)
+    found = gradient_cosine(step_losses(model), shared)
+    torch.testing.assert_close(found[0, 1], expected)
+    torch.testing.assert_close(found.diagonal(), torch.ones(2))
+
+
+@pytest.mark.parametrize("method", sorted(BALANCERS))
+def test_every_method_lowers_the_losses(method):
+    model = ranker()
+    balancer = BALANCERS[method](model, WEIGHTS)
+    learned = [*model.parameters(), *balancer.parameters]
+    optimiser = torch.optim.Adam([p for p in learned if p.requires_grad], lr=0.02)
+    before = step_losses(model).detach()
+    for step in range(60):
+        optimiser.zero_grad()
+        balancer.backward(step_losses(model), torch.zeros(()))
+        optimiser.step()
+        if step % 20 == 19:
+            balancer.end_epoch(step_losses(model).detach())
+    assert (step_losses(model) < before - 0.01).all()

@@ -1,0 +1,65 @@
+"""Batches: every row once; thinned negatives leave totals and calibration as they were."""
+
+from __future__ import annotations
+
+import polars as pl
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl_ranker.config import Features
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.training.batches import Examples, encode_examples, shuffled_batches, thin_negatives
+
+
+def examples(rows: int, share: float = 0.1) -> Examples:
+    generator = torch.Generator().manual_seed(rows)
+    row = torch.arange(rows).unsqueeze(1)
+    labels = (torch.rand(rows, 2, generator=generator) < share).float()
+    return Examples(row, row[:, :0], row.float()[:, :0], labels)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 60), size=st.integers(1, 70))
+def test_every_row_once(rows, size):
+    batches = list(shuffled_batches(examples(rows), size, torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat([b.categorical for b in batches]).flatten().tolist()) == [*range(rows)]
+    assert all(len(b) <= size for b in batches)
+
+
+def test_thinning_keeps_positives_and_the_weight_of_negatives():
+    full = examples(20_000)
+    thin = thin_negatives(full, [0, 1], keep=0.25, seed=3)
+    positive = full.labels.sum(1) > 0
+    kept_positive = thin.labels.sum(1) > 0
+    assert int(kept_positive.sum()) == int(positive.sum())
+    assert thin.weight[kept_positive].eq(1).all()
+    assert thin.weight[~kept_positive].eq(4).all()
+    assert abs(len(thin) - float(positive.sum() + 0.25 * (~positive).sum())) < 300
+    for t in range(2):
+        rate = (thin.labels[:, t] * thin.weight).sum() / thin.weight.sum()
+        assert abs(float(rate) - float(full.labels[:, t].mean())) < 0.003
+
+
+def test_thinning_multiplies_a_sample_weight():
+    full = examples(400, share=0.0)
+    full = Examples(
+        full.categorical, full.bags, full.numeric, full.labels, None, torch.full((400,), 3.0)
+    )
+    assert thin_negatives(full, [0], keep=0.5, seed=0).weight.unique().tolist() == [6.0]
+
+
+def test_position_and_weight_are_read_and_their_gaps_filled():
+    frame = pl.DataFrame(
+        {
+            "age": [1.0, 2.0, 3.0],
+            "position": [4, None, 0],
+            "sample_weight": [2.0, None, 0.5],
+            "label_click": [1.0, None, 0.0],
+        }
+    )
+    encoder = Encoder.fit(Features(numerics=["age"]), ["age"], frame)
+    found = encode_examples(encoder, frame, ["label_click"])
+    assert found.position.tolist() == [4, -1, 0]
+    assert found.weight.tolist() == [2.0, 1.0, 0.5]
+    assert found.labels[:, 0].isnan().tolist() == [False, True, False]
