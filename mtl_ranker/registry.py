@@ -256,7 +256,7 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
     labels = suite.held_out.labels
     figures = {
         "learning_curves.png": plots.learning_curves(
-            names, train, validate, run.trained.best_epoch, run.label
+            names, train, validate, run.trained.best_epochs, run.label
         ),
         "calibration.png": plots.calibration(
             names, labels, run.test_prediction, f"{run.label}: calibration on the test days"

@@ -12,7 +12,11 @@ from mtl_ranker.evaluation.metrics import calibration_bins
 
 
 def learning_curves(
-    names: Sequence[str], train: np.ndarray, validate: np.ndarray, best_epoch: int, title: str
+    names: Sequence[str],
+    train: np.ndarray,
+    validate: np.ndarray,
+    best_epochs: Sequence[int],
+    title: str,
 ) -> Figure:
     """Loss per objective over epochs; train and validate are [epochs, T]."""
     figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
@@ -21,7 +25,7 @@ def learning_curves(
     for t, (axis, name) in enumerate(zip(axes, names, strict=True)):
         axis.plot(epochs, train[:, t], marker="o", markersize=3, label="train")
         axis.plot(epochs, validate[:, t], marker="o", markersize=3, label="validation")
-        axis.axvline(best_epoch, color="0.6", linestyle=":", label="best epoch")
+        axis.axvline(best_epochs[t], color="0.6", linestyle=":", label="best epoch")
         axis.set(title=name, xlabel="epoch", ylabel="loss" if t == 0 else "")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False)

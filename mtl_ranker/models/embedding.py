@@ -146,3 +146,14 @@ class FeatureEmbedding(nn.Module):
         if not any(chosen):
             raise ValueError(f"{list(patterns)} match none of the features {self.names}")
         return torch.tensor([chosen[field] for field in self.sources])
+
+    def columns_of_part(self, part: int, parts: int) -> Tensor:
+        """Which columns of x model `part` of `parts` sees: [I] bools.
+
+        Its own share of every embedding, and all numbers.
+        """
+        width = self.table.embedding_dim
+        learned = self.outputs - self.numerics.width
+        column = torch.arange(self.outputs)
+        own = (column % width) // (width // parts) == part
+        return own | (column >= learned)

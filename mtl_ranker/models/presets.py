@@ -29,8 +29,12 @@ COMMON: dict[str, Any] = {
 
 
 def single_task(objectives: int, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
-    """Each objective has its own expert and shares only the embeddings' table."""
-    return _one(LayerSpec(_own(objectives, 1), (0,) * objectives, tuple(expert_hidden)))
+    """T models that share nothing: what the gain of sharing is measured against.
+
+    One network with a block for each objective; each has its own share of every embedding, and
+    training restores each objective's own best epoch (`training/loop.py`).
+    """
+    return replace(_alone(objectives, expert_hidden), apart=True)
 
 
 def shared_bottom(objectives: int, expert_hidden: Sequence[int] = (128,)) -> RankerSpec:
@@ -121,12 +125,12 @@ def l2_constrained(
     objectives: int, expert_hidden: Sequence[int] = (64,), closeness: float = 1e-4
 ) -> RankerSpec:
     """A network per objective, drawn together by a penalty (Duong et al., ACL 2015)."""
-    return replace(single_task(objectives, expert_hidden), closeness=closeness)
+    return replace(_alone(objectives, expert_hidden), closeness=closeness)
 
 
 def tensor_factorisation(objectives: int, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
     """A network per objective with weights of one low-rank tensor (Yang & Hospedales 2017)."""
-    spec = single_task(objectives, expert_hidden)
+    spec = _alone(objectives, expert_hidden)
     return _one(replace(spec.layers[0], kinds=("tucker",)))
 
 
@@ -226,6 +230,8 @@ def make(
         for key, value in common.items()
         if key in ("tower_hidden", "embedding_width", "dropout", "members", "balance")
     }
+    if spec.apart and common.get("expert_groups"):
+        raise ValueError(f"{place}.expert_groups: not with {name}, whose experts are apart already")
     layers = list(spec.layers)
     if "gate_dropout" in common:
         layers = [replace(layer, gate_dropout=common["gate_dropout"]) for layer in layers]
@@ -262,6 +268,11 @@ def _check(place: str, value: Any, default: Any) -> None:
 
 def _one(layer: LayerSpec) -> RankerSpec:
     return RankerSpec((layer,))
+
+
+def _alone(objectives: int, expert_hidden: Sequence[int]) -> RankerSpec:
+    """A network per objective on common embeddings."""
+    return _one(LayerSpec(_own(objectives, 1), (0,) * objectives, tuple(expert_hidden)))
 
 
 def _every(outputs: int, experts: int) -> Mask:

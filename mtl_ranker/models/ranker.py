@@ -28,6 +28,7 @@ class RankerSpec:
         members: K networks in one, of which the mean prediction counts (TabM).
         balance: weight of the penalty on unevenly used experts.
         closeness: weight of the penalty on experts' distance (Duong et al., ACL 2015).
+        apart: the objectives share nothing, embeddings included: expert t is objective t's.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -37,6 +38,7 @@ class RankerSpec:
     members: int = 1
     balance: float = 0.0
     closeness: float = 0.0
+    apart: bool = False
 
     @property
     def objectives(self) -> int:
@@ -98,7 +100,10 @@ class Ranker(nn.Module):
         width = embedding.outputs
         for depth, layer in enumerate(spec.layers):
             mask = None
-            if layer.groups:
+            if spec.apart:
+                parts = range(spec.objectives)
+                mask = torch.stack([embedding.columns_of_part(t, len(parts)) for t in parts])
+            elif layer.groups:
                 groups = [layer.groups[e % len(layer.groups)] for e in range(layer.experts)]
                 mask = torch.stack([embedding.columns_of(group) for group in groups])
             gate_inputs = width if layer.gate_reads else embedding.outputs
@@ -171,6 +176,11 @@ class Ranker(nn.Module):
             gated.weights.mean(1).expand(-1, rows, -1).transpose(0, 1)
             for gated in self.trace(categorical, bags, numeric).gated
         ]
+
+    def objective_axes(self) -> dict[str, int]:
+        """Of objectives that are `apart`: the axis along which each trained tensor is theirs."""
+        by_column = ("embedding.table", "position_bias")
+        return {n: int(n.startswith(by_column)) for n, _ in self.named_parameters()}
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters below the towers, where objectives meet."""

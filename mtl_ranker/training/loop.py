@@ -54,8 +54,12 @@ class Epoch:
 class Trained:
     model: Ranker
     epochs: list[Epoch]
-    best_epoch: int
+    best_epochs: list[int]  # of each objective; all the same unless objectives are `apart`
     seconds: float
+
+    @property
+    def best_epoch(self) -> int:
+        return max(self.best_epochs)
 
 
 def build_ranker(
@@ -76,7 +80,7 @@ def build_ranker(
         [v.size for v in encoder.categoricals],
         [(v.size, v.max_length or 1) for v in encoder.lists],
         numerics,
-        spec.embedding_width,
+        spec.embedding_width * (spec.objectives if spec.apart else 1),
         [*(v.column for v in (*encoder.categoricals, *encoder.lists)), *encoder.numerics],
     )
     return Ranker(spec, embedding, positions, cutpoints_needed(tasks), position_dropout)
@@ -96,6 +100,8 @@ def train_ranker(
 
     The monitored value is the objectives' weighted mean of validation loss over the loss of
     predicting the training mean (normalised entropy, He et al., ADKDD 2014): lower is better.
+
+    Models whose objectives are `apart` stop, and are restored, each objective by itself.
 
     Raises FloatingPointError when the loss becomes NaN or infinite.
     """
@@ -126,7 +132,8 @@ def train_ranker(
     rows = replace(train, labels=train_labels)
     probe = take(rows, torch.arange(min(PROBE_ROWS, len(rows))))
     epochs: list[Epoch] = []
-    best, best_weights, began = math.inf, copy.deepcopy(model.state_dict()), time.perf_counter()
+    best = BestWeights(model, len(tasks), settings.patience)
+    began = time.perf_counter()
     for number in range(1, settings.epochs + 1):
         started = time.perf_counter()
         model.train()
@@ -149,7 +156,8 @@ def train_ranker(
                 f"the loss is not finite in epoch {number} (train {(total / count).tolist()}, "
                 f"validation {validated.tolist()}); try a smaller training.learning_rate"
             )
-        monitored = float(((validated / base) * weights).sum() / weights.sum())
+        relative = validated / base
+        monitored = float((relative * weights).sum() / weights.sum())
         epoch = Epoch(
             number,
             (total / count).tolist(),
@@ -161,14 +169,43 @@ def train_ranker(
         epochs.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch)
-        if monitored < best:
-            best, best_weights = monitored, copy.deepcopy(model.state_dict())
-        best_epoch = min(epochs, key=lambda e: e.monitored).number
-        if number - best_epoch >= settings.patience:
+        best.keep(number, relative.tolist() if spec.apart else [monitored] * len(tasks))
+        if best.exhausted(number):
             break
-    model.load_state_dict(best_weights)
+    best.restore()
     model.eval()
-    return Trained(model, epochs, best_epoch, time.perf_counter() - began)
+    return Trained(model, epochs, best.epochs, time.perf_counter() - began)
+
+
+class BestWeights:
+    """The weights of the best epoch, of each objective its own where they share nothing."""
+
+    def __init__(self, model: Ranker, objectives: int, patience: int) -> None:
+        self.model, self.patience = model, patience
+        self.values = [math.inf] * objectives
+        self.epochs = [0] * objectives
+        self.states: dict[int, dict[str, Tensor]] = {}
+
+    def keep(self, epoch: int, values: Sequence[float]) -> None:
+        """Remember this epoch for the objectives whose value, lower is better, it improved."""
+        for t, value in enumerate(values):
+            if value < self.values[t]:
+                self.values[t], self.epochs[t] = value, epoch
+        if epoch in self.epochs:
+            self.states[epoch] = copy.deepcopy(self.model.state_dict())
+        self.states = {number: s for number, s in self.states.items() if number in self.epochs}
+
+    def exhausted(self, epoch: int) -> bool:
+        return epoch - max(self.epochs) >= self.patience
+
+    def restore(self) -> None:
+        chosen = self.states[self.epochs[0]]
+        if len(self.states) > 1:
+            parts = [self.states[epoch] for epoch in self.epochs]
+            for name, axis in self.model.objective_axes().items():
+                blocks = [s[name].chunk(len(parts), axis)[t] for t, s in enumerate(parts)]
+                chosen[name] = torch.cat(blocks, axis)
+        self.model.load_state_dict(chosen)
 
 
 def start_at_prior(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -14,6 +15,9 @@ from mtl_ranker.evaluation.report import comparison_rows
 from mtl_ranker.features.queries import aggregate_day, build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
+from mtl_ranker.objectives import losses
+from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.loop import predict_logits
 from mtl_ranker.training.suite import split_days, train_suite
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, tiny_events, write_day
@@ -67,6 +71,25 @@ def test_best_epoch_is_restored(tiny):
     monitored = [epoch.monitored for epoch in trained.epochs]
     assert trained.best_epoch == 1 + monitored.index(min(monitored))
     assert len(trained.epochs) < 30
+
+
+def test_single_task_restores_each_objectives_own_best_epoch(tiny):
+    text = (tiny / "project.toml").read_text().replace("experts = 2\n", "")
+    text = text.replace('preset = "mmoe"', 'preset = "single_task"')
+    text = text.replace("epochs = 2", "epochs = 12\npatience = 12\nlearning_rate = 0.05")
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    suite = train_suite(project, workspace, LAST)
+    trained = suite.winner.trained
+    each = np.array([epoch.validate_loss for epoch in trained.epochs])
+    assert trained.best_epochs == (each.argmin(0) + 1).tolist()
+    assert len(set(trained.best_epochs)) == 2
+    rows = workspace.scan("examples", suite.days.validate).collect()
+    labels = [f"label_{task.name}" for task in suite.tasks]
+    validate = encode_examples(suite.winner.artifact.encoder, rows, labels)
+    logits = predict_logits(trained.model, validate)
+    restored = losses(logits, validate.labels, suite.tasks)
+    np.testing.assert_allclose(restored, each.min(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("value", "words"), [(0, "never occurs"), (1, "always occurs")])
