@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -10,7 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows.night import Night, console, open_night, say
 from mtl_ranker import registry
-from mtl_ranker.evaluation.report import comparison_rows, comparison_table
+from mtl_ranker.evaluation.report import training_report, warnings_of
+from mtl_ranker.evaluation.summary import comparison_rows, comparison_table
 from mtl_ranker.training.loop import Epoch
 from mtl_ranker.training.suite import Suite, train_suite
 from mtl_ranker.workspace import fingerprint
@@ -46,11 +48,14 @@ def train_task(night: Night, day: date) -> Suite:
 
 
 @task(name="log-and-register", retries=2, retry_delay_seconds=[2, 10])
-def register_task(night: Night, suite: Suite) -> tuple[registry.Logged, str]:
+def register_task(night: Night, suite: Suite) -> tuple[registry.Logged, str, Path]:
     rows = [*suite.days.train, *suite.days.validate, *suite.days.test]
     marks = [night.workspace.published_fingerprint("examples", d) for d in rows]
-    logged = registry.log_suite(night.project, night.workspace, suite, fingerprint(*marks))
-    return logged, registry.register(night.project, night.workspace, suite, logged).version
+    page = training_report(night.project, suite)
+    report = night.workspace.publish_report(suite.days.test[-1], page)
+    logged = registry.log_suite(night.project, night.workspace, suite, fingerprint(*marks), page)
+    version = registry.register(night.project, night.workspace, suite, logged).version
+    return logged, version, report
 
 
 @flow(name="train", flow_run_name="train {day}", validate_parameters=False)
@@ -60,9 +65,15 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
     registry.connect(night.workspace)
     suite = train_task(night, day)
     with console.status("writing runs, pictures and the model to MLflow"):
-        logged, version = register_task(night, suite)
+        logged, version, report = register_task(night, suite)
     console.print(comparison_table(suite))
+    for gain in suite.gains:
+        if gain.verdict != "undecided":
+            say(f"[bold]sharing[/]   {gain}")
+    for words in warnings_of(suite):
+        say(f"[bold yellow]warning[/]   {words}")
     winner = suite.winner
+    say(f"[bold]report[/]    {report}")
     say(f"[bold]mlflow[/]    {logged.link}")
     say(
         f"[bold]train[/]     {winner.label} wins on validation; registered as "

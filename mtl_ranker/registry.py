@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import warnings
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,7 +32,6 @@ from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation import plots
 from mtl_ranker.promotion import Decision
-from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.training.suite import ModelRun, Suite
 from mtl_ranker.workspace import Workspace
 
@@ -96,8 +95,13 @@ def artifact_root(workspace: Workspace) -> str:
     return (workspace.root.resolve() / "mlartifacts").as_uri()
 
 
-def log_suite(project: Project, workspace: Workspace, suite: Suite, digest: str) -> Logged:
-    """A parent run for the training and a child run per model × seed, with plots and tables."""
+def log_suite(
+    project: Project, workspace: Workspace, suite: Suite, digest: str, report: str
+) -> Logged:
+    """A parent run for the training and a child run per model × seed, with plots and tables.
+
+    `report` is the training's HTML page (`evaluation/report.py`).
+    """
     experiment_id = _experiment(project, workspace)
     span = {
         "train_days": f"{suite.days.train[0]}..{suite.days.train[-1]}",
@@ -111,6 +115,8 @@ def log_suite(project: Project, workspace: Workspace, suite: Suite, digest: str)
     ) as parent:
         mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
         mlflow.log_text(project.source_text, "project.toml")
+        mlflow.log_text(report, "report.html")
+        mlflow.log_dict(_sharing(suite), "sharing.json")
         mlflow.log_table(_comparison(suite), "comparison.json")
         for name, metrics in suite.baselines.items():
             mlflow.log_metrics(
@@ -262,17 +268,17 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             names, labels, run.test_prediction, f"{run.label}: calibration on the test days"
         ),
         "gates.png": plots.gate_heatmap(
-            names, mean_gates(run, suite.held_out.frame), f"{run.label}: gates on the test days"
+            run.diagnosis.layers[-1].outputs,
+            run.diagnosis.layers[-1].gate,
+            f"{run.label}: gates on the test days",
         ),
     }
+    if len(names) > 1:
+        cosine = np.array([e.gradient_cosine for e in run.trained.epochs])
+        figures["gradient_cosine.png"] = plots.gradient_cosines(names, cosine, run.label)
     for file, figure in figures.items():
         mlflow.log_figure(figure, f"plots/{file}")
-
-
-def mean_gates(run: ModelRun, frame: pl.DataFrame, rows: int = 20_000) -> np.ndarray:
-    """Mean gate weights [T, E] over the first `rows` rows."""
-    inputs = encoded_tensors(run.artifact.encoder.transform(frame.head(rows)))
-    return run.trained.model.gate_weights(*inputs)[-1].mean(0).numpy()
+    mlflow.log_dict(_plain_numbers(asdict(run.diagnosis)), "diagnosis.json")
 
 
 def _comparison(suite: Suite) -> dict[str, list[Any]]:
@@ -291,6 +297,28 @@ def _comparison(suite: Suite) -> dict[str, list[Any]]:
                 ):
                     rows[key].append(item)
     return rows
+
+
+def _sharing(suite: Suite) -> dict[str, Any]:
+    names = [task.name for task in suite.tasks]
+    return {
+        "label_correlation": {
+            "objectives": names,
+            "pearson": _plain_numbers(suite.label_correlation),
+        },
+        "gains": [{**asdict(gain), "verdict": gain.verdict} for gain in suite.gains],
+    }
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Arrays as lists and NaN as null, for JSON."""
+    if isinstance(value, np.ndarray):
+        return _plain_numbers(value.tolist())
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -69,6 +69,13 @@ class Workspace:
             )
         return target
 
+    def publish_report(self, day: date, page: str) -> Path:
+        """Write a training's HTML page as `reports/D.html`, atomically."""
+        target = self.root / "reports" / f"{day.isoformat()}.html"
+        with self.aside(target) as temporary:
+            temporary.write_text(page, "utf-8")
+        return target
+
     @contextmanager
     def aside(self, target: Path) -> Iterator[Path]:
         """A temporary path on the same file system that replaces `target` on success."""

@@ -29,7 +29,28 @@ def learning_curves(
         axis.set(title=name, xlabel="epoch", ylabel="loss" if t == 0 else "")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False)
-    figure.suptitle(title)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Figure:
+    """Cosine between each two objectives' gradients over epochs; cosine is [epochs, T, T].
+
+    Below zero, a step for one objective hurts the other.
+    """
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axis = figure.subplots()
+    epochs = np.arange(1, len(cosine) + 1)
+    for a in range(len(names)):
+        for b in range(a):
+            axis.plot(epochs, cosine[:, a, b], marker="o", label=f"{names[b]} and {names[a]}")
+    axis.axhline(0.0, color="0.6", linestyle=":")
+    axis.set(xlabel="epoch", ylabel="gradient cosine", ylim=(-1.05, 1.05))
+    axis.set_xticks(epochs)
+    axis.legend(frameon=False)
+    if title:
+        axis.set_title(title)
     return figure
 
 
@@ -47,7 +68,8 @@ def calibration(
         axis.plot(predicted, observed, marker="o", label="10 bins")
         axis.set(title=name, xlabel="predicted", ylabel="observed" if t == 0 else "")
     axes[0].legend(frameon=False)
-    figure.suptitle(title)
+    if title:
+        figure.suptitle(title)
     return figure
 
 

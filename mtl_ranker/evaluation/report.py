@@ -1,82 +1,109 @@
-"""What a training found, as a table of objectives × models."""
+"""One self-contained HTML page per training: what to believe, what sharing did, who hears whom."""
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
+import jinja2
+import matplotlib as mpl
 import numpy as np
-from rich import box
-from rich.table import Table
+from matplotlib.figure import Figure
 
-from mtl_ranker.evaluation.metrics import quality_metric
-from mtl_ranker.training.suite import Suite
+from mtl_ranker.config import Project
+from mtl_ranker.evaluation import plots
+from mtl_ranker.evaluation.summary import comparison_rows
+from mtl_ranker.training.suite import ModelRun, Suite
 
-SHOWN = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
-
-
-def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
-    """One row per objective and model (baselines first), metrics averaged over seeds."""
-    rows = []
-    models = list(dict.fromkeys(run.name for run in suite.runs))
-    for task in suite.tasks:
-        for name in [*suite.baselines, *models]:
-            if name in suite.baselines:
-                metrics = suite.baselines[name][task.name]
-            else:
-                seeds = [r.metrics[task.name] for r in suite.runs if r.name == name]
-                metrics = {k: float(np.mean([m[k] for m in seeds])) for k in seeds[0]}
-            found = suite.intervals.get((name, task.name))
-            quality = quality_metric(task.kind)
-            rows.append(
-                {
-                    "objective": task.name,
-                    "model": name,
-                    "measure": quality,
-                    "quality": _number(metrics[quality]),
-                    "interval": f"[{found.low:.4f}, {found.high:.4f}]" if found else "",
-                    **{key: _number(metrics[key]) for key in SHOWN if key in metrics},
-                }
-            )
-    return rows
+# Readable on a light and on a dark page.
+NEUTRAL = "#7d8590"
+STYLE: dict[Any, Any] = {
+    **{f"{part}.color": NEUTRAL for part in ("text", "xtick", "ytick")},
+    "axes.labelcolor": NEUTRAL,
+    "axes.edgecolor": NEUTRAL,
+    "axes.titlecolor": NEUTRAL,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "svg.fonttype": "none",
+}
 
 
-def comparison_table(suite: Suite) -> Table:
-    """The same rows for the terminal; the winner on validation is marked."""
-    winner = suite.winner.name
-    days = suite.days
-    span = f"{days.test[0]}" if len(days.test) == 1 else f"{days.test[0]}..{days.test[-1]}"
-    table = Table(
-        title=f"Test {span}: {len(suite.held_out.user):,} rows; trained on "
-        f"{suite.train_rows:,} rows of {days.train[0]}..{days.train[-1]}, "
-        f"validated on {days.validate[0]}..{days.validate[-1]}",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption="* wins on validation; intervals: 95 % or as configured, users drawn anew",
-        caption_justify="left",
+def training_report(project: Project, suite: Suite) -> str:
+    """The page as text. It loads nothing from the network."""
+    page = resources.files("mtl_ranker") / "evaluation" / "report.html"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"signed": _signed, "plain": _plain}
+    names = [task.name for task in suite.tasks]
+    groups = {objective.name: objective.group for objective in project.objectives}
+    return environment.from_string(page.read_text("utf-8")).render(
+        project=project,
+        suite=suite,
+        names=names,
+        groups=groups,
+        rows=comparison_rows(suite),
+        models=[_model(names, suite, run) for run in suite.runs],
+        span=_span,
+        widest=max((abs(x) for g in suite.gains for x in (g.gain.low, g.gain.high)), default=1.0),
     )
-    for heading in ("objective", "model"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("AUC|R²", "interval", "GAUC", "NDCG@10", "log loss", "calib", "ECE"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    previous = None
-    for row in comparison_rows(suite):
-        if previous not in (None, row["objective"]):
-            table.add_section()
-        first = row["objective"] if row["objective"] != previous else ""
-        previous = row["objective"]
-        marked = f"{row['model']} *" if row["model"] == winner else row["model"]
-        cells = [row.get(key, "") for key in SHOWN]
-        # The run in MLflow has every digit; the terminal has 80 columns at worst.
-        table.add_row(
-            first,
-            marked,
-            row["quality"],
-            row["interval"],
-            *cells,
-            style="bold" if row["model"] == winner else None,
+
+
+def warnings_of(suite: Suite) -> list[str]:
+    """What the diagnosis of each training found, with its name."""
+    return [f"{run.label}: {words}" for run in suite.runs for words in run.diagnosis.warnings]
+
+
+def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
+    epochs = run.trained.epochs
+    train = np.array([e.train_loss for e in epochs])
+    validate = np.array([e.validate_loss for e in epochs])
+    cosine = np.array([e.gradient_cosine for e in epochs])
+    best = run.trained.best_epochs
+    pictures = [
+        _picture(
+            lambda: plots.learning_curves(names, train, validate, best, ""),
+            f"Loss of {run.label} by epoch, training and validation, for {', '.join(names)}; "
+            f"best epochs {', '.join(map(str, best))}",
+        ),
+        _picture(
+            lambda: plots.calibration(names, suite.held_out.labels, run.test_prediction, ""),
+            f"Predicted against observed means of {run.label} on the test days in ten bins, "
+            f"for {', '.join(names)}",
+        ),
+    ]
+    if len(names) > 1:
+        last = "; ".join(
+            f"{names[a]} and {names[b]} {cosine[-1, a, b]:+.2f}"
+            for a in range(len(names))
+            for b in range(a)
         )
-    return table
+        pictures.append(
+            _picture(
+                lambda: plots.gradient_cosines(names, cosine, ""),
+                f"Cosine between objectives' gradients of {run.label} by epoch; at the end {last}",
+            )
+        )
+    return {"run": run, "pictures": pictures, "winner": run is suite.winner}
 
 
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.4f}"
+def _picture(draw: Callable[[], Figure], words: str) -> dict[str, str]:
+    with mpl.rc_context(STYLE):
+        figure = draw()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {"source": f"data:image/svg+xml;base64,{data}", "words": words}
+
+
+def _span(days: list[Any]) -> str:
+    return str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+
+def _signed(value: float, digits: int = 4) -> str:
+    return "–" if np.isnan(value) else f"{value:+.{digits}f}"
+
+
+def _plain(value: float, digits: int = 2) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"

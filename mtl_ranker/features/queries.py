@@ -57,7 +57,7 @@ def aggregate_feature_names(project: Project, keys: list[str]) -> list[str]:
     prefix = entity_name(keys)
     names = []
     for window in project.features.windows:
-        names.append(f"{prefix}_impressions_{window}d")
+        names.append(f"{prefix}_daily_impressions_{window}d")
         names += [f"{prefix}_{signal}_rate_{window}d" for signal in signal_names(project)]
     return [*names, f"{prefix}_days_since"]
 

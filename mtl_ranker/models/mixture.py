@@ -139,13 +139,16 @@ class MixtureLayer(nn.Module):
         experts = self._experts(x, gated)
         if isinstance(self.gates, FixedGates) and self.native is None and not silent:
             return Heard(read_streams(experts, self.gates.choice), experts, gated)
-        weights = gated.weights
-        if self.native is not None:
-            native = self.native * self.native_mask
-            if silent:
-                native = silence(native, silent, rescale=False)
-            weights = weights + native[:, None, None]
-        return Heard(combine(weights, experts), experts, gated)
+        return Heard(combine(self.listening(gated, silent), experts), experts, gated)
+
+    def listening(self, gated: Gated, silent: Sequence[int] = ()) -> Tensor:
+        """What each output takes of each expert: the gate's weights and the native ones."""
+        if self.native is None:
+            return gated.weights
+        native = self.native * self.native_mask
+        if silent:
+            native = silence(native, silent, rescale=False)
+        return gated.weights + native[:, None, None]
 
     def _experts(self, x: RowInput | Tensor, gated: Gated) -> Tensor:
         bank = self.banks[0]

@@ -13,8 +13,15 @@ import torch
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.diagnostics import Diagnosis, diagnose
 from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
 from mtl_ranker.evaluation.metrics import evaluate, quality_metric
+from mtl_ranker.evaluation.sharing import (
+    SharingGain,
+    label_correlation,
+    over_seeds,
+    sharing_gains,
+)
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.queries import LABEL, numeric_features, run_sql
 from mtl_ranker.models.presets import make
@@ -24,6 +31,7 @@ from mtl_ranker.training.batches import encode_examples, thin_negatives
 from mtl_ranker.training.loop import Epoch, Trained, predict, train_ranker
 from mtl_ranker.workspace import Workspace
 
+DIAGNOSED_ROWS = 8_192
 Metrics = dict[str, dict[str, float]]  # objective -> metric -> value
 
 
@@ -48,6 +56,7 @@ class ModelRun:
     test_prediction: np.ndarray
     metrics: Metrics
     artifact: RankerArtifact
+    diagnosis: Diagnosis
 
     @property
     def label(self) -> str:
@@ -70,6 +79,8 @@ class Suite:
     runs: list[ModelRun]
     baselines: dict[str, Metrics]
     intervals: dict[tuple[str, str], Interval]  # (model, objective) -> mean seed's quality
+    gains: list[SharingGain]  # against the model that shares nothing, if there is one
+    label_correlation: np.ndarray  # [T, T] between labels of the training days
     held_out: HeldOut
     train_rows: int
     winner: ModelRun
@@ -199,18 +210,27 @@ def train_suite(
                     prediction,
                     evaluate_all(tasks, held_out.labels, prediction, held_out.user),
                     RankerArtifact(project, encoder, tasks, trained.model),
+                    diagnose(
+                        trained.model,
+                        tuple(t[:DIAGNOSED_ROWS] for t in encoded["test"].inputs),  # type: ignore[arg-type]
+                        held_out.labels[:DIAGNOSED_ROWS],
+                        tasks,
+                    ),
                 )
             )
     by_model = {n: [r for r in runs if r.name == n] for n in specs}
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
     best = max(mean, key=lambda n: mean[n])
     winner = max(by_model[best], key=lambda r: r.validate_quality)
+    intervals, gains = compare_models(project, tasks, by_model, held_out)
     return Suite(
         days,
         tasks,
         runs,
         baselines(tasks, frames["train"], held_out),
-        quality_intervals(project, tasks, by_model, held_out),
+        intervals,
+        gains,
+        label_correlation(encoded["train"].labels.numpy()),
         held_out,
         frames["train"].height,
         winner,
@@ -286,21 +306,27 @@ def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict
     }
 
 
-def quality_intervals(
+def compare_models(
     project: Project, tasks: list[Task], by_model: Mapping[str, list[ModelRun]], held_out: HeldOut
-) -> dict[tuple[str, str], Interval]:
-    """Mean AUC (or R²) over a model's seeds, with an interval from drawing users anew."""
+) -> tuple[dict[tuple[str, str], Interval], list[SharingGain]]:
+    """Each model's mean AUC (or R²) over seeds with its interval, and what sharing did.
+
+    Users, and among several seeds the trainings, are drawn anew; the same users for all models.
+    """
     weights = user_draws(held_out.user, project.promotion.bootstrap)
-    found = {}
+    confidence = project.promotion.confidence
+    values, draws = {}, {}
     for name, runs in by_model.items():
         for t, task in enumerate(tasks):
-            label = held_out.labels[:, t]
-            draws = np.mean(
-                [quality_draws(task.kind, label, r.test_prediction[:, t], weights) for r in runs], 0
-            )
-            value = float(np.mean([r.metrics[task.name][quality_metric(task.kind)] for r in runs]))
-            found[name, task.name] = interval(value, draws, project.promotion.confidence)
-    return found
+            label, measure = held_out.labels[:, t], quality_metric(task.kind)
+            each = [quality_draws(task.kind, label, r.test_prediction[:, t], weights) for r in runs]
+            draws[name, task.name] = over_seeds(np.stack(each))
+            values[name, task.name] = float(np.mean([r.metrics[task.name][measure] for r in runs]))
+    intervals = {key: interval(value, draws[key], confidence) for key, value in values.items()}
+    apart = [name for name, runs in by_model.items() if runs[0].spec.apart]
+    measures = {task.name: quality_metric(task.kind) for task in tasks}
+    gains = sharing_gains(values, draws, apart[0], measures, confidence) if apart else []
+    return intervals, gains
 
 
 def _span(days: list[date]) -> str:

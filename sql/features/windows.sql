@@ -1,5 +1,6 @@
 -- Windows over the daily counts of one entity, strictly before day {{ as_of }} (days since 1970).
--- A rate is smoothed towards the rate of all events in the same window.
+-- A rate is smoothed towards the rate of all events in the same window; impressions are a mean
+-- over the days that the log has there, or a young log's counts would grow from day to day.
 with recent as (
     select *
     from daily
@@ -9,6 +10,7 @@ with recent as (
 overall as (
     select
         {%- for window in windows %}
+        sum(case when "day" >= {{ as_of - window }} then 1 else 0 end) as "days_{{ window }}d",
         {%- for signal in signals %}
         sum(
             case when "day" >= {{ as_of - window }} then "{{ signal }}_sum" else 0.0 end
@@ -55,7 +57,9 @@ final as (
         "{{ key }}",
         {%- endfor %}
         {%- for window in windows %}
-        "impressions_{{ window }}d" as "{{ prefix }}_impressions_{{ window }}d",
+        cast("impressions_{{ window }}d" as double)
+        / case when "days_{{ window }}d" > 0 then "days_{{ window }}d" else 1 end
+        as "{{ prefix }}_daily_impressions_{{ window }}d",
         {%- for signal in signals %}
         ("{{ signal }}_sum_{{ window }}d" + {{ smoothing }} * "prior_{{ signal }}_{{ window }}d")
         / ("{{ signal }}_count_{{ window }}d" + {{ smoothing }})

@@ -100,8 +100,12 @@ def test_features_equal_brute_force(tmp_path_factory, days):
                     else:
                         expected = (total + 20 * all_total / all_count) / (count + 20)
                         assert found == pytest.approx(expected, rel=1e-5)
-                    shown = row[f"{name}_impressions_{window}d"]
-                    assert shown == (impressions if seen else None)
+                    shown = row[f"{name}_daily_impressions_{window}d"]
+                    logged = max(1, min(window, len(days) - 1))
+                    if seen:
+                        assert shown == pytest.approx(impressions / logged, rel=1e-6)
+                    else:
+                        assert shown is None
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))

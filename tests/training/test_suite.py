@@ -11,7 +11,7 @@ import torch
 
 from mtl_ranker.config import load_project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.evaluation.report import comparison_rows
+from mtl_ranker.evaluation.summary import comparison_rows
 from mtl_ranker.features.queries import aggregate_day, build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source

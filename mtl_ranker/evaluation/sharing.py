@@ -1,0 +1,91 @@
+"""What sharing did to each objective: a model against the one that shares nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtl_ranker.evaluation.intervals import Interval, interval
+
+
+@dataclass(frozen=True)
+class SharingGain:
+    """The MTL gain: quality of `model` minus that of `reference` on one objective."""
+
+    model: str
+    reference: str
+    objective: str
+    measure: str
+    gain: Interval
+
+    @property
+    def verdict(self) -> str:
+        """helped, hurt (negative transfer), or undecided, at the interval's confidence."""
+        if self.gain.low > 0:
+            return "helped"
+        return "hurt" if self.gain.high < 0 else "undecided"
+
+    def __str__(self) -> str:
+        words = {
+            "helped": "sharing helped",
+            "hurt": "sharing hurt (negative transfer)",
+            "undecided": "sharing made no difference beyond doubt to",
+        }[self.verdict]
+        g = self.gain
+        return (
+            f"{self.model}: {words} {self.objective}, {self.measure.upper()} "
+            f"{g.value:+.4f} [{g.low:+.4f}, {g.high:+.4f}] against {self.reference}"
+        )
+
+
+def sharing_gains(
+    values: Mapping[tuple[str, str], float],
+    draws: Mapping[tuple[str, str], np.ndarray],
+    reference: str,
+    measures: Mapping[str, str],
+    confidence: float,
+) -> list[SharingGain]:
+    """Every other model against `reference`, objective by objective.
+
+    Args:
+        values: (model, objective) → mean quality over seeds.
+        draws: (model, objective) → the same under each resample [R]; paired: resample r drew the
+            same users for every model.
+        measures: objective → auc or r2.
+    """
+    found = []
+    for (model, objective), value in values.items():
+        if model != reference:
+            difference = draws[model, objective] - draws[reference, objective]
+            gain = interval(value - values[reference, objective], difference, confidence)
+            found.append(SharingGain(model, reference, objective, measures[objective], gain))
+    return found
+
+
+def over_seeds(draws: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Resamples [S, R] of S trainings → [R], each the mean of S trainings drawn anew.
+
+    So an interval covers the luck of the random start as well as that of the users; with one
+    training only the latter.
+    """
+    count, resamples = draws.shape
+    chosen = np.random.default_rng(seed).integers(0, count, size=(count, resamples))
+    return np.take_along_axis(draws, chosen, 0).mean(0)
+
+
+def label_correlation(labels: np.ndarray) -> np.ndarray:
+    """Pearson correlation between objectives' labels [N, T] over rows that have both: [T, T].
+
+    NaN where fewer than two rows have both, or one of them never varies.
+    """
+    count = labels.shape[1]
+    found = np.eye(count)
+    for a in range(count):
+        for b in range(a):
+            both = labels[~np.isnan(labels[:, [a, b]]).any(1)][:, [a, b]].astype(np.float64)
+            varies = len(both) > 1 and (both.std(0) > 0).all()
+            value = np.corrcoef(both.T)[0, 1] if varies else np.nan
+            found[a, b] = found[b, a] = value
+    return found

@@ -1,0 +1,61 @@
+"""MTL gain: paired, said in words; correlation between labels with gaps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtl_ranker.evaluation.intervals import quality_draws, user_draws
+from mtl_ranker.evaluation.metrics import auc
+from mtl_ranker.evaluation.sharing import label_correlation, over_seeds, sharing_gains
+
+
+def feed():
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(400), 10)
+    taste = rng.normal(size=4_000)
+    label = (rng.random(4_000) < 1 / (1 + np.exp(-taste))).astype(float)
+    return users, label, taste, rng.normal(size=4_000)
+
+
+def test_help_and_hurt_are_told_from_noise():
+    user, label, taste, noise = feed()
+    scores = {
+        ("alone", "click"): taste + 2 * noise,
+        ("alone", "like"): taste,
+        ("mmoe", "click"): taste,
+        ("mmoe", "like"): taste + 2 * noise,
+        ("omoe", "click"): taste + 2 * noise,
+        ("omoe", "like"): taste + 0.001 * noise,
+    }
+    weights = user_draws(user, 200)
+    values = {key: auc(label, score) for key, score in scores.items()}
+    draws = {key: quality_draws("binary", label, s, weights) for key, s in scores.items()}
+    gains = sharing_gains(values, draws, "alone", {"click": "auc", "like": "auc"}, 0.95)
+    found = {(g.model, g.objective): g for g in gains}
+    assert len(gains) == 4
+    assert found["mmoe", "click"].verdict == "helped"
+    assert found["mmoe", "like"].verdict == "hurt"
+    assert found["omoe", "click"].verdict == "undecided"
+    assert "sharing hurt (negative transfer) like, AUC -0." in str(found["mmoe", "like"])
+    expected = values["mmoe", "click"] - values["alone", "click"]
+    assert abs(found["mmoe", "click"].gain.value - expected) < 1e-12
+    assert found["omoe", "click"].gain.low == found["omoe", "click"].gain.high == 0
+
+
+def test_seeds_are_drawn_anew():
+    draws = np.stack([np.full(2_000, 0.70), np.full(2_000, 0.72)])
+    found = over_seeds(draws)
+    np.testing.assert_allclose(np.unique(found.round(6)), [0.70, 0.71, 0.72])
+    assert abs((found == 0.70).mean() - 0.25) < 0.05
+    assert (over_seeds(draws[:1]) == 0.70).all()
+
+
+def test_label_correlation_uses_rows_that_have_both():
+    nan = np.nan
+    labels = np.array([[1, 1, 0], [0, 0, 0], [1, nan, 0], [0, 1, 0], [1, 1, 0]], float)
+    found = label_correlation(labels)
+    both = labels[[0, 1, 3, 4]]
+    np.testing.assert_allclose(found[0, 1], np.corrcoef(both[:, 0], both[:, 1])[0, 1])
+    assert found[1, 0] == found[0, 1]
+    assert np.isnan(found[0, 2])
+    np.testing.assert_allclose(np.diag(found), 1.0)
