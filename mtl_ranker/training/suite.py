@@ -27,7 +27,7 @@ from mtl_ranker.features.queries import LABEL, numeric_features, run_sql
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.objectives import Task
-from mtl_ranker.training.batches import encode_examples, thin_negatives
+from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
 from mtl_ranker.training.loop import Epoch, Trained, predict, train_ranker
 from mtl_ranker.workspace import Workspace
 
@@ -139,13 +139,24 @@ def needed_days(project: Project, available: list[date], day: date) -> list[date
     return [d for d in available if earliest <= d <= day]
 
 
-def train_suite(
-    project: Project,
-    workspace: Workspace,
-    day: date,
-    on_epoch: Callable[[str, int, Epoch], None] | None = None,
-) -> Suite:
-    """Train every model × seed and evaluate it; the winner is chosen on validation, never on test.
+@dataclass(frozen=True)
+class Prepared:
+    """The examples of one split, raw and encoded, by part: train, validate, test."""
+
+    days: Days
+    tasks: list[Task]
+    encoder: Encoder
+    frames: dict[str, pl.DataFrame]
+    examples: dict[str, Examples]
+
+    @property
+    def held_out(self) -> HeldOut:
+        frame = self.frames["test"]
+        return HeldOut(self.examples["test"].labels.numpy(), frame["user_id"].to_numpy(), frame)
+
+
+def prepare(project: Project, workspace: Workspace, day: date) -> Prepared:
+    """Read the split that ends with `day`, and encode it by what its training days know.
 
     Raises ProjectError for an empty split, and for an objective that never occurs, always occurs
     or has no label in the training days.
@@ -157,7 +168,7 @@ def train_suite(
             f"examples of {min(unbuilt)} are not built; "
             f"run `mtl-ranker features --date {day}` first"
         )
-    tasks, specs = tasks_of(project), model_specs(project)
+    tasks = tasks_of(project)
     parts = {n: workspace.scan("examples", getattr(days, n)) for n in ("train", "validate", "test")}
     for name in ("train", "validate", "test"):
         check_labels(project, parts[name], f"{name} days {_span(getattr(days, name))}", name)
@@ -165,14 +176,21 @@ def train_suite(
     encoder = Encoder.fit(project.features, numeric_features(project), frames["train"])
     labels = [LABEL + task.name for task in tasks]
     encoded = {name: encode_examples(encoder, frame, labels) for name, frame in frames.items()}
-    learned = encoded["train"]
-    if project.training.negative_keep < 1.0:
-        binary = [t for t, task in enumerate(tasks) if task.kind == "binary"]
-        learned = thin_negatives(learned, binary, project.training.negative_keep, seed=0)
-    held_out = HeldOut(
-        encoded["test"].labels.numpy(), frames["test"]["user_id"].to_numpy(), frames["test"]
-    )
-    validate_user = frames["validate"]["user_id"].to_numpy()
+    return Prepared(days, tasks, encoder, frames, encoded)
+
+
+def train_suite(
+    project: Project,
+    workspace: Workspace,
+    day: date,
+    on_epoch: Callable[[str, int, Epoch], None] | None = None,
+) -> Suite:
+    """Train every model × seed and evaluate it; the winner is chosen on validation, never on test.
+
+    Raises ProjectError as `prepare` does, and for an unknown model setting.
+    """
+    specs = model_specs(project)
+    parts = prepare(project, workspace, day)
     if project.training.threads is not None:
         torch.set_num_threads(project.training.threads)
     runs = []
@@ -183,57 +201,60 @@ def train_suite(
                 if on_epoch is not None:
                     on_epoch(name, seed, epoch)
 
-            trained = train_ranker(
-                spec,
-                encoder,
-                tasks,
-                learned,
-                encoded["validate"],
-                project.training,
-                seed,
-                report,
-            )
-            validated = evaluate_all(
-                tasks,
-                encoded["validate"].labels.numpy(),
-                predict(trained.model, encoded["validate"], tasks),
-                validate_user,
-            )
-            prediction = predict(trained.model, encoded["test"], tasks)
-            runs.append(
-                ModelRun(
-                    name,
-                    seed,
-                    spec,
-                    trained,
-                    blended_quality(tasks, validated),
-                    prediction,
-                    evaluate_all(tasks, held_out.labels, prediction, held_out.user),
-                    RankerArtifact(project, encoder, tasks, trained.model),
-                    diagnose(
-                        trained.model,
-                        tuple(t[:DIAGNOSED_ROWS] for t in encoded["test"].inputs),  # type: ignore[arg-type]
-                        held_out.labels[:DIAGNOSED_ROWS],
-                        tasks,
-                    ),
-                )
-            )
+            runs.append(train_model(project, parts, name, spec, seed, report))
+    tasks, held_out, frame = parts.tasks, parts.held_out, parts.frames["train"]
     by_model = {n: [r for r in runs if r.name == n] for n in specs}
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
     best = max(mean, key=lambda n: mean[n])
     winner = max(by_model[best], key=lambda r: r.validate_quality)
-    intervals, gains = compare_models(project, tasks, by_model, held_out)
+    apart = next((name for name, spec in specs.items() if spec.apart), None)
+    intervals, gains = compare_models(project, tasks, by_model, held_out, apart)
     return Suite(
-        days,
+        parts.days,
         tasks,
         runs,
-        baselines(tasks, frames["train"], held_out),
+        baselines(tasks, frame, held_out),
         intervals,
         gains,
-        label_correlation(encoded["train"].labels.numpy()),
+        label_correlation(parts.examples["train"].labels.numpy()),
         held_out,
-        frames["train"].height,
+        frame.height,
         winner,
+    )
+
+
+def train_model(
+    project: Project,
+    parts: Prepared,
+    name: str,
+    spec: RankerSpec,
+    seed: int,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> ModelRun:
+    """Train one model with one seed, and look at it on the held-out rows."""
+    tasks, held_out = parts.tasks, parts.held_out
+    train, validate, test = (parts.examples[part] for part in ("train", "validate", "test"))
+    if project.training.negative_keep < 1.0:
+        binary = [t for t, task in enumerate(tasks) if task.kind == "binary"]
+        train = thin_negatives(train, binary, project.training.negative_keep, seed)
+    settings = project.training
+    trained = train_ranker(spec, parts.encoder, tasks, train, validate, settings, seed, on_epoch)
+    validate_user = parts.frames["validate"]["user_id"].to_numpy()
+    validated = evaluate_all(
+        tasks, validate.labels.numpy(), predict(trained.model, validate, tasks), validate_user
+    )
+    prediction = predict(trained.model, test, tasks)
+    looked_at = take(test, torch.arange(min(DIAGNOSED_ROWS, len(test))))
+    return ModelRun(
+        name,
+        seed,
+        spec,
+        trained,
+        blended_quality(tasks, validated),
+        prediction,
+        evaluate_all(tasks, held_out.labels, prediction, held_out.user),
+        RankerArtifact(project, parts.encoder, tasks, trained.model),
+        diagnose(trained.model, looked_at.inputs, looked_at.labels.numpy(), tasks),
     )
 
 
@@ -307,9 +328,13 @@ def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict
 
 
 def compare_models(
-    project: Project, tasks: list[Task], by_model: Mapping[str, list[ModelRun]], held_out: HeldOut
+    project: Project,
+    tasks: list[Task],
+    by_model: Mapping[str, list[ModelRun]],
+    held_out: HeldOut,
+    reference: str | None,
 ) -> tuple[dict[tuple[str, str], Interval], list[SharingGain]]:
-    """Each model's mean AUC (or R²) over seeds with its interval, and what sharing did.
+    """Each model's mean AUC (or R²) over seeds with its interval, and its gain over `reference`.
 
     Users, and among several seeds the trainings, are drawn anew; the same users for all models.
     """
@@ -323,9 +348,8 @@ def compare_models(
             draws[name, task.name] = over_seeds(np.stack(each))
             values[name, task.name] = float(np.mean([r.metrics[task.name][measure] for r in runs]))
     intervals = {key: interval(value, draws[key], confidence) for key, value in values.items()}
-    apart = [name for name, runs in by_model.items() if runs[0].spec.apart]
     measures = {task.name: quality_metric(task.kind) for task in tasks}
-    gains = sharing_gains(values, draws, apart[0], measures, confidence) if apart else []
+    gains = sharing_gains(values, draws, reference, measures, confidence) if reference else []
     return intervals, gains
 
 

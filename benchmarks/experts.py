@@ -1,0 +1,59 @@
+"""How many experts? MMoE with 1 to 16 experts, at equal width and at equal total units.
+
+`n x h` is n experts of h units. One expert is a shared bottom; the reference is the first. Beside
+quality: how many experts a row hears, how alike the most alike two are, and what is warned of.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from prepared import folders, parse, parser, write_json
+from rich.table import Table
+from variants import CONSOLE, Compared, Variant, compare, figures, picture, show
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--epochs", type=int, default=0, help="0 = the preset's")
+    options.add_argument("--experts", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    options.add_argument("--units", type=int, default=64, help="of each expert at equal width")
+    options.add_argument("--total", type=int, default=128, help="of all experts together")
+    options.add_argument("--picture", type=Path, default=Path("workspace/experts.png"))
+    chosen = parse(options)
+    sizes = [(n, chosen.units) for n in chosen.experts]
+    sizes += [(n, max(1, chosen.total // n)) for n in chosen.experts]
+    variants = [
+        Variant(f"{n} x {h}", {"preset": "mmoe", "experts": n, "expert_hidden": [h]})
+        for n, h in dict.fromkeys(sizes)
+    ]
+    reference, found = variants[0].name, []
+    for folder in folders(chosen.data):
+        found.append(compare(folder, variants, reference, range(chosen.seeds), chosen.epochs))
+        show(found[-1], "number and width of MMoE's experts")
+        look(found[-1])
+        write_json(chosen.json, {each.data: figures(each) for each in found})
+    picture(found, chosen.picture, "Number and width of experts")
+
+
+def look(found: Compared) -> None:
+    table = Table(title=f"{found.data}: what the experts do")
+    for heading in ("experts", "heard a row", "depends on row", "most alike (CKA)", "warnings"):
+        table.add_column(heading, justify="left" if heading == "experts" else "right")
+    for name, runs in found.runs.items():
+        layers = [r.diagnosis.layers[-1] for r in runs]
+        apart = [m.similarity[np.triu_indices(m.experts, 1)] for m in layers]
+        table.add_row(
+            name,
+            f"{np.mean([m.heard.mean() for m in layers]):.2f}",
+            f"{np.mean([m.chosen.mean() for m in layers]):.3f}",
+            f"{np.mean([a.max() for a in apart]):.2f}" if len(apart[0]) else "",
+            str(sum(len(r.diagnosis.warnings) for r in runs)),
+        )
+    CONSOLE.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Real examples for the benchmarks: ingest, features and encoding as in a night."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+
+from mtl_ranker.config import Project, load_project
+from mtl_ranker.features.queries import aggregate_day, build_examples
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import open_source
+from mtl_ranker.training.suite import Prepared, needed_days, prepare, split_days
+from mtl_ranker.workspace import Workspace
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark on real data has."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of KuaiRand-Pure, of Census-Income, or one that holds both",
+    )
+    found.add_argument("--json", type=Path, help="write the figures to this file")
+    found.add_argument("--threads", type=int, default=0, help="of torch; 0 = all cores")
+    return found
+
+
+def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
+    chosen = found.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    return chosen
+
+
+def folders(data: Path) -> list[Path]:
+    """The folders of real data at or right below `data`."""
+    below = [data, *sorted(p for p in data.iterdir() if p.is_dir())]
+    known = [p for p in below if (p / "log").is_dir() or list(p.glob("census-income*"))]
+    if not known:
+        raise SystemExit(f"--data {data}: no log/ and no census-income* file here or one below")
+    return known
+
+
+def preset_of(data: Path) -> str:
+    """Which shipped preset reads this folder."""
+    return "kuairand" if (data / "log").is_dir() else "census"
+
+
+def built(data: Path) -> tuple[Project, Workspace, date]:
+    """The preset's examples of the split that ends with the log's last day, built aside."""
+    project = load_project(preset_of(data))
+    source, workspace = open_source(project, data), Workspace(Path(mkdtemp(prefix="benchmark-")))
+    days = source.days()
+    needed = needed_days(project, days, days[-1])
+    for day in needed:
+        ingest_day(project, source, workspace, day)
+        aggregate_day(project, source, workspace, day)
+    split = split_days(project, needed, days[-1])
+    for day in [*split.train, *split.validate, *split.test]:
+        build_examples(project, source, workspace, day)
+    return project, workspace, days[-1]
+
+
+def real_examples(data: Path) -> tuple[Project, Prepared]:
+    project, workspace, last = built(data)
+    return project, prepare(project, workspace, last)
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=1), "utf-8")

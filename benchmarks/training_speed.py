@@ -1,0 +1,289 @@
+"""Rows per second of the same MMoE here, in torch-rechub and in DeepCTR-Torch, in one run.
+
+8 experts of 16 units, towers of 8, embeddings of 4, Adam at 1e-3, the same encoded rows, batch and
+threads; each library through its own way of fitting and predicting, without validation, metrics
+or progress bars. Categorical columns are embedded, numbers standardised. Install the peers with
+`pip install -c constraints.txt -e '.[bench]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from prepared import folders, parse, parser, preset_of, real_examples, write_json
+from rich.console import Console
+from rich.table import Table
+
+from mtl_ranker.config import Training
+from mtl_ranker.evaluation.metrics import auc
+from mtl_ranker.models.presets import make
+from mtl_ranker.training.batches import Examples, take
+from mtl_ranker.training.loop import predict, train_ranker
+from mtl_ranker.training.suite import Prepared
+
+EXPERTS, EXPERT, TOWER, EMBEDDING, RATE = 8, 16, 8, 4, 1e-3
+OURS, RECHUB, DEEPCTR = "mtl_ranker", "torch-rechub", "DeepCTR-Torch"
+PREDICT_BATCH = 16_384  # for everybody; the peers' own default is 256
+
+
+class Job:
+    """One library's model: fit on the training rows, predict the test rows, say how long."""
+
+    def __init__(self, parts: Prepared, batch: int, epochs: int) -> None:
+        self.parts, self.batch, self.epochs = parts, batch, epochs
+        self.train, self.test = parts.examples["train"], parts.examples["test"]
+
+    def fields(self) -> list[tuple[str, int]]:
+        return [(v.column, v.size) for v in self.parts.encoder.categoricals]
+
+
+class Ours(Job):
+    name = OURS
+
+    def fit(self, seed: int) -> None:
+        settings = {"experts": EXPERTS, "expert_hidden": [EXPERT], "tower_hidden": [TOWER]}
+        settings |= {"preset": "mmoe", "embedding_width": EMBEDDING, "dropout": 0.0}
+        training = Training(
+            batch_size=self.batch,
+            epochs=self.epochs,
+            patience=self.epochs,
+            learning_rate=RATE,
+            weight_decay=0.0,
+        )
+        few = take(self.test, torch.arange(min(1024, len(self.test))))
+        spec = make("mmoe", settings, len(self.parts.tasks))
+        encoder, tasks = self.parts.encoder, self.parts.tasks
+        self.model = train_ranker(spec, encoder, tasks, self.train, few, training, seed).model
+
+    def predict(self) -> np.ndarray:
+        return predict(self.model, self.test, self.parts.tasks)
+
+    def parameters(self) -> int:
+        return self.model.parameter_count()
+
+
+class Rechub(Job):
+    name = RECHUB
+
+    def __init__(self, parts: Prepared, batch: int, epochs: int) -> None:
+        from torch_rechub.basic.features import DenseFeature, SparseFeature
+
+        super().__init__(parts, batch, epochs)
+        self.features = [SparseFeature(n, size, embed_dim=EMBEDDING) for n, size in self.fields()]
+        numbers = range(self.train.numeric.shape[1])
+        self.features += [DenseFeature(f"number_{f}") for f in numbers]
+
+    def _columns(self, rows: Examples) -> dict[str, np.ndarray]:
+        ids = {n: rows.categorical[:, i].numpy() for i, (n, _) in enumerate(self.fields())}
+        numbers = range(rows.numeric.shape[1])
+        return ids | {f"number_{f}": rows.numeric[:, f].numpy() for f in numbers}
+
+    def fit(self, seed: int) -> None:
+        from torch_rechub.models.multi_task import MMOE
+        from torch_rechub.trainers import MTLTrainer
+        from torch_rechub.utils.data import DataGenerator
+
+        torch.manual_seed(seed)
+        tasks = len(self.parts.tasks)
+        self.model = MMOE(
+            self.features,
+            ["classification"] * tasks,
+            EXPERTS,
+            {"dims": [EXPERT]},
+            [{"dims": [TOWER]}] * tasks,
+        )
+        self.trainer = MTLTrainer(
+            self.model,
+            ["classification"] * tasks,
+            optimizer_params={"lr": RATE, "weight_decay": 0.0},
+            n_epoch=self.epochs,
+        )
+        data = DataGenerator(self._columns(self.train), self.train.labels.numpy())
+        loader, _, _ = data.generate_dataloader(
+            x_val=self._columns(self.test),
+            y_val=self.test.labels.numpy(),
+            x_test=self._columns(self.test),
+            y_test=self.test.labels.numpy(),
+            batch_size=self.batch,
+        )
+        for _ in range(self.epochs):
+            self.trainer.train_one_epoch(loader)
+
+    def predict(self) -> np.ndarray:
+        from torch.utils.data import DataLoader
+        from torch_rechub.utils.data import PredictDataset
+
+        loader = DataLoader(PredictDataset(self._columns(self.test)), batch_size=PREDICT_BATCH)
+        return np.array(self.trainer.predict(self.model, loader))
+
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+class DeepCTR(Job):
+    name = DEEPCTR
+
+    def __init__(self, parts: Prepared, batch: int, epochs: int) -> None:
+        from deepctr_torch.inputs import DenseFeat, SparseFeat
+
+        super().__init__(parts, batch, epochs)
+        self.columns: list[Any] = [SparseFeat(n, s, EMBEDDING) for n, s in self.fields()]
+        self.columns.append(DenseFeat("numbers", self.train.numeric.shape[1]))
+
+    def _inputs(self, rows: Examples) -> dict[str, np.ndarray]:
+        ids = {n: rows.categorical[:, i].numpy() for i, (n, _) in enumerate(self.fields())}
+        return ids | {"numbers": rows.numeric.numpy()}
+
+    def fit(self, seed: int) -> None:
+        from deepctr_torch.models import MMOE
+
+        names = [task.name for task in self.parts.tasks]
+        self.model = MMOE(
+            self.columns,
+            num_experts=EXPERTS,
+            expert_dnn_hidden_units=(EXPERT,),
+            gate_dnn_hidden_units=(),
+            tower_dnn_hidden_units=(TOWER,),
+            l2_reg_embedding=0.0,
+            seed=seed,
+            task_types=["binary"] * len(names),
+            task_names=names,
+        )
+        optimiser = torch.optim.Adam(self.model.parameters(), lr=RATE)
+        self.model.compile(optimiser, loss=["binary_crossentropy"] * len(names))
+        self.model.fit(
+            self._inputs(self.train),
+            self.train.labels.numpy(),
+            batch_size=self.batch,
+            epochs=self.epochs,
+            verbose=0,
+        )
+
+    def predict(self) -> np.ndarray:
+        return self.model.predict(self._inputs(self.test), batch_size=PREDICT_BATCH)
+
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    with (
+        open(os.devnull, "w") as silence,
+        contextlib.redirect_stderr(silence),
+        contextlib.redirect_stdout(StringIO()),
+    ):
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+
+def standardised(parts: Prepared) -> Prepared:
+    """All numbers of all rows with mean 0 and deviation 1, gaps at 0, and no lists: what each of
+    the three libraries can take.
+    """
+    train = parts.examples["train"].numeric.double()
+    mean = train.nanmean(0)
+    spread = (train - mean).square().nanmean(0).sqrt().clamp(min=1e-6)
+
+    def plain(rows: Examples) -> Examples:
+        numeric = torch.nan_to_num((rows.numeric.double() - mean) / spread).float()
+        return replace(rows, numeric=numeric, bags=rows.bags[:, :0], position=None, weight=None)
+
+    names = parts.encoder.numerics
+    encoder = replace(
+        parts.encoder,
+        edges=[[0.0, 1.0] for _ in names],
+        missing=[False for _ in names],
+        lists=[],
+        numeric_encoding="standardise",
+    )
+    return replace(
+        parts, encoder=encoder, examples={n: plain(e) for n, e in parts.examples.items()}
+    )
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--batch", type=int, default=1024)
+    options.add_argument("--epochs", type=int, default=2)
+    options.add_argument("--repeats", type=int, default=3, help="the fastest of each counts")
+    chosen = parse(options)
+    results = {preset_of(f): measure(f, chosen) for f in folders(chosen.data)}
+    write_json(chosen.json, results)
+
+
+def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    _, prepared = real_examples(folder)
+    parts = standardised(prepared)
+    jobs = [kind(parts, chosen.batch, chosen.epochs) for kind in (Ours, Rechub, DeepCTR)]
+    fits: dict[str, list[float]] = {job.name: [] for job in jobs}
+    predicts: dict[str, list[float]] = {job.name: [] for job in jobs}
+    quality: dict[str, list[list[float]]] = {job.name: [] for job in jobs}
+    labels = parts.examples["test"].labels.numpy()
+    for seed in range(chosen.repeats):
+        for job in jobs:  # in turn, so that a slow minute of the machine hits everybody
+            fits[job.name].append(seconds(lambda job=job, seed=seed: job.fit(seed)))
+            predicts[job.name].append(min(seconds(job.predict) for _ in range(3)))
+            found = job.predict()
+            quality[job.name].append([auc(labels[:, t], found[:, t]) for t in range(len(found[0]))])
+    rows, test_rows = len(parts.examples["train"]), len(parts.examples["test"])
+    names = [task.name for task in parts.tasks]
+    figures: dict[str, Any] = {
+        "data": preset_of(folder),
+        "train_rows": rows,
+        "test_rows": test_rows,
+        "batch": chosen.batch,
+        "epochs": chosen.epochs,
+        "threads": torch.get_num_threads(),
+        "libraries": {},
+    }
+    table = Table(title=f"{figures['data']}: {rows:,} rows x {chosen.epochs} epochs")
+    for heading in (
+        "library",
+        "parameters",
+        "train rows/s",
+        "ours is",
+        "predict rows/s",
+        "ours is",
+    ):
+        table.add_column(heading, justify="right" if heading != "library" else "left")
+    for name in names:
+        table.add_column(f"AUC {name}", justify="right")
+    for job in jobs:
+        train = rows * chosen.epochs / min(fits[job.name])
+        scored = test_rows / min(predicts[job.name])
+        mean = np.mean(quality[job.name], 0)
+        faster = min(fits[job.name]) / min(fits[OURS])
+        sooner = min(predicts[job.name]) / min(predicts[OURS])
+        figures["libraries"][job.name] = {
+            "parameters": job.parameters(),
+            "train_rows_per_second": train,
+            "predict_rows_per_second": scored,
+            "train_ratio": faster,
+            "predict_ratio": sooner,
+            "auc": dict(zip(names, mean.tolist(), strict=True)),
+        }
+        cells = [f"{train:,.0f}", f"{faster:.1f}x", f"{scored:,.0f}", f"{sooner:.1f}x"]
+        table.add_row(job.name, f"{job.parameters():,}", *cells, *(f"{v:.4f}" for v in mean))
+    console = Console(width=150)
+    console.print(table)
+    console.print(
+        f"{torch.get_num_threads()} threads, batch {chosen.batch}, prediction in blocks of "
+        f"{PREDICT_BATCH:,}; fastest of {chosen.repeats}, AUC their mean on the test rows. "
+        "torch-rechub's layers have batch norm, which it cannot leave out."
+    )
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Variants of a model on the same real rows and seeds: a table, a picture and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from prepared import preset_of, real_examples
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mtl_ranker.config import Project
+from mtl_ranker.evaluation.intervals import Interval
+from mtl_ranker.evaluation.sharing import SharingGain
+from mtl_ranker.models.presets import make
+from mtl_ranker.training.suite import ModelRun, Prepared, compare_models, train_model
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model's settings, and what of `[training]` differs from the preset's."""
+
+    name: str
+    model: Mapping[str, Any]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Every variant × seed on one data set, and each variant's gain over the reference."""
+
+    data: str
+    project: Project
+    parts: Prepared
+    runs: dict[str, list[ModelRun]]
+    intervals: dict[tuple[str, str], Interval]
+    gains: list[SharingGain]
+    reference: str
+
+
+def compare(
+    folder: Path, variants: Sequence[Variant], reference: str, seeds: Sequence[int], epochs: int
+) -> Compared:
+    """Train every variant × seed. `epochs` = 0 keeps the preset's; the model's settings take the
+    preset's dropout.
+    """
+    project, parts = real_examples(folder)
+    dropout = project.models["mmoe"].get("dropout", 0.1)
+    runs: dict[str, list[ModelRun]] = {}
+    jobs = [(variant, seed) for variant in variants for seed in seeds]
+    for variant, seed in track(jobs, description=preset_of(folder), console=CONSOLE):
+        changed = dict(variant.training) | ({"epochs": epochs} if epochs else {})
+        training = project.training.model_copy(update=changed)
+        own = project.model_copy(update={"training": training})
+        settings = {"dropout": dropout, **variant.model}
+        spec = make(variant.name, settings, len(parts.tasks), project.features.groups)
+        runs.setdefault(variant.name, []).append(train_model(own, parts, variant.name, spec, seed))
+    intervals, gains = compare_models(project, parts.tasks, runs, parts.held_out, reference)
+    return Compared(preset_of(folder), project, parts, runs, intervals, gains, reference)
+
+
+CONSOLE = Console(width=150)
+METRICS = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
+
+
+def show(found: Compared, title: str) -> None:
+    """Every objective × variant with all metrics, parameters and time."""
+    gains = {(g.model, g.objective): g for g in found.gains}
+    seeds = len(next(iter(found.runs.values())))
+    for task in found.parts.tasks:
+        table = Table(title=f"{found.data}, {task.name}: {title}, mean of {seeds} seeds")
+        table.add_column("model")
+        for heading in ("AUC", "interval", f"gain over {found.reference}", "verdict"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("GAUC", "NDCG@10", "log loss", "calib", "ECE", "parameters", "seconds"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, runs in found.runs.items():
+            interval, gain = found.intervals[name, task.name], gains.get((name, task.name))
+            mean = {k: np.mean([r.metrics[task.name][k] for r in runs]) for k in METRICS}
+            table.add_row(
+                name,
+                f"{interval.value:.4f}",
+                f"[{interval.low:.4f}, {interval.high:.4f}]",
+                f"{gain.gain.value:+.4f} [{gain.gain.low:+.4f}, {gain.gain.high:+.4f}]"
+                if gain
+                else "",
+                gain.verdict if gain else "",
+                *("-" if np.isnan(mean[k]) else f"{mean[k]:.4f}" for k in METRICS),
+                f"{runs[0].trained.model.parameter_count():,}",
+                f"{np.mean([r.trained.seconds for r in runs]):.1f}",
+            )
+        CONSOLE.print(table)
+
+
+def figures(found: Compared) -> dict[str, Any]:
+    """The same as plain numbers."""
+    gains = {(g.model, g.objective): g for g in found.gains}
+    result: dict[str, Any] = {}
+    for name, runs in found.runs.items():
+        objectives = {}
+        for task in found.parts.tasks:
+            interval, gain = found.intervals[name, task.name], gains.get((name, task.name))
+            each = {k: [r.metrics[task.name][k] for r in runs] for k in ("auc", *METRICS)}
+            objectives[task.name] = {
+                "interval": [interval.low, interval.high],
+                **{k: None if np.isnan(np.mean(v)) else float(np.mean(v)) for k, v in each.items()},
+                "auc_by_seed": each["auc"],
+                "gain": None
+                if gain is None
+                else {
+                    "value": gain.gain.value,
+                    "interval": [gain.gain.low, gain.gain.high],
+                    "verdict": gain.verdict,
+                },
+            }
+        result[name] = {
+            "parameters": runs[0].trained.model.parameter_count(),
+            "seconds": float(np.mean([r.trained.seconds for r in runs])),
+            "validate_auc": float(np.mean([r.validate_quality for r in runs])),
+            "warnings": sorted({w for r in runs for w in r.diagnosis.warnings}),
+            "objectives": objectives,
+        }
+    return {"reference": found.reference, "models": result}
+
+
+def picture(found: Sequence[Compared], path: Path, title: str) -> None:
+    """Gain of each variant over the reference with its interval: a panel per objective."""
+    panels = [(each, task) for each in found for task in each.parts.tasks]
+    names = [n for n in found[0].runs if n != found[0].reference]
+    size = (3.6 * len(panels) + 1.6, 0.34 * len(names) + 1.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    colours = {"helped": "tab:green", "hurt": "tab:red", "undecided": "0.45"}
+    for axis, (each, task) in zip(axes, panels, strict=True):
+        for gain in each.gains:
+            if gain.objective == task.name:
+                row, colour = names.index(gain.model), colours[gain.verdict]
+                axis.plot([gain.gain.low, gain.gain.high], [row, row], color=colour)
+                axis.plot(gain.gain.value, row, "o", color=colour, markersize=5)
+        axis.axvline(0.0, color="0.7", linestyle=":")
+        base = each.intervals[each.reference, task.name].value
+        axis.set(title=f"{each.data}: {task.name}", xlabel=f"AUC gain over {base:.4f}")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    figure.suptitle(f"{title} (gain over {found[0].reference}, 95 % intervals)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    CONSOLE.print(f"picture: {path}")
