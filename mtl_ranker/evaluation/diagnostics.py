@@ -140,9 +140,9 @@ def _traced(
                 model.layers, trace.gated, trace.experts, strict=True
             ):
                 assert isinstance(module, MixtureLayer)
-                weights = module.listening(gated).mean(1).expand(-1, len(a), -1)
-                made = experts.permute(2, 0, 1, 3).flatten(2)  # [B, E, K·H]
-                found.append((weights.transpose(0, 1).numpy(), made.numpy()))
+                weights = module.listening(gated).mean(1).expand(-1, -1, len(a))
+                made = experts.permute(3, 0, 1, 2).flatten(2)  # [B, E, K·H]
+                found.append((weights.permute(2, 0, 1).numpy(), made.numpy()))
             blocks.append(found)
     return [
         (np.concatenate([w for w, _ in layer]), np.concatenate([x for _, x in layer]))

@@ -19,13 +19,13 @@ class RowInput(NamedTuple):
     learned: Tensor
     fixed: Tensor
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x Wᵀ + b. Shape: weight [N, I], bias [N] → [B, N]."""
+    def project(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """W xᵀ + b. Shape: weight [N, I], bias [N] → [N, B]."""
         split = self.learned.shape[1]
-        if self.fixed.shape[1] == 0:
-            return nn.functional.linear(self.learned, weight, bias)
-        known = nn.functional.linear(self.fixed, weight[:, split:], bias)
-        return torch.addmm(known, self.learned, weight[:, :split].t())
+        product = weight[:, :split] @ self.learned.t()
+        if self.fixed.shape[1] > 0:
+            product = torch.addmm(product, weight[:, split:], self.fixed.t())
+        return product if bias is None else product + bias.unsqueeze(1)
 
     def row(self) -> Tensor:
         """x as one tensor [B, I]."""

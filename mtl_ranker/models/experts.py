@@ -3,6 +3,9 @@
 A bank reads either the rows' input x (in a model's first layer) or streams, the outputs of the
 layer before, of which expert e reads the one with number `reads[e]`. K is the number of members of
 an ensemble inside the network (see `MultilayerBank`), 1 without one.
+
+From here to the towers the batch is the last dimension: sums over experts and softmaxes over gates
+then run along memory, which makes them several times faster than with the batch first.
 """
 
 from __future__ import annotations
@@ -35,11 +38,11 @@ class MultilayerBank(nn.Module):
         members: K; more than 1 only in a bank that reads rows.
         mask: [E, inputs] booleans, which inputs each expert sees; None for all.
 
-    Shape: rows x or streams [S, K, B, inputs] → [E, K, B, H].
+    Shape: rows x or streams [S, K, inputs, B] → [E, K, H, B].
 
     >>> bank = MultilayerBank(inputs=10, hidden=[32, 16], reads=[0] * 8)
     >>> bank(RowInput(torch.randn(4, 6), torch.randn(4, 4))).shape
-    torch.Size([8, 1, 4, 16])
+    torch.Size([8, 1, 16, 4])
     """
 
     mask: Tensor | None
@@ -67,9 +70,9 @@ class MultilayerBank(nn.Module):
         self.register_buffer("mask", mask)
         self.signs = None
         if members > 1:
-            shape = (len(reads), members, 1, widths[1])
+            shape = (len(reads), members, widths[1], 1)
             self.signs = nn.Parameter(torch.randint(0, 2, shape) * 2.0 - 1.0)
-            self.biases[0] = nn.Parameter(self.biases[0][:, None, None].repeat(1, members, 1, 1))
+            self.biases[0] = nn.Parameter(self.biases[0][:, None, :, None].repeat(1, members, 1, 1))
 
     def layer_weights(self) -> list[Tensor]:
         """Weights of each layer: [E, units, fan_in]."""
@@ -85,31 +88,33 @@ class MultilayerBank(nn.Module):
             h = self._from_rows(x, weights.pop(0), biases.pop(0))
         else:
             h = read_streams(x, self.reads)
-        members, rows = h.shape[1:3]
-        h = h.flatten(1, 2)  # [E, K·B, ·]
+        members = h.shape[1]
+        h = h.flatten(0, 1)  # [E·K, ·, B]
         for weight, bias in zip(weights, biases, strict=True):
-            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
-            h = self.dropout(torch.relu(h))
-        return h.unflatten(1, (members, rows))
+            if members > 1:
+                weight, bias = (p.repeat_interleave(members, 0) for p in (weight, bias))
+            h = self.dropout(torch.relu(torch.baddbmm(bias.unsqueeze(2), weight, h)))
+        return h.unflatten(0, (-1, members))
 
     def _from_rows(self, x: RowInput, weight: Tensor, bias: Tensor) -> Tensor:
         experts = len(self.reads)
         signs = self.signs
         shift = bias.flatten() if signs is None else None
-        product = x.linear(weight.flatten(0, 1), shift)  # [B, E·H]
-        h = product.unflatten(1, (experts, -1)).transpose(0, 1).unsqueeze(1)  # [E, 1, B, H]
+        product = x.project(weight.flatten(0, 1), shift)  # [E·H, B]
+        h = product.unflatten(0, (experts, -1)).unsqueeze(1)  # [E, 1, H, B]
         if signs is not None:
-            h = torch.addcmul(bias, h, signs)  # [E, K, B, H]
+            h = torch.addcmul(bias, h, signs)  # [E, K, H, B]
         return self.dropout(torch.relu(h))
 
     def of_selected(self, x: RowInput | Tensor, selected: Tensor) -> Tensor:
         """The same for K = 1, computing only the (row, expert) pairs that are selected.
 
-        Shape: selected [B, E] booleans → [E, 1, B, H], zero where not selected.
+        Shape: selected [E, B] booleans → [E, 1, H, B], zero where not selected.
         """
-        rows = x.row() if isinstance(x, RowInput) else x[:, 0]  # [B, I] or [S, B, I]
-        expert, row = selected.t().nonzero(as_tuple=True)  # sorted by expert
-        count = selected.sum(0)
+        # [B, I] or [S, B, I]: rows are picked one by one.
+        rows = x.row() if isinstance(x, RowInput) else x[:, 0].transpose(1, 2)
+        expert, row = selected.nonzero(as_tuple=True)  # sorted by expert
+        count = selected.sum(1)
         slot = torch.arange(len(expert)) - (count.cumsum(0) - count)[expert]
         capacity = int(count.max()) if len(expert) else 0
         picked = rows[row] if rows.dim() == 2 else rows[torch.tensor(self.reads)[expert], row]
@@ -118,8 +123,8 @@ class MultilayerBank(nn.Module):
         for weight, bias in zip(self.layer_weights(), self.biases, strict=True):
             h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
             h = self.dropout(torch.relu(h))
-        out = h.new_zeros(len(self.reads), selected.shape[0], self.units)
-        return out.index_put((expert, row), h[expert, slot]).unsqueeze(1)
+        out = h.new_zeros(len(self.reads), selected.shape[1], self.units)
+        return out.index_put((expert, row), h[expert, slot]).transpose(1, 2).unsqueeze(1)
 
     def distance(self) -> Tensor:
         """Σ_{s<t} ‖θ_s − θ_t‖² over pairs of experts (Duong et al., ACL 2015, eq. 3)."""
@@ -143,7 +148,7 @@ class TuckerBank(MultilayerBank):
 
     >>> bank = TuckerBank(inputs=10, hidden=[6], reads=[0, 0], rank=4)
     >>> bank(RowInput(torch.randn(4, 10), torch.randn(4, 0))).shape
-    torch.Size([2, 1, 4, 6])
+    torch.Size([2, 1, 6, 4])
     """
 
     def __init__(
@@ -189,7 +194,7 @@ class CrossBank(nn.Module):
     Shape: as MultilayerBank, with `hidden[-1]` = H.
 
     >>> CrossBank(10, [6], reads=[0, 0])(RowInput(torch.randn(4, 7), torch.randn(4, 3))).shape
-    torch.Size([2, 1, 4, 6])
+    torch.Size([2, 1, 6, 4])
     """
 
     mask: Tensor | None
@@ -219,15 +224,13 @@ class CrossBank(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, x: RowInput | Tensor) -> Tensor:
-        start = visible_input(x, self.reads, self.mask)  # [E, K, B, I]
-        members, rows = start.shape[1:3]
-        start = start.flatten(1, 2)
+        start = visible_input(x, self.reads, self.mask)  # [E, K, I, B]
         h = start
         for down, up, shift in zip(self.down, self.up, self.shift, strict=True):
-            low = torch.bmm(h, down.transpose(1, 2))  # [E, K·B, rank]
-            h = start * torch.baddbmm(shift.unsqueeze(1), low, up.transpose(1, 2)) + h
-        h = torch.baddbmm(self.bias.unsqueeze(1), h, self.weight.transpose(1, 2))
-        return self.dropout(torch.relu(h)).unflatten(1, (members, rows))
+            low = torch.matmul(down.unsqueeze(1), h)  # [E, K, rank, B]
+            h = start * (torch.matmul(up.unsqueeze(1), low) + shift[:, None, :, None]) + h
+        h = torch.matmul(self.weight.unsqueeze(1), h) + self.bias[:, None, :, None]
+        return self.dropout(torch.relu(h))
 
 
 class FactorisationBank(nn.Module):
@@ -243,7 +246,7 @@ class FactorisationBank(nn.Module):
 
     >>> bank = FactorisationBank(10, [6], reads=[0, 0])
     >>> bank(RowInput(torch.randn(4, 7), torch.randn(4, 3))).shape
-    torch.Size([2, 1, 4, 6])
+    torch.Size([2, 1, 6, 4])
     """
 
     mask: Tensor | None
@@ -266,28 +269,27 @@ class FactorisationBank(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, x: RowInput | Tensor) -> Tensor:
-        h = visible_input(x, self.reads, self.mask)  # [E, K, B, I]
-        members, rows = h.shape[1:3]
-        h = h.flatten(1, 2)
-        both = torch.bmm(h, self.factors).square() - torch.bmm(h.square(), self.factors.square())
-        h = torch.baddbmm(self.bias.unsqueeze(1), both / 2, self.weight.transpose(1, 2))
-        return self.dropout(torch.relu(h)).unflatten(1, (members, rows))
+        h = visible_input(x, self.reads, self.mask)  # [E, K, I, B]
+        v = self.factors.transpose(1, 2).unsqueeze(1)  # [E, 1, factors, I]
+        pooled = (torch.matmul(v, h).square() - torch.matmul(v.square(), h.square())) / 2
+        h = torch.matmul(self.weight.unsqueeze(1), pooled) + self.bias[:, None, :, None]
+        return self.dropout(torch.relu(h))
 
 
 def read_streams(streams: Tensor, reads: Sequence[int]) -> Tensor:
-    """What each expert reads: [S, K, B, I] → [E, K, B, I]."""
+    """What each expert reads: [S, K, I, B] → [E, K, I, B]."""
     if list(reads) == list(range(streams.shape[0])):
         return streams
     return streams.index_select(0, torch.tensor(reads, device=streams.device))
 
 
 def visible_input(x: RowInput | Tensor, reads: Sequence[int], mask: Tensor | None) -> Tensor:
-    """What each expert sees of its input: [E, K, B, I]."""
+    """What each expert sees of its input: [E, K, I, B]."""
     if isinstance(x, RowInput):
-        seen = x.row()[None, None].expand(len(reads), -1, -1, -1)
+        seen = x.row().t()[None, None].expand(len(reads), -1, -1, -1)
     else:
         seen = read_streams(x, reads)
-    return seen if mask is None else seen * mask[:, None, None]
+    return seen if mask is None else seen * mask[:, None, :, None]
 
 
 def batched_linear(networks: int, fan_in: int, units: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -13,7 +13,7 @@ from mtl_ranker.models.experts import batched_linear, read_streams
 
 
 class Gated(NamedTuple):
-    """Weights [O, K or 1, B, E], and each expert's smooth load [O, E] where noise decides."""
+    """Weights [O, K or 1, E, B], and each expert's smooth load [O, E] where noise decides."""
 
     weights: Tensor
     load: Tensor | None = None
@@ -29,12 +29,12 @@ class SoftmaxGates(nn.Module):
         tied: all outputs share one gate (OMoE, eq. 5).
         dropout: probability with which a gate ignores an expert for a row, in training.
 
-    Shape: rows x or streams [S, K, B, inputs] → weights [O, K or 1, B, E]; each sums to 1 over E.
+    Shape: rows x or streams [S, K, inputs, B] → weights [O, K or 1, E, B]; each sums to 1 over E.
 
     >>> gates = SoftmaxGates(10, torch.ones(2, 4, dtype=torch.bool), reads=[0, 0])
     >>> weights = gates(RowInput(torch.randn(3, 10), torch.randn(3, 0))).weights
-    >>> weights.shape, weights.sum(-1).allclose(torch.ones(2, 1, 3))
-    (torch.Size([2, 1, 3, 4]), True)
+    >>> weights.shape, weights.sum(2).allclose(torch.ones(2, 1, 3))
+    (torch.Size([2, 1, 4, 3]), True)
     """
 
     visible: Tensor
@@ -56,27 +56,25 @@ class SoftmaxGates(nn.Module):
         self.weight = batched_linear(len(self.reads), inputs, self.experts)[0]  # [G, E, inputs]
 
     def logits(self, x: RowInput | Tensor, weight: Tensor) -> Tensor:
-        """W x for every gate: [G, K or 1, B, E]."""
+        """W x for every gate: [G, K or 1, E, B]."""
         if isinstance(x, RowInput):
-            product = x.linear(weight.flatten(0, 1))  # [B, G·E]
-            return product.unflatten(1, (-1, self.experts)).transpose(0, 1).unsqueeze(1)
-        seen = read_streams(x, self.reads)  # [G, K, B, inputs]
-        product = torch.bmm(seen.flatten(1, 2), weight.transpose(1, 2))
-        return product.unflatten(1, seen.shape[1:3])
+            product = x.project(weight.flatten(0, 1))  # [G·E, B]
+            return product.unflatten(0, (-1, self.experts)).unsqueeze(1)
+        return torch.matmul(weight.unsqueeze(1), read_streams(x, self.reads))
 
     def hide(self, logits: Tensor) -> Tensor:
-        """Minus infinity where an output may not, or in this step shall not, listen: [O, …, E]."""
-        hidden = ~self.visible[:, None, None]  # [O, 1, 1, E]
+        """Minus infinity where an output may not, or in this step shall not, listen: [O, K or 1, E, B]."""
+        hidden = ~self.visible[:, None, :, None]  # [O, 1, E, 1]
         if self.training and self.dropout > 0:
             dropped = torch.rand_like(logits) < self.dropout
-            deaf = (dropped | hidden).all(-1, keepdim=True)
+            deaf = (dropped | hidden).all(2, keepdim=True)
             hidden = hidden | (dropped & ~deaf)
         elif self.all_visible:
             return logits.expand(self.outputs, -1, -1, -1)
         return logits.masked_fill(hidden, float("-inf"))
 
     def forward(self, x: RowInput | Tensor) -> Gated:
-        weights = torch.softmax(self.hide(self.logits(x, self.weight)), -1)
+        weights = torch.softmax(self.hide(self.logits(x, self.weight)), 2)
         return Gated(weights.expand(self.outputs, -1, -1, -1))
 
 
@@ -91,7 +89,7 @@ class TopKGates(SoftmaxGates):
 
     >>> gates = TopKGates(10, torch.ones(1, 4, dtype=torch.bool), reads=[0], k=2)
     >>> weights = gates(RowInput(torch.randn(3, 10), torch.randn(3, 0))).weights
-    >>> (weights > 0).sum(-1).tolist()
+    >>> (weights > 0).sum(2).tolist()
     [[[2, 2, 2]]]
     """
 
@@ -112,19 +110,19 @@ class TopKGates(SoftmaxGates):
             load = self._load(clean, spread, noisy)
         else:
             noisy = self.hide(clean)
-        kept = noisy.topk(min(self.k, self.experts), -1)
+        kept = noisy.topk(min(self.k, self.experts), 2)
         lost = torch.full_like(noisy, float("-inf"))
-        return Gated(torch.softmax(lost.scatter(-1, kept.indices, kept.values), -1), load)
+        return Gated(torch.softmax(lost.scatter(2, kept.indices, kept.values), 2), load)
 
     def _load(self, clean: Tensor, spread: Tensor, noisy: Tensor) -> Tensor | None:
         if self.k >= self.experts:
             return None
-        top = noisy.topk(self.k + 1, -1).values
-        with_it, without_it = top[..., self.k - 1 : self.k], top[..., self.k : self.k + 1]
+        top = noisy.topk(self.k + 1, 2).values
+        with_it, without_it = top[:, :, self.k - 1 : self.k], top[:, :, self.k : self.k + 1]
         # The k-th greatest of the others: the next one for whoever is in, the last one else.
         threshold = torch.where(noisy >= with_it, without_it, with_it)
         chance = torch.special.ndtr(((clean - threshold) / spread).clamp(-10.0, 10.0))
-        return (chance * self.visible[:, None, None]).sum((1, 2))
+        return (chance * self.visible[:, None, :, None]).sum((1, 3))
 
 
 class StitchGates(nn.Module):
@@ -133,7 +131,7 @@ class StitchGates(nn.Module):
     Args:
         experts: E, as many as outputs; output t starts at α_tt = 0.9 and shares the rest.
 
-    Shape: anything with B rows → weights [E, 1, 1, E], the same for every row.
+    Shape: anything with B rows → weights [E, 1, E, 1], the same for every row.
     """
 
     def __init__(self, experts: int) -> None:
@@ -143,13 +141,13 @@ class StitchGates(nn.Module):
         self.weight = nn.Parameter(0.9 * own + other if experts > 1 else own)
 
     def forward(self, x: RowInput | Tensor) -> Gated:
-        return Gated(self.weight[:, None, None])
+        return Gated(self.weight[:, None, :, None])
 
 
 class FixedGates(nn.Module):
     """Each output listens to its only visible expert (single-task, shared-bottom).
 
-    Shape: → weights [O, 1, 1, E] of zeros and ones; `choice` [O] is the expert.
+    Shape: → weights [O, 1, E, 1] of zeros and ones; `choice` [O] is the expert.
     """
 
     visible: Tensor
@@ -160,19 +158,15 @@ class FixedGates(nn.Module):
         self.choice: list[int] = visible.int().argmax(1).tolist()
 
     def forward(self, x: RowInput | Tensor) -> Gated:
-        return Gated(self.visible[:, None, None].float())
+        return Gated(self.visible[:, None, :, None].float())
 
 
 def combine(weights: Tensor, experts: Tensor) -> Tensor:
     """What each output hears, f^k(x) = Σ_i g^k(x)_i f_i(x) (Ma et al., eq. 6).
 
-    Shape: weights [O, K or 1, B or 1, E], experts [E, K, B, H] → [O, K, B, H].
+    Shape: weights [O, K or 1, E, B or 1], experts [E, K, H, B] → [O, K, H, B].
     """
-    if experts.shape[1] == 1 and weights.shape[2] > 1 and experts.shape[3] <= 32:
-        # Narrow experts: one small product a row beats the wide intermediate.
-        rows = torch.bmm(weights[:, 0].permute(1, 0, 2), experts[:, 0].transpose(0, 1))  # [B, O, H]
-        return rows.transpose(0, 1).unsqueeze(1)
-    return (weights.permute(0, 3, 1, 2).unsqueeze(-1) * experts.unsqueeze(0)).sum(1)
+    return (weights.transpose(1, 2).unsqueeze(3) * experts.unsqueeze(0)).sum(1)
 
 
 def imbalance(amount: Tensor) -> Tensor:

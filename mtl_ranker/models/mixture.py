@@ -58,7 +58,7 @@ class LayerSpec:
 
 
 class Heard(NamedTuple):
-    """What a layer gives: outputs [O, K, B, H], experts [E, K, B, H], and the gates' weights."""
+    """What a layer gives: outputs [O, K, H, B], experts [E, K, H, B], and the gates' weights."""
 
     outputs: Tensor
     experts: Tensor
@@ -76,7 +76,7 @@ class MixtureLayer(nn.Module):
         members: K of an ensemble inside the network; only a first layer makes it.
         mask: [E, inputs] booleans, which inputs each expert sees.
 
-    Shape: rows x or streams [S, K, B, inputs] → outputs [O, K, B, H].
+    Shape: rows x or streams [S, K, inputs, B] → outputs [O, K, H, B].
     """
 
     order: Tensor
@@ -147,8 +147,8 @@ class MixtureLayer(nn.Module):
             return gated.weights
         native = self.native * self.native_mask
         if silent:
-            native = silence(native, silent, rescale=False)
-        return gated.weights + native[:, None, None]
+            native = silence(native.unsqueeze(2), silent, rescale=False).squeeze(2)
+        return gated.weights + native[:, None, :, None]
 
     def _experts(self, x: RowInput | Tensor, gated: Gated) -> Tensor:
         bank = self.banks[0]
@@ -160,7 +160,7 @@ class MixtureLayer(nn.Module):
             and self.members == 1
             and not torch.compiler.is_exporting()  # shapes that depend on the data
         ):
-            chosen = (gated.weights[:, 0] > 0).any(0)  # [B, E]
+            chosen = (gated.weights[:, 0] > 0).any(0)  # [E, B]
             return bank.of_selected(x, chosen)
         made = [bank(x) for bank in self.banks]
         if len(made) == 1:
@@ -172,15 +172,15 @@ class MixtureLayer(nn.Module):
         """How unevenly experts are used in this batch: importance and load (Shazeer, eq. 6, 11)."""
         if not isinstance(self.gates, SoftmaxGates):
             return torch.zeros(())
-        total = imbalance(gated.weights.sum((1, 2)))
+        total = imbalance(gated.weights.sum((1, 3)))
         return total if gated.load is None else total + imbalance(gated.load)
 
 
 def silence(weights: Tensor, experts: Sequence[int], rescale: bool = True) -> Tensor:
-    """Weights [..., E] with some experts at zero, the others scaled up to the same sum."""
-    left = torch.ones(weights.shape[-1])
+    """Weights [..., E, B] with some experts at zero, the others scaled up to the same sum."""
+    left = torch.ones(weights.shape[-2], 1)
     left[list(experts)] = 0.0
     kept = weights * left
     if not rescale:
         return kept
-    return kept * (weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1e-12))
+    return kept * (weights.sum(-2, keepdim=True) / kept.sum(-2, keepdim=True).clamp(min=1e-12))

@@ -142,7 +142,7 @@ class Ranker(nn.Module):
             heard = layer(x, row, (silent or {}).get(depth, ()))
             gated.append(heard.gated)
             experts.append(heard.experts)
-            x = heard.outputs  # [O, K, B, H]
+            x = heard.outputs  # [O, K, H, B]
         logits = self.towers(x)
         if self.position_bias is not None and position is not None:
             logits = logits + self.position_bias(position)
@@ -173,7 +173,7 @@ class Ranker(nn.Module):
         """Each layer's gates, the mean over members: [B, O, E]."""
         rows = categorical.shape[0]
         return [
-            gated.weights.mean(1).expand(-1, rows, -1).transpose(0, 1)
+            gated.weights.mean(1).expand(-1, -1, rows).permute(2, 0, 1)
             for gated in self.trace(categorical, bags, numeric).gated
         ]
 

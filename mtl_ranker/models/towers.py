@@ -19,9 +19,9 @@ class Towers(nn.Module):
         objectives: T.
         members: K; each member has towers of its own.
 
-    Shape: [T, K, B, H] → logits [K, B, T].
+    Shape: [T, K, H, B] → logits [K, B, T].
 
-    >>> Towers(inputs=16, hidden=[8], objectives=3)(torch.randn(3, 1, 5, 16)).shape
+    >>> Towers(inputs=16, hidden=[8], objectives=3)(torch.randn(3, 1, 16, 5)).shape
     torch.Size([1, 5, 3])
     """
 
@@ -45,13 +45,13 @@ class Towers(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        h = h.expand(-1, self.members, -1, -1).flatten(0, 1)  # [T·K, B, H]
+        h = h.expand(-1, self.members, -1, -1).flatten(0, 1)  # [T·K, H, B]
         last = len(self.weights) - 1
         for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))  # [T·K, B, units]
+            h = torch.baddbmm(bias.unsqueeze(2), weight, h)  # [T·K, units, B]
             if depth < last:
                 h = self.dropout(torch.relu(h))
-        return h.squeeze(-1).unflatten(0, (-1, self.members)).permute(1, 2, 0)  # [K, B, T]
+        return h.squeeze(1).unflatten(0, (-1, self.members)).permute(1, 2, 0)  # [K, B, T]
 
     def start_at(self, values: Tensor) -> None:
         """Let every tower's last bias start at its objective's value: [T]."""

@@ -31,7 +31,7 @@ from mtl_ranker.objectives import (
 from mtl_ranker.training.balancing import BALANCERS, gradient_cosine
 from mtl_ranker.training.batches import Examples, shuffled_batches, take
 
-PREDICT_ROWS = 16_384
+PREDICT_ROWS = 4_096
 PROBE_ROWS = 4_096
 MOST_POSITIONS = 200
 
