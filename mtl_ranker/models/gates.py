@@ -63,7 +63,7 @@ class SoftmaxGates(nn.Module):
         return torch.matmul(weight.unsqueeze(1), read_streams(x, self.reads))
 
     def hide(self, logits: Tensor) -> Tensor:
-        """Minus infinity where an output may not, or in this step shall not, listen: [O, K or 1, E, B]."""
+        """Minus infinity where an output may not, or now shall not, listen: [O, K or 1, E, B]."""
         hidden = ~self.visible[:, None, :, None]  # [O, 1, E, 1]
         if self.training and self.dropout > 0:
             dropped = torch.rand_like(logits) < self.dropout

@@ -1,0 +1,75 @@
+"""The benchmark scripts run on real data and write the figures they print."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, data: Path, folder: Path, *more: str) -> tuple[dict, str]:
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "benchmarks" / script),
+            *("--data", str(data), "--json", str(folder / "figures.json"), *more),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "figures.json").read_text()), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_model_family(shared_data, tmp_path):
+    options = ("--models", "mmoe", "--seeds", "2", "--epochs", "1", "--picture", "family.png")
+    figures, printed = run("model_family.py", shared_data / "census-income", tmp_path, *options)
+    found = figures["census"]
+    assert found["reference"] == "single_task"
+    assert set(found["models"]) == {"single_task", "mmoe"}
+    income = found["models"]["mmoe"]["objectives"]["income_50k"]
+    assert len(income["auc_by_seed"]) == 2
+    assert income["interval"][0] < income["auc"] < income["interval"][1]
+    assert income["gain"]["verdict"] in ("helped", "hurt", "undecided")
+    assert f"{income['auc']:.4f}" in printed
+    assert (tmp_path / "family.png").stat().st_size > 5_000
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_experts_and_balancing(shared_data, tmp_path):
+    census = shared_data / "census-income"
+    common = ("--seeds", "1", "--epochs", "1", "--picture", "p.png")
+    sizes = ("--experts", "1", "2", "--units", "8", "--total", "16")
+    figures, printed = run("experts.py", census, tmp_path, *sizes, *common)
+    assert set(figures["census"]["models"]) == {"1 x 8", "2 x 8", "1 x 16"}
+    assert "heard a row" in printed
+    figures, _ = run("balancing.py", census, tmp_path, *common)
+    assert set(figures["census"]["models"]) == {"fixed", "uncertainty", "dwa", "gradnorm", "pcgrad"}
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_training_speed(shared_data, tmp_path):
+    for peer in ("torch_rechub", "deepctr_torch"):
+        if importlib.util.find_spec(peer) is None:
+            pytest.skip(f"{peer} is not installed: pip install -c constraints.txt -e '.[bench]'")
+    options = ("--epochs", "1", "--repeats", "1", "--threads", "1")
+    figures, _ = run("training_speed.py", shared_data / "census-income", tmp_path, *options)
+    found = figures["census"]["libraries"]
+    assert set(found) == {"mtl_ranker", "torch-rechub", "DeepCTR-Torch"}
+    for library in found.values():
+        assert library["train_rows_per_second"] > 0
+        assert all(0 < value < 1 for value in library["auc"].values())
+    counts = [library["parameters"] for library in found.values()]
+    assert max(counts) < 1.05 * min(counts)
