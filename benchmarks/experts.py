@@ -6,36 +6,20 @@ quality: how many experts a row hears, how alike the most alike two are, and wha
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
 
 import numpy as np
-from prepared import folders, parse, parser, write_json
 from rich.table import Table
-from variants import CONSOLE, Compared, Variant, compare, figures, picture, show
+from variants import CONSOLE, Compared, Variant, benchmark, options
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--epochs", type=int, default=0, help="0 = the preset's")
-    options.add_argument("--experts", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    options.add_argument("--units", type=int, default=64, help="of each expert at equal width")
-    options.add_argument("--total", type=int, default=128, help="of all experts together")
-    options.add_argument("--picture", type=Path, default=Path("workspace/experts.png"))
-    chosen = parse(options)
-    sizes = [(n, chosen.units) for n in chosen.experts]
-    sizes += [(n, max(1, chosen.total // n)) for n in chosen.experts]
-    variants = [
+def sizes(chosen: argparse.Namespace) -> list[Variant]:
+    found = [(n, chosen.units) for n in chosen.experts]
+    found += [(n, max(1, chosen.total // n)) for n in chosen.experts]
+    return [
         Variant(f"{n} x {h}", {"preset": "mmoe", "experts": n, "expert_hidden": [h]})
-        for n, h in dict.fromkeys(sizes)
+        for n, h in dict.fromkeys(found)
     ]
-    reference, found = variants[0].name, []
-    for folder in folders(chosen.data):
-        found.append(compare(folder, variants, reference, range(chosen.seeds), chosen.epochs))
-        show(found[-1], "number and width of MMoE's experts")
-        look(found[-1])
-        write_json(chosen.json, {each.data: figures(each) for each in found})
-    picture(found, chosen.picture, "Number and width of experts")
 
 
 def look(found: Compared) -> None:
@@ -56,4 +40,8 @@ def look(found: Compared) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    found = options(__doc__, "experts.png")
+    found.add_argument("--experts", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    found.add_argument("--units", type=int, default=64, help="of each expert at equal width")
+    found.add_argument("--total", type=int, default=128, help="of all experts together")
+    benchmark(found, sizes, None, "number and width of experts", look)

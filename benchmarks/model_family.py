@@ -6,10 +6,9 @@ reference is `single_task`, which shares nothing. Intervals draw users and seeds
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
 
-from prepared import folders, parse, parser, write_json
-from variants import Variant, compare, figures, picture, show
+from variants import Variant, benchmark, options
 
 from mtl_ranker.models.presets import PRESETS
 
@@ -17,26 +16,17 @@ MORE = [
     Variant("mmoe, 2 layers", {"preset": "mmoe", "layers": 2}),
     Variant("mmoe, mixed kinds", {"preset": "mmoe", "expert_kinds": ["mlp", "cross", "fm"]}),
     Variant("mmoe, 4 members", {"preset": "mmoe", "members": 4}),
+    Variant("shared_bottom, 4 members", {"preset": "shared_bottom", "members": 4}),
 ]
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--epochs", type=int, default=0, help="0 = the preset's")
-    options.add_argument("--models", nargs="*", help="only these presets (and single_task)")
-    options.add_argument("--picture", type=Path, default=Path("workspace/model_family.png"))
-    chosen = parse(options)
+def family(chosen: argparse.Namespace) -> list[Variant]:
     variants = [Variant(name, {"preset": name}) for name in PRESETS] + MORE
-    if chosen.models:
-        variants = [v for v in variants if v.name in ("single_task", *chosen.models)]
-    found = []
-    for folder in folders(chosen.data):
-        found.append(compare(folder, variants, "single_task", range(chosen.seeds), chosen.epochs))
-        show(found[-1], "model family")
-        write_json(chosen.json, {each.data: figures(each) for each in found})
-    picture(found, chosen.picture, "Model family")
+    wanted = chosen.models and ("single_task", *chosen.models)
+    return [v for v in variants if not wanted or v.name in wanted]
 
 
 if __name__ == "__main__":
-    main()
+    found = options(__doc__, "model_family.png")
+    found.add_argument("--models", nargs="*", help="only these presets (and single_task)")
+    benchmark(found, family, "single_task", "model family")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from prepared import preset_of, real_examples
+from prepared import folders, parse, parser, preset_of, real_examples, write_json
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -64,6 +65,35 @@ def compare(
     return Compared(preset_of(folder), project, parts, runs, intervals, gains, reference)
 
 
+def options(description: str | None, picture: str) -> argparse.ArgumentParser:
+    """The options of every benchmark that compares variants."""
+    found = parser(description)
+    found.add_argument("--seeds", type=int, default=3)
+    found.add_argument("--epochs", type=int, default=0, help="0 = the preset's")
+    found.add_argument("--picture", type=Path, default=Path("workspace") / picture)
+    return found
+
+
+def benchmark(
+    found: argparse.ArgumentParser,
+    variants: Callable[[argparse.Namespace], Sequence[Variant]],
+    reference: str | None,
+    title: str,
+    look: Callable[[Compared], None] | None = None,
+) -> None:
+    """Compare on every data set given: print, draw, write. The reference is the first if None."""
+    chosen = parse(found)
+    wanted, done = variants(chosen), []
+    for folder in folders(chosen.data):
+        base = reference or wanted[0].name
+        done.append(compare(folder, wanted, base, range(chosen.seeds), chosen.epochs))
+        show(done[-1], title)
+        if look is not None:
+            look(done[-1])
+        write_json(chosen.json, {each.data: figures(each) for each in done})
+    picture(done, chosen.picture, title)
+
+
 CONSOLE = Console(width=150)
 METRICS = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
 
@@ -73,7 +103,7 @@ def show(found: Compared, title: str) -> None:
     gains = {(g.model, g.objective): g for g in found.gains}
     seeds = len(next(iter(found.runs.values())))
     for task in found.parts.tasks:
-        table = Table(title=f"{found.data}, {task.name}: {title}, mean of {seeds} seeds")
+        table = Table(title=f"{found.data}, {task.name}: {title}; mean of {seeds} seeds")
         table.add_column("model")
         for heading in ("AUC", "interval", f"gain over {found.reference}", "verdict"):
             table.add_column(heading, justify="right", no_wrap=True)

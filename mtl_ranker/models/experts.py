@@ -182,6 +182,19 @@ class TuckerBank(MultilayerBank):
         ]
 
 
+class ExpertLayer(nn.Module):
+    """One layer of E experts, `relu(W_e h + b_e)`: [E, K, inputs, B] → [E, K, units, B]."""
+
+    def __init__(self, experts: int, inputs: int, units: int, dropout: float) -> None:
+        super().__init__()
+        self.weight, self.bias = batched_linear(experts, inputs, units)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = torch.matmul(self.weight.unsqueeze(1), h) + self.bias[:, None, :, None]
+        return self.dropout(torch.relu(h))
+
+
 class CrossBank(nn.Module):
     """E low-rank cross networks (DCN-v2, Wang et al., WWW 2021, eq. 2), then a layer to H units.
 
@@ -211,8 +224,6 @@ class CrossBank(nn.Module):
     ) -> None:
         super().__init__()
         self.reads = list(reads)
-        self.units = hidden[-1]
-        self.dropout = nn.Dropout(dropout)
         experts = len(reads)
         self.down = nn.ParameterList(
             batched_linear(experts, inputs, rank)[0] for _ in range(layers)
@@ -220,7 +231,7 @@ class CrossBank(nn.Module):
         pairs = [batched_linear(experts, rank, inputs) for _ in range(layers)]
         self.up = nn.ParameterList(weight for weight, _ in pairs)
         self.shift = nn.ParameterList(bias for _, bias in pairs)
-        self.weight, self.bias = batched_linear(experts, inputs, self.units)
+        self.last = ExpertLayer(experts, inputs, hidden[-1], dropout)
         self.register_buffer("mask", mask)
 
     def forward(self, x: RowInput | Tensor) -> Tensor:
@@ -229,8 +240,7 @@ class CrossBank(nn.Module):
         for down, up, shift in zip(self.down, self.up, self.shift, strict=True):
             low = torch.matmul(down.unsqueeze(1), h)  # [E, K, rank, B]
             h = start * (torch.matmul(up.unsqueeze(1), low) + shift[:, None, :, None]) + h
-        h = torch.matmul(self.weight.unsqueeze(1), h) + self.bias[:, None, :, None]
-        return self.dropout(torch.relu(h))
+        return self.last(h)
 
 
 class FactorisationBank(nn.Module):
@@ -262,18 +272,14 @@ class FactorisationBank(nn.Module):
     ) -> None:
         super().__init__()
         self.reads = list(reads)
-        self.units = hidden[-1]
-        self.dropout = nn.Dropout(dropout)
         self.factors = nn.Parameter(torch.randn(len(reads), inputs, factors) / math.sqrt(inputs))
-        self.weight, self.bias = batched_linear(len(reads), factors, self.units)
+        self.last = ExpertLayer(len(reads), factors, hidden[-1], dropout)
         self.register_buffer("mask", mask)
 
     def forward(self, x: RowInput | Tensor) -> Tensor:
         h = visible_input(x, self.reads, self.mask)  # [E, K, I, B]
         v = self.factors.transpose(1, 2).unsqueeze(1)  # [E, 1, factors, I]
-        pooled = (torch.matmul(v, h).square() - torch.matmul(v.square(), h.square())) / 2
-        h = torch.matmul(self.weight.unsqueeze(1), pooled) + self.bias[:, None, :, None]
-        return self.dropout(torch.relu(h))
+        return self.last((torch.matmul(v, h).square() - torch.matmul(v.square(), h.square())) / 2)
 
 
 def read_streams(streams: Tensor, reads: Sequence[int]) -> Tensor:

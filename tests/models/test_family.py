@@ -87,13 +87,13 @@ def naive_expert(bank, e: int, x: np.ndarray) -> np.ndarray:
         h = x
         for down, up, shift in zip(bank.down, bank.up, bank.shift, strict=True):
             h = x * (array(up)[e] @ (array(down)[e] @ h) + array(shift)[e]) + h
-        return np.maximum(array(bank.weight)[e] @ h + array(bank.bias)[e], 0)
+        return np.maximum(array(bank.last.weight)[e] @ h + array(bank.last.bias)[e], 0)
     v = array(bank.factors)[e]
     pooled = np.zeros(v.shape[1])
     for i in range(len(x)):
         for j in range(i + 1, len(x)):
             pooled += x[i] * x[j] * v[i] * v[j]
-    return np.maximum(array(bank.weight)[e] @ pooled + array(bank.bias)[e], 0)
+    return np.maximum(array(bank.last.weight)[e] @ pooled + array(bank.last.bias)[e], 0)
 
 
 def naive_gates(layer, o: int, streams: list[np.ndarray], row: np.ndarray) -> np.ndarray:
