@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mtl_ranker.features.encoders import Encoded, Encoder
 from mtl_ranker.features.queries import SAMPLE_WEIGHT
+
+GATHERED_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,37 @@ def encoded_tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
 
 def take(examples: Examples, rows: Tensor) -> Examples:
     """Some rows, in the order given: rows [M] whole numbers."""
-    tensors = (
-        examples.categorical,
-        examples.bags,
-        examples.numeric,
-        examples.labels,
-        examples.position,
-        examples.weight,
+    return _each(examples, lambda tensor: tensor.index_select(0, rows))
+
+
+def part_of(examples: Examples, rows: slice) -> Examples:
+    """Some rows in a row, without a copy."""
+    return _each(examples, lambda tensor: tensor[rows])
+
+
+def _each(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
+    return Examples(
+        change(examples.categorical),
+        change(examples.bags),
+        change(examples.numeric),
+        change(examples.labels),
+        None if examples.position is None else change(examples.position),
+        None if examples.weight is None else change(examples.weight),
     )
-    return Examples(*(None if t is None else t.index_select(0, rows) for t in tensors))  # type: ignore[arg-type]
 
 
 def shuffled_batches(
     examples: Examples, size: int, generator: torch.Generator
 ) -> Iterator[Examples]:
-    """Every row once, in random order, `size` at a time (the last batch may be smaller)."""
+    """Every row once, in random order, `size` at a time (the last batch may be smaller).
+
+    Rows are gathered for several batches at once, which are then slices without a copy.
+    """
     order = torch.randperm(len(examples), generator=generator)
-    for rows in order.split(size):
-        yield take(examples, rows)
+    for rows in order.split(size * GATHERED_BATCHES):
+        gathered = take(examples, rows)
+        for start in range(0, len(rows), size):
+            yield part_of(gathered, slice(start, start + size))
 
 
 def thin_negatives(examples: Examples, binary: list[int], keep: float, seed: int) -> Examples:

@@ -128,10 +128,10 @@ def train_ranker(
         fused=True,
     )
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
     rows = replace(train, labels=train_labels)
     probe = take(rows, torch.arange(min(PROBE_ROWS, len(rows))))
     epochs: list[Epoch] = []
+    step = 0
     best = BestWeights(model, len(tasks), settings.patience)
     began = time.perf_counter()
     for number in range(1, settings.epochs + 1):
@@ -141,10 +141,12 @@ def train_ranker(
         for batch in shuffled_batches(rows, settings.batch_size, generator):
             trace = model.trace(*batch.inputs, batch.position)
             each = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * (1.0 - step / steps)
+            step += 1
             optimiser.zero_grad()
             balancer.backward(each, model.penalty(trace))
             optimiser.step()
-            schedule.step()
             total += each.detach()
             count += 1
         balancer.end_epoch(total / count)
@@ -219,7 +221,7 @@ def start_at_prior(
             model.steps.copy_(torch.cat([cuts[:, :1], torch.log(torch.expm1(cuts.diff()))], 1))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predict_logits(model: Ranker, examples: Examples) -> Tensor:
     """Logits [K, N, T] in evaluation mode, without positions, in blocks of bounded memory."""
     model.eval()
