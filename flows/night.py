@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from datetime import date
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
 from rich.console import Console
+from rich.text import Text
 
 from mtl_ranker.config import Project, load_project
 from mtl_ranker.errors import ProjectError
@@ -31,11 +33,11 @@ def open_night(config: str, data: str, workspace: str) -> Night:
     return Night(project, open_source(project, Path(data)), Workspace(Path(workspace)))
 
 
-def say(message: str) -> None:
-    """To the terminal, and to the run's log on the Prefect page."""
+def say(message: str, level: int = logging.INFO) -> None:
+    """To the terminal, and without its markup to the run's log on the Prefect page."""
     console.print(message, highlight=False)
     try:
-        get_run_logger().info(message)
+        get_run_logger().log(level, Text.from_markup(message).plain)
     except MissingContextError:
         return
 

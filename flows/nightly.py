@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from flows.features import features
 from flows.ingest import ingest
@@ -16,7 +18,11 @@ from mtl_ranker.scoring import Ranked
 from mtl_ranker.training.suite import model_specs
 
 
-@flow(name="nightly", validate_parameters=False)
+def run_name() -> str:
+    return f"nightly {flow_run.parameters.get('day') or 'latest'}"
+
+
+@flow(name="nightly", flow_run_name=run_name, validate_parameters=False)
 def nightly(config: str, data: str, workspace: str, day: date | str | None = None) -> Ranked:
     """After day D has ended: learn from the log up to D, rank the candidates of D + 1.
 
@@ -28,8 +34,14 @@ def nightly(config: str, data: str, workspace: str, day: date | str | None = Non
     arguments = (config, data, workspace, chosen)
     ingest(*arguments)
     features(*arguments)
-    train(*arguments)
-    promote(*arguments)
+    suite = train(*arguments)
+    decision = promote(*arguments)
     ranked = score(config, data, workspace, chosen + timedelta(days=1))
     say(f"[bold green]done[/]      {ranked.path}")
+    create_markdown_artifact(
+        key="night",
+        markdown=f"{suite.winner.label} won the training of {chosen}; {decision.reason}.\n\n"
+        f"Ranked candidates: `{ranked.path}`",
+        description="What the night did",
+    )
     return ranked

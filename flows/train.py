@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import date
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
         if gain.verdict != "undecided":
             say(f"[bold]sharing[/]   {gain}")
     for words in warnings_of(suite):
-        say(f"[bold yellow]warning[/]   {words}")
+        say(f"[bold yellow]warning[/]   {words}", logging.WARNING)
     winner = suite.winner
     say(f"[bold]report[/]    {report}")
     say(f"[bold]mlflow[/]    {logged.link}")
