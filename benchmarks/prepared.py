@@ -45,9 +45,9 @@ def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
 def folders(data: Path) -> list[Path]:
     """The folders of real data at or right below `data`."""
     below = [data, *sorted(p for p in data.iterdir() if p.is_dir())]
-    known = [p for p in below if (p / "log").is_dir() or list(p.glob("census-income*"))]
+    known = [p for p in below if (p / "log").is_dir() or (p / "census-income.data.gz").is_file()]
     if not known:
-        raise SystemExit(f"--data {data}: no log/ and no census-income* file here or one below")
+        raise SystemExit(f"--data {data}: no log/ and no census-income.data.gz here or one below")
     return known
 
 
