@@ -94,7 +94,7 @@ def benchmark(
     picture(done, chosen.picture, title)
 
 
-CONSOLE = Console(width=150)
+CONSOLE = Console(width=175)
 METRICS = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
 
 
@@ -104,7 +104,7 @@ def show(found: Compared, title: str) -> None:
     seeds = len(next(iter(found.runs.values())))
     for task in found.parts.tasks:
         table = Table(title=f"{found.data}, {task.name}: {title}; mean of {seeds} seeds")
-        table.add_column("model")
+        table.add_column("model", no_wrap=True)
         for heading in ("AUC", "interval", f"gain over {found.reference}", "verdict"):
             table.add_column(heading, justify="right", no_wrap=True)
         for heading in ("GAUC", "NDCG@10", "log loss", "calib", "ECE", "parameters", "seconds"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from datetime import date, datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+study = typer.Typer(help="Reproduce Ma et al. (KDD 2018).", no_args_is_help=True)
+app.add_typer(study, name="study")
 Config = Annotated[
     str, typer.Option("--config", "-c", help="A preset (simulated, kuairand, census) or a file.")
 ]
@@ -125,6 +128,74 @@ def ui(
     command += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
     command += ["--default-artifact-root", (workspace.resolve() / "mlartifacts").as_uri()]
     raise typer.Exit(subprocess.call(command))
+
+
+Full = Annotated[bool, typer.Option("--full", help="At the paper's size: hours.")]
+Starts = Annotated[int | None, typer.Option(min=3, help="Random starts of each model.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of Adam of each start.")]
+Rate = Annotated[float, typer.Option(min=1e-6, help="Learning rate of Adam.")]
+Write = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
+
+
+@study.command("synthetic")
+def study_synthetic(
+    workspace: Work = DEFAULT_WORK,
+    full: Full = False,
+    starts: Starts = None,
+    steps: Steps = None,
+    learning_rate: Rate = 1e-3,
+    write: Write = None,
+) -> None:
+    """Shared bottom, OMoE and MMoE on two tasks of chosen correlation (sections 3 and 5.2)."""
+    _study("synthetic", workspace, full, starts, steps, learning_rate, write)
+
+
+@study.command("trainability")
+def study_trainability(
+    workspace: Work = DEFAULT_WORK,
+    full: Full = False,
+    starts: Starts = None,
+    steps: Steps = None,
+    learning_rate: Rate = 1e-3,
+    write: Write = None,
+) -> None:
+    """How dependably each model trains: final losses over many random starts (figure 6)."""
+    _study("trainability", workspace, full, starts, steps, learning_rate, write)
+
+
+@study.command("census")
+def study_census(
+    data: Annotated[Path, typer.Option("--data", "-d", help="Folder of UCI's files.")],
+    workspace: Work = DEFAULT_WORK,
+    pair: Annotated[
+        list[int] | None, typer.Option(min=1, max=2, help="Pair 1 or 2; default both.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="30 trials, 20 seeds: hours.")] = False,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trainings to tune each model.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=2, help="Trainings to report.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most.")] = None,
+    write: Write = None,
+) -> None:
+    """Section 6.3: every model tuned alike on two pairs of tasks; then against LightGBM."""
+    for package in ("lightgbm", "optuna"):
+        if importlib.util.find_spec(package) is None:
+            raise ProjectError(f"{package} is not installed: pip install 'mtl_ranker[studies]'")
+    prepare(workspace)
+    workspace.mkdir(parents=True, exist_ok=True)
+    from mtl_ranker.studies.command import census
+    from mtl_ranker.workspace import Workspace
+
+    pairs = sorted(set(pair or [1, 2]))
+    census(data, Workspace(workspace), pairs, full, trials, seeds, epochs, write)
+
+
+def _study(name: str, workspace: Path, *arguments: Any) -> None:
+    prepare(workspace)
+    workspace.mkdir(parents=True, exist_ok=True)
+    from mtl_ranker.studies.command import random_starts
+    from mtl_ranker.workspace import Workspace
+
+    random_starts(name, Workspace(workspace), *arguments)
 
 
 def _run(name: str, config: str, data: Path, workspace: Path, day: datetime | None) -> Any:

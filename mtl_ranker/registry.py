@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import mlflow
 import mlflow.pyfunc
 import numpy as np
 import polars as pl
+from matplotlib.figure import Figure
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, set_model
@@ -102,7 +104,7 @@ def log_suite(
 
     `report` is the training's HTML page (`evaluation/report.py`).
     """
-    experiment_id = _experiment(project, workspace)
+    experiment_id = _experiment(project.name, workspace)
     span = {
         "train_days": f"{suite.days.train[0]}..{suite.days.train[-1]}",
         "validate_days": f"{suite.days.validate[0]}..{suite.days.validate[-1]}",
@@ -129,6 +131,40 @@ def log_suite(
             ) as child:
                 children[run.label] = child.info.run_id
                 _log_run(project, suite, run, span)
+    return Logged(parent.info.run_id, experiment_id, children)
+
+
+def log_study(
+    workspace: Workspace,
+    name: str,
+    params: Mapping[str, Any],
+    runs: Mapping[str, Mapping[str, float]],
+    figures: Mapping[str, Figure],
+    content: Mapping[str, Any],
+) -> Logged:
+    """A study as an experiment `study-NAME`: a parent run with pictures, a child run per model.
+
+    Args:
+        params: of the whole study.
+        runs: child run's name → metrics.
+        figures: file name → picture.
+        content: all figures, stored as `study.json`.
+    """
+    experiment_id = _experiment(f"study-{name}", workspace)
+    children = {}
+    tags = {"git_commit": _git_commit(), "mtl_ranker": __version__}
+    with mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=tags) as parent:
+        mlflow.log_params(dict(params))
+        mlflow.log_dict(_plain_numbers(dict(content)), "study.json")
+        for file, figure in figures.items():
+            mlflow.log_figure(figure, f"plots/{file}")
+        for child_name, metrics in runs.items():
+            with mlflow.start_run(
+                experiment_id=experiment_id, run_name=child_name, nested=True, tags=tags
+            ) as child:
+                children[child_name] = child.info.run_id
+                mlflow.log_params(dict(params))
+                mlflow.log_metrics({k: v for k, v in metrics.items() if not np.isnan(v)})
     return Logged(parent.info.run_id, experiment_id, children)
 
 
@@ -217,15 +253,15 @@ def _address() -> str:
     return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
 
 
-def _experiment(project: Project, workspace: Workspace) -> str:
-    found = mlflow.get_experiment_by_name(project.name)
+def _experiment(name: str, workspace: Workspace) -> str:
+    found = mlflow.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
     # Without a kind, the page opens on dashboards for language models.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     local = mlflow.get_tracking_uri().startswith("sqlite")
     place = artifact_root(workspace) if local else None
-    return mlflow.create_experiment(project.name, artifact_location=place, tags=tags)
+    return mlflow.create_experiment(name, artifact_location=place, tags=tags)
 
 
 def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:

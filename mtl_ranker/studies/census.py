@@ -1,0 +1,380 @@
+"""Census-Income (Ma et al., KDD 2018, section 6.3): two pairs of tasks, every model tuned with an
+equal budget at an equal size, and the strongest ranker against LightGBM per task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from mtl_ranker.config import Categorical, Features, Training
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
+from mtl_ranker.evaluation.metrics import auc
+from mtl_ranker.evaluation.sharing import SharingGain, over_seeds, sharing_gains
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.logs.sources import CENSUS_NUMBERS, read_census
+from mtl_ranker.models.presets import make
+from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.objectives import Task
+from mtl_ranker.training.batches import Examples, encode_examples
+from mtl_ranker.training.loop import build_ranker, predict, train_ranker
+
+# Section 6.3's models with the sizes that `equal_size` makes alike.
+MODELS = (
+    "single_task",
+    "shared_bottom",
+    "l2_constrained",
+    "cross_stitch",
+    "tensor_factorisation",
+    "omoe",
+    "mmoe",
+    "ple",
+)
+COLLEGE = ("Associates", "Bachelors", "Masters", "Prof school", "Doctorate")
+PAIRS = {
+    1: ("income_50k", "never_married"),
+    2: ("college", "never_married"),
+}
+SOURCES = {
+    "income_50k": ("income", "income_50k"),
+    "never_married": ("marital_status", "never_married"),
+    "college": ("education", "college"),
+}
+PAPER_CORRELATION = {1: 0.1768, 2: 0.2373}
+DROPPED = ("instance_weight",)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One pair's rows by part (train, validate, test), raw and encoded.
+
+    Attributes:
+        protocol: how the parts came about, in words.
+        correlation: absolute Pearson correlation of the two labels over all rows.
+    """
+
+    pair: int
+    protocol: str
+    correlation: float
+    tasks: list[Task]
+    encoder: Encoder
+    frames: dict[str, pl.DataFrame]
+    examples: dict[str, Examples]
+
+
+def find_files(data: Path) -> tuple[Path, Path | None]:
+    """UCI's `census-income.data` and, if there, `census-income.test`, plain or gzip.
+
+    Raises ProjectError when the first is missing.
+    """
+
+    def one(name: str) -> Path | None:
+        found = [data / name, data / f"{name}.gz"]
+        return next((path for path in found if path.is_file()), None)
+
+    train = one("census-income.data")
+    if train is None:
+        raise ProjectError(f"--data {data}: neither census-income.data nor census-income.data.gz")
+    return train, one("census-income.test")
+
+
+def read_split(data: Path, pair: int, seed: int = 0) -> Split:
+    """The paper's protocol with both files (train on one, the other halved into validation and
+    test), or a random 70/15/15 split of one. The tasks' own columns leave the inputs.
+    """
+    train_file, test_file = find_files(data)
+    rng = np.random.default_rng(seed)
+    train = _with_tasks(read_census(train_file))
+    if test_file is not None:
+        other = _with_tasks(read_census(test_file))
+        order = rng.permutation(other.height)
+        half = other.height // 2
+        parts = {"train": train, "validate": other[order[:half]], "test": other[order[half:]]}
+        protocol = f"trained on {train_file.name}, {test_file.name} halved"
+        everything = pl.concat([train, other])
+    else:
+        order = rng.permutation(train.height)
+        first, second = int(0.70 * train.height), int(0.85 * train.height)
+        everything = train
+        parts = {
+            "train": train[order[:first]],
+            "validate": train[order[first:second]],
+            "test": train[order[second:]],
+        }
+        protocol = f"random 70/15/15 split of {train_file.name}"
+    names = PAIRS[pair]
+    hidden = {column for name in names for column in SOURCES[name]} | set(DROPPED)
+    inputs = [
+        c for c in train.columns if c not in hidden and c not in ("income_50k", "never_married")
+    ]
+    inputs = [c for c in inputs if c != "college"]
+    numbers = [c for c in inputs if c in CENSUS_NUMBERS]
+    features = Features(
+        entities=[],
+        numerics=numbers,
+        categoricals=[Categorical(column=c) for c in inputs if c not in numbers],
+    )
+    encoder = Encoder.fit(features, numbers, parts["train"])
+    both = everything.select(names).to_numpy().astype(np.float64)
+    return Split(
+        pair,
+        protocol,
+        abs(float(np.corrcoef(both.T)[0, 1])),
+        [Task(name, "binary") for name in names],
+        encoder,
+        parts,
+        {part: encode_examples(encoder, frame, list(names)) for part, frame in parts.items()},
+    )
+
+
+def _with_tasks(frame: pl.DataFrame) -> pl.DataFrame:
+    college = pl.any_horizontal(pl.col("education").str.starts_with(degree) for degree in COLLEGE)
+    return frame.with_columns(college.cast(pl.Int8).alias("college"))
+
+
+def equal_size(split: Split, preset: str, parameters: int) -> dict[str, Any]:
+    """The preset's settings whose number of parameters beyond the embeddings is nearest.
+
+    Embeddings are left out, as all models have the same inputs; `single_task` has embeddings for
+    each task, and so more in total. Tensor factorisation, whose rank is bounded, stays smaller.
+    """
+    sizes: dict[int, int] = {}
+    settings: dict[int, dict[str, Any]] = {}
+    for units in range(4, 200, 2):
+        hidden = [units, max(2, units // 2)] if preset == "cross_stitch" else [units]
+        chosen: dict[str, Any] = {"preset": preset, "expert_hidden": hidden, "tower_hidden": [8]}
+        if preset in ("omoe", "mmoe"):
+            chosen["experts"] = 8
+        model = build_ranker(make(preset, chosen, len(split.tasks)), split.encoder, split.tasks)
+        sizes[units] = model.parameter_count() - model.embedding.table.weight.numel()
+        settings[units] = chosen
+    nearest = min(sizes, key=lambda units: abs(sizes[units] - parameters))
+    return settings[nearest]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One model after tuning: its settings, and the test predictions of each seed [N, T]."""
+
+    name: str
+    settings: dict[str, Any]
+    training: Training
+    parameters: int
+    validate_auc: float
+    predictions: list[np.ndarray]
+    seconds: float
+
+    def aucs(self, labels: np.ndarray) -> np.ndarray:
+        """AUC of each seed and task: [S, T]."""
+        tasks = range(labels.shape[1])
+        return np.array([[auc(labels[:, t], p[:, t]) for t in tasks] for p in self.predictions])
+
+
+def tune_ranker(
+    split: Split,
+    name: str,
+    settings: dict[str, Any],
+    trials: int,
+    seeds: Sequence[int],
+    epochs: int,
+    members: Sequence[int] = (1,),
+    on_training: Callable[[str], None] | None = None,
+) -> Tuned:
+    """Choose rates and sizes by mean validation AUC over `trials` trainings (Optuna's TPE with a
+    fixed seed; the first trial is the default), then train the best anew from every seed.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    train, validate = split.examples["train"], split.examples["validate"]
+    began = time.perf_counter()
+
+    def fit(training: Training, chosen: dict[str, Any], seed: int) -> Any:
+        spec: RankerSpec = make(name, chosen, len(split.tasks))
+        return train_ranker(spec, split.encoder, split.tasks, train, validate, training, seed)
+
+    def setting(trial: optuna.Trial) -> tuple[Training, dict[str, Any]]:
+        training = Training(
+            epochs=epochs,
+            patience=3,
+            batch_size=trial.suggest_categorical("batch_size", [512, 1024, 2048]),
+            learning_rate=trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True),
+            weight_decay=trial.suggest_float("weight_decay", 1e-4, 0.3, log=True),
+        )
+        chosen = settings | {"dropout": trial.suggest_float("dropout", 0.0, 0.4)}
+        chosen["embedding_width"] = trial.suggest_categorical("embedding_width", [4, 8, 16])
+        if len(members) > 1:
+            chosen["members"] = trial.suggest_categorical("members", list(members))
+        return training, chosen
+
+    def objective(trial: optuna.Trial) -> float:
+        training, chosen = setting(trial)
+        trained = fit(training, chosen, seed=1_000)
+        found = predict(trained.model, validate, split.tasks)
+        labels = validate.labels.numpy()
+        if on_training is not None:
+            on_training(f"{name}, trial {trial.number + 1} of {trials}")
+        return float(np.mean([auc(labels[:, t], found[:, t]) for t in range(labels.shape[1])]))
+
+    search = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4)
+    )
+    search.enqueue_trial(
+        {
+            "batch_size": 2048,
+            "learning_rate": 5e-3,
+            "weight_decay": 1e-4,
+            "dropout": 0.1,
+            "embedding_width": 8,
+        }
+    )
+    search.optimize(objective, n_trials=trials)
+    training, chosen = setting(optuna.trial.FixedTrial(search.best_params))  # type: ignore[arg-type]
+    predictions, parameters = [], 0
+    for seed in seeds:
+        trained = fit(training, chosen, seed)
+        parameters = trained.model.parameter_count()
+        predictions.append(predict(trained.model, split.examples["test"], split.tasks))
+        if on_training is not None:
+            on_training(f"{name}, seed {seed}")
+    seconds = time.perf_counter() - began
+    return Tuned(name, chosen, training, parameters, search.best_value, predictions, seconds)
+
+
+def tune_trees(
+    split: Split,
+    trials: int,
+    seeds: Sequence[int],
+    on_training: Callable[[str], None] | None = None,
+) -> Tuned:
+    """LightGBM, one model per task, each with the same number of trials and early stopping."""
+    import lightgbm
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    began = time.perf_counter()
+    columns = {part: _tree_inputs(examples) for part, examples in split.examples.items()}
+    categorical = list(range(split.examples["train"].categorical.shape[1]))
+    labels = {part: examples.labels.numpy() for part, examples in split.examples.items()}
+    threads = torch.get_num_threads()
+    predictions = [np.zeros_like(labels["test"]) for _ in seeds]
+    settings: dict[str, Any] = {}
+    best = []
+
+    def fit(params: dict[str, Any], t: int, seed: int) -> Any:
+        parts = {
+            part: lightgbm.Dataset(
+                columns[part],
+                labels[part][:, t],
+                categorical_feature=categorical,
+                free_raw_data=False,
+            )
+            for part in ("train", "validate")
+        }
+        common = {"objective": "binary", "metric": "auc", "verbosity": -1, "seed": seed}
+        common |= {"num_threads": threads, "bagging_freq": 1, "deterministic": True}
+        return lightgbm.train(
+            common | params,
+            parts["train"],
+            num_boost_round=2_000,
+            valid_sets=[parts["validate"]],
+            callbacks=[lightgbm.early_stopping(50, verbose=False)],
+        )
+
+    for t, task in enumerate(split.tasks):
+
+        def objective(trial: optuna.Trial, t: int = t, name: str = task.name) -> float:
+            params = {
+                "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.2, log=True),
+                "num_leaves": trial.suggest_int("num_leaves", 7, 127, log=True),
+                "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 5, 200, log=True),
+                "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 1.0),
+                "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0),
+                "lambda_l2": trial.suggest_float("lambda_l2", 1e-3, 30.0, log=True),
+                "cat_smooth": trial.suggest_float("cat_smooth", 1.0, 100.0, log=True),
+            }
+            found = fit(params, t, 1_000)
+            if on_training is not None:
+                on_training(f"LightGBM {name}, trial {trial.number + 1} of {trials}")
+            return float(found.best_score["valid_0"]["auc"])
+
+        search = optuna.create_study(
+            direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4)
+        )
+        search.enqueue_trial(
+            {
+                "learning_rate": 0.05,
+                "num_leaves": 31,
+                "min_data_in_leaf": 20,
+                "feature_fraction": 0.9,
+                "bagging_fraction": 0.9,
+                "lambda_l2": 1e-3,
+                "cat_smooth": 10.0,
+            }
+        )
+        search.optimize(objective, n_trials=trials)
+        settings[task.name] = search.best_params
+        best.append(search.best_value)
+        for number, seed in enumerate(seeds):
+            found = fit(search.best_params, t, seed)
+            predictions[number][:, t] = found.predict(columns["test"])
+            if on_training is not None:
+                on_training(f"LightGBM {task.name}, seed {seed}")
+    seconds = time.perf_counter() - began
+    return Tuned("LightGBM", settings, Training(), 0, float(np.mean(best)), predictions, seconds)
+
+
+def _tree_inputs(examples: Examples) -> np.ndarray:
+    return np.concatenate([examples.categorical.numpy(), examples.numeric.numpy()], 1)
+
+
+def averaged(tuned: Tuned) -> Tuned:
+    """The mean of all seeds' predictions as one model."""
+    mean = np.mean(tuned.predictions, 0)
+    name = f"{tuned.name}, mean of {len(tuned.predictions)}"
+    parameters = tuned.parameters * len(tuned.predictions)
+    return replace(tuned, name=name, predictions=[mean], parameters=parameters)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in a table: best and mean AUC per task over seeds, with intervals of the mean."""
+
+    name: str
+    best: list[float]
+    mean: list[Interval]
+    parameters: int
+    validate_auc: float
+    seconds: float
+
+
+def compare(
+    split: Split, models: Sequence[Tuned], reference: str, resamples: int = 500
+) -> tuple[list[Row], list[SharingGain]]:
+    """Rows of the table, and each model's gain over `reference`; rows and seeds drawn anew."""
+    labels = split.examples["test"].labels.numpy()
+    weights = user_draws(np.arange(len(labels)), resamples)
+    rows, values, draws = [], {}, {}
+    for model in models:
+        found = model.aucs(labels)
+        means = []
+        for t, task in enumerate(split.tasks):
+            each = [
+                quality_draws("binary", labels[:, t], p[:, t], weights) for p in model.predictions
+            ]
+            key = (model.name, task.name)
+            draws[key], values[key] = over_seeds(np.stack(each)), float(found[:, t].mean())
+            means.append(interval(values[key], draws[key]))
+        best = found.max(0).tolist()
+        row = Row(model.name, best, means, model.parameters, model.validate_auc, model.seconds)
+        rows.append(row)
+    measures = {task.name: "auc" for task in split.tasks}
+    return rows, sharing_gains(values, draws, reference, measures, 0.95)
