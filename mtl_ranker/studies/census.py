@@ -148,7 +148,7 @@ def equal_size(split: Split, preset: str, parameters: int) -> dict[str, Any]:
     """
     sizes: dict[int, int] = {}
     settings: dict[int, dict[str, Any]] = {}
-    for units in range(4, 200, 2):
+    for units in range(4, 200):
         hidden = [units, max(2, units // 2)] if preset == "cross_stitch" else [units]
         chosen: dict[str, Any] = {"preset": preset, "expert_hidden": hidden, "tower_hidden": [8]}
         if preset in ("omoe", "mmoe"):
