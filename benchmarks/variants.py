@@ -173,6 +173,7 @@ def picture(found: Sequence[Compared], path: Path, title: str) -> None:
                 axis.plot([gain.gain.low, gain.gain.high], [row, row], color=colour)
                 axis.plot(gain.gain.value, row, "o", color=colour, markersize=5)
         axis.axvline(0.0, color="0.7", linestyle=":")
+        axis.locator_params(axis="x", nbins=4)
         base = each.intervals[each.reference, task.name].value
         axis.set(title=f"{each.data}: {task.name}", xlabel=f"AUC gain over {base:.4f}")
     axes[0].set_yticks(range(len(names)), names)

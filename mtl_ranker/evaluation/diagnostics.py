@@ -28,12 +28,13 @@ class LayerDiagnosis:
 
     Attributes:
         outputs: what each output feeds: an objective, or an expert of the next layer.
-        gate: [O, E] mean weight.
+        gate: [O, E] mean weight of the gate, without AdaTT's native experts.
         heard: [O] effective number of experts a row: exp of the mean entropy of its weights.
         chosen: [O] how much the weights depend on the row: the mutual information between row and
             expert, of log E; 0 = the same mix for every row, 1 = one expert a row, all used
             alike. NaN, like `heard`, where weights are no gate's.
-        utilisation: [E] share of all outputs' weight.
+        listening: [O, E] mean weight with the native experts.
+        utilisation: [E] share of all outputs' weight, native experts included.
         similarity: [E, E] linear CKA of the experts' outputs (Kornblith et al., ICML 2019, eq. 3
             of section 3): 1 = the same function up to rotation and scale.
         dead_units: [E] share of units that are zero on every row.
@@ -44,6 +45,7 @@ class LayerDiagnosis:
     gate: np.ndarray
     heard: np.ndarray
     chosen: np.ndarray
+    listening: np.ndarray
     utilisation: np.ndarray
     similarity: np.ndarray
     dead_units: np.ndarray
@@ -79,7 +81,7 @@ def diagnose(
     for depth, module in enumerate(model.layers):
         assert isinstance(module, MixtureLayer)
         last = depth == len(model.layers) - 1
-        weights, experts = traces[depth]
+        weights, listening, experts = traces[depth]
         count = weights.shape[1]
         outputs = names if last else [f"next layer, stream {o + 1}" for o in range(count)]
         removal = np.stack(
@@ -90,13 +92,14 @@ def diagnose(
         )
         gated = isinstance(module.gates, SoftmaxGates)
         heard, chosen = _choice(weights) if gated else _none(count)
-        share = np.abs(weights).sum((0, 1))
+        share = np.abs(listening).sum((0, 1))
         layers.append(
             LayerDiagnosis(
                 outputs,
                 weights.mean(0),
                 heard,
                 chosen,
+                listening.mean(0),
                 share / max(share.sum(), 1e-12),
                 similarity(experts),
                 (experts <= 0).all(0).mean(1) if gated else np.zeros(experts.shape[1]),
@@ -128,9 +131,9 @@ def similarity(experts: np.ndarray) -> np.ndarray:
 
 def _traced(
     model: Ranker, inputs: tuple[Tensor, Tensor, Tensor]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Each layer's weights [N, O, E] and experts' outputs [N, E, K·H]."""
-    blocks: list[list[tuple[np.ndarray, np.ndarray]]] = []
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Each layer's gates and what outputs listen to [N, O, E], and experts [N, E, K·H]."""
+    blocks: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
     with torch.no_grad():
         for start in range(0, len(inputs[0]), BLOCK):
             a, b, c = (tensor[start : start + BLOCK] for tensor in inputs)
@@ -140,14 +143,15 @@ def _traced(
                 model.layers, trace.gated, trace.experts, strict=True
             ):
                 assert isinstance(module, MixtureLayer)
-                weights = module.listening(gated).mean(1).expand(-1, -1, len(a))
+                both = [
+                    weights.mean(1).expand(-1, -1, len(a)).permute(2, 0, 1).numpy()
+                    for weights in (gated.weights, module.listening(gated))
+                ]
                 made = experts.permute(3, 0, 1, 2).flatten(2)  # [B, E, K·H]
-                found.append((weights.permute(2, 0, 1).numpy(), made.numpy()))
+                found.append((both[0], both[1], made.numpy()))
             blocks.append(found)
-    return [
-        (np.concatenate([w for w, _ in layer]), np.concatenate([x for _, x in layer]))
-        for layer in zip(*blocks, strict=True)
-    ]
+    layers = zip(*blocks, strict=True)
+    return [tuple(np.concatenate(part) for part in zip(*layer, strict=True)) for layer in layers]  # type: ignore[misc]
 
 
 def _quality(
@@ -209,11 +213,11 @@ def _warnings(layers: Sequence[LayerDiagnosis]) -> list[str]:
                     f"{place}expert {e + 1} is dead: {layer.dead_units[e]:.0%} of its units are "
                     "zero on every row; try a lower training.learning_rate or fewer experts"
                 )
-            elif layer.experts > 1 and np.abs(layer.gate[:, e]).max() < UNHEARD:
+            elif layer.experts > 1 and np.abs(layer.listening[:, e]).max() < UNHEARD:
                 found.append(
                     f"{place}expert {e + 1} is heard by nobody: no gate gives it more than "
-                    f"{np.abs(layer.gate[:, e]).max():.1%} of its weight; try balance = 0.01 or "
-                    "fewer experts"
+                    f"{np.abs(layer.listening[:, e]).max():.1%} of its weight; try balance = 0.01 "
+                    "or fewer experts"
                 )
             else:
                 alive.append(e)

@@ -115,6 +115,10 @@ def test_every_layer_and_every_kind_of_gate_is_diagnosed():
             assert layer.removal.shape == (layer.experts, 2)
             assert np.isfinite(layer.removal).all()
             assert abs(layer.utilisation.sum() - 1) < 1e-5
+            if preset != "cross_stitch":
+                np.testing.assert_allclose(layer.gate.sum(1), 1.0, rtol=1e-4)
+                native = {"adatt": 1.0}.get(preset, 0.0)
+                np.testing.assert_allclose(layer.listening.sum(1), 1.0 + native, rtol=1e-4)
 
 
 def test_similarity_is_one_for_a_rotation_and_a_scale_and_small_for_noise():
