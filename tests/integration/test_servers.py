@@ -70,7 +70,14 @@ def test_night_reports_its_flows_and_artifacts_to_a_server(tmp_path, feed, prefe
     names = ("nightly", "ingest", "features", "train", "promote", "score")
     assert states == dict.fromkeys(names, "COMPLETED")
     artifacts = {artifact["key"] for artifact in ask(prefect_api, "/artifacts/filter")}
-    assert artifacts == {"ingest", "comparison", "mlflow-run", "promotion", "rankings"}
+    assert artifacts == {
+        "ingest",
+        "comparison",
+        "mlflow-run",
+        "promotion",
+        "rankings",
+        "night",
+    }
 
 
 @pytest.mark.slow
