@@ -53,7 +53,7 @@ def register_task(night: Night, suite: Suite) -> tuple[registry.Logged, str, Pat
     rows = [*suite.days.train, *suite.days.validate, *suite.days.test]
     marks = [night.workspace.published_fingerprint("examples", d) for d in rows]
     page = training_report(night.project, suite)
-    report = night.workspace.publish_report(suite.days.test[-1], page)
+    report = night.workspace.publish_file(f"reports/{suite.days.test[-1]}.html", page)
     logged = registry.log_suite(night.project, night.workspace, suite, fingerprint(*marks), page)
     version = registry.register(night.project, night.workspace, suite, logged).version
     return logged, version, report

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mtl_ranker.config import Project, parse_project
+from mtl_ranker.evaluation.calibration import Calibration
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.objectives import Task, predictions
@@ -28,11 +29,25 @@ class RankerArtifact:
     encoder: Encoder
     tasks: Sequence[Task]
     model: Ranker
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
+        """The same predictions blended by other weights; objectives not named weigh 1."""
+        scoring = self.project.scoring.model_copy(update={"blend": how, "weights": dict(weights)})
+        project = self.project.model_copy(update={"scoring": scoring})
+        return replace(self, project=project)
+
+    @property
+    def columns(self) -> list[str]:
+        """The raw feature columns that `predict` reads."""
+        by = [] if self.calibration.by is None else [self.calibration.by]
+        return list(dict.fromkeys([*self.encoder.columns, *by]))
 
     def save(self, folder: Path) -> Path:
-        """Write encoder.json, weights.safetensors, model.json and project.toml (or .json)."""
+        """Write encoder, calibration and model as JSON, weights.safetensors and project.toml."""
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.save(folder / "encoder.json")
+        self.calibration.save(folder / "calibration.json")
         weights = {k: v.contiguous() for k, v in self.model.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
         wiring = {
@@ -54,11 +69,12 @@ class RankerArtifact:
         model = build_ranker(spec, encoder, tasks, wiring["positions"])
         model.load_state_dict(load_file(folder / "weights.safetensors"))
         model.eval()
-        return cls(project, encoder, tasks, model)
+        calibration = Calibration.load(folder / "calibration.json")
+        return cls(project, encoder, tasks, model, calibration)
 
     @torch.no_grad()
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """One column per objective and `score`, for raw feature rows, in their order."""
+        """One calibrated column per objective and `score`, for raw feature rows, in their order."""
         inputs = encoded_tensors(self.encoder.transform(frame))
         blocks = [
             predictions(
@@ -69,7 +85,10 @@ class RankerArtifact:
             for start in range(0, frame.height, PREDICT_ROWS)
         ]
         values = np.concatenate(blocks) if blocks else np.zeros((0, len(self.tasks)), np.float32)
-        columns = {task.name: values[:, t] for t, task in enumerate(self.tasks)}
+        names = [task.name for task in self.tasks]
+        by = self.calibration.by
+        values = self.calibration.apply(names, values, frame[by] if by in frame.columns else None)
+        columns = {name: values[:, t] for t, name in enumerate(names)}
         return pl.DataFrame(columns).with_columns(blend(self.project).alias("score"))
 
 

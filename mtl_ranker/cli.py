@@ -130,11 +130,91 @@ def ui(
     raise typer.Exit(subprocess.call(command))
 
 
+Write = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
+
+
+@app.command()
+def blend(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    satisfaction: Annotated[
+        float, typer.Option(min=0, max=1, help="The trade-off: 0 = engagement only, 1 = none.")
+    ] = 0.5,
+    how: Annotated[
+        str | None, typer.Option(help="weighted_sum or weighted_product; default: as it is.")
+    ] = None,
+    tries: Annotated[int, typer.Option(min=15, help="Choices of weights to try.")] = 200,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="OBJECTIVE=WEIGHT by hand, repeatable; others weigh 0."),
+    ] = None,
+    store: Annotated[
+        bool, typer.Option("--store", help="Store the choice with the model.")
+    ] = False,
+    alias: Annotated[str, typer.Option(help="Which model: champion or challenger.")] = "champion",
+    write: Write = None,
+) -> None:
+    """Engagement against satisfaction over weights; the choice needs no training."""
+    if how not in (None, "weighted_sum", "weighted_product"):
+        raise ProjectError(f"--how {how}: allowed: weighted_sum, weighted_product")
+    night, chosen = _open(config, data, workspace, day)
+    from mtl_ranker.judging import blend_command
+
+    given = dict(_weight(text) for text in weights or [])
+    project, _, work = night
+    blend_command(project, work, chosen, satisfaction, how, tries, given, store, alias, write)
+
+
+@app.command()
+def tune(
+    config: Config,
+    data: Data,
+    model: Annotated[str, typer.Option("--model", "-m", help="NAME of a [models.NAME].")],
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trainings in all, earlier ones too.")] = 30,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="No training starts after so many.")
+    ] = None,
+    write: Write = None,
+) -> None:
+    """Search a model's settings on the validation days; run again, it goes on."""
+    _needs("optuna")
+    night, chosen = _open(config, data, workspace, day)
+    from mtl_ranker.judging import tune_command
+
+    project, _, work = night
+    tune_command(project, work, chosen, model, trials, minutes, write)
+
+
+@app.command()
+def backtest(
+    config: Config,
+    data: Data,
+    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")],
+    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")],
+    workspace: Work = DEFAULT_WORK,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Only these models, repeatable.")
+    ] = None,
+    write: Write = None,
+) -> None:
+    """Live every night of a span again: a model kept, the champion, one trained every night."""
+    if first > last:
+        raise ProjectError(f"--from {first.date()} lies after --to {last.date()}")
+    night, _ = _open(config, data, workspace, first)
+    from mtl_ranker.judging import backtest_command
+
+    project, source, work = night
+    backtest_command(project, source, work, first.date(), last.date(), model or [], write)
+
+
 Full = Annotated[bool, typer.Option("--full", help="At the paper's size: hours.")]
 Starts = Annotated[int | None, typer.Option(min=3, help="Random starts of each model.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps of Adam of each start.")]
 Rate = Annotated[float, typer.Option(min=1e-6, help="Learning rate of Adam.")]
-Write = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
 
 
 @study.command("synthetic")
@@ -177,9 +257,7 @@ def study_census(
     write: Write = None,
 ) -> None:
     """Section 6.3: every model tuned alike on two pairs of tasks; then against LightGBM."""
-    for package in ("lightgbm", "optuna"):
-        if importlib.util.find_spec(package) is None:
-            raise ProjectError(f"{package} is not installed: pip install 'mtl_ranker[studies]'")
+    _needs("lightgbm", "optuna")
     prepare(workspace)
     workspace.mkdir(parents=True, exist_ok=True)
     from mtl_ranker.studies.command import census
@@ -196,6 +274,36 @@ def _study(name: str, workspace: Path, *arguments: Any) -> None:
     from mtl_ranker.workspace import Workspace
 
     random_starts(name, Workspace(workspace), *arguments)
+
+
+def _needs(*packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ProjectError(f"{package} is not installed: pip install 'mtl_ranker[studies]'")
+
+
+def _open(config: str, data: Path, workspace: Path, day: datetime | None) -> tuple[Any, date]:
+    """Project, source and workspace, and the day D: the given one or the log's last."""
+    prepare(workspace)
+    workspace.mkdir(parents=True, exist_ok=True)
+    from mtl_ranker.config import load_project
+    from mtl_ranker.logs.sources import open_source
+    from mtl_ranker.workspace import Workspace
+
+    project = load_project(config)
+    source = open_source(project, data)
+    days = source.days()
+    if not days:
+        raise ProjectError(f"{data / project.log.path}: the log holds no day")
+    return (project, source, Workspace(workspace)), day.date() if day else days[-1]
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError as error:
+        raise ProjectError(f"--set {text}: expected OBJECTIVE=WEIGHT, such as click=1.5") from error
 
 
 def _run(name: str, config: str, data: Path, workspace: Path, day: datetime | None) -> Any:

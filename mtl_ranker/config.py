@@ -72,7 +72,13 @@ class Log(Settings):
         0.0, ge=0, le=24, description="how far outside its partition's day a timestamp may lie"
     )
     position: str | None = None
-    propensity: str | None = None
+    propensity: str | None = Field(
+        None,
+        description="with a position: of being looked at there; without: of being shown at all",
+    )
+    random_exposure: str | None = Field(
+        None, description="flag column, 1 where the item was chosen at random"
+    )
     context: list[str] = []
     required: list[str] = Field([], description="further columns that may not be null")
     ranges: dict[str, Range] = {}
@@ -198,10 +204,27 @@ class Training(Settings):
         return value
 
 
+class Calibrating(Settings):
+    """How predicted probabilities are put right on the validation days."""
+
+    method: Literal["platt", "isotonic", "none"] = "platt"
+    by: str | None = Field(None, description="context column with a map of its own per value")
+    min_positives: int = Field(
+        50, ge=2, description="positives and negatives a map needs; a surface with fewer shares one"
+    )
+
+
 class Promotion(Settings):
     bootstrap: int = Field(200, ge=20, description="resamples of users for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     max_calibration_error: float = Field(0.1, gt=0, description="largest ECE of a binary objective")
+
+
+class OffPolicy(Settings):
+    """When an estimate from another policy's log may be printed, and of which policy."""
+
+    min_support: float = Field(200.0, gt=0, description="least effective sample size")
+    keep: float = Field(0.2, gt=0, lt=1, description="share of random exposures the policy shows")
 
 
 class Scoring(Settings):
@@ -231,7 +254,9 @@ class Project(Settings):
         min_length=1,
     )
     training: Training = Training()
+    calibration: Calibrating = Calibrating()
     promotion: Promotion = Promotion()
+    off_policy: OffPolicy = OffPolicy()
     scoring: Scoring = Scoring()
 
     _source_text: str = PrivateAttr("")
@@ -264,6 +289,11 @@ class Project(Settings):
                 raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")
         if any(weight < 0 for weight in self.scoring.weights.values()):
             raise ValueError("scoring.weights: weights must be 0 or more")
+        if self.calibration.by is not None and self.calibration.by not in self.log.context:
+            raise ValueError(
+                f"calibration.by: {self.calibration.by!r} is no context column; "
+                f"allowed: log.context ({', '.join(self.log.context) or 'empty'})"
+            )
         for signal in self.features.signals:
             _identifier(signal)
             if signal in names:

@@ -9,8 +9,8 @@ import sqlite3
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation import plots
 from mtl_ranker.promotion import Decision
 from mtl_ranker.training.suite import ModelRun, Suite
+from mtl_ranker.training.tuning import Search, Trial
 from mtl_ranker.workspace import Workspace
 
+BLEND_TAG = "blend"
 SERVED = Path(__file__).with_name("served_model.py")
 
 
@@ -168,10 +170,51 @@ def log_study(
     return Logged(parent.info.run_id, experiment_id, children)
 
 
+@contextmanager
+def tuning_run(
+    project: Project, name: str, workspace: Workspace, params: Mapping[str, Any], run_id: str | None
+) -> Iterator[tuple[Logged, Callable[[Trial], None]]]:
+    """A parent run for a search; the function it gives logs each trial as a nested run.
+
+    `run_id` continues the parent of an interrupted search.
+    """
+    experiment_id = _experiment(project.name, workspace)
+    tags = {"git_commit": _git_commit(), "mtl_ranker": __version__, "tuning": name}
+    with mlflow.start_run(
+        run_id=run_id, experiment_id=experiment_id, run_name=f"tune {name}", tags=tags
+    ) as parent:
+        if run_id is None:
+            mlflow.log_params(dict(params))
+
+        def log_trial(trial: Trial) -> None:
+            state = "pruned" if trial.pruned else "complete"
+            with mlflow.start_run(
+                experiment_id=experiment_id,
+                run_name=f"tune {name}, trial {trial.number}",
+                nested=True,
+                tags=tags | {"trial_state": state},
+            ):
+                mlflow.log_params({"trial": trial.number, **trial.training, **trial.model})
+                for epoch in trial.epochs:
+                    values = {"validate_normalised_loss": epoch.monitored}
+                    mlflow.log_metrics(values, step=epoch.number)
+                if not trial.pruned:
+                    mlflow.log_metric("validate_quality", trial.quality)
+
+        yield Logged(parent.info.run_id, experiment_id, {}), log_trial
+
+
+def log_search(search: Search, toml: str) -> None:
+    """What a search found, on the running parent run."""
+    mlflow.log_metric("validate_quality", search.quality)
+    mlflow.set_tags({"trials": search.trials, "pruned": search.pruned})
+    mlflow.log_text(toml, "best.toml")
+
+
 def register(project: Project, workspace: Workspace, suite: Suite, logged: Logged) -> ModelVersion:
     """Register the suite's winner; it takes the alias `challenger`."""
     winner = suite.winner
-    example = suite.held_out.frame.head(5).select(winner.artifact.encoder.columns)
+    example = suite.held_out.frame.head(5).select(winner.artifact.columns)
     with (
         tempfile.TemporaryDirectory() as folder,
         mlflow.start_run(run_id=logged.child_runs[winner.label]),
@@ -206,7 +249,10 @@ def alias_version(project: Project, alias: str) -> str | None:
 
 
 def load_artifact(project: Project, alias: str) -> tuple[RankerArtifact, str]:
-    """The model behind `models:/NAME@alias` and its version. Raises ProjectError without one."""
+    """The model behind `models:/NAME@alias` and its version. Raises ProjectError without one.
+
+    It blends by the choice stored with this version (`store_blend`), else by the project file.
+    """
     version = alias_version(project, alias)
     if version is None:
         raise ProjectError(
@@ -215,7 +261,25 @@ def load_artifact(project: Project, alias: str) -> tuple[RankerArtifact, str]:
         )
     uri = f"models:/{project.name}/{version}"
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=None))
-    return RankerArtifact.load(folder / "artifacts" / "ranker"), version
+    artifact = RankerArtifact.load(folder / "artifacts" / "ranker")
+    chosen = stored_blend(project, version)
+    how, weights = chosen or (project.scoring.blend, project.scoring.weights)
+    return artifact.with_blend(how, weights), version
+
+
+def stored_blend(project: Project, version: str) -> tuple[str, dict[str, float]] | None:
+    """How this model version blends its objectives, if `mtl-ranker blend --store` chose it."""
+    tags = mlflow.MlflowClient().get_model_version(project.name, version).tags
+    if BLEND_TAG not in tags:
+        return None
+    content = json.loads(tags[BLEND_TAG])
+    return content["blend"], content["weights"]
+
+
+def store_blend(project: Project, version: str, how: str, weights: Mapping[str, float]) -> None:
+    """Let this model version blend so from its next scoring on, without training."""
+    content = json.dumps({"blend": how, "weights": dict(weights)})
+    mlflow.MlflowClient().set_model_version_tag(project.name, version, BLEND_TAG, content)
 
 
 def record_decision(project: Project, version: str, decision: Decision) -> None:
@@ -301,7 +365,10 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             names, train, validate, run.trained.best_epochs, run.label
         ),
         "calibration.png": plots.calibration(
-            names, labels, run.test_prediction, f"{run.label}: calibration on the test days"
+            names,
+            labels,
+            {"as trained": run.raw_prediction, "calibrated": run.test_prediction},
+            f"{run.label}: calibration on the test days",
         ),
         "gates.png": plots.gate_heatmap(
             run.diagnosis.layers[-1].outputs,

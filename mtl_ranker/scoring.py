@@ -122,7 +122,7 @@ def score_day(
         .filter(pl.col("rank") <= project.scoring.top_k)
         .with_columns(pl.lit(version).alias("model_version"))
     )
-    mark = fingerprint(version, project.digest(), day)
+    mark = fingerprint(version, project.digest(), artifact.project.digest("scoring"), day)
     path = workspace.publish("rankings", day, ranked, mark)
     return Ranked(path, rows.height, ranked["user_id"].n_unique(), ranked.height)
 

@@ -69,11 +69,11 @@ class Workspace:
             )
         return target
 
-    def publish_report(self, day: date, page: str) -> Path:
-        """Write a training's HTML page as `reports/D.html`, atomically."""
-        target = self.root / "reports" / f"{day.isoformat()}.html"
+    def publish_file(self, place: str, content: str | bytes) -> Path:
+        """Write a report, a picture or figures at a path below the root, atomically."""
+        target = self.root / place
         with self.aside(target) as temporary:
-            temporary.write_text(page, "utf-8")
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         return target
 
     @contextmanager

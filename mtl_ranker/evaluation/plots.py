@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from mtl_ranker.evaluation.blend import Point
 from mtl_ranker.evaluation.metrics import calibration_bins
 
 
@@ -55,19 +56,21 @@ def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Fi
 
 
 def calibration(
-    names: Sequence[str], labels: np.ndarray, prediction: np.ndarray, title: str
+    names: Sequence[str], labels: np.ndarray, predictions: Mapping[str, np.ndarray], title: str
 ) -> Figure:
-    """Observed against predicted in bins of equal rows; labels and prediction are [N, T]."""
+    """Observed against predicted in bins of equal rows; labels and each prediction are [N, T]."""
     figure = Figure(figsize=(3.8 * len(names), 3.6), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for t, (axis, name) in enumerate(zip(axes, names, strict=True)):
         known = ~np.isnan(labels[:, t])
-        predicted, observed, _ = calibration_bins(labels[known, t], prediction[known, t])
-        top = 1.05 * max(predicted.max(), observed.max(), 1e-6)
-        axis.plot([0, top], [0, top], color="0.7", linestyle="--", label="perfect")
-        axis.plot(predicted, observed, marker="o", label="10 bins")
+        top = 1e-6
+        for said, prediction in predictions.items():
+            predicted, observed, _ = calibration_bins(labels[known, t], prediction[known, t])
+            axis.plot(predicted, observed, marker="o", markersize=4, label=f"{said}, 10 bins")
+            top = max(top, 1.05 * predicted.max(), 1.05 * observed.max())
+        axis.plot([0, top], [0, top], color="0.7", linestyle="--", label="perfect", zorder=0)
         axis.set(title=name, xlabel="predicted", ylabel="observed" if t == 0 else "")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, fontsize=8)
     if title:
         figure.suptitle(title)
     return figure
@@ -92,6 +95,65 @@ def gate_heatmap(names: Sequence[str], mean_gate: np.ndarray, title: str) -> Fig
     return figure
 
 
-def save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
-    return path
+def pareto_front(points: Sequence[Point], marked: Mapping[str, Point], title: str) -> Figure:
+    """Engagement against satisfaction NDCG of every choice of weights, some of them named."""
+    figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+    axis = figure.subplots()
+    front = sorted((p for p in points if p.best), key=lambda p: p.engagement)
+    others = [p for p in points if not p.best]
+    axis.plot(
+        [p.engagement for p in others],
+        [p.satisfaction for p in others],
+        ".",
+        color="0.7",
+        label=f"{len(others)} other choices",
+    )
+    axis.plot(
+        [p.engagement for p in front],
+        [p.satisfaction for p in front],
+        "o-",
+        markersize=4,
+        label="front: none is better in both",
+    )
+    for number, (name, point) in enumerate(marked.items()):
+        words = ", ".join(f"{n} {w:g}" for n, w in point.weights.items())
+        axis.plot(
+            point.engagement,
+            point.satisfaction,
+            "*X^"[number % 3],
+            markersize=13,
+            color=f"C{number + 1}",
+            label=f"{name}: {words}",
+        )
+    axis.set(xlabel="engagement NDCG@10", ylabel="satisfaction NDCG@10")
+    axis.legend(frameon=False, fontsize=8)
+    if title:
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def curves_over_days(
+    days: Sequence[object], curves: Mapping[str, Mapping[str, Sequence[float]]], title: str
+) -> Figure:
+    """A panel per measure, a line per policy: panel → policy → value of each day."""
+    columns = min(len(curves), 4)
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.9 * columns, 3.0 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (measure, policies) in zip(axes, curves.items(), strict=False):
+        for number, (policy, values) in enumerate(policies.items()):
+            style = ("o-", "s--", "^:")[number % 3]
+            axis.plot(range(len(days)), values, style, markersize=4, label=policy)
+        axis.set_title(measure, fontsize=10)
+        axis.set_xticks(range(len(days)), [str(d)[5:] for d in days], rotation=45, fontsize=8)
+    for axis in axes[len(curves) :]:
+        axis.set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -68,9 +68,14 @@ def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
             f"best epochs {', '.join(map(str, best))}",
         ),
         _picture(
-            lambda: plots.calibration(names, suite.held_out.labels, run.test_prediction, ""),
+            lambda: plots.calibration(
+                names,
+                suite.held_out.labels,
+                {"as trained": run.raw_prediction, "calibrated": run.test_prediction},
+                "",
+            ),
             f"Predicted against observed means of {run.label} on the test days in ten bins, "
-            f"for {', '.join(names)}",
+            f"before and after calibration, for {', '.join(names)}",
         ),
     ]
     if len(names) > 1:

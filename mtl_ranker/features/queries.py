@@ -197,7 +197,8 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
         rows = rows.with_columns(weight.cast(pl.Float32).alias(SAMPLE_WEIGHT))
         label_columns.append(SAMPLE_WEIGHT)
     carried = ["user_id", "item_id", "timestamp", "date"]
-    carried += [c for c in ("position", "propensity") if c in event_columns]
+    beside = ("position", "propensity", project.log.random_exposure)
+    carried += [c for c in beside if c is not None and c in event_columns]
     wanted = set(carried) | set(project.log.context) | set(feature_columns(project))
     rows = rows.select(*[c for c in event_columns if c in wanted], *label_columns)
     examples = join_features(project, source, workspace, rows, day)

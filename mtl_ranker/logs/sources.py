@@ -194,6 +194,8 @@ def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:
     needed = [*mapped.values()]
     needed += [("log.context", c) for c in log.context]
     needed += [("log.required", c) for c in log.required]
+    if log.random_exposure is not None:
+        needed.append(("log.random_exposure", log.random_exposure))
     needed += [("log.ranges", c) for c in log.ranges]
     have = [c for c in schema if c != "date" or log.partition == "date"]
     for key, column in needed:

@@ -13,15 +13,19 @@ import torch
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.blend import blended
+from mtl_ranker.evaluation.calibration import fit_calibration
 from mtl_ranker.evaluation.diagnostics import Diagnosis, diagnose
 from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
 from mtl_ranker.evaluation.metrics import evaluate, quality_metric
+from mtl_ranker.evaluation.offpolicy import Estimate, off_policy
 from mtl_ranker.evaluation.sharing import (
     SharingGain,
     label_correlation,
     over_seeds,
     sharing_gains,
 )
+from mtl_ranker.evaluation.slices import Slice, divide, slice_metrics
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.queries import LABEL, numeric_features, run_sql
 from mtl_ranker.models.presets import make
@@ -46,13 +50,18 @@ class Days:
 
 @dataclass(frozen=True)
 class ModelRun:
-    """One model × seed: its training, and what it predicts on the test days [N, T]."""
+    """One model × seed: its training, and what it predicts on the validation and test days [N, T].
+
+    `raw_prediction` are the test days before calibration, which was fitted on the validation days.
+    """
 
     name: str
     seed: int
     spec: RankerSpec
     trained: Trained
     validate_quality: float
+    validate_prediction: np.ndarray
+    raw_prediction: np.ndarray
     test_prediction: np.ndarray
     metrics: Metrics
     artifact: RankerArtifact
@@ -81,6 +90,8 @@ class Suite:
     intervals: dict[tuple[str, str], Interval]  # (model, objective) -> mean seed's quality
     gains: list[SharingGain]  # against the model that shares nothing, if there is one
     label_correlation: np.ndarray  # [T, T] between labels of the training days
+    slices: list[Slice]  # of the winner
+    off_policy: list[Estimate]  # of the winner's blended ranking
     held_out: HeldOut
     train_rows: int
     winner: ModelRun
@@ -209,6 +220,8 @@ def train_suite(
     winner = max(by_model[best], key=lambda r: r.validate_quality)
     apart = next((name for name, spec in specs.items() if spec.apart), None)
     intervals, gains = compare_models(project, tasks, by_model, held_out, apart)
+    found, score = winner.test_prediction, blended_score(project, winner.test_prediction)
+    parted = divide(held_out.frame, project.log.context, exposure_columns(project))
     return Suite(
         parts.days,
         tasks,
@@ -217,6 +230,8 @@ def train_suite(
         intervals,
         gains,
         label_correlation(parts.examples["train"].labels.numpy()),
+        slice_metrics(tasks, held_out.labels, found, held_out.user, parted),
+        off_policy(project, held_out.frame, held_out.labels, score),
         held_out,
         frame.height,
         winner,
@@ -239,11 +254,24 @@ def train_model(
         train = thin_negatives(train, binary, project.training.negative_keep, seed)
     settings = project.training
     trained = train_ranker(spec, parts.encoder, tasks, train, validate, settings, seed, on_epoch)
-    validate_user = parts.frames["validate"]["user_id"].to_numpy()
+    validate_frame = parts.frames["validate"]
+    raw_validated = predict(trained.model, validate, tasks)
     validated = evaluate_all(
-        tasks, validate.labels.numpy(), predict(trained.model, validate, tasks), validate_user
+        tasks, validate.labels.numpy(), raw_validated, validate_frame["user_id"].to_numpy()
     )
-    prediction = predict(trained.model, test, tasks)
+    by = project.calibration.by
+    calibration = fit_calibration(
+        tasks,
+        validate.labels.numpy(),
+        raw_validated,
+        project.calibration.method,
+        by,
+        None if by is None else validate_frame[by],
+        project.calibration.min_positives,
+    )
+    names = [task.name for task in tasks]
+    raw = predict(trained.model, test, tasks)
+    prediction = calibration.apply(names, raw, held_out.frame[by] if by else None)
     looked_at = take(test, torch.arange(min(DIAGNOSED_ROWS, len(test))))
     return ModelRun(
         name,
@@ -251,11 +279,29 @@ def train_model(
         spec,
         trained,
         blended_quality(tasks, validated),
+        calibration.apply(names, raw_validated, validate_frame[by] if by else None),
+        raw,
         prediction,
         evaluate_all(tasks, held_out.labels, prediction, held_out.user),
-        RankerArtifact(project, parts.encoder, tasks, trained.model),
+        RankerArtifact(project, parts.encoder, tasks, trained.model, calibration),
         diagnose(trained.model, looked_at.inputs, looked_at.labels.numpy(), tasks),
     )
+
+
+def blended_score(project: Project, prediction: np.ndarray) -> np.ndarray:
+    """The project's own blend of predictions [N, T], up to a monotone map: [N]."""
+    weights = list(project.blend_weights.values())
+    return blended(project.scoring.blend, weights, prediction)
+
+
+def exposure_columns(project: Project) -> dict[str, str]:
+    """`user` and `item` → the feature of their impressions a day in the longest window."""
+    longest = project.features.windows[-1]
+    return {
+        who: f"{who}_daily_impressions_{longest}d"
+        for who in ("user", "item")
+        if [f"{who}_id"] in project.features.entities
+    }
 
 
 def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str) -> None:

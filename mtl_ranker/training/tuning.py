@@ -1,0 +1,176 @@
+"""Search a model's settings on the validation days: Optuna's TPE, pruned, resumable.
+
+The test days are never read. The first trial is what the project file says, so that the best of a
+search is never worse on validation than no search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtl_ranker.config import Project
+from mtl_ranker.models.presets import make
+from mtl_ranker.training.loop import Epoch, predict, train_ranker
+from mtl_ranker.training.suite import Prepared, blended_quality, evaluate_all
+
+# What is searched of `[training]`.
+TRAINING = ("batch_size", "learning_rate", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a search: settings, validation quality (NaN where pruned), the epochs."""
+
+    number: int
+    training: dict[str, Any]
+    model: dict[str, Any]
+    quality: float
+    pruned: bool
+    epochs: list[Epoch] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The best settings found so far, of all trials that this study ever made."""
+
+    training: dict[str, Any]
+    model: dict[str, Any]
+    quality: float
+    trials: int
+    pruned: int
+
+
+def tune(
+    project: Project,
+    parts: Prepared,
+    name: str,
+    trials: int,
+    seconds: float | None = None,
+    storage: str | None = None,
+    study: str = "tune",
+    on_trial: Callable[[Trial], None] | None = None,
+    on_study: Callable[[Any], None] | None = None,
+    seed: int = 0,
+) -> Search:
+    """Search `[models.NAME]` and the rates of `[training]` by mean validation AUC (or R²).
+
+    Args:
+        trials: in all, those of an earlier, interrupted search of the same study included.
+        seconds: no trial starts after so many.
+        storage: Optuna's database URL, in which the search can go on; None for memory.
+        on_trial: told after each.
+        on_study: given the Optuna study before the first trial.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    given = dict(project.models[name])
+    labels = parts.examples["validate"].labels.numpy()
+    user = parts.frames["validate"]["user_id"].to_numpy()
+
+    def objective(trial: optuna.Trial) -> float:
+        training, model = suggest(trial, project, given)
+        epochs: list[Epoch] = []
+
+        def on_epoch(epoch: Epoch) -> None:
+            epochs.append(epoch)
+            trial.report(-epoch.monitored, epoch.number)  # the search maximises
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        spec = make(f"models.{name}", model, len(parts.tasks), project.features.groups)
+        try:
+            trained = train_ranker(
+                spec,
+                parts.encoder,
+                parts.tasks,
+                parts.examples["train"],
+                parts.examples["validate"],
+                project.training.model_copy(update=training),
+                seed,
+                on_epoch,
+            )
+        except optuna.TrialPruned:
+            if on_trial is not None:
+                on_trial(Trial(trial.number, training, model, float("nan"), True, epochs))
+            raise
+        found = predict(trained.model, parts.examples["validate"], parts.tasks)
+        quality = blended_quality(parts.tasks, evaluate_all(parts.tasks, labels, found, user))
+        if on_trial is not None:
+            on_trial(Trial(trial.number, training, model, quality, False, epochs))
+        return quality
+
+    search = optuna.create_study(
+        study_name=study,
+        storage=storage,
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+    )
+    if on_study is not None:
+        on_study(search)
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    done = len(search.get_trials(deepcopy=False, states=finished))
+    if not search.get_trials(deepcopy=False):
+        search.enqueue_trial(default_trial(project, given))
+    if done < trials:
+        search.optimize(objective, n_trials=trials - done, timeout=seconds)
+    training, model = suggest(optuna.trial.FixedTrial(search.best_params), project, given)
+    every = search.get_trials(deepcopy=False, states=finished)
+    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in every)
+    return Search(training, model, float(search.best_value), len(every), pruned)
+
+
+def suggest(
+    trial: Any, project: Project, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of `[training]` and of the model, as an Optuna trial (or a fixed one) says."""
+    now = default_trial(project, given)
+    training = {
+        "batch_size": trial.suggest_categorical(
+            "batch_size", sorted({512, 1024, 2048, now["batch_size"]})
+        ),
+        "learning_rate": trial.suggest_float(
+            "learning_rate", *_around(now["learning_rate"], 3e-4, 5e-3), log=True
+        ),
+        "weight_decay": trial.suggest_float(
+            "weight_decay", *_around(now["weight_decay"], 1e-4, 0.3), log=True
+        ),
+    }
+    model = dict(given)
+    low, high = _around(now["dropout"], 0.0, 0.5)
+    model["dropout"] = trial.suggest_float("dropout", low, high)
+    model["embedding_width"] = trial.suggest_categorical(
+        "embedding_width", sorted({4, 8, 16, now["embedding_width"]})
+    )
+    if "members" in now:
+        model["members"] = trial.suggest_categorical("members", sorted({1, 4, now["members"]}))
+    if "experts" in now:
+        model["experts"] = trial.suggest_categorical("experts", sorted({2, 4, 8, now["experts"]}))
+    model["expert_hidden"] = [
+        trial.suggest_categorical("expert_units", sorted({32, 64, 128, now["expert_units"]}))
+    ] * trial.suggest_int("expert_layers", *_around(now["expert_layers"], 1, 2))
+    return training, model
+
+
+def default_trial(project: Project, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the project file says, in the search's own terms."""
+    preset = given.get("preset", "")
+    spec = make("models.x", dict(given), len(project.objectives), project.features.groups)
+    hidden = list(spec.layers[-1].hidden)
+    now: dict[str, Any] = {key: getattr(project.training, key) for key in TRAINING}
+    now |= {"dropout": spec.dropout, "embedding_width": spec.embedding_width}
+    now |= {"expert_units": hidden[0], "expert_layers": len(hidden)}
+    if not spec.apart:
+        now["members"] = spec.members
+    if preset in ("omoe", "mmoe", "sparse_mmoe"):
+        now["experts"] = spec.layers[-1].experts
+    return now
+
+
+def _around(now: Any, low: Any, high: Any) -> tuple[Any, Any]:
+    """The range, widened where the project file lies outside of it."""
+    return min(low, now), max(high, now)
