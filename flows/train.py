@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import date
+from math import isnan
 from pathlib import Path
 
 from prefect import flow, task
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from flows.night import Night, console, open_night, say
 from mtl_ranker import registry
 from mtl_ranker.evaluation.report import training_report, warnings_of
+from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.evaluation.summary import comparison_rows, comparison_table
 from mtl_ranker.training.loop import Epoch
 from mtl_ranker.training.suite import Suite, train_suite
@@ -22,7 +24,7 @@ from mtl_ranker.workspace import fingerprint
 @task(name="train-suite", task_run_name="train {day}")
 def train_task(night: Night, day: date) -> Suite:
     settings = night.project.training
-    runs = len(night.project.models) * len(settings.seeds)
+    runs = len(night.project.models) * len(settings.seeds) + settings.refit
     columns = (
         TextColumn("[bold]train[/]     {task.description}"),
         BarColumn(),
@@ -36,11 +38,12 @@ def train_task(night: Night, day: date) -> Suite:
         def on_epoch(name: str, seed: int, epoch: Epoch) -> None:
             if (name, seed) not in started:
                 started.append((name, seed))
+            loss = "" if isnan(epoch.monitored) else f", normalised loss {epoch.monitored:.4f}"
             done = (len(started) - 1) * settings.epochs + epoch.number
             progress.update(
                 bar,
                 completed=done,
-                description=f"{name} seed {seed}, normalised loss {epoch.monitored:.4f}",
+                description=f"{name} seed {seed}{loss}",
             )
 
         suite = train_suite(night.project, night.workspace, day, on_epoch)
@@ -73,6 +76,10 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
             say(f"[bold]sharing[/]   {gain}")
     for words in warnings_of(suite):
         say(f"[bold yellow]warning[/]   {words}", logging.WARNING)
+    for each in worst(suite.slices):
+        say(f"[bold]slices[/]    {each}")
+    for estimate in suite.off_policy:
+        say(f"[bold]off-policy[/] {estimate}")
     winner = suite.winner
     say(f"[bold]report[/]    {report}")
     say(f"[bold]mlflow[/]    {logged.link}")

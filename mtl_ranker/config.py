@@ -194,6 +194,9 @@ class Training(Settings):
     negative_keep: float = Field(
         1.0, gt=0, le=1, description="share of all-negative training rows kept, weighing 1/share"
     )
+    refit: bool = Field(
+        True, description="train the winner again, on the validation days too, before it serves"
+    )
     position_dropout: float = Field(0.1, ge=0, lt=1)
 
     @field_validator("seeds")

@@ -122,6 +122,11 @@ def log_suite(
         mlflow.log_text(report, "report.html")
         mlflow.log_dict(_sharing(suite), "sharing.json")
         mlflow.log_table(_comparison(suite), "comparison.json")
+        looked_at = {
+            "slices": [asdict(each) for each in suite.slices],
+            "off_policy": [asdict(each) for each in suite.off_policy],
+        }
+        mlflow.log_dict(_plain_numbers(looked_at), "slices.json")
         for name, metrics in suite.baselines.items():
             mlflow.log_metrics(
                 {f"{name}_{k}": v for k, v in _flat(metrics).items() if not np.isnan(v)}
@@ -353,7 +358,8 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
         for t, name in enumerate(names):
             values[f"train_loss_{name}"] = epoch.train_loss[t]
             values[f"validate_loss_{name}"] = epoch.validate_loss[t]
-        mlflow.log_metrics(values, step=epoch.number)
+        known = {key: value for key, value in values.items() if not np.isnan(value)}
+        mlflow.log_metrics(known, step=epoch.number)
     final = {k: v for k, v in _flat(run.metrics).items() if not np.isnan(v)}
     final |= {"validate_quality": run.validate_quality, "train_seconds": run.trained.seconds}
     mlflow.log_metrics(final | {"best_epoch": float(run.trained.best_epoch)})

@@ -47,6 +47,7 @@ experts = 2
 expert_hidden = [8]
 [training]
 epochs = 2
+refit = false
 """
 
 

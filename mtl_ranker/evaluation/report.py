@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
 from mtl_ranker.evaluation import plots
+from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.evaluation.summary import comparison_rows
 from mtl_ranker.training.suite import ModelRun, Suite
 
@@ -45,6 +46,8 @@ def training_report(project: Project, suite: Suite) -> str:
         groups=groups,
         rows=comparison_rows(suite),
         models=[_model(names, suite, run) for run in suite.runs],
+        slices=suite.slices,
+        worst=worst(suite.slices),
         span=_span,
         widest=max((abs(x) for g in suite.gains for x in (g.gain.low, g.gain.high)), default=1.0),
     )

@@ -20,6 +20,7 @@ import polars as pl
 from mtl_ranker.config import Features
 from mtl_ranker.errors import ProjectError
 
+TAIL_CUTS = 4
 HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -185,15 +186,39 @@ def quantile_edges(known: np.ndarray, bins: int) -> np.ndarray:
     """Ascending, distinct edges of about `bins` bins that hold equally many values.
 
     A value so frequent that it would fill whole bins (most people have no capital gains) becomes an
-    edge of its own, and the bins left over divide the other values.
+    edge of its own, and the bins left over divide the other values. Long tails get edges of their
+    own (`tail_edges`).
     """
     grid = np.quantile(known, np.linspace(0, 1, bins + 1), method="inverted_cdf")
     distinct, times = np.unique(grid, return_counts=True)
     heavy = distinct[times > 1]
-    if len(heavy) == 0:
-        return distinct
     rest = known[~np.isin(known, heavy)]
-    if len(rest) == 0:
+    if len(heavy) and len(rest):
+        left = max(bins + 1 - len(heavy), 2)
+        inner = np.quantile(rest, np.linspace(0, 1, left), method="nearest")
+        distinct = np.unique(np.r_[heavy, inner])
+    elif len(heavy):
         return heavy
-    left = max(bins + 1 - len(heavy), 2)
-    return np.unique(np.r_[heavy, np.quantile(rest, np.linspace(0, 1, left), method="nearest")])
+    return np.unique(
+        np.r_[distinct, tail_edges(known, distinct), -tail_edges(-known, -distinct[::-1])]
+    )
+
+
+def tail_edges(known: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Further edges in the upper tail: while the last bin is wider than all below it together, it
+    is cut at the median of its values.
+
+    Rare, large values decide rare objectives (the few users who like often); in one wide bin they
+    are one straight line.
+    """
+    found: list[float] = []
+    low, high = float(edges[-2]) if len(edges) > 1 else float(edges[0]), float(edges[-1])
+    first = float(edges[0])
+    while len(found) < TAIL_CUTS and high - low > low - first:
+        above = known[known > low]
+        cut = float(np.quantile(above, 0.5, method="nearest"))
+        if cut >= high:
+            break
+        found.append(cut)
+        low = cut
+    return np.array(found)

@@ -91,10 +91,11 @@ def train_ranker(
     encoder: Encoder,
     tasks: Sequence[Task],
     train: Examples,
-    validate: Examples,
+    validate: Examples | None,
     settings: Training,
     seed: int,
     on_epoch: Callable[[Epoch], None] | None = None,
+    until: Sequence[int] | None = None,
 ) -> Trained:
     """Train with one seed; the same seed on the same machine and threads gives the same weights.
 
@@ -102,6 +103,9 @@ def train_ranker(
     predicting the training mean (normalised entropy, He et al., ADKDD 2014): lower is better.
 
     Models whose objectives are `apart` stop, and are restored, each objective by itself.
+
+    Without validation rows nothing is monitored, and `until` says after how many epochs each
+    objective's weights are taken: the best epochs of an earlier training.
 
     Raises FloatingPointError when the loss becomes NaN or infinite.
     """
@@ -112,9 +116,8 @@ def train_ranker(
         positions = min(int(train.position.max()) + 1, MOST_POSITIONS)
     model = build_ranker(spec, encoder, tasks, positions, settings.position_dropout)
     train_labels = transform_labels(train.labels, tasks)
-    validate_labels = transform_labels(validate.labels, tasks)
     start_at_prior(model, train_labels, tasks, train.weight)
-    base = _base_losses(train_labels, validate_labels, tasks, train.weight)
+    watch = None if validate is None else _Watch(model, train, validate, tasks)
     weights = torch.tensor([task.weight for task in tasks])
     balancer = BALANCERS[settings.balancing](model, weights)
     learned: list[dict[str, Any]] = [
@@ -132,7 +135,7 @@ def train_ranker(
     probe = take(rows, torch.arange(min(PROBE_ROWS, len(rows))))
     epochs: list[Epoch] = []
     step = 0
-    best = BestWeights(model, len(tasks), settings.patience)
+    best = BestWeights(model, len(tasks), settings.patience, until)
     began = time.perf_counter()
     for number in range(1, settings.epochs + 1):
         started = time.perf_counter()
@@ -150,15 +153,14 @@ def train_ranker(
             total += each.detach()
             count += 1
         balancer.end_epoch(total / count)
-        with torch.no_grad():
-            logits = predict_logits(model, validate)
-            validated = losses(logits, validate_labels, tasks, None, model.cutpoints)
-        if not bool(torch.isfinite(total).all() and torch.isfinite(validated).all()):
+        validated = torch.full((len(tasks),), math.nan) if watch is None else watch.losses()
+        seen = total if watch is None else torch.cat([total, validated])
+        if not bool(torch.isfinite(seen).all()):
             raise FloatingPointError(
                 f"the loss is not finite in epoch {number} (train {(total / count).tolist()}, "
                 f"validation {validated.tolist()}); try a smaller training.learning_rate"
             )
-        relative = validated / base
+        relative = validated if watch is None else validated / watch.base
         monitored = float((relative * weights).sum() / weights.sum())
         epoch = Epoch(
             number,
@@ -179,11 +181,37 @@ def train_ranker(
     return Trained(model, epochs, best.epochs, time.perf_counter() - began)
 
 
-class BestWeights:
-    """The weights of the best epoch, of each objective its own where they share nothing."""
+class _Watch:
+    """Losses on the validation rows, and those of always predicting the training means."""
 
-    def __init__(self, model: Ranker, objectives: int, patience: int) -> None:
-        self.model, self.patience = model, patience
+    def __init__(
+        self, model: Ranker, train: Examples, validate: Examples, tasks: Sequence[Task]
+    ) -> None:
+        self.model, self.rows, self.tasks = model, validate, tasks
+        self.labels = transform_labels(validate.labels, tasks)
+        train_labels = transform_labels(train.labels, tasks)
+        self.base = _base_losses(train_labels, self.labels, tasks, train.weight)
+
+    @torch.no_grad()
+    def losses(self) -> Tensor:
+        logits = predict_logits(self.model, self.rows)
+        return losses(logits, self.labels, self.tasks, None, self.model.cutpoints)
+
+
+class BestWeights:
+    """The weights of the best epoch, of each objective its own where they share nothing.
+
+    With `until`, each objective's epoch is given beforehand and nothing is compared.
+    """
+
+    def __init__(
+        self,
+        model: Ranker,
+        objectives: int,
+        patience: int,
+        until: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.patience, self.until = model, patience, until
         self.values = [math.inf] * objectives
         self.epochs = [0] * objectives
         self.states: dict[int, dict[str, Tensor]] = {}
@@ -191,13 +219,15 @@ class BestWeights:
     def keep(self, epoch: int, values: Sequence[float]) -> None:
         """Remember this epoch for the objectives whose value, lower is better, it improved."""
         for t, value in enumerate(values):
-            if value < self.values[t]:
+            if epoch == self.until[t] if self.until else value < self.values[t]:
                 self.values[t], self.epochs[t] = value, epoch
         if epoch in self.epochs:
             self.states[epoch] = copy.deepcopy(self.model.state_dict())
         self.states = {number: s for number, s in self.states.items() if number in self.epochs}
 
     def exhausted(self, epoch: int) -> bool:
+        if self.until:
+            return epoch >= max(self.until)
         return epoch - max(self.epochs) >= self.patience
 
     def restore(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -218,8 +218,20 @@ def train_suite(
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
     best = max(mean, key=lambda n: mean[n])
     winner = max(by_model[best], key=lambda r: r.validate_quality)
+    again = f"{winner.name}, refit"
+    if project.training.refit:
+
+        def tell(epoch: Epoch) -> None:
+            if on_epoch is not None:
+                on_epoch(again, winner.seed, epoch)
+
+        winner = refit(project, parts, winner, tell)
+        runs.append(winner)
+        by_model[again] = [winner]
     apart = next((name for name, spec in specs.items() if spec.apart), None)
     intervals, gains = compare_models(project, tasks, by_model, held_out, apart)
+    # A refit knows more days than the model that shares nothing: no comparison of sharing.
+    gains = [gain for gain in gains if gain.model != again]
     found, score = winner.test_prediction, blended_score(project, winner.test_prediction)
     parted = divide(held_out.frame, project.log.context, exposure_columns(project))
     return Suite(
@@ -247,13 +259,18 @@ def train_model(
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> ModelRun:
     """Train one model with one seed, and look at it on the held-out rows."""
-    tasks, held_out = parts.tasks, parts.held_out
-    train, validate, test = (parts.examples[part] for part in ("train", "validate", "test"))
-    if project.training.negative_keep < 1.0:
-        binary = [t for t, task in enumerate(tasks) if task.kind == "binary"]
-        train = thin_negatives(train, binary, project.training.negative_keep, seed)
-    settings = project.training
-    trained = train_ranker(spec, parts.encoder, tasks, train, validate, settings, seed, on_epoch)
+    tasks = parts.tasks
+    train, validate = parts.examples["train"], parts.examples["validate"]
+    trained = train_ranker(
+        spec,
+        parts.encoder,
+        tasks,
+        _thinned(project, tasks, train, seed),
+        validate,
+        project.training,
+        seed,
+        on_epoch,
+    )
     validate_frame = parts.frames["validate"]
     raw_validated = predict(trained.model, validate, tasks)
     validated = evaluate_all(
@@ -269,23 +286,89 @@ def train_model(
         None if by is None else validate_frame[by],
         project.calibration.min_positives,
     )
-    names = [task.name for task in tasks]
+    surface = validate_frame[by] if by else None
+    calibrated = calibration.apply([task.name for task in tasks], raw_validated, surface)
+    quality = blended_quality(tasks, validated)
+    artifact = RankerArtifact(project, parts.encoder, tasks, trained.model, calibration)
+    return _looked_at(parts, name, seed, spec, trained, quality, calibrated, artifact)
+
+
+def refit(
+    project: Project,
+    parts: Prepared,
+    run: ModelRun,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> ModelRun:
+    """The same model trained again on training and validation days together, as long as it was
+    best: what serves tomorrow should know yesterday.
+
+    The encoder is fitted on both, too. Calibration stays as fitted, on predictions for days that
+    the weights had not seen; so does the validation quality by which the model was chosen.
+    """
+    tasks, training = parts.tasks, project.training
+    frame = pl.concat([parts.frames["train"], parts.frames["validate"]], how="vertical_relaxed")
+    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    labels = [LABEL + task.name for task in tasks]
+    rows = _thinned(project, tasks, encode_examples(encoder, frame, labels), run.seed)
+    trained = train_ranker(
+        run.spec, encoder, tasks, rows, None, training, run.seed, on_epoch, run.trained.best_epochs
+    )
+    artifact = RankerArtifact(project, encoder, tasks, trained.model, run.artifact.calibration)
+    again = replace(
+        parts,
+        encoder=encoder,
+        examples={"test": encode_examples(encoder, parts.frames["test"], labels)},
+    )
+    return _looked_at(
+        again,
+        f"{run.name}, refit",
+        run.seed,
+        run.spec,
+        trained,
+        run.validate_quality,
+        run.validate_prediction,
+        artifact,
+    )
+
+
+def _looked_at(
+    parts: Prepared,
+    name: str,
+    seed: int,
+    spec: RankerSpec,
+    trained: Trained,
+    validate_quality: float,
+    validate_prediction: np.ndarray,
+    artifact: RankerArtifact,
+) -> ModelRun:
+    """A trained model's run, with what it predicts on the test days."""
+    tasks, held_out, test = parts.tasks, parts.held_out, parts.examples["test"]
+    by = artifact.calibration.by
     raw = predict(trained.model, test, tasks)
-    prediction = calibration.apply(names, raw, held_out.frame[by] if by else None)
-    looked_at = take(test, torch.arange(min(DIAGNOSED_ROWS, len(test))))
+    prediction = artifact.calibration.apply(
+        [task.name for task in tasks], raw, held_out.frame[by] if by else None
+    )
+    rows = take(test, torch.arange(min(DIAGNOSED_ROWS, len(test))))
     return ModelRun(
         name,
         seed,
         spec,
         trained,
-        blended_quality(tasks, validated),
-        calibration.apply(names, raw_validated, validate_frame[by] if by else None),
+        validate_quality,
+        validate_prediction,
         raw,
         prediction,
         evaluate_all(tasks, held_out.labels, prediction, held_out.user),
-        RankerArtifact(project, parts.encoder, tasks, trained.model, calibration),
-        diagnose(trained.model, looked_at.inputs, looked_at.labels.numpy(), tasks),
+        artifact,
+        diagnose(trained.model, rows.inputs, rows.labels.numpy(), tasks),
     )
+
+
+def _thinned(project: Project, tasks: list[Task], rows: Examples, seed: int) -> Examples:
+    if project.training.negative_keep == 1.0:
+        return rows
+    binary = [t for t, task in enumerate(tasks) if task.kind == "binary"]
+    return thin_negatives(rows, binary, project.training.negative_keep, seed)
 
 
 def blended_score(project: Project, prediction: np.ndarray) -> np.ndarray:

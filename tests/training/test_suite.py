@@ -17,7 +17,7 @@ from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.objectives import losses
 from mtl_ranker.training.batches import encode_examples
-from mtl_ranker.training.loop import predict_logits
+from mtl_ranker.training.loop import predict_logits, train_ranker
 from mtl_ranker.training.suite import split_days, train_suite
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, tiny_events, write_day
@@ -90,6 +90,39 @@ def test_single_task_restores_each_objectives_own_best_epoch(tiny):
     logits = predict_logits(trained.model, validate)
     restored = losses(logits, validate.labels, suite.tasks)
     np.testing.assert_allclose(restored, each.min(0), rtol=1e-5)
+
+
+def test_the_winner_is_trained_again_on_validation_days_as_long_as_it_was_best(tiny):
+    text = (tiny / "project.toml").read_text().replace("refit = false", "refit = true")
+    text = text.replace("epochs = 2", "epochs = 9\npatience = 2\nlearning_rate = 0.03")
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    suite = train_suite(project, workspace, LAST)
+    first, again = suite.runs
+    assert again is suite.winner
+    assert (again.name, again.seed) == ("mmoe, refit", first.seed)
+    assert again.trained.best_epochs == first.trained.best_epochs
+    assert len(again.trained.epochs) == first.trained.best_epoch
+    assert again.validate_quality == first.validate_quality
+    # By hand: the same training on the rows of both parts, stopped after as many epochs.
+    days = [*suite.days.train, *suite.days.validate]
+    rows = workspace.scan("examples", days).collect()
+    labels = [f"label_{task.name}" for task in suite.tasks]
+    encoder = again.artifact.encoder
+    both = encode_examples(encoder, rows, labels)
+    same = train_ranker(
+        again.spec,
+        encoder,
+        suite.tasks,
+        both,
+        None,
+        project.training,
+        0,
+        None,
+        first.trained.best_epochs,
+    ).model.state_dict()
+    mine = again.trained.model.state_dict()
+    assert all(torch.equal(mine[name], same[name]) for name in mine)
 
 
 @pytest.mark.parametrize(("value", "words"), [(0, "never occurs"), (1, "always occurs")])
