@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtl_ranker.evaluation.metrics import quality_metric
+from mtl_ranker.evaluation.metrics import auc_of_own_group, quality_metric
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,16 @@ def quality_draws(
     return measure(
         label[known].astype(np.float64), prediction[known].astype(np.float64), weights[:, known]
     )
+
+
+def gauc_draws(
+    label: np.ndarray, score: np.ndarray, user: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """GAUC under each row of weights [resamples, rows] from `user_draws` of the same users."""
+    own = auc_of_own_group(label, score, user)
+    known = ~np.isnan(own)
+    w = weights[:, known].astype(np.float64)
+    return (w @ own[known]) / np.where(w.sum(1) > 0, w.sum(1), np.nan)
 
 
 def interval(value: float, draws: np.ndarray, confidence: float = 0.95) -> Interval:

@@ -22,20 +22,22 @@ def gauc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> float:
 
     Users with only one class have no AUC and are left out. NaN when none remains.
     """
-    value, weight = grouped_auc(label, score, group)
-    return float((value * weight).sum() / weight.sum()) if len(value) else float("nan")
+    values = auc_of_own_group(label, score, group)
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
-def grouped_auc(
-    label: np.ndarray, score: np.ndarray, group: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and impressions of each group in which both classes occur, by ascending group."""
+def auc_of_own_group(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """The AUC within each row's group: [N]; NaN where the group has only one class.
+
+    Its mean over rows is GAUC, as every group counts once for each of its impressions.
+    """
     codes, count, positive, ranks = _ranks_within(label, score, group)
     negative = count - positive
-    both = (positive > 0) & (negative > 0)
     rank_sum = np.bincount(codes, weights=ranks * (label > 0.5), minlength=len(count))
     area = rank_sum - positive * (positive + 1) / 2
-    return area[both] / (positive * negative)[both], count[both]
+    pairs = positive * negative
+    values = np.divide(area, pairs, out=np.full(len(count), np.nan), where=pairs > 0)
+    return values[codes]
 
 
 def _ranks_within(

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, r2_score, roc_auc_score
 
-from mtl_ranker.evaluation.intervals import interval, user_draws, weighted_auc, weighted_r2
+from mtl_ranker.evaluation.intervals import (
+    gauc_draws,
+    interval,
+    user_draws,
+    weighted_auc,
+    weighted_r2,
+)
 from mtl_ranker.evaluation.metrics import auc, calibration_ratio, ece, evaluate, gauc, ndcg
 
 ROWS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 4)), min_size=2)
@@ -82,3 +88,17 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
         found = interval(auc(label, score), draws, 0.9)
         hits += found.low < 0.7602 < found.high  # Φ(1/√2): two unit normals one apart
     assert 45 <= hits <= 60
+
+
+def test_gauc_of_a_resample_is_gauc_of_the_repeated_users():
+    """Drawing a user twice means that there are two such users."""
+    rng = np.random.default_rng(3)
+    user = rng.integers(0, 12, 90)
+    label, score = (rng.random(90) < 0.4).astype(float), rng.random(90).round(1)
+    weights = user_draws(user, 15)
+    found = gauc_draws(label, score, user, weights)
+    for value, weight in zip(found, weights, strict=True):
+        copies = [np.flatnonzero(weight > c) for c in range(int(weight.max()))]
+        rows = np.concatenate(copies)
+        who = np.concatenate([user[part] + 100 * c for c, part in enumerate(copies)])
+        assert value == pytest.approx(gauc(label[rows], score[rows], who))
