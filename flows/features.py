@@ -13,12 +13,12 @@ from mtl_ranker.training.suite import needed_days, split_days
 
 
 @task(name="aggregate-day", task_run_name="aggregate {day}", **RETRY)
-def aggregate_task(night: Night, day: date) -> bool:
+def aggregate_task(night: Night, day: date) -> str | None:
     return aggregate_day(night.project, night.source, night.workspace, day)
 
 
 @task(name="build-examples", task_run_name="examples {day}", **RETRY)
-def examples_task(night: Night, day: date) -> bool:
+def examples_task(night: Night, day: date) -> str | None:
     return build_examples(night.project, night.source, night.workspace, day)
 
 
@@ -34,7 +34,8 @@ def features(config: str, data: str, workspace: str, day: date) -> list[date]:
     rows = [*days.train, *days.validate, *days.test]
     built = [examples_task(night, d) for d in rows]
     say(
-        f"[bold]features[/]  {sum(aggregated)} days aggregated, {sum(built)} days of examples "
+        f"[bold]features[/]  {len([a for a in aggregated if a])} days aggregated, "
+        f"{len([b for b in built if b])} days of examples "
         f"built, the rest up to date; {len(feature_columns(night.project))} features"
     )
     return rows

@@ -122,8 +122,13 @@ def score_day(
         .filter(pl.col("rank") <= project.scoring.top_k)
         .with_columns(pl.lit(version).alias("model_version"))
     )
-    mark = fingerprint(version, project.digest(), artifact.project.digest("scoring"), day)
-    path = workspace.publish("rankings", day, ranked, mark)
+    made = {
+        "model version": version,
+        "setting scoring": fingerprint(
+            project.digest("scoring"), artifact.project.digest("scoring")
+        ),
+    }
+    path = workspace.publish("rankings", day, ranked, made)
     return Ranked(path, rows.height, ranked["user_id"].n_unique(), ranked.height)
 
 

@@ -1,16 +1,17 @@
 """Where each dataset lives, and how a partition is published: written aside, then renamed.
 
 A partition is one Parquet file, so that `os.replace` makes publishing atomic: a reader sees the
-previous partition or the new one, never a part. The fingerprint of everything the partition was
-made from travels in the file's own metadata, so the two cannot disagree.
+previous partition or the new one, never a part. What the partition was made from travels, name by
+name, in the file's own metadata, so the two cannot disagree, and a rebuild can say why.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -18,11 +19,12 @@ from pathlib import Path
 
 import polars as pl
 
-FINGERPRINT = "mtl_ranker.fingerprint"
+MADE_FROM = "mtl_ranker.made_from"
+Made = Mapping[str, str]  # what a partition was made from: name → fingerprint
 
 
 def fingerprint(*parts: object) -> str:
-    """Hash of the inputs of a partition: settings, SQL texts, upstream fingerprints."""
+    """Short hash of settings, SQL texts, file states or other fingerprints."""
     return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:32]
 
 
@@ -52,20 +54,37 @@ class Workspace:
             [self.path(dataset, day) for day in days], missing_columns="insert", glob=False
         )
 
-    def published_fingerprint(self, dataset: str, day: date) -> str | None:
+    def made_from(self, dataset: str, day: date) -> dict[str, str] | None:
+        """What the published partition was made from, or None without one."""
         path = self.path(dataset, day)
         if not path.is_file():
             return None
-        return pl.read_parquet_metadata(path).get(FINGERPRINT)
+        return json.loads(pl.read_parquet_metadata(path).get(MADE_FROM, "{}"))
+
+    def published_fingerprint(self, dataset: str, day: date) -> str | None:
+        """One hash of all that the published partition was made from, or None without one."""
+        made = self.made_from(dataset, day)
+        return None if made is None else fingerprint(json.dumps(made, sort_keys=True))
+
+    def stale(self, dataset: str, day: date, made: Made) -> str | None:
+        """Why the partition has to be built, in words; None when it is up to date."""
+        known = self.made_from(dataset, day)
+        if known is None:
+            return "not built yet"
+        changed = [name for name in {**known, **made} if known.get(name) != made.get(name)]
+        return f"changed: {', '.join(changed)}" if changed else None
 
     def publish(
-        self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, mark: str
+        self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, made: Made
     ) -> Path:
         """Write `frame` as the day's partition of `dataset`, atomically, streaming."""
         target = self.path(dataset, day)
         with self.aside(target) as temporary:
             frame.lazy().sink_parquet(
-                temporary, metadata={FINGERPRINT: mark}, engine="streaming", mkdir=True
+                temporary,
+                metadata={MADE_FROM: json.dumps(dict(made))},
+                engine="streaming",
+                mkdir=True,
             )
         return target
 

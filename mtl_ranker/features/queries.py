@@ -79,8 +79,8 @@ def feature_columns(project: Project) -> list[str]:
     return list(dict.fromkeys(names + numeric_features(project)))
 
 
-def aggregate_day(project: Project, source: Source, workspace: Workspace, day: date) -> bool:
-    """Publish every entity's daily counts of one day; False when all were up to date."""
+def aggregate_day(project: Project, source: Source, workspace: Workspace, day: date) -> str | None:
+    """Publish every entity's daily counts of one day; why, or None when all were up to date."""
     events_mark = workspace.published_fingerprint("events", day)
     if events_mark is None:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
@@ -90,7 +90,14 @@ def aggregate_day(project: Project, source: Source, workspace: Workspace, day: d
         name: expression.log1p() if _is_log1p(project, name) else expression
         for name, expression in derived_columns(project).items()
     }
-    worked = False
+    worked = None
+    expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
+    common = {
+        "events": events_mark,
+        "sql/aggregates/entity.sql": fingerprint(sql_text("aggregates/entity.sql")),
+        "user and item tables": fingerprint(*source.tables_state()),
+        "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
+    }
     for keys in [[], *project.features.entities]:
         for key in keys:
             if key not in schema:
@@ -99,16 +106,16 @@ def aggregate_day(project: Project, source: Source, workspace: Workspace, day: d
                     f"allowed: {', '.join(schema.names())}"
                 )
         dataset = aggregate_dataset(keys)
-        mark = fingerprint(events_mark, sql_text("aggregates/entity.sql"), keys, list(signals))
-        if workspace.published_fingerprint(dataset, day) == mark:
+        why = workspace.stale(dataset, day, common)
+        if why is None:
             continue
         columns = [pl.col(key) for key in keys if key not in signals]
         labelled = events.select(*columns, *(e.alias(n) for n, e in signals.items()))
         daily = run_sql(
             "aggregates/entity.sql", {"events": labelled}, keys=keys, signals=list(signals)
         ).with_columns(pl.lit(day_number(day), pl.Int32).alias("day"))
-        workspace.publish(dataset, day, daily, mark)
-        worked = True
+        workspace.publish(dataset, day, daily, common)
+        worked = worked or why
     return worked
 
 
@@ -172,14 +179,15 @@ def join_features(
     return joined.with_columns(pl.col(c).cast(pl.Float32) for c in sorted(computed) if c in present)
 
 
-def build_examples(project: Project, source: Source, workspace: Workspace, day: date) -> bool:
+def build_examples(project: Project, source: Source, workspace: Workspace, day: date) -> str | None:
     """Publish examples/date=D: the day's impressions with features and labels.
 
-    False when the published partition is already made from the same events, history and SQL.
+    Why, or None when the published partition is made from the same events, history and SQL.
     """
-    mark = examples_fingerprint(project, workspace, day)
-    if workspace.published_fingerprint("examples", day) == mark:
-        return False
+    made = examples_made_from(project, source, workspace, day)
+    why = workspace.stale("examples", day, made)
+    if why is None:
+        return None
     events = workspace.scan("events", [day])
     labels = derived_columns(project)
     event_columns = events.collect_schema().names()
@@ -205,24 +213,33 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
     check_feature_columns(project, examples.collect_schema())
     chosen = dict.fromkeys([*carried, *project.log.context, *feature_columns(project)])
     examples = examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id")
-    workspace.publish("examples", day, examples, mark)
-    return True
+    workspace.publish("examples", day, examples, made)
+    return why
 
 
-def examples_fingerprint(project: Project, workspace: Workspace, day: date) -> str:
+def examples_made_from(
+    project: Project, source: Source, workspace: Workspace, day: date
+) -> dict[str, str]:
+    """What decides the examples of a day; the encoder's own settings do not, and are left out."""
     marks = [
         workspace.published_fingerprint(aggregate_dataset(keys), d)
         for d in history_days(project, workspace, day)
         for keys in [[], *project.features.entities]
     ]
-    texts = [sql_text("features/windows.sql"), sql_text("features/join.sql")]
-    return fingerprint(
-        workspace.published_fingerprint("events", day),
-        project.digest("log", "objectives", "features"),
-        project.training.sample_weight,
-        *texts,
-        *marks,
-    )
+    features = project.features
+    columns = [c.column for c in features.categoricals] + [c.column for c in features.lists]
+    return {
+        "events": workspace.published_fingerprint("events", day) or "",
+        "aggregates of earlier days": fingerprint(*marks),
+        "sql/features/windows.sql": fingerprint(sql_text("features/windows.sql")),
+        "sql/features/join.sql": fingerprint(sql_text("features/join.sql")),
+        "user and item tables": fingerprint(*source.tables_state()),
+        "setting features.windows": fingerprint(features.windows),
+        "setting features.smoothing": fingerprint(features.smoothing),
+        "setting features.entities": fingerprint(features.entities),
+        "setting features.signals": fingerprint(list(features.signals)),
+        "setting features' columns": fingerprint(columns, features.numerics, project.log.context),
+    }
 
 
 def check_feature_columns(project: Project, schema: pl.Schema) -> None:

@@ -20,7 +20,11 @@ class IngestReport:
     rows: int
     good: int
     reasons: dict[str, int]
-    skipped: bool = False
+    why: str | None = "not built yet"  # it was built; None: it was up to date
+
+    @property
+    def skipped(self) -> bool:
+        return self.why is None
 
 
 def ingest_day(project: Project, source: Source, workspace: Workspace, day: date) -> IngestReport:
@@ -30,16 +34,16 @@ def ingest_day(project: Project, source: Source, workspace: Workspace, day: date
     `log.max_bad_share` of it breaks the contract; then the quarantine is written for inspection
     and a previously published day stays as it was.
     """
-    settings = project.digest("log", "objectives", "features"), project.training.sample_weight
-    mark = fingerprint(*settings, *source.state(day))
-    if workspace.published_fingerprint("events", day) == mark:
+    made = events_made_from(project, source, day)
+    why = workspace.stale("events", day, made)
+    if why is None:
         rows = workspace.scan("events", [day]).select(pl.len()).collect().item()
-        return IngestReport(day, rows, rows, {}, skipped=True)
+        return IngestReport(day, rows, rows, {}, None)
     place = f"{source.root / project.log.path} ({day})"
     checked = check_events(project, source.scan_day(day), day, place)
     if checked.rows == 0:
         raise ProjectError(f"{place}: no rows on this day; nothing was published")
-    workspace.publish("quarantine", day, checked.bad, mark)
+    workspace.publish("quarantine", day, checked.bad, made)
     reasons = checked.reasons()
     if checked.bad_share > project.log.max_bad_share:
         table = "\n".join(f"    {count:>9,}  {reason}" for reason, count in reasons.items())
@@ -50,5 +54,17 @@ def ingest_day(project: Project, source: Source, workspace: Workspace, day: date
             f"         rows  reason\n{table}\n"
             f"  the rows are in {workspace.path('quarantine', day)}"
         )
-    workspace.publish("events", day, checked.good, mark)
-    return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons)
+    workspace.publish("events", day, checked.good, made)
+    return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons, why)
+
+
+def events_made_from(project: Project, source: Source, day: date) -> dict[str, str]:
+    """What decides which rows of a day are good: its files, the contract, the labels."""
+    contract = project.log.model_dump_json(exclude={"users", "items"})
+    labels = [(o.name, o.kind, o.label, o.where, o.transform, o.levels) for o in project.objectives]
+    return {
+        "source files": fingerprint(*source.state(day)),
+        "setting log": fingerprint(contract),
+        "setting objectives": fingerprint(labels),
+        "setting training.sample_weight": fingerprint(project.training.sample_weight),
+    }

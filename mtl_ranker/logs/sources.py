@@ -65,10 +65,17 @@ class Source:
         return found.drop_nulls().to_list()
 
     def state(self, day: date) -> list[str]:
-        """What the day's partition is made from; changes when a file of it is rewritten."""
-        files = self._day_files(day)
+        """What the day's rows are made from; changes when a file of them is rewritten."""
+        files = [self._path()] if self.log.format == "census-income" else self._day_files(day)
+        return [file_state(f) for f in files]
+
+    def tables_state(self) -> list[str]:
+        """The same of the user and item tables, with how they are read."""
         tables = [t for t in (self.log.users, self.log.items) if t is not None]
-        return [file_state(f) for f in [*files, *(self.root / t.path for t in tables)]]
+        missing = [self.root / t.path for t in tables if not (self.root / t.path).is_file()]
+        if missing:
+            raise ProjectError(f"{missing[0]}: not found (log.users.path or log.items.path)")
+        return [f"{file_state(self.root / t.path)} {t.model_dump_json()}" for t in tables]
 
     def scan_day(self, day: date) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError."""

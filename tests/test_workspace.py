@@ -1,0 +1,106 @@
+"""A rebuild says why, touches exactly what depends on the change, and is never half-written."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from mtl_ranker.config import load_project
+from mtl_ranker.features import queries
+from mtl_ranker.features.queries import aggregate_day, build_examples
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import open_source
+from mtl_ranker.workspace import Workspace
+from tests.conftest import FIRST, tiny_events, write_day
+
+DAY = FIRST + timedelta(days=4)
+
+
+def build(root) -> dict[str, str | None]:
+    """Everything that examples of DAY need; why each step ran, None where it did not."""
+    project = load_project(str(root / "project.toml"))
+    source, workspace = open_source(project, root), Workspace(root / "ws")
+    days = [d for d in source.days() if d <= DAY]
+    ingested = [ingest_day(project, source, workspace, d).why for d in days]
+    aggregated = [aggregate_day(project, source, workspace, d) for d in days]
+    return {
+        "ingest": next(filter(None, ingested), None),
+        "ingested": len(list(filter(None, ingested))),
+        "aggregate": next(filter(None, aggregated), None),
+        "aggregated": len(list(filter(None, aggregated))),
+        "examples": build_examples(project, source, workspace, DAY),
+    }
+
+
+def change(root, old: str, new: str) -> None:
+    file = root / "project.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def built(tiny):
+    first = build(tiny)
+    assert (first["ingest"], first["aggregate"], first["examples"]) == ("not built yet",) * 3
+    assert build(tiny) == dict.fromkeys(first, None) | {"ingested": 0, "aggregated": 0}
+    return tiny
+
+
+def test_a_window_rebuilds_examples_only(built):
+    change(built, "windows = [1, 3]", "windows = [2, 3]")
+    found = build(built)
+    assert (found["ingest"], found["aggregate"]) == (None, None)
+    assert found["examples"] == "changed: setting features.windows"
+
+
+def test_a_label_rebuilds_everything_and_a_loss_weight_or_the_encoder_nothing(built):
+    change(built, 'label = "click"', 'label = "click"\nweight = 3.0')
+    change(built, "[features]", "[features]\nbins = 16\nnumeric_encoding = 'standardise'")
+    assert build(built)["examples"] is None
+    change(built, "play > 10", "play > 12")
+    found = build(built)
+    assert found["ingest"] == "changed: setting objectives"
+    assert found["ingested"] == found["aggregated"] == 5
+    assert "events" in found["aggregate"]
+    assert "aggregates of earlier days" in found["examples"]
+
+
+def test_a_rewritten_day_rebuilds_itself_and_what_looks_back_at_it(built):
+    day = FIRST + timedelta(days=2)
+    write_day(built, day, tiny_events(day, rows=30, shift=9))
+    found = build(built)
+    assert (found["ingest"], found["ingested"], found["aggregated"]) == (
+        "changed: source files",
+        1,
+        1,
+    )
+    assert found["examples"] == "changed: aggregates of earlier days"
+
+
+def test_a_changed_sql_file_rebuilds_what_it_makes(built, monkeypatch):
+    original = queries.sql_text
+
+    def changed(name: str) -> str:
+        return original(name) + ("\n-- changed" if name == "features/join.sql" else "")
+
+    monkeypatch.setattr(queries, "sql_text", changed)
+    found = build(built)
+    assert (found["ingest"], found["aggregate"]) == (None, None)
+    assert found["examples"] == "changed: sql/features/join.sql"
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_no_litter(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.publish_file("reports/a.html", "old")
+
+    def fail() -> None:
+        with workspace.aside(tmp_path / "reports/a.html") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (tmp_path / "reports/a.html").read_text() == "old"
+    assert list((tmp_path / ".staging").iterdir()) == []
