@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import subprocess
 import sys
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import MissingContextError
 from rich.console import Console
 from rich.text import Text
@@ -58,6 +62,20 @@ RETRY: dict[str, Any] = {
     "retry_delay_seconds": [1.0, 5.0, 20.0],
     "retry_condition_fn": worth_retrying,
 }
+
+
+def tell_failure(flow: Any, run: Any, state: Any) -> None:
+    """A flow's on_failure hook: an artifact on the run, and the command in
+    $MTL_RANKER_ON_FAILURE with the message on its standard input (a mail, a chat).
+    """
+    message = f"{run.name} failed: {state.message}"
+    create_markdown_artifact(key="failure", markdown=message, description="Why the run failed")
+    command = os.environ.get("MTL_RANKER_ON_FAILURE")
+    if command:
+        subprocess.run(shlex.split(command), input=message, text=True, timeout=60, check=False)
+
+
+HOOKS: dict[str, Any] = {"on_failure": [tell_failure], "on_crashed": [tell_failure]}
 
 
 def last_day(night: Night) -> date:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+import logging
+import time
+from datetime import date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -10,10 +13,12 @@ from prefect.runtime import flow_run
 
 from flows.features import features
 from flows.ingest import ingest
-from flows.night import last_day, open_night, say
+from flows.night import HOOKS, Night, last_day, open_night, say
 from flows.promote import promote
 from flows.score import score
 from flows.train import train
+from mtl_ranker import registry
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.scoring import Ranked
 from mtl_ranker.training.suite import model_specs
 
@@ -22,21 +27,36 @@ def run_name() -> str:
     return f"nightly {flow_run.parameters.get('day') or 'latest'}"
 
 
-@flow(name="nightly", flow_run_name=run_name, validate_parameters=False)
-def nightly(config: str, data: str, workspace: str, day: date | str | None = None) -> Ranked:
+@flow(name="nightly", flow_run_name=run_name, validate_parameters=False, **HOOKS)
+def nightly(
+    config: str,
+    data: str,
+    workspace: str,
+    day: date | str | None = None,
+    wait_minutes: float = 0.0,
+    poll_seconds: float = 30.0,
+) -> Ranked:
     """After day D has ended: learn from the log up to D, rank the candidates of D + 1.
 
-    Without a day (a schedule gives none) D is the last day of the log.
+    `day` is a day, "yesterday" in the log's time zone (what a schedule wants), or nothing: the
+    log's last day. A log that is late is waited for, `wait_minutes` at most. Whatever fails before
+    scoring, yesterday's champion ranks the candidates, and the run then fails with what failed.
     """
     night = open_night(config, data, workspace)
     model_specs(night.project)
-    chosen = date.fromisoformat(day) if isinstance(day, str) else day or last_day(night)
-    arguments = (config, data, workspace, chosen)
-    ingest(*arguments)
-    features(*arguments)
-    suite = train(*arguments)
-    decision = promote(*arguments)
-    ranked = score(config, data, workspace, chosen + timedelta(days=1))
+    chosen = chosen_day(night, day)
+    with night.workspace.lock(f"nightly {chosen}"):
+        try:
+            await_log(night, chosen, wait_minutes, poll_seconds)
+            arguments = (config, data, workspace, chosen)
+            ingest(*arguments)
+            features(*arguments)
+            suite = train(*arguments)
+            decision = promote(*arguments)
+        except Exception as failure:
+            bad_night(night, config, data, workspace, chosen, failure)
+            raise
+        ranked = score(config, data, workspace, chosen + timedelta(days=1))
     say(f"[bold green]done[/]      {ranked.path}")
     create_markdown_artifact(
         key="night",
@@ -45,3 +65,63 @@ def nightly(config: str, data: str, workspace: str, day: date | str | None = Non
         description="What the night did",
     )
     return ranked
+
+
+def chosen_day(night: Night, day: date | str | None) -> date:
+    """The day D that is meant. Raises ProjectError for a text that names none."""
+    if day == "yesterday":
+        return datetime.now(ZoneInfo(night.project.log.timezone)).date() - timedelta(days=1)
+    if isinstance(day, str):
+        try:
+            return date.fromisoformat(day)
+        except ValueError as error:
+            raise ProjectError(f"day {day!r}: expected YYYY-MM-DD or yesterday") from error
+    return day or last_day(night)
+
+
+def await_log(night: Night, day: date, wait_minutes: float, poll_seconds: float) -> None:
+    """Return once the log holds the day and, if it came late, no longer grows.
+
+    Raises ProjectError when the deadline passes without it.
+    """
+    if wait_minutes <= 0:
+        return
+    deadline = time.monotonic() + 60 * wait_minutes
+    before: list[str] | None = None
+    waited = False
+    while True:
+        here = day in night.source.days()
+        now = night.source.state(day) if here else None
+        if here and (not waited or now == before):
+            return
+        if time.monotonic() >= deadline:
+            raise ProjectError(
+                f"{night.source.root / night.project.log.path}: the log of {day} did not arrive "
+                f"within {wait_minutes:g} minutes"
+            )
+        if not waited:
+            say(f"[bold]wait[/]      the log of {day} is not here yet")
+        waited, before = True, now
+        time.sleep(poll_seconds)
+
+
+def bad_night(
+    night: Night, config: str, data: str, workspace: str, day: date, failure: Exception
+) -> None:
+    """Rank with yesterday's champion although something failed; say so. Never hides the failure."""
+    registry.connect(night.workspace)
+    version = registry.alias_version(night.project, "champion")
+    reason = str(failure).splitlines()[0]
+    if version is None or not night.workspace.days("events"):
+        say(
+            f"[bold red]bad night[/] {reason}; there is no champion yet that could rank",
+            logging.ERROR,
+        )
+        return
+    say(
+        f"[bold red]bad night[/] {reason}; the champion (version {version}) ranks with what is "
+        "published",
+        logging.ERROR,
+    )
+    ranked = score(config, data, workspace, day + timedelta(days=1))
+    say(f"[bold yellow]ranked[/]    {ranked.path}, by version {version}, after a bad night")

@@ -25,14 +25,16 @@ def promote(config: str, data: str, workspace: str, day: date) -> Decision:
         raise ProjectError(
             f"models:/{night.project.name}@challenger: none; run `mtl-ranker train` first"
         )
-    if champion is None:
-        decision = Decision(True, "promoted: the first model becomes champion")
-    elif champion == challenger:
+    frozen = registry.frozen(night.project)
+    if champion == challenger:
         decision = Decision(False, f"version {champion} is champion already")
+    elif champion is not None and frozen is not None:
+        decision = Decision(False, f"kept the champion: it is frozen ({frozen})")
     else:
-        new, _ = registry.load_artifact(night.project, "challenger")
-        old, _ = registry.load_artifact(night.project, "champion")
-        decision = compare_artifacts(night.project, night.workspace, day, new, old)
+        new, version = registry.load_artifact(night.project, "challenger")
+        old = registry.load_artifact(night.project, "champion")[0] if champion else None
+        folder = registry.artifact_folder(night.project, version)
+        decision = compare_artifacts(night.project, night.workspace, day, new, old, folder)
     registry.record_decision(night.project, challenger, decision)
     now = registry.alias_version(night.project, "champion")
     say(f"[bold]promote[/]   {decision.reason}; champion is version {now}")

@@ -7,10 +7,10 @@ from datetime import date
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from flows.night import RETRY, Night, console, open_night, say
+from flows.night import HOOKS, RETRY, Night, console, open_night, say
 from mtl_ranker import registry
 from mtl_ranker.features.queries import aggregate_day
-from mtl_ranker.scoring import Ranked, score_day
+from mtl_ranker.scoring import Ranked, candidate_days, rankings_made_from, score_day
 
 
 @task(name="score-day", task_run_name="score {day}", **RETRY)
@@ -36,3 +36,27 @@ def score(config: str, data: str, workspace: str, day: date) -> Ranked:
     )
     create_markdown_artifact(key="rankings", markdown=f"`{ranked.path}`: {ranked.rows:,} rows")
     return ranked
+
+
+@flow(name="score-new", validate_parameters=False, **HOOKS)
+def score_new(config: str, data: str, workspace: str) -> list[Ranked]:
+    """Rank every given candidate set that is new, or newer than its ranking: the hourly schedule.
+
+    Sets of days that the log already holds are history and stay as they were ranked.
+    """
+    night = open_night(config, data, workspace)
+    registry.connect(night.workspace)
+    artifact, version = registry.load_artifact(night.project, "champion")
+    ended = max(night.workspace.days("events"), default=date.min)
+    found = []
+    for day in candidate_days(night.project, night.source):
+        made = rankings_made_from(
+            night.project, night.source, night.workspace, artifact, version, day
+        )
+        why = night.workspace.stale("rankings", day, made)
+        if day > ended and why is not None:
+            say(f"[bold]score-new[/] {day}: {why}")
+            found.append(score(config, data, workspace, day))
+    if not found:
+        say("[bold]score-new[/] every candidate set is ranked")
+    return found

@@ -80,6 +80,8 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
         say(f"[bold]slices[/]    {each}")
     for estimate in suite.off_policy:
         say(f"[bold]off-policy[/] {estimate}")
+    for words in suite.drift.warnings:
+        say(f"[bold yellow]drift[/]     {words}", logging.WARNING)
     winner = suite.winner
     say(f"[bold]report[/]    {report}")
     say(f"[bold]mlflow[/]    {logged.link}")

@@ -72,9 +72,18 @@ class RankerArtifact:
         calibration = Calibration.load(folder / "calibration.json")
         return cls(project, encoder, tasks, model, calibration)
 
-    @torch.no_grad()
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """One calibrated column per objective and `score`, for raw feature rows, in their order."""
+        plain = self.uncalibrated(frame)
+        by = self.calibration.by
+        surface = frame[by] if by in frame.columns else None
+        values = self.calibration.apply(plain.columns, plain.to_numpy(), surface)
+        columns = {name: values[:, t] for t, name in enumerate(plain.columns)}
+        return pl.DataFrame(columns).with_columns(blend(self.project).alias("score"))
+
+    @torch.no_grad()
+    def uncalibrated(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """What the network itself predicts: one column per objective."""
         inputs = encoded_tensors(self.encoder.transform(frame))
         blocks = [
             predictions(
@@ -85,11 +94,7 @@ class RankerArtifact:
             for start in range(0, frame.height, PREDICT_ROWS)
         ]
         values = np.concatenate(blocks) if blocks else np.zeros((0, len(self.tasks)), np.float32)
-        names = [task.name for task in self.tasks]
-        by = self.calibration.by
-        values = self.calibration.apply(names, values, frame[by] if by in frame.columns else None)
-        columns = {name: values[:, t] for t, name in enumerate(names)}
-        return pl.DataFrame(columns).with_columns(blend(self.project).alias("score"))
+        return pl.DataFrame({task.name: values[:, t] for t, task in enumerate(self.tasks)})
 
 
 def blend(project: Project) -> pl.Expr:

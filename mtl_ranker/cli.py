@@ -37,9 +37,23 @@ DEFAULT_WORK = Path("workspace")
 
 
 @app.command()
-def nightly(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+def nightly(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    wait_minutes: Annotated[
+        float, typer.Option(min=0, help="Wait so long for a log of D that is late.")
+    ] = 0.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")
+    ] = False,
+) -> None:
     """The whole night: learn from the log up to day D, rank the candidates of D + 1."""
-    _run("nightly", config, data, workspace, day)
+    if dry_run:
+        _dry_run(config, data, workspace, day)
+        return
+    _run("nightly", config, data, workspace, day, wait_minutes=wait_minutes)
     typer.echo(
         f"look:     mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)"
     )
@@ -74,6 +88,133 @@ def score(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day =
     """Rank the candidates of day D with the champion and features as of D."""
     ranked = _run("score", config, data, workspace, day)
     typer.echo(str(ranked.path))
+
+
+@app.command("score-new")
+def score_new(config: Config, data: Data, workspace: Work = DEFAULT_WORK) -> None:
+    """Rank every given candidate set that is new or newer than its ranking (the hourly job)."""
+    for ranked in _flow("score", "score_new", workspace)(config, str(data), str(workspace)):
+        typer.echo(str(ranked.path))
+
+
+@app.command()
+def backfill(
+    config: Config,
+    data: Data,
+    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")],
+    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")],
+    workspace: Work = DEFAULT_WORK,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Days at a time.")] = 2,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option("--json", help="Write why each day was built to this file.")
+    ] = None,
+) -> None:
+    """Build the missing or outdated days of a span in parallel; say why each was built."""
+    if first > last:
+        raise ProjectError(f"--from {first.date()} lies after --to {last.date()}")
+    if dry_run:
+        (project, source, work), _ = _open(config, data, workspace, first)
+        from mtl_ranker.plan import plan_days
+
+        days = [d for d in source.days() if first.date() <= d <= last.date()]
+        for line in plan_days(project, source, work, days):
+            typer.echo(line)
+        return
+    flow = _flow("backfill", "backfill", workspace)
+    rows = flow(config, str(data), str(workspace), first.date(), last.date(), jobs)
+    if write is not None:
+        from mtl_ranker.judging import write_json
+
+        write_json(write, {"days": rows})
+
+
+@app.command()
+def rollback(config: Config, workspace: Work = DEFAULT_WORK) -> None:
+    """Give `champion` back to the version that had it before."""
+    project, registry = _registered(config, workspace)
+    left, back = registry.roll_back(project)
+    typer.echo(f"{project.name}: champion is version {back} again, version {left} is not")
+
+
+@app.command()
+def freeze(
+    config: Config,
+    workspace: Work = DEFAULT_WORK,
+    reason: Annotated[str, typer.Option(help="Why; shown each night.")] = "by hand",
+    off: Annotated[bool, typer.Option("--off", help="Let challengers win again.")] = False,
+) -> None:
+    """Keep the champion whatever challengers show, until `freeze --off`."""
+    project, registry = _registered(config, workspace)
+    version = registry.freeze(project, None if off else reason)
+    state = "may be replaced again" if off else f"is frozen ({reason})"
+    typer.echo(f"{project.name}: champion version {version} {state}")
+
+
+@app.command()
+def explain(
+    config: Config,
+    data: Data,
+    user: Annotated[str, typer.Option("--user", "-u", help="The user's id.")],
+    item: Annotated[str, typer.Option("--item", "-i", help="The item's id.")],
+    workspace: Work = DEFAULT_WORK,
+    day: Annotated[
+        datetime | None,
+        typer.Option("--date", formats=["%Y-%m-%d"], help="Features as of D; default: tomorrow."),
+    ] = None,
+    context: Annotated[
+        list[str] | None, typer.Option("--context", help="COLUMN=VALUE, repeatable.")
+    ] = None,
+    write: Write = None,
+) -> None:
+    """Why the champion scores a pair as it does: features, predictions, experts, rank."""
+    (project, source, work), last = _open(config, data, workspace, None)
+    from datetime import timedelta
+
+    from mtl_ranker.judging import explain_command
+
+    chosen = day.date() if day else last + timedelta(days=1)
+    given = dict(_pair(text) for text in context or [])
+    explain_command(project, source, work, user, item, chosen, given, write)
+
+
+@app.command()
+def serve(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    nightly_cron: Annotated[str, typer.Option(help="When a night begins.")] = "30 2 * * *",
+    score_cron: Annotated[
+        str | None, typer.Option(help="When new candidate sets are looked for; default: hourly.")
+    ] = None,
+    tune_cron: Annotated[str, typer.Option(help="When settings are searched.")] = "0 12 * * 6",
+    tune_model: Annotated[
+        str | None, typer.Option(help="NAME of the [models.NAME] to tune; default: none.")
+    ] = None,
+    wait_minutes: Annotated[float, typer.Option(min=0, help="For a log that is late.")] = 120.0,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of Prefect's page.")] = 4200,
+) -> None:
+    """Run the schedules here, without a work pool, until stopped.
+
+    Without PREFECT_API_URL a Prefect server is started on 127.0.0.1, its database in the workspace.
+    """
+    from mtl_ranker.config import load_project
+
+    project = load_project(config)
+    if tune_model is not None and tune_model not in project.models:
+        raise ProjectError(f"--tune-model {tune_model}: allowed: {', '.join(project.models)}")
+    if score_cron is None and project.scoring.candidates is not None:
+        score_cron = "5 * * * *"
+    import subprocess
+
+    command = [sys.executable, "-m", "flows.serving", "--config", config, "--data", str(data)]
+    command += ["--workspace", str(workspace), "--nightly-cron", nightly_cron]
+    command += ["--wait-minutes", str(wait_minutes), "--port", str(port)]
+    command += ["--score-cron", score_cron] if score_cron else []
+    command += ["--tune-cron", tune_cron, "--tune-model", tune_model] if tune_model else []
+    raise typer.Exit(subprocess.call(command))
 
 
 @app.command()
@@ -282,10 +423,13 @@ def _needs(*packages: str) -> None:
             raise ProjectError(f"{package} is not installed: pip install 'mtl_ranker[studies]'")
 
 
-def _open(config: str, data: Path, workspace: Path, day: datetime | None) -> tuple[Any, date]:
+def _open(
+    config: str, data: Path, workspace: Path, day: datetime | None, make: bool = True
+) -> tuple[Any, date]:
     """Project, source and workspace, and the day D: the given one or the log's last."""
     prepare(workspace)
-    workspace.mkdir(parents=True, exist_ok=True)
+    if make:
+        workspace.mkdir(parents=True, exist_ok=True)
     from mtl_ranker.config import load_project
     from mtl_ranker.logs.sources import open_source
     from mtl_ranker.workspace import Workspace
@@ -298,6 +442,35 @@ def _open(config: str, data: Path, workspace: Path, day: datetime | None) -> tup
     return (project, source, Workspace(workspace)), day.date() if day else days[-1]
 
 
+def _dry_run(config: str, data: Path, workspace: Path, day: datetime | None) -> None:
+    if not workspace.is_dir():
+        typer.echo(f"{workspace}: not there yet, so everything would be built")
+    (project, source, work), chosen = _open(config, data, workspace, day, make=False)
+    from mtl_ranker.plan import plan_night
+
+    for line in plan_night(project, source, work, chosen):
+        typer.echo(line)
+
+
+def _registered(config: str, workspace: Path) -> tuple[Any, Any]:
+    """The project and the registry, connected; for commands that need no log."""
+    prepare(workspace)
+    from mtl_ranker import registry
+    from mtl_ranker.config import load_project
+    from mtl_ranker.workspace import Workspace
+
+    project = load_project(config)
+    registry.connect(Workspace(workspace))
+    return project, registry
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ProjectError(f"--context {text}: expected COLUMN=VALUE")
+    return name, value
+
+
 def _weight(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     try:
@@ -306,19 +479,25 @@ def _weight(text: str) -> tuple[str, float]:
         raise ProjectError(f"--set {text}: expected OBJECTIVE=WEIGHT, such as click=1.5") from error
 
 
-def _run(name: str, config: str, data: Path, workspace: Path, day: datetime | None) -> Any:
-    """Run the flow of that name (imported late: Prefect reads its settings on import)."""
+def _flow(module: str, name: str, workspace: Path) -> Any:
+    """The flow of that name (imported late: Prefect reads its settings on import)."""
     prepare(workspace)
     workspace.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
-    with console.status("starting Prefect"):
+    with Console(stderr=True).status("starting Prefect"):
         import importlib
 
-        flow = getattr(importlib.import_module(f"flows.{name}"), name)
-        from flows.night import last_day, open_night
+        return getattr(importlib.import_module(f"flows.{module}"), name)
+
+
+def _run(
+    name: str, config: str, data: Path, workspace: Path, day: datetime | None, **more: Any
+) -> Any:
+    """Run the flow of that name for day D, or for the log's last day."""
+    flow = _flow(name, name, workspace)
+    from flows.night import last_day, open_night
 
     chosen: date = day.date() if day else last_day(open_night(config, str(data), str(workspace)))
-    return flow(config, str(data), str(workspace), chosen)
+    return flow(config, str(data), str(workspace), chosen, **more)
 
 
 def main() -> None:

@@ -218,9 +218,32 @@ class Calibrating(Settings):
 
 
 class Promotion(Settings):
+    """What a challenger must show before it becomes champion."""
+
     bootstrap: int = Field(200, ge=20, description="resamples of users for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     max_calibration_error: float = Field(0.1, gt=0, description="largest ECE of a binary objective")
+    better_beyond_doubt: bool = Field(
+        True, description="the blended quality's interval must lie above 0; else above -tolerance"
+    )
+    tolerance: float = Field(0.0, ge=0, description="see better_beyond_doubt")
+    max_seconds_per_million: float = Field(
+        120.0, gt=0, description="time to score a million raw rows, measured in a fresh process"
+    )
+    max_megabytes: float = Field(500.0, gt=0, description="size of the artifact's folder")
+
+
+class DriftRules(Settings):
+    """When a held-out day differs so much from the training days that it is said, or fails."""
+
+    warn_volume: float = Field(0.5, gt=0, description="relative change of a day's rows")
+    fail_volume: float | None = Field(None, gt=0)
+    warn_label: float = Field(0.5, gt=0, description="relative change of a label's mean")
+    fail_label: float | None = Field(None, gt=0)
+    warn_nulls: float = Field(0.2, gt=0, description="rise of a feature's share of missing values")
+    fail_nulls: float | None = Field(None, gt=0)
+    warn_psi: float = Field(0.25, gt=0, description="population stability index")
+    fail_psi: float | None = Field(None, gt=0)
 
 
 class OffPolicy(Settings):
@@ -260,6 +283,7 @@ class Project(Settings):
     calibration: Calibrating = Calibrating()
     promotion: Promotion = Promotion()
     off_policy: OffPolicy = OffPolicy()
+    drift: DriftRules = DriftRules()
     scoring: Scoring = Scoring()
 
     _source_text: str = PrivateAttr("")

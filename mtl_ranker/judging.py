@@ -1,4 +1,4 @@
-"""The commands that look at models rather than make a night: blend, tune, backtest."""
+"""The commands that look at models rather than make a night: blend, tune, backtest, explain."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation import plots
 from mtl_ranker.evaluation.blend import Point
+from mtl_ranker.explain import Explanation, explain
 from mtl_ranker.logs.sources import Source
 from mtl_ranker.training.backtest import POLICIES, Backtest, backtest, measures
 from mtl_ranker.training.suite import prepare
@@ -285,6 +286,64 @@ def _backtest_tables(project: Project, found: Backtest) -> list[Table]:
         table.caption_justify = "left"
         made.append(table)
     return made
+
+
+def explain_command(
+    project: Project,
+    source: Source,
+    workspace: Workspace,
+    user: str,
+    item: str,
+    day: date,
+    context: dict[str, str],
+    write: Path | None,
+) -> Explanation:
+    """Print how the champion scores one pair."""
+    console = _console()
+    registry.connect(workspace)
+    artifact, version = registry.load_artifact(project, "champion")
+    found = explain(project, source, workspace, artifact, version, user, item, day, context)
+    seen = [w for w, known in (("user", found.known_user), ("item", found.known_item)) if not known]
+    unknown = f"; never seen in the log: {', '.join(seen)}" if seen else ""
+    console.print(
+        f"user {found.user}, item {found.item}, {day}, {project.name} version {version}{unknown}",
+        highlight=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("objective", "network", "calibrated", "weight", "adds to score", "experts"):
+        table.add_column(
+            heading, justify="left" if heading in ("objective", "experts") else "right"
+        )
+    for name, value in found.predictions.items():
+        table.add_row(
+            name,
+            f"{found.raw[name]:.4f}",
+            f"{value:.4f}",
+            f"{artifact.project.blend_weights[name]:g}",
+            f"{found.parts[name]:+.4f}",
+            " ".join(f"{w:.2f}" for w in found.experts[name]),
+        )
+    console.print(table)
+    rank = "not in the published top" if found.rank is None else f"rank {found.rank}"
+    how = artifact.project.scoring.blend
+    console.print(f"score {found.score:.4f} ({how}); {rank} of {day}\n", highlight=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="what each feature does to the score",
+        caption="change when this one is made missing; the ten largest",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in ("feature", "value", "effect"):
+        table.add_column(heading, justify="left" if heading == "feature" else "right")
+    for name, effect in list(found.effects.items())[:10]:
+        value = found.features[name]
+        table.add_row(
+            name, f"{value:.4g}" if isinstance(value, float) else str(value), f"{effect:+.4f}"
+        )
+    console.print(table)
+    write_json(write, asdict(found) | {"day": str(day)})
+    return found
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:

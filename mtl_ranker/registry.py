@@ -39,6 +39,8 @@ from mtl_ranker.training.tuning import Search, Trial
 from mtl_ranker.workspace import Workspace
 
 BLEND_TAG = "blend"
+CHAMPIONS_TAG = "champions"
+FROZEN_TAG = "frozen"
 SERVED = Path(__file__).with_name("served_model.py")
 
 
@@ -125,6 +127,8 @@ def log_suite(
         looked_at = {
             "slices": [asdict(each) for each in suite.slices],
             "off_policy": [asdict(each) for each in suite.off_policy],
+            "drift_warnings": suite.drift.warnings,
+            "days": [asdict(each) | {"day": str(each.day)} for each in suite.drift.days],
         }
         mlflow.log_dict(_plain_numbers(looked_at), "slices.json")
         for name, metrics in suite.baselines.items():
@@ -248,9 +252,10 @@ def register(project: Project, workspace: Workspace, suite: Suite, logged: Logge
 def alias_version(project: Project, alias: str) -> str | None:
     """The version that an alias points to, or None."""
     try:
-        return mlflow.MlflowClient().get_model_version_by_alias(project.name, alias).version
+        found = mlflow.MlflowClient().get_model_version_by_alias(project.name, alias)
     except MlflowException:
         return None
+    return str(found.version)  # MLflow gives an int here and a text elsewhere
 
 
 def load_artifact(project: Project, alias: str) -> tuple[RankerArtifact, str]:
@@ -264,9 +269,7 @@ def load_artifact(project: Project, alias: str) -> tuple[RankerArtifact, str]:
             f"models:/{project.name}@{alias}: no such model version; run `mtl-ranker train` and "
             "`mtl-ranker promote` first"
         )
-    uri = f"models:/{project.name}/{version}"
-    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=None))
-    artifact = RankerArtifact.load(folder / "artifacts" / "ranker")
+    artifact = RankerArtifact.load(artifact_folder(project, version))
     chosen = stored_blend(project, version)
     how, weights = chosen or (project.scoring.blend, project.scoring.weights)
     return artifact.with_blend(how, weights), version
@@ -287,15 +290,85 @@ def store_blend(project: Project, version: str, how: str, weights: Mapping[str, 
     mlflow.MlflowClient().set_model_version_tag(project.name, version, BLEND_TAG, content)
 
 
+def artifact_folder(project: Project, version: str) -> Path:
+    """A model version's files on this machine, fetched if they lie elsewhere."""
+    uri = f"models:/{project.name}/{version}"
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=None))
+    return folder / "artifacts" / "ranker"
+
+
 def record_decision(project: Project, version: str, decision: Decision) -> None:
-    """Set the champion alias when promoted; the sentence becomes a tag either way."""
+    """Set the champion alias when promoted; the sentence and the figures become tags either way."""
     client = mlflow.MlflowClient()
-    client.set_model_version_tag(project.name, version, "promotion", decision.reason[:500])
+    tags = {"promotion": decision.reason[:500], "promoted": str(decision.promoted).lower()}
+    if decision.serving is not None:
+        tags["megabytes"] = f"{decision.serving.megabytes:.1f}"
+        tags["seconds_per_million"] = f"{decision.serving.seconds_per_million:.1f}"
+    for key, value in tags.items():
+        client.set_model_version_tag(project.name, version, key, value)
     if decision.promoted:
-        previous = alias_version(project, "champion")
-        if previous is not None and previous != version:
-            client.set_registered_model_alias(project.name, "previous_champion", previous)
-        client.set_registered_model_alias(project.name, "champion", version)
+        _crown(project, [*champions(project), version])
+
+
+def champions(project: Project) -> list[str]:
+    """Versions that were champion, oldest first; the last one is the champion now."""
+    champion = alias_version(project, "champion")
+    if champion is None:
+        return []
+    tags = mlflow.MlflowClient().get_registered_model(project.name).tags
+    known = json.loads(tags.get(CHAMPIONS_TAG, "[]"))
+    return known if known and known[-1] == champion else [*known, champion]
+
+
+def roll_back(project: Project) -> tuple[str, str]:
+    """Give `champion` back to the version that had it before: (from, to).
+
+    Raises ProjectError when there is none before.
+    """
+    known = champions(project)
+    if len(known) < 2:
+        have = f"version {known[0]} is the only one so far" if known else "there is no champion"
+        raise ProjectError(f"{project.name}: nothing to roll back to; {have}")
+    left, back = known[-1], known[-2]
+    client = mlflow.MlflowClient()
+    client.set_model_version_tag(project.name, left, "rolled_back", "true")
+    _crown(project, known[:-1])
+    return left, back
+
+
+def freeze(project: Project, reason: str | None) -> str:
+    """Keep the champion whatever a challenger shows (with a reason), or stop keeping it (None).
+
+    Returns the champion's version. Raises ProjectError without a champion.
+    """
+    version = alias_version(project, "champion")
+    if version is None:
+        raise ProjectError(f"models:/{project.name}@champion: no such model version to freeze")
+    client = mlflow.MlflowClient()
+    if reason is None:
+        if frozen(project) is not None:
+            client.delete_registered_model_tag(project.name, FROZEN_TAG)
+    else:
+        client.set_registered_model_tag(project.name, FROZEN_TAG, reason[:500])
+    return version
+
+
+def frozen(project: Project) -> str | None:
+    """Why the champion is frozen, or None."""
+    try:
+        return mlflow.MlflowClient().get_registered_model(project.name).tags.get(FROZEN_TAG)
+    except MlflowException:
+        return None
+
+
+def _crown(project: Project, known: list[str]) -> None:
+    client = mlflow.MlflowClient()
+    client.set_registered_model_tag(project.name, CHAMPIONS_TAG, json.dumps(known[-50:]))
+    client.set_registered_model_alias(project.name, "champion", known[-1])
+    if len(known) > 1:
+        client.set_registered_model_alias(project.name, "previous_champion", known[-2])
+    elif alias_version(project, "previous_champion") is not None:
+        client.delete_registered_model_alias(project.name, "previous_champion")
 
 
 # Our schema comes from the logged signature; MLflow warns that type hints could give one as well,

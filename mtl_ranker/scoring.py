@@ -11,9 +11,14 @@ import polars as pl
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.queries import feature_columns, join_features
+from mtl_ranker.features.queries import (
+    aggregate_dataset,
+    feature_columns,
+    history_days,
+    join_features,
+)
 from mtl_ranker.logs.sources import Source
-from mtl_ranker.workspace import Workspace, fingerprint
+from mtl_ranker.workspace import Workspace, file_state, fingerprint
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,11 @@ def load_candidates(
     if given is None:
         return generate_candidates(project, workspace, day)
     path = source.root / given
-    if path.is_dir():
-        path = path / f"date={day}"
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
+    files = candidate_files(project, source, day)
+    if not files:
+        path = path / f"date={day}" if path.is_dir() else path
         raise ProjectError(f"{path}: no candidate set for {day} (scoring.candidates = {given!r})")
+    path = files[0] if len(files) == 1 else files[0].parent
     try:
         lazy = pl.scan_parquet(files, glob=False)
         columns = lazy.collect_schema().names()
@@ -63,6 +68,57 @@ def load_candidates(
     if empty:
         raise ProjectError(f"{path}: {empty} rows lack a user or an item; allowed: none")
     return lazy
+
+
+def candidate_files(project: Project, source: Source, day: date) -> list[Path]:
+    """The files of day D's given candidate set; empty when none is given or there."""
+    if project.scoring.candidates is None:
+        return []
+    path = source.root / project.scoring.candidates
+    if path.is_dir():
+        path = path / f"date={day}"
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    return [file for file in files if file.is_file()]
+
+
+def candidate_days(project: Project, source: Source) -> list[date]:
+    """Days for which a candidate set was put into the folder of candidates, ascending."""
+    if project.scoring.candidates is None:
+        raise ProjectError("scoring.candidates: not set, so no new candidate sets can be found")
+    folder = source.root / project.scoring.candidates
+    if not folder.is_dir():
+        raise ProjectError(f"{folder}: no folder of date=YYYY-MM-DD (scoring.candidates)")
+    found = []
+    for place in folder.glob("date=*"):
+        try:
+            found.append(date.fromisoformat(place.name.removeprefix("date=")))
+        except ValueError as error:
+            raise ProjectError(f"{place}: expected date=YYYY-MM-DD") from error
+    return sorted(day for day in found if candidate_files(project, source, day))
+
+
+def rankings_made_from(
+    project: Project,
+    source: Source,
+    workspace: Workspace,
+    artifact: RankerArtifact,
+    version: str,
+    day: date,
+) -> dict[str, str]:
+    """What decides the ranking of a day."""
+    chosen = fingerprint(project.digest("scoring"), artifact.project.digest("scoring"))
+    states = [file_state(file) for file in candidate_files(project, source, day)]
+    marks = [
+        workspace.published_fingerprint(aggregate_dataset(keys), d)
+        for d in history_days(project, workspace, day)
+        for keys in [[], *project.features.entities]
+    ]
+    return {
+        "model version": version,
+        "setting scoring and stored blend": chosen,
+        "candidate set": fingerprint(*states),
+        "aggregates of earlier days": fingerprint(*marks),
+    }
 
 
 def generate_candidates(project: Project, workspace: Workspace, day: date) -> pl.LazyFrame:
@@ -122,12 +178,7 @@ def score_day(
         .filter(pl.col("rank") <= project.scoring.top_k)
         .with_columns(pl.lit(version).alias("model_version"))
     )
-    made = {
-        "model version": version,
-        "setting scoring": fingerprint(
-            project.digest("scoring"), artifact.project.digest("scoring")
-        ),
-    }
+    made = rankings_made_from(project, source, workspace, artifact, version, day)
     path = workspace.publish("rankings", day, ranked, made)
     return Ranked(path, rows.height, ranked["user_id"].n_unique(), ranked.height)
 

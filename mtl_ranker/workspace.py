@@ -7,6 +7,7 @@ name, in the file's own metadata, so the two cannot disagree, and a rebuild can 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,10 @@ from pathlib import Path
 
 import polars as pl
 
+from mtl_ranker.errors import ProjectError
+
 MADE_FROM = "mtl_ranker.made_from"
+_HELD: set[str] = set()  # roots of workspaces that this process has locked
 Made = Mapping[str, str]  # what a partition was made from: name → fingerprint
 
 
@@ -94,6 +98,36 @@ class Workspace:
         with self.aside(target) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         return target
+
+    @contextmanager
+    def lock(self, what: str) -> Iterator[None]:
+        """One run at a time builds in a workspace; a killed run's lock is free at once.
+
+        A run may take the lock it already holds. Raises ProjectError naming the other run.
+        """
+        root = str(self.root.resolve())
+        if root in _HELD:
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ProjectError(
+                    f"{self.root}: another run works in this workspace ({file.read().strip()}); "
+                    "start again when it has ended"
+                ) from None
+            file.seek(0)
+            file.truncate()
+            file.write(f"{what}, process {os.getpid()}")
+            file.flush()
+            _HELD.add(root)
+            try:
+                yield
+            finally:
+                _HELD.discard(root)
 
     @contextmanager
     def aside(self, target: Path) -> Iterator[Path]:

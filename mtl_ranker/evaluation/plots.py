@@ -148,8 +148,10 @@ def curves_over_days(
         axis.set_xticks(range(len(days)), [str(d)[5:] for d in days], rotation=45, fontsize=8)
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=11)
+    if len(next(iter(curves.values()))) > 1:
+        axes[0].legend(frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=11)
     return figure
 
 

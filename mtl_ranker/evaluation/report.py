@@ -46,6 +46,7 @@ def training_report(project: Project, suite: Suite) -> str:
         groups=groups,
         rows=comparison_rows(suite),
         models=[_model(names, suite, run) for run in suite.runs],
+        health_picture=_health(names, suite),
         slices=suite.slices,
         worst=worst(suite.slices),
         span=_span,
@@ -94,6 +95,18 @@ def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
             )
         )
     return {"run": run, "pictures": pictures, "winner": run is suite.winner}
+
+
+def _health(names: list[str], suite: Suite) -> dict[str, str]:
+    days = suite.drift.days
+    curves = {"rows": {"rows": [float(d.rows) for d in days]}} | {
+        f"mean of {n}": {n: [d.label_rates[n] for d in days]} for n in names
+    }
+    return _picture(
+        lambda: plots.curves_over_days([d.day for d in days], curves, ""),
+        f"Rows and mean labels of {', '.join(names)} on each day of the split, "
+        f"{days[0].day} to {days[-1].day}",
+    )
 
 
 def _picture(draw: Callable[[], Figure], words: str) -> dict[str, str]:

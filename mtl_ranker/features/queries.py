@@ -130,6 +130,12 @@ def history_days(project: Project, workspace: Workspace, day: date) -> list[date
     return [d for d in days if 0 < (day - d).days <= longest]
 
 
+def needed_history(project: Project, available: list[date], days: list[date]) -> list[date]:
+    """`days` and the earlier days of the log that their windows look at, ascending."""
+    longest = project.features.windows[-1]
+    return [d for d in available if any(0 <= (day - d).days <= longest for day in days)]
+
+
 def join_features(
     project: Project, source: Source, workspace: Workspace, rows: pl.LazyFrame, day: date
 ) -> pl.LazyFrame:

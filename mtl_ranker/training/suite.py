@@ -16,6 +16,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.blend import blended
 from mtl_ranker.evaluation.calibration import fit_calibration
 from mtl_ranker.evaluation.diagnostics import Diagnosis, diagnose
+from mtl_ranker.evaluation.drift import Drift, health
 from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
 from mtl_ranker.evaluation.metrics import evaluate, quality_metric
 from mtl_ranker.evaluation.offpolicy import Estimate, off_policy
@@ -92,6 +93,7 @@ class Suite:
     label_correlation: np.ndarray  # [T, T] between labels of the training days
     slices: list[Slice]  # of the winner
     off_policy: list[Estimate]  # of the winner's blended ranking
+    drift: Drift
     held_out: HeldOut
     train_rows: int
     winner: ModelRun
@@ -202,6 +204,7 @@ def train_suite(
     """
     specs = model_specs(project)
     parts = prepare(project, workspace, day)
+    refuse_drift(health(project, parts.frames))
     if project.training.threads is not None:
         torch.set_num_threads(project.training.threads)
     runs = []
@@ -232,7 +235,14 @@ def train_suite(
     intervals, gains = compare_models(project, tasks, by_model, held_out, apart)
     # A refit knows more days than the model that shares nothing: no comparison of sharing.
     gains = [gain for gain in gains if gain.model != again]
+    names = [task.name for task in tasks]
     found, score = winner.test_prediction, blended_score(project, winner.test_prediction)
+    scored = {
+        "train": winner.artifact.predict(parts.frames["train"]).select(names).to_numpy(),
+        "validate": winner.validate_prediction,
+        "test": winner.test_prediction,
+    }
+    drift = health(project, parts.frames, scored)
     parted = divide(held_out.frame, project.log.context, exposure_columns(project))
     return Suite(
         parts.days,
@@ -244,10 +254,19 @@ def train_suite(
         label_correlation(parts.examples["train"].labels.numpy()),
         slice_metrics(tasks, held_out.labels, found, held_out.user, parted),
         off_policy(project, held_out.frame, held_out.labels, score),
+        drift,
         held_out,
         frame.height,
         winner,
     )
+
+
+def refuse_drift(found: Drift) -> None:
+    """Raises ProjectError when a day crosses a failing threshold of `[drift]`."""
+    if found.failures:
+        raise ProjectError(
+            "the data drifted too far to train on:\n  " + "\n  ".join(found.failures)
+        )
 
 
 def train_model(

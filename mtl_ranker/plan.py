@@ -1,0 +1,58 @@
+"""What a run would build, and why, without building it (`--dry-run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
+
+from mtl_ranker.config import Project
+from mtl_ranker.features.queries import aggregate_dataset, examples_made_from, needed_history
+from mtl_ranker.logs.ingest import events_made_from
+from mtl_ranker.logs.sources import Source
+from mtl_ranker.training.suite import model_specs, needed_days, split_days
+from mtl_ranker.workspace import Workspace
+
+
+def plan_days(
+    project: Project, source: Source, workspace: Workspace, days: Sequence[date]
+) -> Iterator[str]:
+    """A line for each day whose events or examples would be built.
+
+    What is built anew changes what later days look back at, so a first change counts for all.
+    """
+    rebuilt: list[date] = []
+    longest = project.features.windows[-1]
+    up_to_date = 0
+    for day in needed_history(project, source.days(), list(days)):
+        why = workspace.stale("events", day, events_made_from(project, source, day))
+        parts = [f"events {why}"] if why else []
+        if why or day not in workspace.days(aggregate_dataset([])):
+            rebuilt.append(day)
+        if day in days:
+            looked_at = [d for d in rebuilt if 0 < (day - d).days <= longest]
+            if looked_at:
+                parts.append(f"examples: {looked_at[0]} would be built before them")
+            else:
+                made = examples_made_from(project, source, workspace, day)
+                reason = workspace.stale("examples", day, made)
+                parts += [f"examples {reason}"] if reason else []
+        if parts:
+            yield f"{day}  {'; '.join(parts)}"
+        else:
+            up_to_date += 1
+    yield f"{up_to_date} days up to date"
+
+
+def plan_night(project: Project, source: Source, workspace: Workspace, day: date) -> Iterator[str]:
+    """What `nightly --date D` would do. Raises ProjectError as the night itself would."""
+    specs = model_specs(project)
+    available = source.days()
+    split = split_days(project, needed_days(project, available, day), day)
+    yield from plan_days(project, source, workspace, [*split.train, *split.validate, *split.test])
+    seeds = len(project.training.seeds)
+    yield (
+        f"train    {len(specs)} models x {seeds} seeds on {split.train[0]}..{split.train[-1]}, "
+        f"validate {split.validate[0]}..{split.validate[-1]}, "
+        f"test {split.test[0]}..{split.test[-1]}"
+    )
+    yield f"rank     candidates of {day + timedelta(days=1)}"

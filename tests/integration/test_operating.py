@@ -1,0 +1,231 @@
+"""Operating from the command line: rollback, freeze, backfill, bad nights, late logs, explain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.workspace import Workspace
+from tests.integration.test_night import SMALL, command, environment
+
+
+def run(name: str, folder: Path, *more: str, data: Path | None = None, env=None):
+    arguments = ["-c", str(folder / "project.toml"), "-w", str(folder / "ws")]
+    if data is not None:
+        arguments += ["-d", str(data)]
+    return subprocess.run(
+        command(name, *arguments, *more),
+        capture_output=True,
+        text=True,
+        env=environment() | (env or {}),
+        timeout=300,
+    )
+
+
+def change(folder: Path, old: str, new: str) -> None:
+    text = (folder / "project.toml").read_text()
+    assert old in text
+    (folder / "project.toml").write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory, feed):
+    folder = tmp_path_factory.mktemp("operated")
+    (folder / "project.toml").write_text(SMALL)
+    done = run("nightly", folder, "--date", "2026-03-08", data=feed)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_retrain_that_wins_rollback_and_freeze(lived, feed):
+    """Version 2 may win whatever it shows; then it is rolled back, and version 3 meets a freeze."""
+    nothing = run("rollback", lived)
+    assert nothing.returncode == 2
+    assert "nothing to roll back to; version 1 is the only one so far" in nothing.stderr
+    easy = "bootstrap = 50\nbetter_beyond_doubt = false\ntolerance = 1.0"
+    change(lived, "bootstrap = 50", easy)
+    won = run("nightly", lived, "--date", "2026-03-08", data=feed)
+    assert won.returncode == 0, won.stderr
+    assert "champion is version 2" in won.stdout
+    back = run("rollback", lived)
+    assert back.stdout.strip() == "small: champion is version 1 again, version 2 is not"
+    assert run("freeze", lived, "--reason", "holiday").returncode == 0
+    kept = run("nightly", lived, "--date", "2026-03-08", data=feed)
+    assert "kept the champion: it is frozen (holiday); champion is version 1" in kept.stdout
+    ranked = pl.read_parquet(lived / "ws/rankings/date=2026-03-09/part-0.parquet")
+    assert ranked["model_version"].unique().to_list() == ["1"]
+    free = run("freeze", lived, "--off")
+    assert "may be replaced again" in free.stdout
+    again = run("promote", lived, "--date", "2026-03-08", data=feed)
+    assert "champion is version 3" in again.stdout
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{lived}/ws/mlflow.db")
+    versions = {v: client.get_model_version("small", v).tags for v in "123"}
+    assert versions["2"]["rolled_back"] == "true"
+    assert float(versions["3"]["seconds_per_million"]) > 0
+    assert all("promotion" in tags for tags in versions.values())
+    previous = client.get_model_version_by_alias("small", "previous_champion")
+    assert str(previous.version) == "1"
+
+
+@pytest.mark.slow
+def test_explain_agrees_with_the_published_ranking(lived, feed):
+    ranked = pl.read_parquet(lived / "ws/rankings/date=2026-03-09/part-0.parquet")
+    first = ranked.row(3, named=True)
+    figures = lived / "explain.json"
+    arguments = ["--user", str(first["user_id"]), "--item", str(first["item_id"])]
+    arguments += ["--date", "2026-03-09", "--context", f"surface={first['surface']}"]
+    scored = run("score", lived, "--date", "2026-03-09", data=feed)
+    assert scored.returncode == 0, scored.stderr
+    done = run("explain", lived, *arguments, "--json", str(figures), data=feed)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    now = pl.read_parquet(lived / "ws/rankings/date=2026-03-09/part-0.parquet").filter(
+        (pl.col("user_id") == first["user_id"]) & (pl.col("item_id") == first["item_id"])
+    )
+    assert found["score"] == pytest.approx(now["score"][0], rel=1e-5)
+    assert found["rank"] == now["rank"][0]
+    assert found["predictions"]["click"] == pytest.approx(now["click"][0], rel=1e-5)
+    assert sum(found["parts"].values()) == pytest.approx(found["score"], rel=1e-6)
+    assert all(sum(w) == pytest.approx(1.0, abs=1e-4) for w in found["experts"].values())
+    stranger = run("explain", lived, "--user", "987654", "--item", "3", data=feed)
+    assert "never seen in the log: user" in stranger.stdout
+    odd = run("explain", lived, "--user", "anna", "--item", "3", data=feed)
+    assert odd.returncode == 2
+    assert "user_id 'anna': is no Int64" in odd.stderr
+
+
+@pytest.mark.slow
+def test_backfill_builds_in_parallel_what_is_missing_and_says_why(tmp_path, feed):
+    (tmp_path / "project.toml").write_text(SMALL)
+    span = ("--from", "2026-03-05", "--to", "2026-03-07")
+    dry = run("backfill", tmp_path, *span, "--dry-run", data=feed)
+    assert dry.returncode == 0, dry.stderr
+    assert "2026-03-05  events not built yet; examples" in dry.stdout
+    assert Workspace(tmp_path / "ws").days("events") == []
+    done = run("backfill", tmp_path, *span, "--jobs", "3", data=feed)
+    assert done.returncode == 0, done.stderr
+    assert "6 days built, 0 up to date" in done.stdout
+    workspace = Workspace(tmp_path / "ws")
+    assert [str(d) for d in workspace.days("examples")] == [f"2026-03-0{n}" for n in (5, 6, 7)]
+    assert [str(d) for d in workspace.days("events")] == [f"2026-03-0{n}" for n in range(2, 8)]
+    change(tmp_path, "windows = [3]", "windows = [2]")
+    figures = tmp_path / "why.json"
+    again = run("backfill", tmp_path, *span, "--json", str(figures), data=feed)
+    assert again.returncode == 0, again.stderr
+    rows = {row["day"]: row for row in json.loads(figures.read_text())["days"]}
+    assert rows["2026-03-06"]["events"] == rows["2026-03-06"]["aggregates"] == ""
+    assert "setting features.windows" in rows["2026-03-06"]["examples"]
+    # One after the other and in parallel, the same bytes.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(tmp_path / "project.toml", alone)
+    assert run("backfill", alone, *span, "--jobs", "1", data=feed).returncode == 0
+    for day in workspace.days("examples"):
+        one = Workspace(alone / "ws").scan("examples", [day]).collect()
+        assert one.equals(workspace.scan("examples", [day]).collect())
+
+
+@pytest.mark.slow
+def test_a_bad_night_leaves_yesterdays_champion_ranking(lived, feed, tmp_path):
+    """A truncated file on the newest day: the run fails and says so, and candidates are ranked."""
+    data = tmp_path / "data"
+    shutil.copytree(feed, data)
+    file = data / "log/date=2026-03-08/part-0.parquet"
+    file.write_bytes(file.read_bytes()[:500])
+    message = tmp_path / "message.txt"
+    bad = run(
+        "nightly",
+        lived,
+        "--date",
+        "2026-03-08",
+        data=data,
+        env={"MTL_RANKER_ON_FAILURE": f"tee {message}"},
+    )
+    assert bad.returncode == 2
+    assert "not a whole Parquet file" in bad.stderr
+    assert "Traceback" not in bad.stdout + bad.stderr
+    assert "bad night" in bad.stdout
+    assert "after a bad night" in bad.stdout
+    assert "2026-03-09" in bad.stdout
+    assert "failed" in message.read_text()
+
+
+@pytest.mark.slow
+def test_a_late_log_is_waited_for_until_the_deadline(tmp_path, feed):
+    (tmp_path / "project.toml").write_text(SMALL)
+    data = tmp_path / "data"
+    shutil.copytree(feed, data)
+    late = data / "log/date=2026-03-08"
+    late.rename(tmp_path / "late")
+    never = run("nightly", tmp_path, "--date", "2026-03-08", "--wait-minutes", "0.01", data=data)
+    assert never.returncode == 2
+    assert "the log of 2026-03-08 did not arrive within 0.01 minutes" in never.stderr
+
+    def arrive() -> None:
+        time.sleep(20)
+        (tmp_path / "late").rename(late)
+
+    thread = threading.Thread(target=arrive)
+    thread.start()
+    done = run("nightly", tmp_path, "--date", "2026-03-08", "--wait-minutes", "3", data=data)
+    thread.join()
+    assert done.returncode == 0, done.stderr
+    assert "is not here yet" in done.stdout
+
+
+@pytest.mark.slow
+def test_new_candidate_sets_are_ranked_once(lived, feed, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(feed, data)
+    for day in ("2026-03-05", "2026-03-09", "2026-03-10"):
+        folder = data / "candidates" / f"date={day}"
+        folder.mkdir(parents=True)
+        pl.DataFrame({"user": [1, 1, 2], "item": [3, 4, 5]}).write_parquet(folder / "a.parquet")
+    shutil.copytree(lived, tmp_path / "copy")
+    copy = tmp_path / "copy"
+    change(copy, "top_k = 5", 'top_k = 5\ncandidates = "candidates"')
+    # MLflow keeps where its artifacts lie, so the copy reads the original's.
+    first = run("score-new", copy, data=data)
+    assert first.returncode == 0, first.stderr
+    ranked = [str(d) for d in Workspace(copy / "ws").days("rankings")]
+    assert "2026-03-05" not in ranked
+    assert {"2026-03-09", "2026-03-10"} <= set(ranked)
+    again = run("score-new", copy, data=data)
+    assert "every candidate set is ranked" in again.stdout
+
+
+def test_two_runs_cannot_build_in_one_workspace(tmp_path):
+    holder = subprocess.Popen(
+        [
+            "python3",
+            "-c",
+            f"import fcntl, time; f = open({str(tmp_path / '.lock')!r}, 'w'); "
+            "f.write('nightly 2026-03-08, process 1'); f.flush(); "
+            "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline().strip() == "held"
+    workspace = Workspace(tmp_path)
+    with (
+        pytest.raises(ProjectError, match=r"another run works in this workspace \(nightly 2026"),
+        workspace.lock("other"),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with workspace.lock("mine"), workspace.lock("mine again"):
+        assert "mine, process" in (tmp_path / ".lock").read_text()
