@@ -364,7 +364,7 @@ def study_synthetic(
     full: Full = False,
     starts: Starts = None,
     steps: Steps = None,
-    learning_rate: Rate = 1e-3,
+    learning_rate: Rate = 3e-3,
     write: Write = None,
 ) -> None:
     """Shared bottom, OMoE and MMoE on two tasks of chosen correlation (sections 3 and 5.2)."""
@@ -377,7 +377,7 @@ def study_trainability(
     full: Full = False,
     starts: Starts = None,
     steps: Steps = None,
-    learning_rate: Rate = 1e-3,
+    learning_rate: Rate = 3e-3,
     write: Write = None,
 ) -> None:
     """How dependably each model trains: final losses over many random starts (figure 6)."""

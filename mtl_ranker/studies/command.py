@@ -57,7 +57,7 @@ def random_starts(
     full: bool = False,
     starts: int | None = None,
     steps: int | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
     write: Path | None = None,
 ) -> Found:
     """The study `synthetic` or `trainability`, at the paper's size with `full`."""

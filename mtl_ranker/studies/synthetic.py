@@ -123,7 +123,7 @@ def run_starts(
     starts: int,
     steps: int,
     batch: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
     test_rows: int = 2_000,
     models: Sequence[str] = MODELS,
     together: int = 200,

@@ -1,0 +1,253 @@
+"""Everything against real servers: Prefect and MLflow (basic auth) on Postgres, artifacts on S3."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mtl_ranker.workspace import Workspace
+from tests.integration.test_night import SMALL, environment
+from tests.integration.test_operating import change, run
+from tests.integration.test_servers import ask, free_port
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+
+@dataclass(frozen=True)
+class Stack:
+    prefect: str
+    mlflow: str
+    password: str
+    s3: str
+    env: dict[str, str]
+
+
+def wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(address, timeout=2)
+        except urllib.error.HTTPError:
+            return  # it answers
+        except OSError:
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(f"{address} did not answer: {log.read_text()[-3000:]}")
+
+
+def as_postgres(*command: str) -> list[str]:
+    return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else list(command)
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """A Postgres of its own on 127.0.0.1; yields USER:PASSWORD@HOST:PORT."""
+    binaries = POSTGRES[-1].parent
+    folder = Path(tempfile.mkdtemp(prefix="mtl-ranker-postgres-"))
+    password = secrets.token_hex(12)
+    (folder / "password").write_text(password)
+    if os.geteuid() == 0:
+        owner = pwd.getpwnam("postgres")
+        for place in (folder, folder / "password"):
+            os.chown(place, owner.pw_uid, owner.pw_gid)
+    port = free_port()
+    subprocess.run(
+        as_postgres(
+            str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "mtl",
+            "--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "-E", "UTF8",
+        ),
+        check=True,
+        capture_output=True,
+        cwd="/",
+    )  # fmt: skip
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    control = [str(binaries / "pg_ctl"), "-D", str(folder / "data"), "-w", "-m", "fast"]
+    subprocess.run(
+        as_postgres(*control, "-l", str(folder / "log"), "-o", options, "start"),
+        check=True,
+        capture_output=True,
+        cwd="/",
+    )
+    try:
+        for name in ("prefect", "mlflow", "mlflow_auth"):
+            subprocess.run(
+                [str(binaries / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "mtl", name],
+                check=True,
+                env=os.environ | {"PGPASSWORD": password},
+                cwd="/",
+            )
+        yield f"mtl:{password}@127.0.0.1:{port}"
+    finally:
+        subprocess.run(as_postgres(*control, "stop"), capture_output=True, cwd="/")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def started(command: list[str], address: str, log: Path, env: dict[str, str]) -> Iterator[None]:
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
+    try:
+        wait_for(address, process, log)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory) -> Iterator[Stack]:
+    if not POSTGRES:
+        pytest.skip("no Postgres here: apt-get install postgresql")
+    for package in ("moto", "psycopg2", "flask_wtf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install -e '.[servers]'")
+    logs = tmp_path_factory.mktemp("servers")
+    binaries = Path(sys.executable).parent
+    ports = {name: free_port() for name in ("s3", "mlflow", "prefect")}
+    s3, api = f"http://127.0.0.1:{ports['s3']}", f"http://127.0.0.1:{ports['prefect']}/api"
+    tracking, password = f"http://127.0.0.1:{ports['mlflow']}", secrets.token_hex(12)
+    store = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_S3_ENDPOINT_URL": s3,
+    }
+    quiet = {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    base = environment() | quiet
+    with contextlib.ExitStack() as open_servers:
+        database = open_servers.enter_context(postgres())
+        command = [str(binaries / "moto_server"), "-H", "127.0.0.1", "-p", str(ports["s3"])]
+        open_servers.enter_context(started(command, s3, logs / "s3.log", base))
+        import boto3
+
+        boto3.client(
+            "s3", endpoint_url=s3, aws_access_key_id="test", aws_secret_access_key="test",
+            region_name="us-east-1",
+        ).create_bucket(Bucket="models")  # fmt: skip
+        settings = logs / "auth.ini"
+        settings.write_text(
+            "[mlflow]\ndefault_permission = READ\n"
+            f"database_uri = postgresql+psycopg2://{database}/mlflow_auth\n"
+            f"admin_username = admin\nadmin_password = {password}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        )
+        command = [
+            *(str(binaries / "mlflow"), "server", "--host", "127.0.0.1"),
+            *("--port", str(ports["mlflow"]), "--workers", "1", "--app-name", "basic-auth"),
+            *("--backend-store-uri", f"postgresql+psycopg2://{database}/mlflow"),
+            *("--artifacts-destination", "s3://models/artifacts"),
+        ]
+        env = base | store
+        env |= {"MLFLOW_AUTH_CONFIG_PATH": str(settings)}
+        env |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16)}
+        log = logs / "mlflow.log"
+        open_servers.enter_context(started(command, f"{tracking}/health", log, env))
+        command = [str(binaries / "prefect"), "server", "start", "--host", "127.0.0.1"]
+        command += ["--port", str(ports["prefect"])]
+        env = base | {
+            "PREFECT_HOME": str(logs / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{database}/prefect",
+        }
+        log = logs / "prefect.log"
+        open_servers.enter_context(started(command, f"{api}/health", log, env))
+        yield Stack(
+            api,
+            tracking,
+            password,
+            s3,
+            {
+                "PREFECT_API_URL": api,
+                "MLFLOW_TRACKING_URI": tracking,
+                "MLFLOW_TRACKING_USERNAME": "admin",
+                "MLFLOW_TRACKING_PASSWORD": password,
+            },
+        )
+
+
+def status(address: str, user: str | None = None) -> int:
+    request = urllib.request.Request(address)
+    if user is not None:
+        request.add_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.slow
+def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path, feed):
+    (tmp_path / "project.toml").write_text(SMALL)
+    day = ("--date", "2026-03-08")
+
+    def on_stack(name: str, *more: str, data: Path | None = feed):
+        done = run(name, tmp_path, *more, data=data, env=stack.env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "promoted: the first model becomes champion" in on_stack("nightly", *day)
+    easy = "better_beyond_doubt = false\ntolerance = 1.0"
+    change(tmp_path, "bootstrap = 50", f"bootstrap = 50\n{easy}")
+    on_stack("train", *day)
+    assert "champion is version 2" in on_stack("promote", *day)
+    change(tmp_path, easy, "better_beyond_doubt = true")
+    on_stack("train", *day)
+    lost = on_stack("promote", *day)
+    assert "kept the champion" in lost
+    assert "champion is version 2" in lost
+    assert "champion is version 1 again" in on_stack("rollback", data=None)
+    on_stack("score", "--date", "2026-03-09")
+    ranked = pl.read_parquet(tmp_path / "ws/rankings/date=2026-03-09/part-0.parquet")
+    assert ranked["model_version"].unique().to_list() == ["1"]
+    change(tmp_path, "windows = [3]", "windows = [2]")
+    span = ("--from", "2026-03-06", "--to", "2026-03-07")
+    assert "examples changed: setting features.windows" in on_stack("backfill", *span)
+    assert len(Workspace(tmp_path / "ws").days("events")) == 7
+
+    # Nothing of MLflow or Prefect lies in the workspace: it is all on the servers.
+    assert not (tmp_path / "ws/mlflow.db").exists()
+    assert not (tmp_path / "ws/prefect").exists()
+    import boto3
+
+    client = boto3.client(
+        "s3", endpoint_url=stack.s3, aws_access_key_id="test", aws_secret_access_key="test",
+        region_name="us-east-1",
+    )  # fmt: skip
+    names = [o["Key"] for o in client.list_objects_v2(Bucket="models")["Contents"]]
+    assert sum(name.endswith("weights.safetensors") for name in names) == 3
+    assert any(name.endswith("report.html") for name in names)
+    runs = ask(stack.prefect, "/flow_runs/filter")
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
+    keys = {artifact["key"] for artifact in ask(stack.prefect, "/artifacts/filter")}
+    assert {"comparison", "promotion", "rankings", "night", "backfill"} <= keys
+
+
+@pytest.mark.slow
+def test_mlflow_wants_a_password_and_not_the_default_one(stack):
+    page = f"{stack.mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert status(page) == 401
+    assert status(page, "admin:password1234") == 401
+    assert status(page, f"admin:{stack.password}") == 200
