@@ -224,7 +224,7 @@ def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path
     assert ranked["model_version"].unique().to_list() == ["1"]
     change(tmp_path, "windows = [3]", "windows = [2]")
     span = ("--from", "2026-03-06", "--to", "2026-03-07")
-    assert "examples changed: setting features.windows" in on_stack("backfill", *span)
+    assert "setting features.windows" in on_stack("backfill", *span)
     assert len(Workspace(tmp_path / "ws").days("events")) == 7
 
     # Nothing of MLflow or Prefect lies in the workspace: it is all on the servers.
