@@ -33,13 +33,12 @@ def train_task(night: Night, day: date) -> Suite:
     )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("reading examples", total=runs * settings.epochs)
-        started: list[tuple[str, int]] = []
+        passed: dict[tuple[str, int], int] = {}
 
         def on_epoch(name: str, seed: int, epoch: Epoch) -> None:
-            if (name, seed) not in started:
-                started.append((name, seed))
+            passed[name, seed] = epoch.number
             loss = "" if isnan(epoch.monitored) else f", normalised loss {epoch.monitored:.4f}"
-            done = (len(started) - 1) * settings.epochs + epoch.number
+            done = sum(passed.values())
             progress.update(
                 bar,
                 completed=done,

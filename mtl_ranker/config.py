@@ -188,7 +188,10 @@ class Training(Settings):
     patience: int = Field(2, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, description="of a training; default: cores / jobs")
+    jobs: int | None = Field(
+        None, ge=1, description="trainings at a time; default: as many as cores if it is worth it"
+    )
     balancing: Literal["fixed", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
     sample_weight: str | None = Field(None, description="column or SQL expression over the event")
     negative_keep: float = Field(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -33,10 +35,12 @@ from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
+from mtl_ranker.training.concurrent import side_by_side
 from mtl_ranker.training.loop import Epoch, Trained, predict, train_ranker
 from mtl_ranker.workspace import Workspace
 
 DIAGNOSED_ROWS = 8_192
+WORTH_A_PROCESS = 200_000  # rows x epochs of one training
 Metrics = dict[str, dict[str, float]]  # objective -> metric -> value
 
 
@@ -205,17 +209,7 @@ def train_suite(
     specs = model_specs(project)
     parts = prepare(project, workspace, day)
     refuse_drift(health(project, parts.frames))
-    if project.training.threads is not None:
-        torch.set_num_threads(project.training.threads)
-    runs = []
-    for name, spec in specs.items():
-        for seed in project.training.seeds:
-
-            def report(epoch: Epoch, name: str = name, seed: int = seed) -> None:
-                if on_epoch is not None:
-                    on_epoch(name, seed, epoch)
-
-            runs.append(train_model(project, parts, name, spec, seed, report))
+    runs = train_all(project, parts, specs, on_epoch)
     tasks, held_out, frame = parts.tasks, parts.held_out, parts.frames["train"]
     by_model = {n: [r for r in runs if r.name == n] for n in specs}
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
@@ -259,6 +253,51 @@ def train_suite(
         frame.height,
         winner,
     )
+
+
+def train_all(
+    project: Project,
+    parts: Prepared,
+    specs: Mapping[str, RankerSpec],
+    on_epoch: Callable[[str, int, Epoch], None] | None = None,
+) -> list[ModelRun]:
+    """Every model × seed, side by side where that pays (`training.jobs`, `training.threads`).
+
+    With the same number of threads the results are the same, however many trainings run at a time.
+    """
+    jobs = [(name, seed) for name in specs for seed in project.training.seeds]
+    cores = _cores()
+    wanted = project.training.jobs or (cores if _worthwhile(project, parts) else 1)
+    processes = min(len(jobs), wanted)
+    threads = project.training.threads or max(1, cores // processes)
+    tell = on_epoch or (lambda name, seed, epoch: None)
+    torch.set_num_threads(threads)
+    try:
+        if processes > 1:
+            given = (project, parts, dict(specs))
+            return side_by_side(_train_job, given, jobs, processes, threads, tell)
+        return [_train_job((project, parts, specs), job, partial(tell, *job)) for job in jobs]
+    finally:
+        torch.set_num_threads(project.training.threads or cores)
+
+
+def _train_job(
+    given: tuple[Project, Prepared, Mapping[str, RankerSpec]],
+    job: tuple[str, int],
+    report: Callable[[Epoch], None],
+) -> ModelRun:
+    project, parts, specs = given
+    name, seed = job
+    return train_model(project, parts, name, specs[name], seed, report)
+
+
+def _worthwhile(project: Project, parts: Prepared) -> bool:
+    """Starting a process takes seconds; a small training less than that."""
+    return parts.frames["train"].height * project.training.epochs >= WORTH_A_PROCESS
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def refuse_drift(found: Drift) -> None:

@@ -92,6 +92,35 @@ def test_single_task_restores_each_objectives_own_best_epoch(tiny):
     np.testing.assert_allclose(restored, each.min(0), rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_side_by_side_gives_the_same_table_as_one_after_the_other(tiny):
+    text = (tiny / "project.toml").read_text()
+    text = text.replace("epochs = 2", "epochs = 2\nseeds = [0, 1]\nthreads = 1\njobs = 1")
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    one = train_suite(project, workspace, LAST)
+    (tiny / "project.toml").write_text(text.replace("jobs = 1", "jobs = 2"))
+    heard = []
+    project = load_project(str(tiny / "project.toml"))
+    two = train_suite(project, workspace, LAST, lambda *said: heard.append(said))
+    assert comparison_rows(two) == comparison_rows(one)
+    assert two.winner.label == one.winner.label
+    assert np.array_equal(two.winner.test_prediction, one.winner.test_prediction)
+    assert sorted((n, s, e.number) for n, s, e in heard) == [
+        ("mmoe", seed, number) for seed in (0, 1) for number in (1, 2)
+    ]
+
+
+@pytest.mark.slow
+def test_a_failing_training_fails_the_suite_from_its_process(tiny):
+    text = (tiny / "project.toml").read_text()
+    text = text.replace("epochs = 2", "epochs = 2\nseeds = [0, 1]\njobs = 2\nlearning_rate = 1e30")
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    with pytest.raises(FloatingPointError, match="loss is not finite in epoch"):
+        train_suite(project, workspace, LAST)
+
+
 def test_the_winner_is_trained_again_on_validation_days_as_long_as_it_was_best(tiny):
     text = (tiny / "project.toml").read_text().replace("refit = false", "refit = true")
     text = text.replace("epochs = 2", "epochs = 9\npatience = 2\nlearning_rate = 0.03")
