@@ -128,7 +128,8 @@ def logistic(parts: Prepared, trials: int, tick: Callable[[str], None]) -> Conte
         label = {part: rows.labels[:, t].numpy() for part, rows in parts.examples.items()}
         best: tuple[float, float, Any] | None = None
         for strength in np.geomspace(1e-4, 1.0, max(2, trials)):
-            model = LogisticRegression(C=strength, max_iter=300).fit(x["train"], label["train"])
+            model = LogisticRegression(C=strength, solver="liblinear", tol=1e-3)
+            model.fit(x["train"], label["train"])
             p = model.predict_proba(x["validate"])[:, 1]
             loss = float(-np.mean(np.where(label["validate"] > 0.5, np.log(p), np.log1p(-p))))
             if best is None or loss < best[0]:
