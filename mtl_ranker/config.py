@@ -153,6 +153,7 @@ class Features(Settings):
     )
     numeric_encoding: Literal["piecewise_linear", "standardise"] = "piecewise_linear"
     bins: int = Field(8, ge=2, le=256)
+    tail_edges: int = Field(4, ge=0, le=16, description="further edges at most in each long tail")
 
     @field_validator("windows")
     @classmethod

@@ -20,7 +20,6 @@ import polars as pl
 from mtl_ranker.config import Features
 from mtl_ranker.errors import ProjectError
 
-TAIL_CUTS = 4
 HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -176,18 +175,18 @@ def _edges(known: np.ndarray, features: Features) -> list[float]:
     if features.numeric_encoding == "standardise":
         spread = float(known.std()) or 1.0
         return [float(known.mean()), float(known.mean()) + spread]
-    edges = quantile_edges(known.astype(np.float64), features.bins)
+    edges = quantile_edges(known.astype(np.float64), features.bins, features.tail_edges)
     if len(edges) == 1:
         return [float(edges[0]), float(edges[0]) + 1.0]
     return [float(edge) for edge in edges]
 
 
-def quantile_edges(known: np.ndarray, bins: int) -> np.ndarray:
+def quantile_edges(known: np.ndarray, bins: int, tail: int = 0) -> np.ndarray:
     """Ascending, distinct edges of about `bins` bins that hold equally many values.
 
     A value so frequent that it would fill whole bins (most people have no capital gains) becomes an
-    edge of its own, and the bins left over divide the other values. Long tails get edges of their
-    own (`tail_edges`).
+    edge of its own, and the bins left over divide the other values. Long tails get up to `tail`
+    edges of their own (`tail_edges`).
     """
     grid = np.quantile(known, np.linspace(0, 1, bins + 1), method="inverted_cdf")
     distinct, times = np.unique(grid, return_counts=True)
@@ -199,12 +198,11 @@ def quantile_edges(known: np.ndarray, bins: int) -> np.ndarray:
         distinct = np.unique(np.r_[heavy, inner])
     elif len(heavy):
         return heavy
-    return np.unique(
-        np.r_[distinct, tail_edges(known, distinct), -tail_edges(-known, -distinct[::-1])]
-    )
+    upper, lower = tail_edges(known, distinct, tail), tail_edges(-known, -distinct[::-1], tail)
+    return np.unique(np.r_[distinct, upper, -lower])
 
 
-def tail_edges(known: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def tail_edges(known: np.ndarray, edges: np.ndarray, cuts: int) -> np.ndarray:
     """Further edges in the upper tail: while the last bin is wider than all below it together, it
     is cut at the median of its values.
 
@@ -214,7 +212,7 @@ def tail_edges(known: np.ndarray, edges: np.ndarray) -> np.ndarray:
     found: list[float] = []
     low, high = float(edges[-2]) if len(edges) > 1 else float(edges[0]), float(edges[-1])
     first = float(edges[0])
-    while len(found) < TAIL_CUTS and high - low > low - first:
+    while len(found) < cuts and high - low > low - first:
         above = known[known > low]
         cut = float(np.quantile(above, 0.5, method="nearest"))
         if cut >= high:

@@ -150,7 +150,7 @@ def census(
     size = CENSUS_FULL if full else CENSUS
     tries, starts = trials or size["trials"], seeds or size["seeds"]
     length = epochs or size["epochs"]
-    console = Console(width=150)
+    console = Console(width=190)
     if not full:
         console.print(
             f"cut for time: {tries} trials and {starts} seeds a model instead of "

@@ -82,3 +82,22 @@ def test_a_value_that_fills_whole_bins_leaves_the_other_bins_to_the_rest():
     assert edges.tolist() == [0.0, 1.0, 34.0, 67.0, 100.0]
     assert quantile_edges(np.arange(101.0), 4).tolist() == [0.0, 25.0, 50.0, 75.0, 100.0]
     assert quantile_edges(np.ones(5), 4).tolist() == [1.0]
+
+
+def test_a_long_tail_gets_edges_of_its_own_and_an_even_spread_none():
+    rng = np.random.default_rng(0)
+    even = rng.random(10_000)
+    np.testing.assert_array_equal(quantile_edges(even, 8, 4), quantile_edges(even, 8))
+    heavy = np.exp(3 * rng.normal(size=10_000))
+    plain, tailed = quantile_edges(heavy, 8), quantile_edges(heavy, 8, 4)
+    more = sorted(set(tailed) - set(plain))
+    assert len(more) == 4
+    assert more[0] > plain[-2]
+    # By hand: each further edge is the median of what lies above the one before.
+    low = plain[-2]
+    for edge in more:
+        assert edge == np.quantile(heavy[heavy > low], 0.5, method="nearest")
+        low = edge
+    mirrored = quantile_edges(-heavy, 8, 4)
+    assert len(set(mirrored) - set(quantile_edges(-heavy, 8))) == 4
+    assert mirrored[2] < quantile_edges(-heavy, 8)[1]

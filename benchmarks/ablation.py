@@ -1,0 +1,161 @@
+"""What each idea in the preset for KuaiRand gives: the preset with one idea taken away or added.
+
+Every variant builds its own features, trains the same MMoE with every seed on the same days and is
+compared with the preset on the same test rows (users and seeds drawn anew, paired). `--test-days`
+counts back from `--date`, so that the days which `quality.py` reports can be left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+from prepared import parse, parser, write_json
+from quality import CONSOLE, Contender, compare, gain_text
+from rich.progress import track
+from rich.table import Table
+
+from mtl_ranker.config import Project, load_project
+from mtl_ranker.features.queries import aggregate_day, build_examples
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import open_source
+from mtl_ranker.models.presets import make
+from mtl_ranker.training.suite import Prepared, prepare, refit, split_days, train_model
+from mtl_ranker.workspace import Workspace
+
+Change = Callable[[Project], Project]
+PRESET = "preset"
+
+
+def section(name: str, **changes: Any) -> Change:
+    """The project with some settings of one section changed."""
+
+    def change(project: Project) -> Project:
+        made = getattr(project, name).model_copy(update=changes)
+        return project.model_copy(update={name: made})
+
+    return change
+
+
+def model(**changes: Any) -> Change:
+    def change(project: Project) -> Project:
+        models = {**project.models, "mmoe": {**project.models["mmoe"], **changes}}
+        return project.model_copy(update={"models": models})
+
+    return change
+
+
+def entity(*keys: str) -> Change:
+    def change(project: Project) -> Project:
+        entities = [*project.features.entities, list(keys)]
+        return section("features", entities=entities)(project)
+
+    return change
+
+
+VARIANTS: dict[str, Change] = {
+    PRESET: lambda project: project,
+    "without refit": section("training", refit=False),
+    "without edges in long tails": section("features", tail_edges=0),
+    "without members": model(members=1),
+    "shared bottom instead of MMoE": model(preset="shared_bottom"),
+    "batches of 1024 at 1e-3": section("training", batch_size=1024, learning_rate=1e-3),
+    "windows of 3 and 14 days": section("features", windows=[3, 14]),
+    "a window of 3 days": section("features", windows=[3]),
+    "with rates by tab alone": entity("tab"),
+    "with rates by user and video type": entity("user_id", "video_type"),
+    "with rates by user and music type": entity("user_id", "music_type"),
+    "standardised numbers": section("features", numeric_encoding="standardise"),
+    "one calibration for all tabs": section("calibration", by=None),
+    "isotonic calibration": section("calibration", method="isotonic"),
+    "no calibration": section("calibration", method="none"),
+}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument(
+        "--date", type=date.fromisoformat, help="last test day; default: the log's"
+    )
+    options.add_argument("--test-days", type=int, default=2)
+    options.add_argument("--seeds", type=int, default=2)
+    options.add_argument("--resamples", type=int, default=200)
+    options.add_argument("--only", nargs="*", help="these variants (and the preset)")
+    chosen = parse(options)
+    unknown = set(chosen.only or ()) - set(VARIANTS)
+    if unknown:
+        raise SystemExit(f"--only {sorted(unknown)}: allowed: {', '.join(VARIANTS)}")
+    names = [n for n in VARIANTS if n == PRESET or not chosen.only or n in chosen.only]
+    split = {"test_days": chosen.test_days, "train_days": 28}
+    contenders, parts = [], None
+    for name in track(names, description="variants", console=CONSOLE):
+        project = VARIANTS[name](section("split", **split)(load_project("kuairand")))
+        parts = read(project, chosen.data, chosen.date)
+        contenders.append(train(name, project, parts, chosen.seeds))
+    assert parts is not None
+    found = compare(parts, contenders, PRESET, chosen.resamples)
+    days = parts.days
+    CONSOLE.print(
+        f"train {days.train[0]}..{days.train[-1]}, validate {days.validate[0]}, "
+        f"test {days.test[0]}..{days.test[-1]} ({len(parts.held_out.user):,} rows), "
+        f"{chosen.seeds} seeds; * beyond doubt"
+    )
+    for task in parts.tasks:
+        table = Table(title=task.name, title_justify="left")
+        table.add_column("variant", no_wrap=True)
+        for heading in ("AUC", "GAUC", "log loss", "ECE", "AUC over preset", "GAUC over preset"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, each in found.items():
+            values = [
+                f"{each.metrics[task.name][k]:.4f}" for k in ("auc", "gauc", "log_loss", "ece")
+            ]
+            gains = each.gains[task.name]
+            texts = ["" if name == PRESET else gain_text(gains[k]) for k in ("auc", "gauc")]
+            table.add_row(name, *values, *texts)
+        CONSOLE.print(table)
+    write_json(
+        chosen.json,
+        {
+            name: {
+                objective: {
+                    **each.metrics[objective],
+                    "over_preset": {
+                        k: [g.value, g.low, g.high] for k, g in each.gains[objective].items()
+                    },
+                }
+                for objective in each.metrics
+            }
+            for name, each in found.items()
+        },
+    )
+
+
+def read(project: Project, data: Path, last: date | None) -> Prepared:
+    source, workspace = open_source(project, data), Workspace(Path(mkdtemp(prefix="ablation-")))
+    days = [d for d in source.days() if last is None or d <= last]
+    for day in days:
+        ingest_day(project, source, workspace, day)
+        aggregate_day(project, source, workspace, day)
+    split = split_days(project, days, days[-1])
+    for day in [d for d in days if d >= split.train[0]]:
+        build_examples(project, source, workspace, day)
+    return prepare(project, workspace, days[-1])
+
+
+def train(name: str, project: Project, parts: Prepared, seeds: int) -> Contender:
+    spec = make("mmoe", project.models["mmoe"], len(parts.tasks), project.features.groups)
+    predictions: list[np.ndarray] = []
+    for seed in range(seeds):
+        run = train_model(project, parts, "mmoe", spec, seed)
+        if project.training.refit:
+            run = refit(project, parts, run)
+        predictions.append(run.test_prediction)
+    return Contender(name, predictions, 0.0)
+
+
+if __name__ == "__main__":
+    main()
