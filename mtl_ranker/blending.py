@@ -23,7 +23,7 @@ from mtl_ranker.workspace import Workspace
 
 @dataclass(frozen=True)
 class Blend:
-    """The front on the validation days; the current and the proposed weights on both parts."""
+    """The front over half of the test days' users; current and proposed weights on both halves."""
 
     how: str
     points: list[Point]
@@ -43,9 +43,10 @@ def find_blend(
     tries: int = 200,
     on_point: Callable[[], None] | None = None,
 ) -> Blend:
-    """Try weights on the validation days of the split that ends with D, and propose one choice.
+    """Try weights on the test days of the split that ends with D, and propose one choice.
 
-    The proposal is then looked at once on the test days, on which it was not chosen.
+    Test days, because a winner that was refit has learned from the validation days. Weights are
+    tried on every other user, and the proposal is then looked at once on the others.
     Raises ProjectError when the examples are not built or the objectives are of one group.
     """
     groups = {objective.group for objective in project.objectives}
@@ -64,18 +65,17 @@ def find_blend(
     method = how or artifact.project.scoring.blend
     weights = artifact.project.blend_weights
 
-    def held_out(part: list[date]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        unbuilt = sorted(set(part) - set(workspace.days("examples")))
-        if unbuilt:
-            raise ProjectError(
-                f"examples of {unbuilt[0]} are not built; run `mtl-ranker features` first"
-            )
-        frame = workspace.scan("examples", part).collect(engine="streaming")
-        wanted = [pl.col(LABEL + n).cast(pl.Float32).fill_null(np.nan) for n in names]
-        predicted = artifact.predict(frame).select(names).to_numpy()
-        return frame.select(wanted).to_numpy(), predicted, frame["user_id"].to_numpy()
-
-    chosen_on, looked_at = held_out(days.validate), held_out(days.test)
+    unbuilt = sorted(set(days.test) - set(workspace.days("examples")))
+    if unbuilt:
+        raise ProjectError(
+            f"examples of {unbuilt[0]} are not built; run `mtl-ranker features` first"
+        )
+    frame = workspace.scan("examples", days.test).collect(engine="streaming")
+    wanted = [pl.col(LABEL + n).cast(pl.Float32).fill_null(np.nan) for n in names]
+    labels, user = frame.select(wanted).to_numpy(), frame["user_id"].to_numpy()
+    predicted = artifact.predict(frame).select(names).to_numpy()
+    even = np.unique(user, return_inverse=True)[1] % 2 == 0
+    chosen_on, looked_at = ((labels[half], predicted[half], user[half]) for half in (even, ~even))
     points = search(project, *chosen_on, method, tries, on_point)
     current = quality_of(project, *chosen_on, weights, method)
     points = pareto([*points, current])
@@ -92,7 +92,7 @@ def find_blend(
 
 def write_blend(found: Blend, workspace: Workspace, version: str, day: date) -> Path:
     """The front as `blends/D.json` and `blends/D.png`; the picture's path."""
-    title = f"model version {version}, validation days before {day}, {found.how}"
+    title = f"model version {version}, test days up to {day}, {found.how}"
     figure = plots.pareto_front(
         found.points, {"now": found.current, "proposed": found.proposed}, title
     )

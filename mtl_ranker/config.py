@@ -143,6 +143,11 @@ class ListColumn(Settings):
 class Features(Settings):
     windows: list[Annotated[int, Field(ge=1, le=365)]] = [1, 7]
     smoothing: float = Field(20.0, gt=0, description="pseudo-impressions at the global rate")
+    rates: Literal["absolute", "relative"] = Field(
+        "absolute",
+        description="relative: divided by the rate of all events in the window, so that a level "
+        "that moves from day to day does not tell the days apart; for signals of 0 or more",
+    )
     entities: list[list[str]] = [["user_id"], ["item_id"]]
     signals: dict[str, str] = Field({}, description="further SQL sums to aggregate: name -> expr")
     categoricals: list[Categorical] = []

@@ -77,11 +77,11 @@ def _blend_table(found: Blend, share: float) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{found.how}: {sum(p.best for p in found.points)} of {len(found.points)} choices "
-        "on the front; chosen on validation days, then looked at on the test days",
+        "on the front; chosen on half of the test days' users, then looked at on the others",
         title_justify="left",
     )
     table.add_column("weights", no_wrap=True)
-    for heading in ("", "engagement NDCG@10", "satisfaction NDCG@10", "on test", "on test"):
+    for heading in ("", "engagement", "satisfaction", "others': engagement", "satisfaction"):
         table.add_column(heading, justify="right" if heading else "left")
 
     def row(name: str, point: Point, test: Point | None = None) -> None:

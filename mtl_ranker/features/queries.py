@@ -150,6 +150,7 @@ def join_features(
         "windows": features.windows,
         "longest": features.windows[-1],
         "smoothing": features.smoothing,
+        "relative": features.rates == "relative",
         "as_of": as_of,
     }
     schema = frames["rows"].collect_schema()
@@ -242,6 +243,7 @@ def examples_made_from(
         "user and item tables": fingerprint(*source.tables_state()),
         "setting features.windows": fingerprint(features.windows),
         "setting features.smoothing": fingerprint(features.smoothing),
+        "setting features.rates": fingerprint(features.rates),
         "setting features.entities": fingerprint(features.entities),
         "setting features.signals": fingerprint(list(features.signals)),
         "setting features' columns": fingerprint(columns, features.numerics, project.log.context),

@@ -1,5 +1,6 @@
 -- Windows over the daily counts of one entity, strictly before day {{ as_of }} (days since 1970).
--- A rate is smoothed towards the rate of all events in the same window; impressions are a mean
+-- A rate is smoothed towards the rate of all events in the same window, and with `relative` divided
+-- by it (unknown where nothing ever occurred); impressions are a mean
 -- over the days that the log has there, or a young log's counts would grow from day to day.
 with recent as (
     select *
@@ -63,6 +64,11 @@ final as (
         {%- for signal in signals %}
         ("{{ signal }}_sum_{{ window }}d" + {{ smoothing }} * "prior_{{ signal }}_{{ window }}d")
         / ("{{ signal }}_count_{{ window }}d" + {{ smoothing }})
+        {%- if relative %}
+        / case
+            when "prior_{{ signal }}_{{ window }}d" > 0 then "prior_{{ signal }}_{{ window }}d"
+        end
+        {%- endif %}
         as "{{ prefix }}_{{ signal }}_rate_{{ window }}d",
         {%- endfor %}
         {%- endfor %}

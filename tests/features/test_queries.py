@@ -38,9 +38,10 @@ def frame_of(day, events) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-def build(root: Path, days: list) -> pl.DataFrame:
+def build(root: Path, days: list, rates: str = "absolute") -> pl.DataFrame:
     """Examples of the last day, through the real ingest, aggregates and SQL."""
-    (root / "project.toml").write_text(PROJECT)
+    text = PROJECT.replace("[features]\n", f"[features]\nrates = '{rates}'\n")
+    (root / "project.toml").write_text(text)
     project = load_project(str(root / "project.toml"))
     source, workspace = open_source(project, root), Workspace(root / "ws")
     for n, events in enumerate(days):
@@ -76,9 +77,9 @@ LABELS = {
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(days=DAYS)
-def test_features_equal_brute_force(tmp_path_factory, days):
-    examples = build(tmp_path_factory.mktemp("oracle"), days)
+@given(days=DAYS, rates=st.sampled_from(["absolute", "relative"]))
+def test_features_equal_brute_force(tmp_path_factory, days, rates):
+    examples = build(tmp_path_factory.mktemp("oracle"), days, rates)
     assert examples.height == len(days[-1])
     for row in examples.to_dicts():
         for name, keys in (
@@ -97,8 +98,12 @@ def test_features_equal_brute_force(tmp_path_factory, days):
                         assert found is None
                     elif all_count == 0:
                         assert found is None or found != found
+                    elif rates == "relative" and all_total == 0:
+                        assert found is None
                     else:
                         expected = (total + 20 * all_total / all_count) / (count + 20)
+                        if rates == "relative":
+                            expected /= all_total / all_count
                         assert found == pytest.approx(expected, rel=1e-5)
                     shown = row[f"{name}_daily_impressions_{window}d"]
                     logged = max(1, min(window, len(days) - 1))
