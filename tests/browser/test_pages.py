@@ -1,0 +1,61 @@
+"""What a person sees, in headless Chromium: the report, light and dark, without console errors."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from mtl_ranker.evaluation.report import training_report
+from mtl_ranker.training.suite import train_suite
+from tests.training.test_suite import LAST, prepared
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# 1 = light, 0 = dark, as the page's prefers-color-scheme sees it.
+SCHEMES = {"light": "1", "dark": "0"}
+
+
+def look(page: Path, picture: Path, scheme: str, profile: Path) -> str:
+    """Screenshot a page; returns what the console said."""
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            f"--user-data-dir={profile}",
+            "--window-size=1200,1600",
+            f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
+            "--enable-logging=stderr",
+            f"--screenshot={picture}",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.slow
+def test_report_is_readable_light_and_dark_without_console_errors(tiny, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    project, workspace = prepared(tiny)
+    suite = train_suite(project, workspace, LAST)
+    page = tmp_path / "report.html"
+    page.write_text(training_report(project, suite), "utf-8")
+    brightness = {}
+    for scheme in SCHEMES:
+        picture = tmp_path / f"{scheme}.png"
+        said = look(page, picture, scheme, tmp_path / f"profile-{scheme}")
+        assert said == ""
+        pixels = imread(picture)[..., :3]
+        brightness[scheme] = float(np.median(pixels))
+        assert pixels.std() > 0.05  # there is something on the page
+    assert brightness["light"] > 0.9
+    assert brightness["dark"] < 0.3
