@@ -47,7 +47,8 @@ def test_an_artifact_that_differs_or_does_not_load_is_told(saved):
 def test_what_does_not_serve_is_not_promoted_even_as_the_first_model(saved):
     project, workspace, artifact, folder, _ = saved
     # Forty rows train nothing, so calibration is not what is tested here.
-    loose = project.promotion.model_copy(update={"max_calibration_error": 1.0})
+    rules = {"max_calibration_error": 1.0, "max_seconds_per_million": 1e9}
+    loose = project.promotion.model_copy(update=rules)
     project = project.model_copy(update={"promotion": loose})
     first = compare_artifacts(project, workspace, LAST, artifact, None, folder)
     assert first.promoted
