@@ -24,7 +24,7 @@ from mtl_ranker.explain import Explanation, explain
 from mtl_ranker.logs.sources import Source
 from mtl_ranker.training.backtest import POLICIES, Backtest, backtest, measures
 from mtl_ranker.training.suite import prepare
-from mtl_ranker.training.tuning import Search, Trial, tune
+from mtl_ranker.training.tuning import Search, Trial, open_study, tune
 from mtl_ranker.workspace import Workspace, fingerprint
 
 
@@ -125,29 +125,24 @@ def tune_command(
         project.digest("objectives", "features", "training"), project.models[name], *marks
     )[:12]
     study = f"{project.name} {name} {day} {digest}"
-    known: dict[str, Any] = {}
-
-    def on_study(found: Any) -> None:
-        known["study"] = found
-        known["run"] = found.user_attrs.get("mlflow_run")
-        known["before"] = len(found.get_trials(deepcopy=False))
-
-    # The study exists before the first trial, so that a killed search finds its MLflow run again.
     storage = f"sqlite:///{workspace.root.resolve() / 'optuna.db'}"
-    tune(project, parts, name, 0, storage=storage, study=study, on_study=on_study)
+    # The study knows its MLflow run before the first trial, so that a killed search finds it again.
+    record = open_study(project, name, storage, study)
+    parent = record.user_attrs.get("mlflow_run")
+    before = sum(t.state.is_finished() for t in record.get_trials(deepcopy=False))
     params = {
         "model": name,
         "train_days": f"{parts.days.train[0]}..{parts.days.train[-1]}",
         "validate_days": f"{parts.days.validate[0]}..{parts.days.validate[-1]}",
     }
     with (
-        registry.tuning_run(project, name, workspace, params, known["run"]) as (logged, log_trial),
+        registry.tuning_run(project, name, workspace, params, parent) as (logged, log_trial),
         Progress(*_columns(), console=console) as progress,
     ):
-        known["study"].set_user_attr("mlflow_run", logged.run_id)
-        if known["before"]:
-            console.print(f"going on with {known['before']} trials made before", highlight=False)
-        bar = progress.add_task(f"tuning {name}", total=trials, completed=known["before"])
+        record.set_user_attr("mlflow_run", logged.run_id)
+        if before:
+            console.print(f"going on with {before} trials made before", highlight=False)
+        bar = progress.add_task(f"tuning {name}", total=trials, completed=before)
         best = {"quality": float("-inf")}
 
         def on_trial(trial: Trial) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtl_ranker.config import Project
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.loop import Epoch, predict, train_ranker
 from mtl_ranker.training.suite import Prepared, blended_quality, evaluate_all
+
+if TYPE_CHECKING:
+    import optuna
 
 # What is searched of `[training]`.
 TRAINING = ("batch_size", "learning_rate", "weight_decay")
@@ -51,7 +54,6 @@ def tune(
     storage: str | None = None,
     study: str = "tune",
     on_trial: Callable[[Trial], None] | None = None,
-    on_study: Callable[[Any], None] | None = None,
     seed: int = 0,
 ) -> Search:
     """Search `[models.NAME]` and the rates of `[training]` by mean validation AUC (or R²).
@@ -61,7 +63,6 @@ def tune(
         seconds: no trial starts after so many.
         storage: Optuna's database URL, in which the search can go on; None for memory.
         on_trial: told after each.
-        on_study: given the Optuna study before the first trial.
     """
     import optuna
 
@@ -102,7 +103,26 @@ def tune(
             on_trial(Trial(trial.number, training, model, quality, False, epochs))
         return quality
 
-    search = optuna.create_study(
+    search = open_study(project, name, storage, study, seed)
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    done = len(search.get_trials(deepcopy=False, states=finished))
+    if done < trials:
+        search.optimize(objective, n_trials=trials - done, timeout=seconds)
+    training, model = suggest(optuna.trial.FixedTrial(search.best_params), project, given)
+    every = search.get_trials(deepcopy=False, states=finished)
+    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in every)
+    return Search(training, model, float(search.best_value), len(every), pruned)
+
+
+def open_study(
+    project: Project, name: str, storage: str | None, study: str, seed: int = 0
+) -> optuna.Study:
+    """The Optuna study of that name, made if it is new: with what the project file says to try
+    first.
+    """
+    import optuna
+
+    found = optuna.create_study(
         study_name=study,
         storage=storage,
         load_if_exists=True,
@@ -110,18 +130,9 @@ def tune(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     )
-    if on_study is not None:
-        on_study(search)
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    done = len(search.get_trials(deepcopy=False, states=finished))
-    if not search.get_trials(deepcopy=False):
-        search.enqueue_trial(default_trial(project, given))
-    if done < trials:
-        search.optimize(objective, n_trials=trials - done, timeout=seconds)
-    training, model = suggest(optuna.trial.FixedTrial(search.best_params), project, given)
-    every = search.get_trials(deepcopy=False, states=finished)
-    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in every)
-    return Search(training, model, float(search.best_value), len(every), pruned)
+    if not found.get_trials(deepcopy=False):
+        found.enqueue_trial(default_trial(project, project.models[name]))
+    return found
 
 
 def suggest(
