@@ -91,6 +91,7 @@ def test_prefect_yaml_deploys_a_nightly_schedule_that_a_worker_runs(tmp_path, fe
         "MTL_RANKER_CONFIG": str(tmp_path / "project.toml"),
         "MTL_RANKER_DATA": str(feed),
         "MTL_RANKER_WORKSPACE": str(tmp_path / "ws"),
+        "MTL_RANKER_TUNE_MODEL": "mmoe",
     }
 
     def prefect(*arguments: str) -> str:
@@ -102,12 +103,18 @@ def test_prefect_yaml_deploys_a_nightly_schedule_that_a_worker_runs(tmp_path, fe
 
     prefect("work-pool", "create", "mtl-ranker", "--type", "process")
     prefect("--no-prompt", "deploy", "--all")
-    deployment = next(d for d in ask(prefect_api, "/deployments/filter") if d["name"] == "nightly")
+    made = {d["name"]: d for d in ask(prefect_api, "/deployments/filter")}
+    assert set(made) >= {"nightly", "hourly", "weekly"}
+    assert made["weekly"]["parameters"]["model"] == "mmoe"
+    deployment = made["nightly"]
+    assert deployment["parameters"]["day"] == "yesterday"
     schedule = deployment["schedules"][0]["schedule"]
     assert schedule["cron"] == "30 2 * * *"
     assert schedule["timezone"] == "Asia/Shanghai"
     assert deployment["parameters"]["data"] == str(feed)
-    prefect("deployment", "run", "nightly/nightly")
+    # The feed ended long ago: its last day instead of yesterday, for which a run would wait.
+    days = ("--param", "day=2026-03-08", "--param", "wait_minutes=0")
+    prefect("deployment", "run", "nightly/nightly", *days)
     prefect("worker", "start", "--pool", "mtl-ranker", "--run-once")
     assert (tmp_path / "ws/rankings/date=2026-03-09/part-0.parquet").is_file()
 
