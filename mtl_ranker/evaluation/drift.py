@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from mtl_ranker.config import Project
-from mtl_ranker.features.queries import LABEL, feature_columns
+from mtl_ranker.features.queries import LABEL, feature_columns, numeric_features
 
 BINS = 10
 
@@ -90,7 +90,7 @@ def health(
     train = frames["train"]
     names = [o.name for o in project.objectives]
     schema = train.schema
-    numeric = [c for c in feature_columns(project) if schema[c].is_numeric()]
+    numeric = [c for c in numeric_features(project) if schema[c].is_numeric()]
     known = {key: train[key].unique() for key in ("user_id", "item_id")}
     reference = {c: train[c].cast(pl.Float64).fill_null(np.nan).to_numpy() for c in numeric}
     found = []
