@@ -6,7 +6,7 @@ from datetime import date
 
 from prefect import flow, task
 
-from flows.night import RETRY, Night, open_night, say
+from flows.night import RETRY, Night, follow, open_night, say
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.queries import aggregate_day, build_examples, feature_columns
 from mtl_ranker.training.suite import needed_days, split_days
@@ -29,10 +29,10 @@ def features(config: str, data: str, workspace: str, day: date) -> list[date]:
     published = needed_days(night.project, night.workspace.days("events"), day)
     if day not in published:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-    aggregated = [aggregate_task(night, d) for d in published]
+    aggregated = [aggregate_task(night, d) for d in follow(published, "aggregating days")]
     days = split_days(night.project, published, day)
     rows = [*days.train, *days.validate, *days.test]
-    built = [examples_task(night, d) for d in rows]
+    built = [examples_task(night, d) for d in follow(rows, "building examples")]
     say(
         f"[bold]features[/]  {len([a for a in aggregated if a])} days aggregated, "
         f"{len([b for b in built if b])} days of examples "

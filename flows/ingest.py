@@ -7,7 +7,7 @@ from datetime import date
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
-from flows.night import RETRY, Night, open_night, say
+from flows.night import RETRY, Night, follow, open_night, say
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.ingest import IngestReport, ingest_day
 from mtl_ranker.training.suite import needed_days
@@ -28,7 +28,8 @@ def ingest(config: str, data: str, workspace: str, day: date) -> list[IngestRepo
         raise ProjectError(
             f"{night.source.root / night.project.log.path}: no rows for {day}; days found: {have}"
         )
-    reports = [ingest_task(night, d) for d in needed_days(night.project, available, day)]
+    days = needed_days(night.project, available, day)
+    reports = [ingest_task(night, d) for d in follow(days, "reading days")]
     fresh = [r for r in reports if not r.skipped]
     bad = sum(r.rows - r.good for r in fresh)
     say(

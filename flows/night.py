@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import MissingContextError
 from rich.console import Console
+from rich.progress import track
 from rich.text import Text
 
 from mtl_ranker.config import Project, load_project
@@ -44,6 +46,13 @@ def say(message: str, level: int = logging.INFO) -> None:
         get_run_logger().log(level, Text.from_markup(message).plain)
     except MissingContextError:
         return
+
+
+def follow(days: Sequence[date], words: str) -> Iterable[date]:
+    """The days, with a progress bar on a terminal that vanishes at the end."""
+    if not console.is_terminal:
+        return days
+    return track(days, description=words, console=console, transient=True)
 
 
 def worth_retrying(task: object, run: object, state: object) -> bool:
