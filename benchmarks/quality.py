@@ -103,14 +103,6 @@ def read(project: Project, data: Path) -> Prepared:
     return prepare(project, workspace, days[-1])
 
 
-def calibrated_constant(parts: Prepared) -> dict[str, Any]:
-    return baselines(parts.tasks, parts.frames["train"], parts.held_out)
-
-
-def known_rows(rows: Examples, t: int) -> np.ndarray:
-    return ~np.isnan(rows.labels[:, t].numpy())
-
-
 def logistic(parts: Prepared, trials: int, tick: Callable[[str], None]) -> Contender:
     """L2-regularised logistic regression on one-hot categories and piecewise-linear numbers."""
     began = time.perf_counter()
@@ -397,7 +389,7 @@ def main() -> None:
             mine += ranker("ours, tuned", better, parts, chosen.model, chosen.seeds, tick)
         contenders = [*trees(parts, chosen.trials, chosen.seeds, tick), *mine]
         contenders.insert(0, logistic(parts, chosen.trials, tick))
-    constant = calibrated_constant(parts)
+    constant = baselines(parts.tasks, parts.frames["train"], parts.held_out)
     found = compare(parts, contenders, "LightGBM", chosen.resamples)
     again = compare(parts, contenders, "LightGBM, refit", chosen.resamples)
     trivial = {

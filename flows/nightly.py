@@ -54,7 +54,13 @@ def nightly(
             suite = train(*arguments)
             decision = promote(*arguments)
         except Exception as failure:
-            bad_night(night, config, data, workspace, chosen, failure)
+            try:
+                bad_night(night, config, data, workspace, chosen, failure)
+            except Exception as second:
+                say(
+                    f"[bold red]bad night[/] ranking failed too: {first_line(second)}",
+                    logging.ERROR,
+                )
             raise
         ranked = score(config, data, workspace, chosen + timedelta(days=1))
     say(f"[bold green]done[/]      {ranked.path}")
@@ -105,13 +111,18 @@ def await_log(night: Night, day: date, wait_minutes: float, poll_seconds: float)
         time.sleep(poll_seconds)
 
 
+def first_line(failure: Exception) -> str:
+    """What an exception says, or its kind where it says nothing."""
+    return (str(failure).strip() or type(failure).__name__).splitlines()[0]
+
+
 def bad_night(
     night: Night, config: str, data: str, workspace: str, day: date, failure: Exception
 ) -> None:
     """Rank with yesterday's champion although something failed; say so. Never hides the failure."""
     registry.connect(night.workspace)
     version = registry.alias_version(night.project, "champion")
-    reason = str(failure).splitlines()[0]
+    reason = first_line(failure)
     if version is None or not night.workspace.days("events"):
         say(
             f"[bold red]bad night[/] {reason}; there is no champion yet that could rank",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -96,9 +97,7 @@ def explain(
     weights, how = artifact.project.blend_weights, artifact.project.scoring.blend
     logs = how == "weighted_product"
     parts = {
-        n: weights[n] * float(pl.select(pl.lit(found[n][0]).clip(1e-9).log()).item())
-        if logs
-        else weights[n] * float(found[n][0])
+        n: weights[n] * (math.log(max(found[n][0], 1e-9)) if logs else float(found[n][0]))
         for n in names
     }
     score = float(found["score"][0])

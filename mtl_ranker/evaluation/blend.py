@@ -32,11 +32,6 @@ class Point:
     satisfaction: float
     best: bool = False
 
-    def traded(self, satisfaction_share: float) -> float:
-        """(1 - s) · engagement + s · satisfaction."""
-        s = satisfaction_share
-        return (1 - s) * _or_zero(self.engagement) + s * _or_zero(self.satisfaction)
-
 
 def blended(how: str, weights: Sequence[float], prediction: np.ndarray) -> np.ndarray:
     """One score a row: Σ w·p, or Π p^w as Σ w·ln p (the same order). prediction [N, T] → [N]."""
