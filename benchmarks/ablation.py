@@ -14,7 +14,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-from prepared import parse, parser, write_json
+from prepared import parse, parser
 from quality import CONSOLE, Contender, compare, gain_text
 from rich.progress import track
 from rich.table import Table
@@ -25,7 +25,7 @@ from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.suite import Prepared, prepare, refit, split_days, train_model
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, write_json
 
 Change = Callable[[Project], Project]
 PRESET = "preset"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import date
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import torch
 
@@ -74,9 +72,3 @@ def built(data: Path) -> tuple[Project, Workspace, date]:
 def real_examples(data: Path) -> tuple[Project, Prepared]:
     project, workspace, last = built(data)
     return project, prepare(project, workspace, last)
-
-
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1), "utf-8")

@@ -23,7 +23,7 @@ import lightgbm
 import numpy as np
 import optuna
 import torch
-from prepared import parse, parser, write_json
+from prepared import parse, parser
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -56,7 +56,7 @@ from mtl_ranker.training.suite import (
     train_model,
 )
 from mtl_ranker.training.tuning import tune
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, write_json
 
 FOURTH = """
 [[objectives]]

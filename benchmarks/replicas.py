@@ -12,12 +12,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from prepared import parse, write_json
+from prepared import parse
 from rich.console import Console
 from rich.table import Table
 
 from mtl_ranker.studies.synthetic import MODELS, Tasks, build_model, equal_units
 from mtl_ranker.training.replicas import Replicas
+from mtl_ranker.workspace import write_json
 
 BATCH, RATE = 64, 1e-3
 

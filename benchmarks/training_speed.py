@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from prepared import folders, parse, parser, preset_of, real_examples, write_json
+from prepared import folders, parse, parser, preset_of, real_examples
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +31,7 @@ from mtl_ranker.models.presets import make
 from mtl_ranker.training.batches import Examples, take
 from mtl_ranker.training.loop import predict, train_ranker
 from mtl_ranker.training.suite import Prepared
+from mtl_ranker.workspace import write_json
 
 EXPERTS, EXPERT, TOWER, EMBEDDING, RATE = 8, 16, 8, 4, 1e-3
 OURS, RECHUB, DEEPCTR = "mtl_ranker", "torch-rechub", "DeepCTR-Torch"

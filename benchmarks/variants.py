@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from prepared import folders, parse, parser, preset_of, real_examples, write_json
+from prepared import folders, parse, parser, preset_of, real_examples
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -20,6 +20,7 @@ from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.suite import ModelRun, Prepared, compare_models, train_model
+from mtl_ranker.workspace import write_json
 
 
 @dataclass(frozen=True)

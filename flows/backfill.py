@@ -10,7 +10,6 @@ from prefect.artifacts import create_table_artifact
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.night import HOOKS, RETRY, Night, open_night, say
-from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.queries import aggregate_day, build_examples, needed_history
 from mtl_ranker.logs.ingest import ingest_day
 
@@ -38,12 +37,8 @@ def backfill(
     part of each day was built.
     """
     night = open_night(config, data, workspace)
-    available = night.source.days()
-    days = [d for d in available if first <= d <= last]
-    if not days:
-        have = f"{available[0]} to {available[-1]}" if available else "none"
-        raise ProjectError(f"--from {first} --to {last}: no day of the log; days found: {have}")
-    wanted = needed_history(night.project, available, days)
+    days = night.source.days_between(first, last)
+    wanted = needed_history(night.project, night.source.days(), days)
     with night.workspace.lock(f"backfill {first}..{last}"):
         runner: Any = ThreadPoolTaskRunner(max_workers=jobs)
         rows = run_days.with_options(task_runner=runner)(night, wanted, days)

@@ -9,7 +9,6 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
@@ -17,6 +16,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation import plots
 from mtl_ranker.evaluation.blend import Point, pareto, propose, quality_of, search
 from mtl_ranker.features.queries import LABEL
+from mtl_ranker.training.batches import label_matrix
 from mtl_ranker.training.suite import split_days
 from mtl_ranker.workspace import Workspace
 
@@ -71,8 +71,7 @@ def find_blend(
             f"examples of {unbuilt[0]} are not built; run `mtl-ranker features` first"
         )
     frame = workspace.scan("examples", days.test).collect(engine="streaming")
-    wanted = [pl.col(LABEL + n).cast(pl.Float32).fill_null(np.nan) for n in names]
-    labels, user = frame.select(wanted).to_numpy(), frame["user_id"].to_numpy()
+    labels, user = label_matrix(frame, [LABEL + n for n in names]), frame["user_id"].to_numpy()
     predicted = artifact.predict(frame).select(names).to_numpy()
     even = np.unique(user, return_inverse=True)[1] % 2 == 0
     chosen_on, looked_at = ((labels[half], predicted[half], user[half]) for half in (even, ~even))

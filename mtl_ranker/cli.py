@@ -126,7 +126,7 @@ def backfill(
     flow = _flow("backfill", "backfill", workspace)
     rows = flow(config, str(data), str(workspace), first.date(), last.date(), jobs)
     if write is not None:
-        from mtl_ranker.judging import write_json
+        from mtl_ranker.workspace import write_json
 
         write_json(write, {"days": rows})
 

@@ -25,7 +25,7 @@ from mtl_ranker.logs.sources import Source
 from mtl_ranker.training.backtest import POLICIES, Backtest, backtest, measures
 from mtl_ranker.training.suite import prepare
 from mtl_ranker.training.tuning import Search, Trial, open_study, tune
-from mtl_ranker.workspace import Workspace, fingerprint
+from mtl_ranker.workspace import Workspace, fingerprint, write_json
 
 
 def blend_command(
@@ -339,12 +339,6 @@ def explain_command(
     console.print(table)
     write_json(write, asdict(found) | {"day": str(day)})
     return found
-
-
-def write_json(path: Path | None, content: dict[str, Any]) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1), "utf-8")
 
 
 def _console() -> Console:

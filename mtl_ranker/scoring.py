@@ -12,9 +12,8 @@ from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.queries import (
-    aggregate_dataset,
     feature_columns,
-    history_days,
+    history_fingerprint,
     join_features,
 )
 from mtl_ranker.logs.sources import Source
@@ -108,16 +107,11 @@ def rankings_made_from(
     """What decides the ranking of a day."""
     chosen = fingerprint(project.digest("scoring"), artifact.project.digest("scoring"))
     states = [file_state(file) for file in candidate_files(project, source, day)]
-    marks = [
-        workspace.published_fingerprint(aggregate_dataset(keys), d)
-        for d in history_days(project, workspace, day)
-        for keys in [[], *project.features.entities]
-    ]
     return {
         "model version": version,
         "setting scoring and stored blend": chosen,
         "candidate set": fingerprint(*states),
-        "aggregates of earlier days": fingerprint(*marks),
+        "aggregates of earlier days": history_fingerprint(project, workspace, day),
     }
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -36,6 +37,13 @@ def file_state(path: Path) -> str:
     """A file's name, size and modification time: changes whenever the file was rewritten."""
     stat = path.stat()
     return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Figures to the file that `--json` names, if it was given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1), "utf-8")
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-import numpy as np
-import polars as pl
-
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.queries import LABEL
 from mtl_ranker.promotion import Decision, decide, unfit
 from mtl_ranker.serving import MEASURED_ROWS, try_serving
+from mtl_ranker.training.batches import label_matrix
 from mtl_ranker.training.suite import split_days
 from mtl_ranker.workspace import Workspace
 
@@ -40,8 +38,7 @@ def compare_artifacts(
         raise ProjectError(f"split.test_days: no examples on {days[0]}..{days[-1]}")
     tasks = list(challenger.tasks)
     names = [task.name for task in tasks]
-    wanted = [pl.col(LABEL + n).cast(pl.Float32).fill_null(np.nan) for n in names]
-    labels = frame.select(wanted).to_numpy()
+    labels = label_matrix(frame, [LABEL + n for n in names])
     new = challenger.predict(frame)
     serving = None
     if folder is not None:

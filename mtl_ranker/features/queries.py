@@ -224,20 +224,26 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
     return why
 
 
+def history_fingerprint(project: Project, workspace: Workspace, day: date) -> str:
+    """One hash of all aggregates that the windows of day D see."""
+    return fingerprint(
+        *(
+            workspace.published_fingerprint(aggregate_dataset(keys), d)
+            for d in history_days(project, workspace, day)
+            for keys in [[], *project.features.entities]
+        )
+    )
+
+
 def examples_made_from(
     project: Project, source: Source, workspace: Workspace, day: date
 ) -> dict[str, str]:
     """What decides the examples of a day; the encoder's own settings do not, and are left out."""
-    marks = [
-        workspace.published_fingerprint(aggregate_dataset(keys), d)
-        for d in history_days(project, workspace, day)
-        for keys in [[], *project.features.entities]
-    ]
     features = project.features
     columns = [c.column for c in features.categoricals] + [c.column for c in features.lists]
     return {
         "events": workspace.published_fingerprint("events", day) or "",
-        "aggregates of earlier days": fingerprint(*marks),
+        "aggregates of earlier days": history_fingerprint(project, workspace, day),
         "sql/features/windows.sql": fingerprint(sql_text("features/windows.sql")),
         "sql/features/join.sql": fingerprint(sql_text("features/join.sql")),
         "user and item tables": fingerprint(*source.tables_state()),

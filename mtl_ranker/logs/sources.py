@@ -64,6 +64,15 @@ class Source:
         found = self._undivided().select(pl.col("date").unique().sort()).collect()["date"]
         return found.drop_nulls().to_list()
 
+    def days_between(self, first: date, last: date) -> list[date]:
+        """The log's days `first`..`last`. Raises ProjectError when there is none."""
+        available = self.days()
+        days = [d for d in available if first <= d <= last]
+        if not days:
+            have = f"{available[0]} to {available[-1]}" if available else "none"
+            raise ProjectError(f"--from {first} --to {last}: no day of the log; days found: {have}")
+        return days
+
     def state(self, day: date) -> list[str]:
         """What the day's rows are made from; changes when a file of them is rewritten."""
         files = [self._path()] if self.log.format == "census-income" else self._day_files(day)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +37,7 @@ from mtl_ranker.studies.trainability import (
     mean_loss,
     spreads,
 )
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, write_json
 
 PAPER = {"starts": 200, "steps": 10_000}
 SHORT = {
@@ -284,12 +283,6 @@ def census_picture(split: Split, rows: Sequence[Row], gains: Sequence[SharingGai
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     return figure
-
-
-def write_json(path: Path | None, content: dict[str, Any]) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1), "utf-8")
 
 
 def interval_text(found: Interval, digits: int = 4, sign: bool = False) -> str:

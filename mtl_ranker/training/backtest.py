@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 import numpy as np
-import polars as pl
 
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
@@ -22,6 +21,7 @@ from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.features.queries import LABEL, aggregate_day, build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import Source
+from mtl_ranker.training.batches import label_matrix
 from mtl_ranker.training.suite import (
     Metrics,
     evaluate_all,
@@ -79,10 +79,7 @@ def backtest(
     validation ranks day D. Raises ProjectError when a day is missing or its night has no split.
     """
     available = source.days()
-    days = [d for d in available if first <= d <= last]
-    if not days:
-        have = f"{available[0]} to {available[-1]}" if available else "none"
-        raise ProjectError(f"--from {first} --to {last}: no day of the log; days found: {have}")
+    days = source.days_between(first, last)
     nights = [day - timedelta(days=1) for day in days]
     for night in nights:
         if night not in available:
@@ -98,7 +95,7 @@ def backtest(
     tasks = tasks_of(project)
     names = [task.name for task in tasks]
     kept: tuple[date, str, RankerArtifact] | None = None
-    champion = kept
+    champion: tuple[date, str, RankerArtifact] | None = None
     lived: list[Lived] = []
     promotions: dict[date, str] = {}
     seen: dict[str, list[np.ndarray]] = {policy: [] for policy in POLICIES}
@@ -117,9 +114,7 @@ def backtest(
             promotions[day] = decision.reason
             champion = fresh if decision.promoted else champion
         frame = workspace.scan("examples", [day]).collect(engine="streaming")
-        label = (
-            frame.select([LABEL + n for n in names]).cast(pl.Float32).fill_null(np.nan).to_numpy()
-        )
+        label = label_matrix(frame, [LABEL + n for n in names])
         user = frame["user_id"].to_numpy()
         labels.append(label)
         users.append(user)

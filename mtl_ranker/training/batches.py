@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +40,6 @@ class Examples:
 
 def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) -> Examples:
     """Rows and their label columns as tensors; a null label becomes NaN."""
-    wide = frame.select(pl.col(c).cast(pl.Float32).fill_null(np.nan) for c in labels)
     inputs = encoded_tensors(encoder.transform(frame))
     position = weight = None
     if "position" in frame.columns:
@@ -49,8 +48,14 @@ def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) ->
     if SAMPLE_WEIGHT in frame.columns:
         known = frame[SAMPLE_WEIGHT].cast(pl.Float32).fill_null(1.0)
         weight = torch.from_numpy(known.to_numpy().copy())
-    labelled = torch.from_numpy(wide.to_numpy(writable=True))
+    labelled = torch.from_numpy(label_matrix(frame, labels))
     return Examples(*inputs, labelled, position, weight)
+
+
+def label_matrix(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Label columns as numbers [N, T]; a null label becomes NaN."""
+    wide = frame.select(pl.col(c).cast(pl.Float32).fill_null(np.nan) for c in columns)
+    return wide.to_numpy(writable=True)
 
 
 def encoded_tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
