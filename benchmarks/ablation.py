@@ -9,23 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-from prepared import parse, parser
+from prepared import examples_of, parse, parser
 from quality import CONSOLE, Contender, compare, gain_text
 from rich.progress import track
 from rich.table import Table
 
 from mtl_ranker.config import Project, load_project
-from mtl_ranker.features.queries import aggregate_day, build_examples
-from mtl_ranker.logs.ingest import ingest_day
-from mtl_ranker.logs.sources import open_source
 from mtl_ranker.models.presets import make
-from mtl_ranker.training.suite import Prepared, prepare, refit, split_days, train_model
-from mtl_ranker.workspace import Workspace, write_json
+from mtl_ranker.training.suite import Prepared, refit, train_model
+from mtl_ranker.workspace import write_json
 
 Change = Callable[[Project], Project]
 PRESET = "preset"
@@ -94,7 +89,7 @@ def main() -> None:
     contenders, parts = [], None
     for name in track(names, description="variants", console=CONSOLE):
         project = VARIANTS[name](section("split", **split)(load_project("kuairand")))
-        parts = read(project, chosen.data, chosen.date)
+        parts = examples_of(project, chosen.data, chosen.date)
         contenders.append(train(name, project, parts, chosen.seeds))
     assert parts is not None
     found = compare(parts, contenders, PRESET, chosen.resamples)
@@ -132,18 +127,6 @@ def main() -> None:
             for name, each in found.items()
         },
     )
-
-
-def read(project: Project, data: Path, last: date | None) -> Prepared:
-    source, workspace = open_source(project, data), Workspace(Path(mkdtemp(prefix="ablation-")))
-    days = [d for d in source.days() if last is None or d <= last]
-    for day in days:
-        ingest_day(project, source, workspace, day)
-        aggregate_day(project, source, workspace, day)
-    split = split_days(project, days, days[-1])
-    for day in [d for d in days if d >= split.train[0]]:
-        build_examples(project, source, workspace, day)
-    return prepare(project, workspace, days[-1])
 
 
 def train(name: str, project: Project, parts: Prepared, seeds: int) -> Contender:

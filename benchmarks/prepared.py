@@ -54,11 +54,10 @@ def preset_of(data: Path) -> str:
     return "kuairand" if (data / "log").is_dir() else "census"
 
 
-def built(data: Path) -> tuple[Project, Workspace, date]:
-    """The preset's examples of the split that ends with the log's last day, built aside."""
-    project = load_project(preset_of(data))
+def examples_of(project: Project, data: Path, last: date | None = None) -> Prepared:
+    """The examples of the split that ends with `last` or the log's last day, built aside."""
     source, workspace = open_source(project, data), Workspace(Path(mkdtemp(prefix="benchmark-")))
-    days = source.days()
+    days = [d for d in source.days() if last is None or d <= last]
     needed = needed_days(project, days, days[-1])
     for day in needed:
         ingest_day(project, source, workspace, day)
@@ -66,9 +65,9 @@ def built(data: Path) -> tuple[Project, Workspace, date]:
     split = split_days(project, needed, days[-1])
     for day in [*split.train, *split.validate, *split.test]:
         build_examples(project, source, workspace, day)
-    return project, workspace, days[-1]
+    return prepare(project, workspace, days[-1])
 
 
 def real_examples(data: Path) -> tuple[Project, Prepared]:
-    project, workspace, last = built(data)
-    return project, prepare(project, workspace, last)
+    project = load_project(preset_of(data))
+    return project, examples_of(project, data)

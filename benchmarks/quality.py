@@ -15,15 +15,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import lightgbm
 import numpy as np
 import optuna
 import torch
-from prepared import parse, parser
+from prepared import examples_of, parse, parser
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -40,9 +38,6 @@ from mtl_ranker.evaluation.intervals import (
     user_draws,
 )
 from mtl_ranker.evaluation.sharing import over_seeds
-from mtl_ranker.features.queries import aggregate_day, build_examples
-from mtl_ranker.logs.ingest import ingest_day
-from mtl_ranker.logs.sources import open_source
 from mtl_ranker.models.embedding import PiecewiseLinear
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.batches import Examples
@@ -50,13 +45,11 @@ from mtl_ranker.training.suite import (
     Prepared,
     baselines,
     evaluate_all,
-    prepare,
     refit,
-    split_days,
     train_model,
 )
 from mtl_ranker.training.tuning import tune
-from mtl_ranker.workspace import Workspace, write_json
+from mtl_ranker.workspace import write_json
 
 FOURTH = """
 [[objectives]]
@@ -89,18 +82,6 @@ def project_of(test_days: int, train_days: int, fourth: bool) -> Project:
     project = parse_project(text, name)
     split = project.split.model_copy(update={"test_days": test_days, "train_days": train_days})
     return project.model_copy(update={"split": split})
-
-
-def read(project: Project, data: Path) -> Prepared:
-    source, workspace = open_source(project, data), Workspace(Path(mkdtemp(prefix="quality-")))
-    days = source.days()
-    for day in days:
-        ingest_day(project, source, workspace, day)
-        aggregate_day(project, source, workspace, day)
-    split = split_days(project, days, days[-1])
-    for day in [*split.train, *split.validate, *split.test]:
-        build_examples(project, source, workspace, day)
-    return prepare(project, workspace, days[-1])
 
 
 def logistic(parts: Prepared, trials: int, tick: Callable[[str], None]) -> Contender:
@@ -365,7 +346,7 @@ def main() -> None:
     project = project_of(chosen.test_days, chosen.train_days, not chosen.three)
     if chosen.model not in load_project("kuairand").models:
         raise SystemExit(f"--model {chosen.model}: allowed: {', '.join(project.models)}")
-    parts = read(project, chosen.data)
+    parts = examples_of(project, chosen.data)
     days = parts.days
     CONSOLE.print(
         f"train {days.train[0]}..{days.train[-1]}: {parts.frames['train'].height:,} rows, "

@@ -21,6 +21,10 @@ class Estimate:
     """One objective's value under the new ranking and under the log, per impression.
 
     Attributes:
+        ips: None where the label is missing on some rows, as their number then depends on what was
+            shown.
+        snips: None where Σ w does not count what would have been shown (`position_weights`) and
+            every row has its label; the mean over rows with a label elsewhere.
         support: effective sample size (Σ w)² / Σ w² (Kish 1965).
         refused: why no number is given, or None.
     """
@@ -38,8 +42,10 @@ class Estimate:
         head = f"{self.objective} ({self.how})"
         if self.refused is not None:
             return f"{head}: no estimate, {self.refused}"
+        found = [f"SNIPS {self.snips}"] if self.snips is not None else []
+        found += [f"IPS {self.ips}"] if self.ips is not None else []
         return (
-            f"{head}: logged {self.logged:.4f}, this ranking SNIPS {self.snips}, IPS {self.ips}, "
+            f"{head}: logged {self.logged:.4f}, this ranking {', '.join(found)}, "
             f"effective rows {self.support:,.0f} of {self.rows:,}"
         )
 
@@ -53,11 +59,13 @@ def estimate(
     min_support: float,
     confidence: float = 0.95,
     resamples: int = 200,
+    shares: bool = True,
 ) -> Estimate:
     """IPS and SNIPS of rewards [N] under weights [N], intervals by drawing users anew.
 
-    Refused when the effective sample size is below `min_support`, or fewer than ten rewards that
-    carry weight differ from zero.
+    `shares`: Σ w counts what the ranking would have shown, without which Σ w·r / Σ w is no value
+    of it. Refused when the effective sample size is below `min_support`, or fewer than ten rewards
+    that carry weight differ from zero.
     """
     known = ~np.isnan(reward)
     reward, weight, user = reward[known].astype(np.float64), weight[known], user[known]
@@ -75,8 +83,11 @@ def estimate(
     draws = user_draws(user, resamples).astype(np.float64)
     count = draws.sum(1)
     earned, mass = draws @ (weight * reward), draws @ weight
-    ips = interval(float((weight * reward).mean()), earned / count, confidence)
-    snips = interval(float((weight * reward).sum() / total), earned / mass, confidence)
+    ips = snips = None
+    if known.all():
+        ips = interval(float((weight * reward).mean()), earned / count, confidence)
+    if shares or not known.all():
+        snips = interval(float((weight * reward).sum() / total), earned / mass, confidence)
     return Estimate(objective, how, len(reward), support, logged, ips, snips)
 
 
@@ -156,18 +167,21 @@ def off_policy(
     if frame.is_empty():
         return []
     settings, confidence = project.off_policy, project.promotion.confidence
-    ways: list[tuple[str, np.ndarray, np.ndarray]] = []  # in words, rows, weights of those rows
+    # In words, the rows, the weights of those rows, and whether they are shares.
+    ways: list[tuple[str, np.ndarray, np.ndarray, bool]] = []
     everything = np.ones(frame.height, bool)
     if "propensity" in frame.columns and "position" in frame.columns:
-        ways.append(("reordered within its lists", everything, position_weights(frame, score)))
+        ways.append(
+            ("reordered within its lists", everything, position_weights(frame, score), False)
+        )
     elif "propensity" in frame.columns:
         weights = shown_weights(frame["propensity"].to_numpy(), score, settings.keep)
-        ways.append((f"showing its best {settings.keep:.0%}", everything, weights))
+        ways.append((f"showing its best {settings.keep:.0%}", everything, weights, True))
     flag = project.log.random_exposure
     if flag is not None:
         random = (frame[flag].cast(pl.Float64) > 0).fill_null(False).to_numpy()
         weights = random_weights(random, score, settings.keep)[random]
-        ways.append((f"its best {settings.keep:.0%} of random exposures", random, weights))
+        ways.append((f"its best {settings.keep:.0%} of random exposures", random, weights, True))
     user = frame["user_id"].to_numpy()
     return [
         estimate(
@@ -179,7 +193,8 @@ def off_policy(
             settings.min_support,
             confidence,
             project.promotion.bootstrap,
+            shares,
         )
-        for how, rows, weights in ways
+        for how, rows, weights, shares in ways
         for t, objective in enumerate(project.objectives)
     ]

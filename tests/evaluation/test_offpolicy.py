@@ -85,3 +85,23 @@ def test_random_exposure_values_the_best_share_of_random_rows_only():
     found = estimate("click", "r", reward[random], weight[random], np.arange(random.sum()), 100)
     assert found.snips.value == pytest.approx(0.9, abs=0.02)  # mean of the best fifth
     assert (random_weights(np.zeros(10, bool), score[:10], 0.2) == 0).all()
+
+
+def test_reordered_lists_have_no_self_normalised_value_but_a_mean_per_click():
+    """Weights of positions do not average 1; what is known only of clicks is a mean over them."""
+    frame, relevance, click, look = slates(20_000, 2)
+    order = relevance.ravel()
+    weight = position_weights(frame, order)
+    user = frame["user_id"].to_numpy()
+    clicked = click.ravel().astype(float)
+    whole = estimate("click", "p", clicked, weight, user, 100, shares=False)
+    assert whole.snips is None
+    assert "SNIPS" not in str(whole)
+    # Each click is worth the row's relevance; unclicked rows have no such label.
+    worth = np.where(clicked == 1, order, np.nan)
+    per_click = estimate("worth", "p", worth, weight, user, 100, shares=False)
+    assert per_click.ips is None
+    ranked = np.sort(relevance, 1)[:, ::-1]
+    truth = (ranked * ranked * look).sum() / (ranked * look).sum()
+    assert per_click.snips.value == pytest.approx(truth, abs=0.01)
+    assert truth > np.nanmean(worth) + 0.02
