@@ -11,12 +11,16 @@ from flows.night import open_night, say
 from mtl_ranker import registry
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.comparison import compare_artifacts
+from mtl_ranker.evaluation.report import with_decision
 from mtl_ranker.promotion import Decision
 
 
 @flow(name="promote", flow_run_name="promote {day}", validate_parameters=False)
-def promote(config: str, data: str, workspace: str, day: date) -> Decision:
-    """Give the challenger the alias `champion` if it earned it; say why either way."""
+def promote(config: str, data: str, workspace: str, day: date, dry_run: bool = False) -> Decision:
+    """Give the challenger the alias `champion` if it earned it; say why either way.
+
+    With `dry_run` only says what would be decided.
+    """
     night = open_night(config, data, workspace)
     registry.connect(night.workspace)
     challenger = registry.alias_version(night.project, "challenger")
@@ -35,11 +39,21 @@ def promote(config: str, data: str, workspace: str, day: date) -> Decision:
         old = registry.load_artifact(night.project, "champion")[0] if champion else None
         folder = registry.artifact_folder(night.project, version)
         decision = compare_artifacts(night.project, night.workspace, day, new, old, folder)
+    if dry_run:
+        say(f"[bold]promote[/]   would be: {decision.reason}; champion stays version {champion}")
+        return decision
     registry.record_decision(night.project, challenger, decision)
+    page = night.workspace.root / f"reports/{day}.html"
+    if page.is_file() and champion != challenger:
+        confidence = night.project.promotion.confidence
+        text = with_decision(page.read_text("utf-8"), decision, challenger, champion, confidence)
+        night.workspace.publish_file(f"reports/{day}.html", text)
+        registry.replace_report(night.project, challenger, text)
     now = registry.alias_version(night.project, "champion")
     say(f"[bold]promote[/]   {decision.reason}; champion is version {now}")
     create_markdown_artifact(
         key="promotion",
-        markdown=f"{decision.reason}\n\nChallenger version {challenger}, champion version {now}.",
+        markdown=f"{decision.reason}\n\nChallenger version {challenger}, champion version {now}. "
+        f"The evidence: first section of `{page}`.",
     )
     return decision

@@ -39,7 +39,7 @@ def score(config: str, data: str, workspace: str, day: date) -> Ranked:
 
 
 @flow(name="score-new", validate_parameters=False, **HOOKS)
-def score_new(config: str, data: str, workspace: str) -> list[Ranked]:
+def score_new(config: str, data: str, workspace: str, dry_run: bool = False) -> list[Ranked]:
     """Rank every given candidate set that is new, or newer than its ranking: the hourly schedule.
 
     Sets of days that the log already holds are history and stay as they were ranked.
@@ -48,7 +48,7 @@ def score_new(config: str, data: str, workspace: str) -> list[Ranked]:
     registry.connect(night.workspace)
     artifact, version = registry.load_artifact(night.project, "champion")
     ended = max(night.workspace.days("events"), default=date.min)
-    found = []
+    found, waiting = [], 0
     for day in candidate_days(night.project, night.source):
         made = rankings_made_from(
             night.project, night.source, night.workspace, artifact, version, day
@@ -56,7 +56,10 @@ def score_new(config: str, data: str, workspace: str) -> list[Ranked]:
         why = night.workspace.stale("rankings", day, made)
         if day > ended and why is not None:
             say(f"[bold]score-new[/] {day}: {why}")
+            waiting += 1
+            if dry_run:
+                continue
             found.append(score(config, data, workspace, day))
-    if not found:
+    if not waiting:
         say("[bold]score-new[/] every candidate set is ranked")
     return found

@@ -97,7 +97,8 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
         key="mlflow-run",
         markdown=f"MLflow experiment `{logged.experiment_id}`, run `{logged.run_id}`: "
         f"`mtl-ranker ui --workspace {workspace}` and open [the run]({logged.link}) or "
-        f"[the comparison of its models]({logged.comparison_link})",
+        f"[the comparison of its models]({logged.comparison_link}).\n\n"
+        f"The report, `report.html` of that run, lies also in `{report}`.",
         description="Where the training lies in MLflow",
     )
     return suite

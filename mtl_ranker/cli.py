@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +16,18 @@ from rich.console import Console
 from mtl_ranker.environment import prepare
 from mtl_ranker.errors import ProjectError
 
+NIGHT, OPERATE, JUDGE, LOOK = "The night", "Operate", "Judge and improve", "Begin and look"
 app = typer.Typer(
     name="mtl-ranker",
     help="From nightly Parquet interaction logs to a registered multi-task ranker and rankings.",
+    epilog="Begin: mtl-ranker simulate -o feed, mtl-ranker nightly -c simulated -d feed, "
+    "mtl-ranker ui. Exit codes: 0 done, 1 unexpected failure, 2 a mistake in project file, data or "
+    "command. COMMAND --help shows an example of each.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 study = typer.Typer(help="Reproduce Ma et al. (KDD 2018).", no_args_is_help=True)
-app.add_typer(study, name="study")
+app.add_typer(study, name="study", rich_help_panel=JUDGE)
 Config = Annotated[
     str, typer.Option("--config", "-c", help="A preset (simulated, kuairand, census) or a file.")
 ]
@@ -33,10 +39,37 @@ Day = Annotated[
     datetime | None,
     typer.Option("--date", formats=["%Y-%m-%d"], help="The day D; default: the log's last day."),
 ]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Write = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
 DEFAULT_WORK = Path("workspace")
+EXAMPLES = {
+    "nightly": "mtl-ranker nightly -c feed.toml -d /logs -w /work --wait-minutes 120",
+    "ingest": "mtl-ranker ingest -c feed.toml -d /logs --date 2026-11-24",
+    "features": "mtl-ranker features -c feed.toml -d /logs --dry-run",
+    "train": "mtl-ranker train -c feed.toml -d /logs --date 2026-11-24",
+    "promote": "mtl-ranker promote -c feed.toml -d /logs --dry-run --json decision.json",
+    "score": "mtl-ranker score -c feed.toml -d /logs --date 2026-11-25 --json ranked.json",
+    "score-new": "mtl-ranker score-new -c feed.toml -d /logs",
+    "backfill": "mtl-ranker backfill -c feed.toml -d /logs --from 2026-10-01 --to 2026-10-31",
+    "rollback": "mtl-ranker rollback -c feed.toml --dry-run",
+    "freeze": 'mtl-ranker freeze -c feed.toml --reason "launch week"',
+    "explain": "mtl-ranker explain -c feed.toml -d /logs --user 42 --item 7 --date 2026-11-25",
+    "serve": 'mtl-ranker serve -c feed.toml -d /logs -w /work --nightly-cron "30 2 * * *"',
+    "check": "mtl-ranker check -c feed.toml -d /logs",
+    "simulate": "mtl-ranker simulate -o feed --impressions 1000000 --days 28",
+    "ui": "mtl-ranker ui -w /work",
+    "blend": "mtl-ranker blend -c feed.toml -d /logs --satisfaction 0.5 --store",
+    "tune": "mtl-ranker tune -c feed.toml -d /logs --model mmoe --trials 30 --minutes 60",
+    "backtest": "mtl-ranker backtest -c feed.toml -d /logs --from 2026-11-18 --to 2026-11-24",
+}
 
 
-@app.command()
+def command(name: str, panel: str) -> Callable[..., Any]:
+    """A command in a panel of `--help`, with its example."""
+    return app.command(name, rich_help_panel=panel, epilog=f"Example: {EXAMPLES[name]}")
+
+
+@command("nightly", NIGHT)
 def nightly(
     config: Config,
     data: Data,
@@ -45,59 +78,120 @@ def nightly(
     wait_minutes: Annotated[
         float, typer.Option(min=0, help="Wait so long for a log of D that is late.")
     ] = 0.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")
-    ] = False,
+    dry_run: Dry = False,
+    write: Write = None,
 ) -> None:
     """The whole night: learn from the log up to day D, rank the candidates of D + 1."""
     if dry_run:
         _dry_run(config, data, workspace, day)
         return
-    _run("nightly", config, data, workspace, day, wait_minutes=wait_minutes)
+    ranked = _run("nightly", config, data, workspace, day, wait_minutes=wait_minutes)
+    _write(write, ranked)
     typer.echo(
         f"look:     mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)"
     )
 
 
-@app.command()
-def ingest(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+@command("ingest", NIGHT)
+def ingest(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    dry_run: Dry = False,
+) -> None:
     """Check day D (and the earlier days that training on D needs) and publish its events."""
+    if dry_run:
+        _dry_run(config, data, workspace, day, "build")
+        return
     _run("ingest", config, data, workspace, day)
 
 
-@app.command()
-def features(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+@command("features", NIGHT)
+def features(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    dry_run: Dry = False,
+) -> None:
     """Aggregate the published events and build the examples that training on D reads."""
+    if dry_run:
+        _dry_run(config, data, workspace, day, "build")
+        return
     _run("features", config, data, workspace, day)
 
 
-@app.command()
-def train(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+@command("train", NIGHT)
+def train(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    dry_run: Dry = False,
+    write: Write = None,
+) -> None:
     """Train every model × seed on the split that ends with D; register the winner."""
-    _run("train", config, data, workspace, day)
+    if dry_run:
+        _dry_run(config, data, workspace, day, "train")
+        return
+    suite = _run("train", config, data, workspace, day)
+    from mtl_ranker.evaluation.summary import comparison_rows
+
+    _write(write, {"winner": suite.winner.label, "models": comparison_rows(suite)})
 
 
-@app.command()
-def promote(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+@command("promote", NIGHT)
+def promote(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    dry_run: Dry = False,
+    write: Write = None,
+) -> None:
     """Compare challenger and champion on D's test days; the better one becomes champion."""
-    _run("promote", config, data, workspace, day)
+    _write(write, _run("promote", config, data, workspace, day, dry_run=dry_run))
 
 
-@app.command()
-def score(config: Config, data: Data, workspace: Work = DEFAULT_WORK, day: Day = None) -> None:
+@command("score", NIGHT)
+def score(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    dry_run: Dry = False,
+    write: Write = None,
+) -> None:
     """Rank the candidates of day D with the champion and features as of D."""
+    if dry_run:
+        (project, source, _), chosen = _open(config, data, workspace, day, make=False)
+        from mtl_ranker.plan import plan_ranking
+
+        typer.echo(plan_ranking(project, source, chosen))
+        return
     ranked = _run("score", config, data, workspace, day)
     typer.echo(str(ranked.path))
+    _write(write, ranked)
 
 
-@app.command("score-new")
-def score_new(config: Config, data: Data, workspace: Work = DEFAULT_WORK) -> None:
+@command("score-new", OPERATE)
+def score_new(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    dry_run: Dry = False,
+    write: Write = None,
+) -> None:
     """Rank every given candidate set that is new or newer than its ranking (the hourly job)."""
-    for ranked in _flow("score", "score_new", workspace)(config, str(data), str(workspace)):
+    flow = _flow("score", "score_new", workspace)
+    found = flow(config, str(data), str(workspace), dry_run)
+    for ranked in found:
         typer.echo(str(ranked.path))
+    _write(write, {"ranked": [asdict(ranked) for ranked in found]})
 
 
-@app.command()
+@command("backfill", OPERATE)
 def backfill(
     config: Config,
     data: Data,
@@ -105,9 +199,7 @@ def backfill(
     last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")],
     workspace: Work = DEFAULT_WORK,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Days at a time.")] = 2,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")
-    ] = False,
+    dry_run: Dry = False,
     write: Annotated[
         Path | None, typer.Option("--json", help="Write why each day was built to this file.")
     ] = None,
@@ -125,35 +217,44 @@ def backfill(
         return
     flow = _flow("backfill", "backfill", workspace)
     rows = flow(config, str(data), str(workspace), first.date(), last.date(), jobs)
-    if write is not None:
-        from mtl_ranker.workspace import write_json
-
-        write_json(write, {"days": rows})
+    _write(write, {"days": rows})
 
 
-@app.command()
-def rollback(config: Config, workspace: Work = DEFAULT_WORK) -> None:
+@command("rollback", OPERATE)
+def rollback(
+    config: Config, workspace: Work = DEFAULT_WORK, dry_run: Dry = False, write: Write = None
+) -> None:
     """Give `champion` back to the version that had it before."""
     project, registry = _registered(config, workspace)
-    left, back = registry.roll_back(project)
-    typer.echo(f"{project.name}: champion is version {back} again, version {left} is not")
+    left, back = registry.roll_back(project, dry_run)
+    if dry_run:
+        typer.echo(f"{project.name}: champion would be version {back} again, not version {left}")
+    else:
+        typer.echo(f"{project.name}: champion is version {back} again, version {left} is not")
+    _write(write, {"from": left, "to": back, "dry_run": dry_run})
 
 
-@app.command()
+@command("freeze", OPERATE)
 def freeze(
     config: Config,
     workspace: Work = DEFAULT_WORK,
     reason: Annotated[str, typer.Option(help="Why; shown each night.")] = "by hand",
     off: Annotated[bool, typer.Option("--off", help="Let challengers win again.")] = False,
+    dry_run: Dry = False,
 ) -> None:
     """Keep the champion whatever challengers show, until `freeze --off`."""
     project, registry = _registered(config, workspace)
+    if dry_run:
+        version = registry.alias_version(project, "champion")
+        words = "may be replaced again" if off else f"frozen ({reason})"
+        typer.echo(f"{project.name}: champion version {version} would be {words}")
+        return
     version = registry.freeze(project, None if off else reason)
     state = "may be replaced again" if off else f"is frozen ({reason})"
     typer.echo(f"{project.name}: champion version {version} {state}")
 
 
-@app.command()
+@command("explain", JUDGE)
 def explain(
     config: Config,
     data: Data,
@@ -180,7 +281,7 @@ def explain(
     explain_command(project, source, work, user, item, chosen, given, write)
 
 
-@app.command()
+@command("serve", OPERATE)
 def serve(
     config: Config,
     data: Data,
@@ -217,16 +318,19 @@ def serve(
     raise typer.Exit(subprocess.call(command))
 
 
-@app.command()
-def check(config: Config, data: Data) -> None:
+@command("check", LOOK)
+def check(config: Config, data: Data, write: Write = None) -> None:
     """Verify a project file against its data without training or writing anything."""
     from mtl_ranker.checks import check_project
 
+    lines = []
     for line in check_project(config, data):
         typer.echo(line)
+        lines.append(line)
+    _write(write, {"config": config, "found": lines})
 
 
-@app.command()
+@command("simulate", LOOK)
 def simulate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the feed to.")],
     impressions: Annotated[int, typer.Option(min=10)] = 150_000,
@@ -252,7 +356,7 @@ def simulate(
     typer.echo(f"{out}: {days} days from {feed.first_day}, the truth aside in {out / 'truth'}")
 
 
-@app.command()
+@command("ui", LOOK)
 def ui(
     workspace: Work = DEFAULT_WORK,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
@@ -271,10 +375,7 @@ def ui(
     raise typer.Exit(subprocess.call(command))
 
 
-Write = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
-
-
-@app.command()
+@command("blend", JUDGE)
 def blend(
     config: Config,
     data: Data,
@@ -308,7 +409,7 @@ def blend(
     blend_command(project, work, chosen, satisfaction, how, tries, given, store, alias, write)
 
 
-@app.command()
+@command("tune", JUDGE)
 def tune(
     config: Config,
     data: Data,
@@ -330,7 +431,7 @@ def tune(
     tune_command(project, work, chosen, model, trials, minutes, write)
 
 
-@app.command()
+@command("backtest", JUDGE)
 def backtest(
     config: Config,
     data: Data,
@@ -442,14 +543,25 @@ def _open(
     return (project, source, Workspace(workspace)), day.date() if day else days[-1]
 
 
-def _dry_run(config: str, data: Path, workspace: Path, day: datetime | None) -> None:
-    if not workspace.is_dir():
-        typer.echo(f"{workspace}: not there yet, so everything would be built")
+def _dry_run(
+    config: str, data: Path, workspace: Path, day: datetime | None, only: str | None = None
+) -> None:
+    """What a night would do, or `only` its part build or train."""
     (project, source, work), chosen = _open(config, data, workspace, day, make=False)
     from mtl_ranker.plan import plan_night
 
-    for line in plan_night(project, source, work, chosen):
-        typer.echo(line)
+    for part, line in plan_night(project, source, work, chosen):
+        if only in (None, part):
+            typer.echo(line)
+
+
+def _write(place: Path | None, figures: Any) -> None:
+    """Figures, or a dataclass of them, to the file that `--json` names."""
+    if place is not None:
+        from mtl_ranker.workspace import write_json
+
+        plain = is_dataclass(figures) and not isinstance(figures, type)
+        write_json(place, asdict(figures) if plain else figures)
 
 
 def _registered(config: str, workspace: Path) -> tuple[Any, Any]:

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 
 from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.queries import aggregate_dataset, examples_made_from, needed_history
 from mtl_ranker.logs.ingest import events_made_from
 from mtl_ranker.logs.sources import Source
+from mtl_ranker.scoring import candidate_files
 from mtl_ranker.training.suite import model_specs, needed_days, split_days
 from mtl_ranker.workspace import Workspace
 
@@ -43,16 +45,38 @@ def plan_days(
     yield f"{up_to_date} days up to date"
 
 
-def plan_night(project: Project, source: Source, workspace: Workspace, day: date) -> Iterator[str]:
-    """What `nightly --date D` would do. Raises ProjectError as the night itself would."""
+def plan_night(
+    project: Project, source: Source, workspace: Workspace, day: date
+) -> Iterator[tuple[str, str]]:
+    """What `nightly --date D` would do: part (build, train, rank) and line.
+
+    Raises ProjectError as the night itself would.
+    """
     specs = model_specs(project)
     available = source.days()
     split = split_days(project, needed_days(project, available, day), day)
-    yield from plan_days(project, source, workspace, [*split.train, *split.validate, *split.test])
+    days = [*split.train, *split.validate, *split.test]
+    for line in plan_days(project, source, workspace, days):
+        yield "build", line
     seeds = len(project.training.seeds)
     yield (
+        "train",
         f"train    {len(specs)} models x {seeds} seeds on {split.train[0]}..{split.train[-1]}, "
         f"validate {split.validate[0]}..{split.validate[-1]}, "
-        f"test {split.test[0]}..{split.test[-1]}"
+        f"test {split.test[0]}..{split.test[-1]}",
     )
-    yield f"rank     candidates of {day + timedelta(days=1)}"
+    yield "rank", plan_ranking(project, source, day + timedelta(days=1))
+
+
+def plan_ranking(project: Project, source: Source, day: date) -> str:
+    """Which candidates `score --date D` would rank. Raises ProjectError where a set is missing."""
+    given = project.scoring.candidates
+    if given is None:
+        return f"rank     candidates of {day}, made from the log"
+    files = candidate_files(project, source, day)
+    if not files:
+        raise ProjectError(
+            f"{source.root / given}: no candidate set for {day} (scoring.candidates = {given!r})"
+        )
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    return f"rank     candidates of {day}: {len(files)} files, {megabytes:,.1f} MB"

@@ -310,6 +310,16 @@ def record_decision(project: Project, version: str, decision: Decision) -> None:
         _crown(project, [*champions(project), version])
 
 
+def replace_report(project: Project, version: str, page: str) -> None:
+    """Log the training's HTML page anew, beside what the version's training logged."""
+    client = mlflow.MlflowClient()
+    run_id = client.get_model_version(project.name, version).run_id
+    if run_id is None:
+        return  # a version that was registered by hand
+    run = client.get_run(run_id)
+    client.log_text(run.data.tags["mlflow.parentRunId"], page, "report.html")
+
+
 def champions(project: Project) -> list[str]:
     """Versions that were champion, oldest first; the last one is the champion now."""
     champion = alias_version(project, "champion")
@@ -320,16 +330,18 @@ def champions(project: Project) -> list[str]:
     return known if known and known[-1] == champion else [*known, champion]
 
 
-def roll_back(project: Project) -> tuple[str, str]:
+def roll_back(project: Project, dry_run: bool = False) -> tuple[str, str]:
     """Give `champion` back to the version that had it before: (from, to).
 
-    Raises ProjectError when there is none before.
+    With `dry_run` only says which. Raises ProjectError when there is none before.
     """
     known = champions(project)
     if len(known) < 2:
         have = f"version {known[0]} is the only one so far" if known else "there is no champion"
         raise ProjectError(f"{project.name}: nothing to roll back to; {have}")
     left, back = known[-1], known[-2]
+    if dry_run:
+        return left, back
     client = mlflow.MlflowClient()
     client.set_model_version_tag(project.name, left, "rolled_back", "true")
     _crown(project, known[:-1])

@@ -43,7 +43,7 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """Figures to the file that `--json` names, if it was given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1), "utf-8")
+        path.write_text(json.dumps(content, indent=1, default=str), "utf-8")
 
 
 @dataclass(frozen=True)

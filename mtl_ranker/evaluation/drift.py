@@ -159,10 +159,19 @@ def judge(project: Project, days: Sequence[DayHealth]) -> tuple[list[str], list[
             usual = float(np.mean([d.nulls.get(column, 0.0) for d in train]))
             words = f"{each.day}: {column} is missing in {share:.1%}, in training {usual:.1%}"
             weigh(share - usual, words, rules.warn_nulls, rules.fail_nulls, "nulls")
-        largest = sorted(each.psi.items(), key=lambda pair: -pair[1])[:5]
-        for column, value in largest:
+        limit = rules.fail_psi if rules.fail_psi is not None else float("inf")
+        largest = sorted(each.psi.items(), key=lambda pair: -pair[1])
+        for column, value in (pair for pair in largest if pair[1] > limit):
             words = f"{each.day}: {column} changed its shape, PSI {value:.2f}"
             weigh(value, words, rules.warn_psi, rules.fail_psi, "psi")
+        # One sentence a day: in a young feed many counts change their shape together.
+        shifted = [f"{c} {v:.2f}" for c, v in largest if rules.warn_psi < v <= limit]
+        if shifted:
+            more = f" and {len(shifted) - 3} more" if len(shifted) > 3 else ""
+            warnings.append(
+                f"{each.day}: the shape of {', '.join(shifted[:3])}{more} changed; "
+                f"expected: a PSI of at most {rules.warn_psi:g} (drift.warn_psi)"
+            )
     return warnings, failures
 
 

@@ -15,10 +15,14 @@ from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
 from mtl_ranker.evaluation import plots
+from mtl_ranker.evaluation.blend import quality_of, search
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.evaluation.summary import comparison_rows
+from mtl_ranker.promotion import Decision
 from mtl_ranker.training.suite import ModelRun, Suite
 
+DECISION = "<!-- decision -->", "<!-- /decision -->"
+FRONT_TRIES = 60
 # Readable on a light and on a dark page.
 NEUTRAL = "#7d8590"
 STYLE: dict[Any, Any] = {
@@ -34,12 +38,9 @@ STYLE: dict[Any, Any] = {
 
 def training_report(project: Project, suite: Suite) -> str:
     """The page as text. It loads nothing from the network."""
-    page = resources.files("mtl_ranker") / "evaluation" / "report.html"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"signed": _signed, "plain": _plain}
     names = [task.name for task in suite.tasks]
     groups = {objective.name: objective.group for objective in project.objectives}
-    return environment.from_string(page.read_text("utf-8")).render(
+    return _template("report.html").render(
         project=project,
         suite=suite,
         names=names,
@@ -47,11 +48,35 @@ def training_report(project: Project, suite: Suite) -> str:
         rows=comparison_rows(suite),
         models=[_model(names, suite, run) for run in suite.runs],
         health_picture=_health(names, suite),
+        front=_front(project, suite),
         slices=suite.slices,
         worst=worst(suite.slices),
         span=_span,
         widest=max((abs(x) for g in suite.gains for x in (g.gain.low, g.gain.high)), default=1.0),
     )
+
+
+def with_decision(
+    page: str, decision: Decision, challenger: str, champion: str | None, confidence: float
+) -> str:
+    """The same page with what `promote` found in its place; again gives the latest finding.
+
+    Args:
+        champion: the version that was champion before.
+    """
+    rows = [*(decision.differences or {}).items()]
+    if decision.blended is not None:
+        rows.append(("blended quality", decision.blended))
+    fragment = _template("decision.html").render(
+        decision=decision,
+        challenger=challenger,
+        champion=champion,
+        confidence=f"{100 * confidence:g}",
+        rows=rows,
+    )
+    start, end = DECISION
+    before, _, rest = page.partition(start)
+    return f"{before}{start}\n{fragment}\n{end}{rest.partition(end)[2]}"
 
 
 def warnings_of(suite: Suite) -> list[str]:
@@ -95,6 +120,32 @@ def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
             )
         )
     return {"run": run, "pictures": pictures, "winner": run is suite.winner}
+
+
+def _front(project: Project, suite: Suite) -> dict[str, str] | None:
+    """The winner's trade-off between the groups of objectives on the test days, or None."""
+    if len({objective.group for objective in project.objectives}) < 2:
+        return None
+    how, held_out = project.scoring.blend, suite.held_out
+    rows = held_out.labels, suite.winner.test_prediction, held_out.user
+    now = quality_of(project, *rows, project.blend_weights, how)
+    if np.isnan(now.engagement) or np.isnan(now.satisfaction):
+        return None
+    points = search(project, *rows, how, FRONT_TRIES)
+    best = [p for p in points if p.best]
+    return _picture(
+        lambda: plots.pareto_front(points, {"now": now}, ""),
+        f"Satisfaction against engagement NDCG@10 of {len(points)} choices of weights, "
+        f"{len(best)} of them on the front; the project's weights give "
+        f"{now.engagement:.4f} and {now.satisfaction:.4f}",
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"signed": _signed, "plain": _plain}
+    text = resources.files("mtl_ranker") / "evaluation" / name
+    return environment.from_string(text.read_text("utf-8"))
 
 
 def _health(names: list[str], suite: Suite) -> dict[str, str]:

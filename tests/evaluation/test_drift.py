@@ -73,7 +73,7 @@ def test_what_changed_is_named_with_the_rule_it_breaks():
     words = "\n".join(loud.warnings)
     assert "20 rows, -80% of a training day" in words
     assert "label click 0.9000, +200% of training" in words
-    assert "user_click_rate_1d changed its shape" in words
+    assert "2026-03-06: the shape of user_click_rate_1d" in words
     assert loud.failures == [
         "2026-03-06: tab is missing in 100.0%, in training 0.0%; "
         "allowed: at most 0.5 (drift.fail_nulls)"

@@ -7,7 +7,10 @@ from html.parser import HTMLParser
 import pytest
 
 from mtl_ranker.config import load_project
-from mtl_ranker.evaluation.report import training_report, warnings_of
+from mtl_ranker.evaluation.intervals import Interval
+from mtl_ranker.evaluation.report import training_report, warnings_of, with_decision
+from mtl_ranker.promotion import Decision
+from mtl_ranker.serving import Serving
 from mtl_ranker.training.suite import train_suite
 from tests.training.test_suite import LAST, prepared
 
@@ -55,7 +58,12 @@ def test_page_is_self_contained_and_says_what_sharing_did(trained):
             assert attributes.get(key, "data:").startswith("data:"), (tag, attributes[key][:50])
         if tag == "img":
             assert len(attributes["alt"]) > 20
-    assert sum(tag == "img" for tag, _ in page.tags) == 3 * len(suite.runs) + 1  # data health
+    # Data health, and the front of engagement against satisfaction.
+    has_front = len({o.group for o in project.objectives}) == 2
+    assert sum(tag == "img" for tag, _ in page.tags) == 3 * len(suite.runs) + 1 + has_front
+    assert has_front == ("choices of weights" in text)
+    for run in suite.runs:
+        assert f"{run.trained.model.parameter_count():,}" in text
     words = " ".join(page.words)
     for name in ("alone", "stack", "mmoe", "click", "long", "base_rate", "Layer 2", "utilisation"):
         assert name in words
@@ -76,3 +84,28 @@ def test_warnings_carry_the_trainings_name(trained):
     _, suite = trained
     for words in warnings_of(suite):
         assert words.split(" seed ")[0] in ("alone", "stack", "mmoe")
+
+
+def test_the_decision_takes_its_place_and_a_later_one_replaces_it(trained):
+    project, suite = trained
+    text = training_report(project, suite)
+    assert "Not compared yet" in text
+    better, unclear = Interval(0.02, 0.01, 0.03), Interval(-0.01, -0.03, 0.01)
+    serving = Serving(1.5, 12.0)
+    first = Decision(True, "promoted: it is better", better, {"click": better}, serving)
+    page = with_decision(text, first, "2", "1", 0.9)
+    assert "Not compared yet" not in page
+    words = " ".join(" ".join(Page(page).words).split())
+    assert "promoted: it is better." in words
+    assert "Challenger (version 2) less champion (version 1)" in words
+    assert "90 % intervals" in words
+    assert "click +0.0200 [ +0.0100 , +0.0300 ] yes: better" in words.replace("[", "[ ").replace(
+        "]", " ]"
+    ).replace(", +0.0300", " , +0.0300")
+    assert "12.0 s for a million rows, 1.5 MB" in words
+    second = Decision(False, "kept the champion", unclear, {"click": unclear})
+    again = with_decision(page, second, "2", "1", 0.9)
+    assert "promoted: it is better" not in again
+    assert again.count("no: within the noise") == 2
+    assert again == with_decision(again, second, "2", "1", 0.9)
+    assert again.split("<h2>Objectives")[1] == text.split("<h2>Objectives")[1]
