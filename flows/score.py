@@ -6,6 +6,7 @@ from datetime import date
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows.night import HOOKS, RETRY, Night, console, open_night, say
 from mtl_ranker import registry
@@ -20,7 +21,25 @@ def score_task(night: Night, day: date) -> Ranked:
         if 0 < (day - published).days <= longest:
             aggregate_day(night.project, night.source, night.workspace, published)
     artifact, version = registry.load_artifact(night.project, "champion")
-    return score_day(night.project, night.source, night.workspace, artifact, version, day)
+    columns = (
+        TextColumn("[bold]score[/]     {task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} candidates"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("reading candidates", total=None)
+        return score_day(
+            night.project,
+            night.source,
+            night.workspace,
+            artifact,
+            version,
+            day,
+            lambda done, total: progress.update(
+                bar, completed=done, total=total, description=f"{day}"
+            ),
+        )
 
 
 @flow(name="score", flow_run_name="score {day}", validate_parameters=False)
@@ -28,8 +47,7 @@ def score(config: str, data: str, workspace: str, day: date) -> Ranked:
     """Score and rank day D's candidate set with features as of D."""
     night = open_night(config, data, workspace)
     registry.connect(night.workspace)
-    with console.status(f"scoring candidates of {day}"):
-        ranked = score_task(night, day)
+    ranked = score_task(night, day)
     say(
         f"[bold]score[/]     {ranked.candidates:,} candidates of {ranked.users:,} users for {day}; "
         f"top {night.project.scoring.top_k} each"

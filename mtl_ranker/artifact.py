@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,14 +11,18 @@ import numpy as np
 import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mtl_ranker.config import Project, parse_project
 from mtl_ranker.evaluation.calibration import Calibration
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.encoders import Encoder, numeric_matrix
+from mtl_ranker.models.pairs import PairInput, Sides
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.objectives import Task, predictions
 from mtl_ranker.training.batches import encoded_tensors
-from mtl_ranker.training.loop import PREDICT_ROWS, build_ranker
+from mtl_ranker.training.loop import build_ranker
+
+PARTS = ("user", "item", "pair")  # in the order of models/pairs.py
 
 
 @dataclass(frozen=True)
@@ -74,27 +78,74 @@ class RankerArtifact:
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """One calibrated column per objective and `score`, for raw feature rows, in their order."""
-        plain = self.uncalibrated(frame)
         by = self.calibration.by
         surface = frame[by] if by in frame.columns else None
-        values = self.calibration.apply(plain.columns, plain.to_numpy(), surface)
-        columns = {name: values[:, t] for t, name in enumerate(plain.columns)}
-        return pl.DataFrame(columns).with_columns(blend(self.project).alias("score"))
+        return self._calibrated(self.uncalibrated(frame).to_numpy(), surface)
 
-    @torch.no_grad()
+    def predict_pairs(
+        self,
+        users: pl.DataFrame,
+        items: pl.DataFrame,
+        pairs: pl.DataFrame,
+        user: np.ndarray,
+        item: np.ndarray,
+        part: Mapping[str, str],
+    ) -> pl.DataFrame:
+        """`predict` for many pairs of few users and items: the same values, several times faster.
+
+        Args:
+            users, items: U and V rows with their own features; the others may be missing.
+            pairs: [N], the features that only a pair has, and the surface to calibrate by.
+            user, item: [N], each pair's row in `users` and `items`.
+            part: of each feature: "user", "item" or "pair".
+        """
+        names = [v.column for v in (*self.encoder.categoricals, *self.encoder.lists)]
+        names += self.encoder.numerics
+        parts = [PARTS.index(part[name]) for name in names]
+        one, other = (
+            encoded_tensors(self.encoder.transform(self._padded(f))) for f in (users, items)
+        )
+        with torch.inference_mode():
+            sides = Sides(self.model.embedding, one, other, parts)
+            own = [self.encoder.numerics[n] for n in sides.pair_numbers]
+            numbers = torch.from_numpy(numeric_matrix(pairs, own))
+            which = [torch.from_numpy(np.asarray(index, np.int64)) for index in (user, item)]
+
+            def block(rows: slice) -> Tensor:
+                row = PairInput(sides, which[0][rows], which[1][rows], numbers[rows])
+                return self.model.trace_row(row).logits
+
+            values = self._predicted(block, len(user))
+        by = self.calibration.by
+        return self._calibrated(values, pairs[by] if by in pairs.columns else None)
+
+    @torch.inference_mode()
     def uncalibrated(self, frame: pl.DataFrame) -> pl.DataFrame:
         """What the network itself predicts: one column per objective."""
         inputs = encoded_tensors(self.encoder.transform(frame))
-        blocks = [
-            predictions(
-                self.model(*(t[start : start + PREDICT_ROWS] for t in inputs)),
-                self.tasks,
-                self.model.cutpoints,
-            ).numpy()
-            for start in range(0, frame.height, PREDICT_ROWS)
-        ]
-        values = np.concatenate(blocks) if blocks else np.zeros((0, len(self.tasks)), np.float32)
+        values = self._predicted(
+            lambda rows: self.model(*(tensor[rows] for tensor in inputs)), frame.height
+        )
         return pl.DataFrame({task.name: values[:, t] for t, task in enumerate(self.tasks)})
+
+    def _predicted(self, logits: Callable[[slice], Tensor], rows: int) -> np.ndarray:
+        size = self.model.block_rows
+        found = np.zeros((rows, len(self.tasks)), np.float32)
+        for start in range(0, rows, size):
+            block = slice(start, start + size)
+            found[block] = predictions(logits(block), self.tasks, self.model.cutpoints).numpy()
+        return found
+
+    def _calibrated(self, values: np.ndarray, surface: pl.Series | None) -> pl.DataFrame:
+        names = [task.name for task in self.tasks]
+        values = self.calibration.apply(names, values, surface)
+        columns = {name: values[:, t] for t, name in enumerate(names)}
+        return pl.DataFrame(columns).with_columns(blend(self.project).alias("score"))
+
+    def _padded(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """With the encoder's other columns, missing everywhere."""
+        absent = [c for c in self.encoder.columns if c not in frame.columns]
+        return frame.with_columns(pl.lit(None).alias(c) for c in absent)
 
 
 def blend(project: Project) -> pl.Expr:

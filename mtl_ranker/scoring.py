@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.queries import (
+    AsOf,
     feature_columns,
+    feature_parts,
     history_fingerprint,
-    join_features,
 )
 from mtl_ranker.logs.sources import Source
 from mtl_ranker.workspace import Workspace, file_state, fingerprint
@@ -142,45 +146,146 @@ def score_day(
     artifact: RankerArtifact,
     version: str,
     day: date,
+    on_block: Callable[[int, int], None] | None = None,
 ) -> Ranked:
     """Score and rank day D's candidates, keep each user's top k, publish rankings/date=D.
 
     Unknown users and items are scored with what is known, never dropped. A pair that occurs twice
-    in the candidates is ranked once.
+    in the candidates is ranked once. Candidates are taken in blocks of whole users, so memory
+    depends on `scoring.block_rows` and on the largest user's set, not on the number of candidates.
+
+    `on_block` is told how many of how many candidates are done.
     """
     candidates = load_candidates(project, source, workspace, day)
-    candidates = _cast_keys(candidates, workspace, day)
-    candidates = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    candidates = _cast_keys(candidates, workspace, day, project.log.context)
     for column in project.log.context:
         if column not in candidates.collect_schema():
             candidates = candidates.with_columns(
                 pl.lit(None, _context_type(workspace, column)).alias(column)
             )
-    rows = join_features(project, source, workspace, candidates, day).collect(engine="streaming")
-    if rows.is_empty():
-        raise ProjectError(f"the candidate set of {day} holds no rows")
-    absent = [c for c in feature_columns(project) if c not in rows.columns]
+    as_of = AsOf.build(project, source, workspace, candidates, day)
+    columns = as_of.join(candidates).collect_schema()
+    absent = [c for c in feature_columns(project) if c not in columns]
     if absent:
         raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(absent)}")
-    predicted = artifact.predict(rows)
-    ranked = (
-        pl.concat(
-            [rows.select("user_id", "item_id", *project.log.context), predicted], how="horizontal"
+    blocks = user_blocks(candidates, project.scoring.block_rows)
+    if not blocks:
+        raise ProjectError(f"the candidate set of {day} holds no rows")
+    made = rankings_made_from(project, source, workspace, artifact, version, day)
+    total, done, users = sum(block.rows for block in blocks), 0, 0
+    with workspace.folder_aside() as place:
+        files = []
+        for number, block in enumerate(blocks):
+            rows = block.of(candidates).collect(engine="streaming")
+            ranked = rank_block(project, artifact, as_of, rows)
+            files.append(place / f"{number:06d}.parquet")
+            ranked.with_columns(pl.lit(version).alias("model_version")).write_parquet(files[-1])
+            done, users = done + block.rows, users + ranked["user_id"].n_unique()
+            if on_block is not None:
+                on_block(done, total)
+        ranked_rows = pl.scan_parquet(files, glob=False)
+        path = workspace.publish("rankings", day, ranked_rows, made)
+    return Ranked(path, total, users, pl.scan_parquet(path).select(pl.len()).collect().item())
+
+
+@dataclass(frozen=True)
+class Block:
+    """Candidates of the users from `first` to `last`, both included."""
+
+    first: Any
+    last: Any
+    rows: int
+    everything: bool
+
+    def of(self, candidates: pl.LazyFrame) -> pl.LazyFrame:
+        if self.everything:
+            return candidates
+        return candidates.filter(pl.col("user_id").is_between(self.first, self.last))
+
+
+def user_blocks(candidates: pl.LazyFrame, size: int) -> list[Block]:
+    """Whole users in ascending order, about `size` candidates at a time; none is divided."""
+    counts = candidates.group_by("user_id").len().sort("user_id").collect(engine="streaming")
+    if counts.is_empty():
+        return []
+    number = ((pl.col("len").cum_sum() - 1) // size).alias("block")
+    blocks = (
+        counts.group_by(number, maintain_order=True)
+        .agg(
+            pl.col("user_id").first().alias("first"),
+            pl.col("user_id").last().alias("last"),
+            pl.col("len").sum().alias("rows"),
         )
+        .drop("block")
+    )
+    return [Block(**row, everything=blocks.height == 1) for row in blocks.iter_rows(named=True)]
+
+
+def rank_block(
+    project: Project, artifact: RankerArtifact, as_of: AsOf, candidates: pl.DataFrame
+) -> pl.DataFrame:
+    """Features, predictions, score and rank of some users' candidates; each user's top k."""
+    context = project.log.context
+    keep = [c for c in candidates.columns if c in feature_columns(project) or c in context]
+    own = list(dict.fromkeys(["user_id", "item_id", *keep]))
+    pairs = candidates.select(own).unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    parts = feature_parts(project, as_of.tables, own)
+    sides, index = {}, {}
+    for which, keys in (("user", parts.user_keys), ("item", parts.item_keys)):
+        one = pairs.select(keys).unique(maintain_order=True)
+        index[which] = pairs.join(
+            one.with_row_index("row"), on=keys, how="left", nulls_equal=True, maintain_order="left"
+        )["row"].to_numpy()
+        tables = [name for name, of in parts.entities.items() if of == which]
+        joined = as_of.join(one.lazy().with_row_index("row"), tables)
+        sides[which] = joined.collect(engine="streaming").sort("row")
+    tables = [name for name, of in parts.entities.items() if of == "pair"]
+    if tables:
+        # Keys that come from a user's or item's table are taken from the sides, once joined.
+        known = {
+            key: pairs[key] if key in own else _gathered(sides, index, key)
+            for key in parts.pair_keys
+        }
+        rows = pl.DataFrame(known).with_row_index("row").lazy()
+        features = [c for e in as_of.entities if e.name in tables for c in e.features]
+        joined = as_of.join_windows(rows, tables).select("row", *features)
+        of_pair = joined.collect(engine="streaming").sort("row").drop("row")
+    else:
+        of_pair = pl.DataFrame()
+    by = artifact.calibration.by
+    surface = pairs.select(by) if by is not None and by in pairs.columns else pl.DataFrame()
+    predicted = artifact.predict_pairs(
+        sides["user"],
+        sides["item"],
+        pl.concat([of_pair, surface], how="horizontal"),
+        index["user"],
+        index["item"],
+        parts.features,
+    )
+    return (
+        pl.concat([pairs.select("user_id", "item_id", *context), predicted], how="horizontal")
         .sort(["user_id", "score", "item_id"], descending=[False, True, False])
         .with_columns((pl.int_range(pl.len(), dtype=pl.Int32).over("user_id") + 1).alias("rank"))
         .filter(pl.col("rank") <= project.scoring.top_k)
-        .with_columns(pl.lit(version).alias("model_version"))
     )
-    made = rankings_made_from(project, source, workspace, artifact, version, day)
-    path = workspace.publish("rankings", day, ranked, made)
-    return Ranked(path, rows.height, ranked["user_id"].n_unique(), ranked.height)
 
 
-def _cast_keys(candidates: pl.LazyFrame, workspace: Workspace, day: date) -> pl.LazyFrame:
-    """User and item in the log's own types. Raises ProjectError for an id that has no such form."""
+def _gathered(
+    sides: Mapping[str, pl.DataFrame], index: Mapping[str, np.ndarray], key: str
+) -> pl.Series:
+    which = next(w for w in ("user", "item") if key in sides[w].columns)
+    return sides[which][key].gather(index[which])
+
+
+def _cast_keys(
+    candidates: pl.LazyFrame, workspace: Workspace, day: date, context: Sequence[str] = ()
+) -> pl.LazyFrame:
+    """User, item and context in the log's own types.
+
+    Raises ProjectError for a value that has no such form.
+    """
     schema, found = _event_schema(workspace), candidates.collect_schema()
-    for key in ("user_id", "item_id"):
+    for key in ("user_id", "item_id", *(c for c in context if c in found)):
         if schema[key] == found[key]:
             continue
         cast = pl.col(key).cast(schema[key], strict=False)

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -140,10 +141,7 @@ class Workspace:
     @contextmanager
     def aside(self, target: Path) -> Iterator[Path]:
         """A temporary path on the same file system that replaces `target` on success."""
-        self.clean_staging()
-        staging = self.root / ".staging"
-        staging.mkdir(parents=True, exist_ok=True)
-        temporary = staging / f"{os.getpid()}-{uuid.uuid4().hex}"
+        temporary = self.staging()
         try:
             yield temporary
             with open(temporary, "rb") as file:
@@ -153,14 +151,34 @@ class Workspace:
         finally:
             temporary.unlink(missing_ok=True)
 
+    @contextmanager
+    def folder_aside(self) -> Iterator[Path]:
+        """A temporary folder on the same file system, for parts of what will be published."""
+        temporary = self.staging()
+        temporary.mkdir()
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary)
+
+    def staging(self) -> Path:
+        """A path, named after this process, for what is not published yet."""
+        self.clean_staging()
+        found = self.root / ".staging"
+        found.mkdir(parents=True, exist_ok=True)
+        return found / f"{os.getpid()}-{uuid.uuid4().hex}"
+
     def clean_staging(self) -> None:
         """Remove what killed runs left behind; files of living processes stay."""
         staging = self.root / ".staging"
-        for file in staging.glob("*-*") if staging.is_dir() else []:
-            pid = int(file.name.split("-")[0])
+        for left in staging.glob("*-*") if staging.is_dir() else []:
+            pid = int(left.name.split("-")[0])
             try:
                 os.kill(pid, 0)
             except ProcessLookupError:
-                file.unlink(missing_ok=True)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
             except PermissionError:
                 pass

@@ -4,16 +4,63 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import load_project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.queries import (
+    aggregate_day,
+    build_examples,
+    feature_parts,
+    join_features,
+    numeric_features,
+    static_tables,
+)
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
-from mtl_ranker.scoring import _cast_keys, generate_candidates, load_candidates
+from mtl_ranker.models.presets import make
+from mtl_ranker.scoring import (
+    _cast_keys,
+    generate_candidates,
+    load_candidates,
+    score_day,
+    user_blocks,
+)
+from mtl_ranker.training.loop import build_ranker
+from mtl_ranker.training.suite import tasks_of
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, PROJECT, write_log
+
+ENTITIES = (
+    'entities = [["user_id"], ["item_id"], ["tab"], ["item_id", "tab"], ["user_id", "item_id"]]'
+)
+PAIRED = PROJECT.replace('entities = [["user_id"], ["item_id"], ["user_id", "tab"]]', ENTITIES)
+
+
+def trained_on(folder, text: str):
+    """A project with a few days of examples and an untrained model of random weights."""
+    (folder / "project.toml").write_text(text)
+    write_log(folder)
+    project = load_project(str(folder / "project.toml"))
+    source, workspace = open_source(project, folder), Workspace(folder / "ws")
+    for day in source.days():
+        ingest_day(project, source, workspace, day)
+        aggregate_day(project, source, workspace, day)
+        build_examples(project, source, workspace, day)
+    frame = workspace.scan("examples", workspace.days("examples")).collect()
+    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    tasks = tasks_of(project)
+    torch.manual_seed(0)
+    spec = make("m", {"preset": "mmoe", "members": 2}, len(tasks), project.features.groups)
+    model = build_ranker(spec, encoder, tasks).eval()
+    for parameter in model.parameters():  # far from their start, so that every feature matters
+        torch.nn.init.normal_(parameter, std=0.3)
+    return project, source, workspace, RankerArtifact(project, encoder, tasks, model)
 
 
 @pytest.fixture
@@ -51,6 +98,13 @@ def test_an_id_that_is_no_number_is_named(ingested):
         _cast_keys(rows, workspace, FIRST)
 
 
+def test_a_surface_in_another_type_takes_the_logs_or_is_named(ingested):
+    project, source, workspace = ingested
+    give(source, FIRST, pl.DataFrame({"u": [1], "i": [3], "tab": [1]}))
+    rows = load_candidates(project, source, workspace, FIRST)
+    assert _cast_keys(rows, workspace, FIRST, ["tab"]).collect()["tab"].to_list() == ["1"]
+
+
 def test_missing_set_missing_column_and_missing_user_are_named(ingested):
     project, source, workspace = ingested
     with pytest.raises(ProjectError, match="no candidate set for 2026-03-02"):
@@ -73,3 +127,76 @@ def test_generated_candidates_are_active_users_times_fresh_items_with_their_cont
     for user, own in last.group_by("user_id"):
         modes = own["tab"].mode().to_list()
         assert set(made.filter(pl.col("user_id") == user[0])["tab"]) <= set(modes)
+
+
+def brute_force(project, source, workspace, artifact, day, top_k):
+    """Every pair joined to every feature and predicted row by row."""
+    candidates = load_candidates(project, source, workspace, day)
+    candidates = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    rows = join_features(project, source, workspace, candidates, day).collect()
+    found = pl.concat(
+        [rows.select("user_id", "item_id", "tab"), artifact.predict(rows)], how="horizontal"
+    )
+    found = found.sort(["user_id", "score", "item_id"], descending=[False, True, False])
+    return found.group_by("user_id", maintain_order=True).head(top_k)
+
+
+@pytest.mark.parametrize("block_rows", [1, 40, 262_144])
+def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(tmp_path, block_rows):
+    text = f'{PAIRED}\n[scoring]\ncandidates = "candidates"\ntop_k = 4\nblock_rows = {block_rows}\n'
+    project, source, workspace, artifact = trained_on(tmp_path, text)
+    day = FIRST + timedelta(days=7)
+    rng = np.random.default_rng(0)
+    size = 300
+    rows = pl.DataFrame(
+        {
+            "u": rng.integers(0, 60, size),  # some of them never seen in the log
+            "i": rng.integers(0, 40, size),
+            "tab": rng.choice(["home", "search", "never seen"], size),
+        }
+    )
+    rows = rows.with_columns(pl.when(pl.col("u") != 5).then("tab").alias("tab"))
+    give(source, day, rows)
+    assert rows.select("u", "i").is_duplicated().any()
+    ranked = score_day(project, source, workspace, artifact, "7", day)
+    assert ranked.candidates == size
+    found = pl.read_parquet(ranked.path)
+    expected = brute_force(project, source, workspace, artifact, day, 4)
+    assert found["user_id"].n_unique() == ranked.users == rows["u"].n_unique()
+    assert ranked.rows == found.height == expected.height
+    assert (
+        found["rank"].to_list()
+        == expected.select(pl.int_range(1, pl.len() + 1).over("user_id")).to_series().to_list()
+    )
+    columns = [*(task.name for task in artifact.tasks), "score"]
+    np.testing.assert_allclose(
+        found[columns].to_numpy(), expected[columns].to_numpy(), rtol=1e-4, atol=1e-6
+    )
+    same = found.select("user_id", "item_id").equals(expected.select("user_id", "item_id"))
+    assert same or np.isclose(found["score"].diff().drop_nulls().abs().min(), 0, atol=1e-6)
+    assert found["model_version"].unique().to_list() == ["7"]
+    assert not list((tmp_path / "ws" / ".staging").iterdir())
+
+
+def test_a_users_candidates_are_never_divided():
+    rows = pl.LazyFrame({"user_id": [3] * 5 + [1] * 2 + [2] * 3 + [4], "item_id": range(11)})
+    blocks = user_blocks(rows, 4)
+    assert [(b.first, b.last, b.rows) for b in blocks] == [(1, 1, 2), (2, 2, 3), (3, 4, 6)]
+    whole = pl.concat([b.of(rows) for b in blocks]).collect()
+    assert sorted(whole["item_id"]) == list(range(11))
+
+
+def test_what_a_feature_depends_on(tmp_path):
+    project, source, *_ = trained_on(tmp_path, PAIRED)
+    parts = feature_parts(project, static_tables(source), ["user_id", "item_id", "tab"])
+    assert parts.entities == {
+        "entity_user": "user",
+        "entity_item": "item",
+        "entity_tab": "user",
+        "entity_item_x_tab": "item",
+        "entity_user_x_item": "pair",
+    }
+    assert parts.user_keys == ["user_id", "tab"]
+    assert parts.item_keys == ["item_id", "tab"]
+    assert parts.pair_keys == ["item_id", "user_id"]
+    assert parts.features["tab"] == "user"

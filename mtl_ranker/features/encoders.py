@@ -74,7 +74,7 @@ class Encoder:
             )
             for c in features.lists
         ]
-        matrix = _numbers(frame, numerics)
+        matrix = numeric_matrix(frame, numerics)
         edges, missing = [], []
         for column, name in enumerate(numerics):
             values = matrix[:, column]
@@ -99,7 +99,7 @@ class Encoder:
         categorical = np.stack(codes, 1) if codes else np.zeros((frame.height, 0), np.int64)
         padded = [_padded(frame[v.column], v) for v in self.lists]
         bags = np.concatenate(padded, 1) if padded else np.zeros((frame.height, 0), np.int64)
-        return Encoded(categorical, bags, _numbers(frame, self.numerics))
+        return Encoded(categorical, bags, numeric_matrix(frame, self.numerics))
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), "utf-8")
@@ -162,7 +162,8 @@ def _padded(series: pl.Series, vocabulary: Vocabulary) -> np.ndarray:
     return rows
 
 
-def _numbers(frame: pl.DataFrame, names: Sequence[str]) -> np.ndarray:
+def numeric_matrix(frame: pl.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Columns as numbers [N, F], NaN where missing."""
     if not names:
         return np.zeros((frame.height, 0), np.float32)
     wide = frame.select(pl.col(n).cast(pl.Float32, strict=False).fill_null(np.nan) for n in names)

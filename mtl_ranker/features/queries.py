@@ -6,7 +6,8 @@ see day D. One query text joins them to impressions (training) and to candidates
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -34,9 +35,13 @@ def sql_text(name: str) -> str:
 
 def run_sql(name: str, frames: Mapping[str, pl.LazyFrame], **variables: object) -> pl.LazyFrame:
     """Render `sql/<name>` with `variables` and run it over `frames`."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    query = environment.from_string(sql_text(name)).render(**variables)
+    query = _template(sql_text(name)).render(**variables)
     return pl.SQLContext(frames=dict(frames)).execute(query, eager=False)
+
+
+@cache
+def _template(text: str) -> jinja2.Template:
+    return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
 
 
 def day_number(day: date) -> int:
@@ -84,7 +89,7 @@ def aggregate_day(project: Project, source: Source, workspace: Workspace, day: d
     events_mark = workspace.published_fingerprint("events", day)
     if events_mark is None:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-    events = _enriched(source, workspace.scan("events", [day]))
+    events = _enriched(static_tables(source), workspace.scan("events", [day]))
     schema = events.collect_schema()
     signals = {
         name: expression.log1p() if _is_log1p(project, name) else expression
@@ -136,54 +141,159 @@ def needed_history(project: Project, available: list[date], days: list[date]) ->
     return [d for d in available if any(0 <= (day - d).days <= longest for day in days)]
 
 
+@dataclass(frozen=True)
+class AsOf:
+    """What was known on the morning of day D: a table of windows for each entity.
+
+    Attributes:
+        tables: the user and the item table by their key.
+        entities: of each, its name, keys, features and table.
+    """
+
+    project: Project
+    day: date
+    tables: dict[str, pl.LazyFrame]
+    entities: list[Entity]
+
+    @classmethod
+    def build(
+        cls, project: Project, source: Source, workspace: Workspace, rows: pl.LazyFrame, day: date
+    ) -> AsOf:
+        """Windows over the published aggregates before D; keys take the types that `rows` have."""
+        features = project.features
+        static = static_tables(source)
+        schema = _enriched(static, rows).collect_schema()
+        days = history_days(project, workspace, day)
+        common = {
+            "signals": signal_names(project),
+            "windows": features.windows,
+            "longest": features.windows[-1],
+            "smoothing": features.smoothing,
+            "relative": features.rates == "relative",
+            "as_of": day_number(day),
+        }
+        entities = []
+        for keys in features.entities:
+            names = aggregate_feature_names(project, keys)
+            if days:
+                daily = workspace.scan(aggregate_dataset(keys), days)
+                totals = workspace.scan(aggregate_dataset([]), days)
+                windows = run_sql(
+                    "features/windows.sql",
+                    {"daily": daily, "totals": totals},
+                    keys=keys,
+                    prefix=entity_name(keys),
+                    **common,
+                )
+                # Collected here: planning one query over all entities takes 20 times as long.
+                casts = {k: schema[k] for k in keys if schema[k] != pl.Null}
+                casts |= dict.fromkeys(names, pl.Float32())
+                table = windows.collect(engine="streaming").cast(casts)  # type: ignore[arg-type]
+            else:
+                columns = {key: schema[key] for key in keys} | dict.fromkeys(names, pl.Float32)
+                table = pl.DataFrame(schema=columns)
+            entities.append(Entity(f"entity_{entity_name(keys)}", keys, names, table))
+        return cls(project, day, static, entities)
+
+    def join(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
+        """Features for `rows`: impressions or candidates, or a part of a candidate's columns.
+
+        User and item tables join where the rows have their key. `only`: names of entities.
+        """
+        return self.join_windows(_enriched(self.tables, rows), only)
+
+    def join_windows(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
+        """The same for rows that are joined to the user and item tables, or need not be."""
+        frames = {"rows": rows}
+        chosen = [e for e in self.entities if only is None or e.name in only]
+        frames |= {e.name: e.table.lazy() for e in chosen}
+        items = self.project.log.items
+        has_age = items is not None and items.published
+        present = frames["rows"].collect_schema().names()
+        published = "item_id_published_day" if has_age else None
+        joined = run_sql(
+            "features/join.sql",
+            frames,
+            entities=[{"name": e.name, "keys": e.keys, "features": e.features} for e in chosen],
+            published=published if published in present else None,
+            as_of=day_number(self.day),
+        )
+        computed = {*self.project.features.numerics, "item_age_days"}
+        numbers = sorted(set(numeric_features(self.project)) & computed)
+        present = joined.collect_schema().names()
+        return joined.with_columns(pl.col(c).cast(pl.Float32) for c in numbers if c in present)
+
+
+@dataclass(frozen=True)
+class Entity:
+    name: str
+    keys: list[str]
+    features: list[str]
+    table: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a candidate's features depend on: its user, its item, or the pair of both.
+
+    Attributes:
+        user_keys, item_keys: columns of a candidate set that decide the features of either.
+        features: feature column → "user", "item" or "pair".
+        entities: the same of the tables of windows.
+        pair_keys: columns by which the pairs' own tables are joined.
+    """
+
+    user_keys: list[str]
+    item_keys: list[str]
+    features: dict[str, str]
+    entities: dict[str, str]
+    pair_keys: list[str]
+
+
+def feature_parts(
+    project: Project, tables: Mapping[str, pl.LazyFrame], own: Sequence[str]
+) -> Parts:
+    """Which features of a candidate set with the columns `own` depend on what.
+
+    A column of the set itself (a surface, the hour) counts to the user's part; together with
+    the item it can also decide an item's feature, such as the item's rate on that surface.
+    """
+    needs: dict[str, set[str]] = {c: {c} for c in own}
+    for key, table in tables.items():
+        for column in table.collect_schema().names():
+            needs.setdefault(column, {key})
+    needs["item_age_days"] = needs.get("item_id_published_day", {"item_id"})
+    windows = {f"entity_{entity_name(keys)}": keys for keys in project.features.entities}
+    of_table = {t: set().union(*(needs[k] for k in keys)) for t, keys in windows.items()}
+    for keys, needed in zip(project.features.entities, of_table.values(), strict=True):
+        needs |= dict.fromkeys(aggregate_feature_names(project, keys), needed)
+
+    def part(needed: set[str]) -> str:
+        if "item_id" not in needed:
+            return "user"
+        return "pair" if "user_id" in needed else "item"
+
+    features = {c: part(needs[c]) for c in feature_columns(project)}
+    sides = {"user": {"user_id"}, "item": {"item_id"}}
+    for column, which in features.items():
+        if which != "pair":
+            sides[which] |= needs[column]
+    entities = {name: part(needed) for name, needed in of_table.items()}
+    pair_keys = {k for name, keys in windows.items() if entities[name] == "pair" for k in keys}
+    return Parts(
+        [c for c in own if c in sides["user"]],
+        [c for c in own if c in sides["item"]],
+        features,
+        entities,
+        sorted(pair_keys),
+    )
+
+
 def join_features(
     project: Project, source: Source, workspace: Workspace, rows: pl.LazyFrame, day: date
 ) -> pl.LazyFrame:
     """Features as of day D for `rows` (impressions or candidates with user_id and item_id)."""
-    as_of = day_number(day)
-    features = project.features
-    frames = {"rows": _enriched(source, rows)}
-    entities = []
-    days = history_days(project, workspace, day)
-    common = {
-        "signals": signal_names(project),
-        "windows": features.windows,
-        "longest": features.windows[-1],
-        "smoothing": features.smoothing,
-        "relative": features.rates == "relative",
-        "as_of": as_of,
-    }
-    schema = frames["rows"].collect_schema()
-    for keys in features.entities:
-        name = f"entity_{entity_name(keys)}"
-        names = aggregate_feature_names(project, keys)
-        if days:
-            daily = workspace.scan(aggregate_dataset(keys), days)
-            totals = workspace.scan(aggregate_dataset([]), days)
-            windows = run_sql(
-                "features/windows.sql",
-                {"daily": daily, "totals": totals},
-                keys=keys,
-                prefix=entity_name(keys),
-                **common,
-            )
-            # Collected here: planning one query over all entities takes 20 times as long.
-            casts = {k: schema[k] for k in keys if schema[k] != pl.Null}
-            casts |= dict.fromkeys(names, pl.Float32())
-            table = windows.collect(engine="streaming").cast(casts)  # type: ignore[arg-type]
-            frames[name] = table.lazy()
-        else:
-            columns = {key: schema[key] for key in keys} | dict.fromkeys(names, pl.Float32)
-            frames[name] = pl.LazyFrame(schema=columns)
-        entities.append({"name": name, "keys": keys, "features": names})
-    items = project.log.items
-    published = "item_id_published_day" if items is not None and items.published else None
-    joined = run_sql(
-        "features/join.sql", frames, entities=entities, published=published, as_of=as_of
-    )
-    computed = set(numeric_features(project)) & {*project.features.numerics, "item_age_days"}
-    present = joined.collect_schema().names()
-    return joined.with_columns(pl.col(c).cast(pl.Float32) for c in sorted(computed) if c in present)
+    return AsOf.build(project, source, workspace, rows, day).join(rows)
 
 
 def build_examples(project: Project, source: Source, workspace: Workspace, day: date) -> str | None:
@@ -301,13 +411,21 @@ def check_known_beforehand(project: Project, event_columns: Collection[str]) -> 
             )
 
 
-def _enriched(source: Source, rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Rows joined to the static user and item tables; a row's own columns win."""
-    for which, key in (("users", "user_id"), ("items", "item_id")):
-        table = source.table(which)
-        if table is None:
-            continue
+def static_tables(source: Source) -> dict[str, pl.LazyFrame]:
+    """The user and the item table by their key, where the project has them."""
+    tables = {"user_id": source.table("users"), "item_id": source.table("items")}
+    return {key: table for key, table in tables.items() if table is not None}
+
+
+def _enriched(tables: Mapping[str, pl.LazyFrame], rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Rows joined to the static user and item tables; a row's own columns win.
+
+    Rows without a user or an item are joined to the other table only.
+    """
+    for key, table in tables.items():
         own = rows.collect_schema()
+        if key not in own:
+            continue
         new = [c for c in table.collect_schema().names() if c == key or c not in own]
         rows = rows.join(table.select(new).cast({key: own[key]}), on=key, how="left")
     return rows

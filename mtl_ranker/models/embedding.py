@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-class RowInput(NamedTuple):
+class RowInput:
     """The input vector x of each row in two parts: [B, learned] ‖ [B, fixed].
 
     The fixed part (numbers) needs no gradient; kept apart, it costs none.
     """
 
-    learned: Tensor
-    fixed: Tensor
+    def __init__(self, learned: Tensor, fixed: Tensor) -> None:
+        self.learned, self.fixed = learned, fixed
 
-    def project(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """W xᵀ + b. Shape: weight [N, I], bias [N] → [N, B]."""
+    def project(self, weight: Tensor, bias: Tensor | None = None, reader: object = None) -> Tensor:
+        """W xᵀ + b for `reader`, whose weight it is. Shape: weight [N, I], bias [N] → [N, B]."""
         split = self.learned.shape[1]
         product = weight[:, :split] @ self.learned.t()
         if self.fixed.shape[1] > 0:
@@ -60,26 +59,34 @@ class PiecewiseLinear(nn.Module):
         self, edges: Sequence[Sequence[float]], missing: Sequence[bool], standardise: bool = False
     ) -> None:
         super().__init__()
+        self.edges, self.missing = list(edges), list(missing)
+        self.features = len(self.edges)
         column = [f for f, edge in enumerate(edges) for _ in edge[1:]]
         low = torch.tensor([b for edge in edges for b in edge[:-1]], dtype=torch.float64)
         high = torch.tensor([b for edge in edges for b in edge[1:]], dtype=torch.float64)
         self.standardise = standardise
         self.register_buffer("column", torch.tensor(column, dtype=torch.long))
         # (x - low) / (high - low) as one fused multiply-add: x · scale + shift.
-        self.register_buffer("scale", (1.0 / (high - low)).float())
-        self.register_buffer("shift", (-low / (high - low)).float())
+        self.register_buffer("scale", (1.0 / (high - low)).float().unsqueeze(1))
+        self.register_buffer("shift", (-low / (high - low)).float().unsqueeze(1))
         indicators = [f for f, flag in enumerate(missing) if flag]
         self.register_buffer("indicator", torch.tensor(indicators, dtype=torch.long))
         self.width = len(column) + len(indicators)
         self.sources = column + indicators  # which feature each output comes from
 
+    def of(self, features: Sequence[int]) -> PiecewiseLinear:
+        """The encoding of some features alone."""
+        edges = [self.edges[f] for f in features]
+        return PiecewiseLinear(edges, [self.missing[f] for f in features], self.standardise)
+
     def forward(self, numbers: Tensor) -> Tensor:
-        absent = torch.isnan(numbers)
-        known = numbers.masked_fill(absent, 0.0)
-        code = torch.addcmul(self.shift, known[:, self.column], self.scale)  # [B, all bins]
+        # Batch last, so that picking a feature's column for each of its bins copies whole rows.
+        x = numbers.t().contiguous()  # [F, B]
+        code = torch.addcmul(self.shift, x.index_select(0, self.column), self.scale)  # [bins, B]
         code = code if self.standardise else code.clamp_(0.0, 1.0)
-        code = code.masked_fill_(absent[:, self.column], 0.0)
-        return torch.cat([code, absent[:, self.indicator].to(code.dtype)], 1)
+        code = code.nan_to_num_(0.0)  # NaN, a missing value, has passed through until here
+        absent = torch.isnan(x.index_select(0, self.indicator)).to(code.dtype)
+        return torch.cat([code, absent]).t()
 
 
 class FeatureEmbedding(nn.Module):

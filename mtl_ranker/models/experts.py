@@ -100,7 +100,7 @@ class MultilayerBank(nn.Module):
         experts = len(self.reads)
         signs = self.signs
         shift = bias.flatten() if signs is None else None
-        product = x.project(weight.flatten(0, 1), shift)  # [E·H, B]
+        product = x.project(weight.flatten(0, 1), shift, self)  # [E·H, B]
         h = product.unflatten(0, (experts, -1)).unsqueeze(1)  # [E, 1, H, B]
         if signs is not None:
             h = torch.addcmul(bias, h, signs)  # [E, K, H, B]

@@ -58,7 +58,7 @@ class SoftmaxGates(nn.Module):
     def logits(self, x: RowInput | Tensor, weight: Tensor) -> Tensor:
         """W x for every gate: [G, K or 1, E, B]."""
         if isinstance(x, RowInput):
-            product = x.project(weight.flatten(0, 1))  # [G·E, B]
+            product = x.project(weight.flatten(0, 1), reader=self)  # [G·E, B]
             return product.unflatten(0, (-1, self.experts)).unsqueeze(1)
         return torch.matmul(weight.unsqueeze(1), read_streams(x, self.reads))
 

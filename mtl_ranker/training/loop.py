@@ -31,7 +31,6 @@ from mtl_ranker.objectives import (
 from mtl_ranker.training.balancing import BALANCERS, gradient_cosine
 from mtl_ranker.training.batches import Examples, shuffled_batches, take
 
-PREDICT_ROWS = 4_096
 PROBE_ROWS = 4_096
 MOST_POSITIONS = 200
 
@@ -257,8 +256,8 @@ def predict_logits(model: Ranker, examples: Examples) -> Tensor:
     model.eval()
     return torch.cat(
         [
-            model(*(tensor[start : start + PREDICT_ROWS] for tensor in examples.inputs))
-            for start in range(0, max(len(examples), 1), PREDICT_ROWS)
+            model(*(tensor[start : start + model.block_rows] for tensor in examples.inputs))
+            for start in range(0, max(len(examples), 1), model.block_rows)
         ],
         1,
     )
