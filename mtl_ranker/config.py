@@ -198,7 +198,7 @@ class Training(Settings):
     jobs: int | None = Field(
         None, ge=1, description="trainings at a time; default: as many as cores if it is worth it"
     )
-    balancing: Literal["fixed", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
+    balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
     sample_weight: str | None = Field(None, description="column or SQL expression over the event")
     negative_keep: float = Field(
         1.0, gt=0, le=1, description="share of all-negative training rows kept, weighing 1/share"
@@ -207,6 +207,12 @@ class Training(Settings):
         True, description="train the winner again, on the validation days too, before it serves"
     )
     position_dropout: float = Field(0.1, ge=0, lt=1)
+    in_memory_rows: int = Field(
+        5_000_000, ge=1, description="with more training rows, they stream from encoded Parquet"
+    )
+    checkpoint_seconds: float = Field(
+        60.0, gt=0, description="between checkpoints, from which a killed training goes on"
+    )
 
     @field_validator("seeds")
     @classmethod

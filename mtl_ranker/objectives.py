@@ -98,9 +98,7 @@ def losses(
     """
     present = ~torch.isnan(labels)
     target = torch.where(present, labels, torch.zeros_like(labels))
-    weight = present.to(logits.dtype)
-    if sample_weight is not None:
-        weight = weight * sample_weight.unsqueeze(1)
+    weight = label_weights(labels, tasks, sample_weight)
     kinds = {task.kind for task in tasks}
     each = functional.binary_cross_entropy_with_logits(
         logits, target.clamp(0.0, 1.0).expand_as(logits), reduction="none"
@@ -111,14 +109,12 @@ def losses(
         each = torch.where(chained, -(target * log_p + (1 - target) * log_not), each)
     if kinds != {"binary"}:
         columns = list(each.unbind(-1))
-        weights = list(weight.unbind(-1))
         for t, task in enumerate(tasks):
             z, y = logits[..., t], target[:, t]
             if task.kind == "regression":
                 columns[t] = (z - y) ** 2
             elif task.kind == "watch_time":
                 columns[t] = (y * functional.softplus(-z) + functional.softplus(z)) / (1 + y)
-                weights[t] = weights[t] * (1 + y)
             elif task.kind == "ordinal":
                 assert cutpoints is not None
                 cuts = cutpoints[t, : task.levels - 1]
@@ -127,10 +123,26 @@ def losses(
                 columns[t] = functional.binary_cross_entropy_with_logits(
                     score, above.expand_as(score), reduction="none"
                 ).sum(-1)
-        each, weight = torch.stack(columns, -1), torch.stack(weights, -1)
+        each = torch.stack(columns, -1)
     members = each.numel() // max(labels.numel(), 1)
     summed = (each * weight).flatten(0, -2).sum(0)
     return summed / (weight.sum(0) * max(members, 1)).clamp(min=1e-12)
+
+
+def label_weights(
+    labels: Tensor, tasks: Sequence[Task], sample_weight: Tensor | None = None
+) -> Tensor:
+    """How much each label counts in the mean that is its objective's loss: [B, T], 0 = missing."""
+    weight = (~torch.isnan(labels)).to(labels.dtype)
+    if sample_weight is not None:
+        weight = weight * sample_weight.unsqueeze(1)
+    watched = [t for t, task in enumerate(tasks) if task.kind == "watch_time"]
+    if watched:
+        columns = list(weight.unbind(1))
+        for t in watched:
+            columns[t] = columns[t] * (1 + torch.nan_to_num(labels[:, t]))
+        weight = torch.stack(columns, 1)
+    return weight
 
 
 def chain_log_probability(logits: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:

@@ -58,31 +58,55 @@ class Encoder:
     missing: list[bool]  # whether the numeric was ever missing in training
 
     @classmethod
-    def fit(cls, features: Features, numerics: Sequence[str], frame: pl.DataFrame) -> Encoder:
-        """Fit on training rows. Raises ProjectError for an infinite numeric."""
+    def fit(
+        cls,
+        features: Features,
+        numerics: Sequence[str],
+        rows: pl.DataFrame | pl.LazyFrame,
+        sample_rows: int | None = None,
+    ) -> Encoder:
+        """Fit on training rows. Raises ProjectError for an infinite numeric.
+
+        Vocabularies and gaps are counted over all rows, streaming if the frame is lazy. With
+        `sample_rows` the numerics' edges come from so many rows, evenly from all.
+        """
+        lazy = rows.lazy()
         categoricals = [
             Vocabulary(c.column, [], c.hash_buckets)
             if c.hash_buckets is not None
-            else Vocabulary(c.column, _frequent(frame[c.column], c.min_count))
+            else Vocabulary(c.column, _frequent(lazy.select(c.column), c.min_count))
             for c in features.categoricals
         ]
         lists = [
             Vocabulary(
                 c.column,
-                _frequent(frame[c.column].explode(), c.min_count),
+                _frequent(lazy.select(pl.col(c.column).explode()), c.min_count),
                 max_length=c.max_length,
             )
             for c in features.lists
         ]
-        matrix = numeric_matrix(frame, numerics)
-        edges, missing = [], []
-        for column, name in enumerate(numerics):
-            values = matrix[:, column]
-            if np.isinf(values).any():
+        numbers = lazy.select(pl.col(n).cast(pl.Float32, strict=False) for n in numerics)
+        gaps = pl.all().is_null() | pl.all().is_nan().fill_null(False)
+        found = (
+            numbers.select(
+                gaps.any().name.suffix(" gap"),
+                pl.all().is_infinite().any().name.suffix(" infinite"),
+            ).collect(engine="streaming")
+            if numerics
+            else pl.DataFrame()
+        )
+        for name in numerics:
+            if found[f"{name} infinite"][0]:
                 raise ProjectError(f"features: numeric column {name!r} holds infinite values")
-            known = values[~np.isnan(values)]
-            missing.append(bool(len(known) < len(values)))
-            edges.append(_edges(known, features))
+        missing = [bool(found[f"{name} gap"][0]) for name in numerics]
+        if sample_rows is not None:
+            step = -(-lazy.select(pl.len()).collect().item() // sample_rows)
+            numbers = numbers.gather_every(max(step, 1))
+        matrix = numeric_matrix(numbers.collect(engine="streaming"), numerics)
+        edges = []
+        for column in range(len(numerics)):
+            values = matrix[:, column]
+            edges.append(_edges(values[~np.isnan(values)], features))
         return cls(categoricals, lists, list(numerics), edges, features.numeric_encoding, missing)
 
     @property
@@ -112,13 +136,13 @@ class Encoder:
         return cls(**content)
 
 
-def _frequent(series: pl.Series, min_count: int) -> list[Any]:
-    series = series.drop_nulls()
-    if series.dtype.is_float():
-        series = series.drop_nans()
-    counts = series.value_counts()
-    name = counts.columns[0]
-    return counts.filter(pl.col("count") >= min_count)[name].sort().to_list()
+def _frequent(column: pl.LazyFrame, min_count: int) -> list[Any]:
+    """The values of a frame's one column that occur often enough, ascending."""
+    name, dtype = next(iter(column.collect_schema().items()))
+    value = pl.col(name)
+    known = value.is_not_null() & value.is_not_nan() if dtype.is_float() else value.is_not_null()
+    counts = column.filter(known).group_by(name).len().filter(pl.col("len") >= min_count)
+    return counts.select(name).sort(name).collect(engine="streaming")[name].to_list()
 
 
 def _codes(series: pl.Series, vocabulary: Vocabulary) -> np.ndarray:

@@ -37,6 +37,29 @@ class Examples:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.categorical, self.bags, self.numeric
 
+    @property
+    def positions(self) -> int:
+        """One more than the highest position, 0 without."""
+        if self.position is None or not len(self):
+            return 0
+        return int(self.position.max()) + 1
+
+    def with_labels(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        """The same rows with changed labels."""
+        return replace(self, labels=change(self.labels))
+
+    def thinned(self, thin: Callable[[Examples, int], Examples], seed: int) -> Examples:
+        """`thin_negatives` with its settings filled in, by a seed."""
+        return thin(self, seed=seed)  # type: ignore[call-arg]
+
+    def sample(self, rows: int) -> Examples:
+        """At most so many rows, evenly from all."""
+        step = -(-len(self) // max(rows, 1))
+        return self if step <= 1 else take(self, torch.arange(0, len(self), step))
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Examples]:
+        return shuffled_batches(self, size, generator)
+
 
 def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) -> Examples:
     """Rows and their label columns as tensors; a null label becomes NaN."""

@@ -8,7 +8,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,13 @@ from mtl_ranker.objectives import (
     transform_labels,
 )
 from mtl_ranker.training.balancing import BALANCERS, gradient_cosine
-from mtl_ranker.training.batches import Examples, shuffled_batches, take
+from mtl_ranker.training.batches import Examples
+from mtl_ranker.training.checkpoints import Checkpoint
+from mtl_ranker.training.distributed import ALONE, World
+from mtl_ranker.training.shards import ShardedExamples
 
 PROBE_ROWS = 4_096
+PRIOR_ROWS = 1 << 21  # enough for training means
 MOST_POSITIONS = 200
 
 
@@ -89,12 +94,14 @@ def train_ranker(
     spec: RankerSpec,
     encoder: Encoder,
     tasks: Sequence[Task],
-    train: Examples,
+    train: Examples | ShardedExamples,
     validate: Examples | None,
     settings: Training,
     seed: int,
     on_epoch: Callable[[Epoch], None] | None = None,
     until: Sequence[int] | None = None,
+    checkpoint: Checkpoint | None = None,
+    world: World = ALONE,
 ) -> Trained:
     """Train with one seed; the same seed on the same machine and threads gives the same weights.
 
@@ -106,19 +113,21 @@ def train_ranker(
     Without validation rows nothing is monitored, and `until` says after how many epochs each
     objective's weights are taken: the best epochs of an earlier training.
 
-    Raises FloatingPointError when the loss becomes NaN or infinite.
+    With a `checkpoint`, a killed training goes on from its last file and ends with the same
+    weights. With a `world` of several processes (training/distributed.py) every batch is divided
+    among them. Raises FloatingPointError when the loss becomes NaN or infinite.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    positions = 0
-    if train.position is not None:
-        positions = min(int(train.position.max()) + 1, MOST_POSITIONS)
+    positions = min(train.positions, MOST_POSITIONS)
     model = build_ranker(spec, encoder, tasks, positions, settings.position_dropout)
-    train_labels = transform_labels(train.labels, tasks)
-    start_at_prior(model, train_labels, tasks, train.weight)
-    watch = None if validate is None else _Watch(model, train, validate, tasks)
+    rows = train.with_labels(partial(transform_labels, tasks=tasks))
+    known = rows.sample(PRIOR_ROWS)
+    start_at_prior(model, known.labels, tasks, known.weight)
+    watch = None if validate is None else _Watch(model, known, validate, tasks)
     weights = torch.tensor([task.weight for task in tasks])
-    balancer = BALANCERS[settings.balancing](model, weights)
+    base = _base_losses(known.labels, known.labels, tasks, known.weight)
+    balancer = BALANCERS[settings.balancing](model, weights, base)
     learned: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.requires_grad]},
         *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
@@ -129,41 +138,81 @@ def train_ranker(
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
-    rows = replace(train, labels=train_labels)
-    probe = take(rows, torch.arange(min(PROBE_ROWS, len(rows))))
-    epochs: list[Epoch] = []
-    step = 0
+    steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
+    probe = rows.sample(PROBE_ROWS)
     best = BestWeights(model, len(tasks), settings.patience, until)
+    epochs: list[Epoch] = []
+    first, done, step, spent = 1, 0, 0, 0.0
+    total = torch.zeros(len(tasks))
+    began_epoch = generator.get_state()
+    saved = None if checkpoint is None else checkpoint.load()
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        balancer.restore(saved["balancer"])
+        best.resume(saved["best"])
+        epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
+        first, done, step, spent = (saved[k] for k in ("epoch", "done", "step", "seconds"))
+        total, began_epoch = saved["total"], saved["began_epoch"]
+        torch.set_rng_state(saved["random"])
+    if world.rank > 0:  # other rows, other dropout
+        torch.manual_seed(seed + 7_919 * world.rank + step)
     began = time.perf_counter()
-    for number in range(1, settings.epochs + 1):
+
+    def state(epoch: int, done: int) -> dict[str, Any]:
+        return {
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "balancer": balancer.state(),
+            "best": best.state(),
+            "epochs": [asdict(each) for each in epochs],
+            "epoch": epoch,
+            "done": done,
+            "step": step,
+            "seconds": spent + time.perf_counter() - began,
+            "total": total,
+            "began_epoch": began_epoch,
+            "random": torch.get_rng_state(),
+        }
+
+    for number in range(first, settings.epochs + 1):
+        if epochs and best.exhausted(number - 1):
+            break
         started = time.perf_counter()
         model.train()
-        total, count = torch.zeros(len(tasks)), 0
-        for batch in shuffled_batches(rows, settings.batch_size, generator):
+        generator.set_state(began_epoch)
+        for count, batch in enumerate(rows.batches(settings.batch_size, generator), 1):
+            if count <= done:
+                continue  # trained before the training was killed
+            batch, share = world.part(batch, tasks)
             trace = model.trace(*batch.inputs, batch.position)
             each = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)
+            if share is not None:
+                each = each * share
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * (1.0 - step / steps)
             step += 1
             optimiser.zero_grad()
-            balancer.backward(each, model.penalty(trace))
+            balancer.backward(each, model.penalty(trace) / world.size)
+            world.add_gradients(model)
             optimiser.step()
             total += each.detach()
-            count += 1
-        balancer.end_epoch(total / count)
+            if checkpoint is not None and world.rank == 0 and checkpoint.due():
+                checkpoint.save(state(number, count))
+        train_loss = world.add(total) / count
+        balancer.end_epoch(train_loss)
         validated = torch.full((len(tasks),), math.nan) if watch is None else watch.losses()
-        seen = total if watch is None else torch.cat([total, validated])
+        seen = train_loss if watch is None else torch.cat([train_loss, validated])
         if not bool(torch.isfinite(seen).all()):
             raise FloatingPointError(
-                f"the loss is not finite in epoch {number} (train {(total / count).tolist()}, "
+                f"the loss is not finite in epoch {number} (train {train_loss.tolist()}, "
                 f"validation {validated.tolist()}); try a smaller training.learning_rate"
             )
         relative = validated if watch is None else validated / watch.base
         monitored = float((relative * weights).sum() / weights.sum())
         epoch = Epoch(
             number,
-            (total / count).tolist(),
+            train_loss.tolist(),
             validated.tolist(),
             monitored,
             time.perf_counter() - started,
@@ -173,23 +222,24 @@ def train_ranker(
         if on_epoch is not None:
             on_epoch(epoch)
         best.keep(number, relative.tolist() if spec.apart else [monitored] * len(tasks))
-        if best.exhausted(number):
-            break
+        done, total, began_epoch = 0, torch.zeros(len(tasks)), generator.get_state()
+    seconds = spent + time.perf_counter() - began
+    if checkpoint is not None and world.rank == 0 and seconds >= checkpoint.seconds:
+        checkpoint.save(state(settings.epochs + 1, 0))
     best.restore()
     model.eval()
-    return Trained(model, epochs, best.epochs, time.perf_counter() - began)
+    return Trained(model, epochs, best.epochs, seconds)
 
 
 class _Watch:
     """Losses on the validation rows, and those of always predicting the training means."""
 
     def __init__(
-        self, model: Ranker, train: Examples, validate: Examples, tasks: Sequence[Task]
+        self, model: Ranker, known: Examples, validate: Examples, tasks: Sequence[Task]
     ) -> None:
         self.model, self.rows, self.tasks = model, validate, tasks
         self.labels = transform_labels(validate.labels, tasks)
-        train_labels = transform_labels(train.labels, tasks)
-        self.base = _base_losses(train_labels, self.labels, tasks, train.weight)
+        self.base = _base_losses(known.labels, self.labels, tasks, known.weight)
 
     @torch.no_grad()
     def losses(self) -> Tensor:
@@ -223,6 +273,13 @@ class BestWeights:
         if epoch in self.epochs:
             self.states[epoch] = copy.deepcopy(self.model.state_dict())
         self.states = {number: s for number, s in self.states.items() if number in self.epochs}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"values": self.values, "epochs": self.epochs, "states": self.states}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.values, self.epochs, self.states = (state[k] for k in ("values", "epochs", "states"))
 
     def exhausted(self, epoch: int) -> bool:
         if self.until:

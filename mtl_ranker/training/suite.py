@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 
+from mtl_ranker import __version__
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
@@ -35,11 +38,16 @@ from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
+from mtl_ranker.training.checkpoints import Checkpoint
 from mtl_ranker.training.concurrent import side_by_side
+from mtl_ranker.training.distributed import ALONE, World
 from mtl_ranker.training.loop import Epoch, Trained, predict, train_ranker
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
+from mtl_ranker.workspace import Workspace, fingerprint
 
 DIAGNOSED_ROWS = 8_192
+SAMPLE_ROWS = 1_000_000  # of training rows that do not fit into memory
+ENCODED, CHECKPOINTS = "encoded", "checkpoints"
 WORTH_A_PROCESS = 200_000  # rows x epochs of one training
 Metrics = dict[str, dict[str, float]]  # objective -> metric -> value
 
@@ -158,13 +166,32 @@ def needed_days(project: Project, available: list[date], day: date) -> list[date
 
 @dataclass(frozen=True)
 class Prepared:
-    """The examples of one split, raw and encoded, by part: train, validate, test."""
+    """The examples of one split, raw and encoded, by part: train, validate, test.
+
+    Of more training rows than `training.in_memory_rows`, these are an even sample, and all of them
+    stream from files.
+
+    Attributes:
+        shards: the training rows, where they stream from files.
+        files: part → its partitions.
+        workspace: where files may be put.
+        marks: a hash of what the examples were made from.
+    """
 
     days: Days
     tasks: list[Task]
     encoder: Encoder
     frames: dict[str, pl.DataFrame]
     examples: dict[str, Examples]
+    shards: ShardedExamples | None
+    files: dict[str, list[Path]]
+    workspace: Workspace
+    marks: str
+
+    @property
+    def train(self) -> Examples | ShardedExamples:
+        """All training rows."""
+        return self.examples["train"] if self.shards is None else self.shards
 
     @property
     def held_out(self) -> HeldOut:
@@ -172,11 +199,12 @@ class Prepared:
         return HeldOut(self.examples["test"].labels.numpy(), frame["user_id"].to_numpy(), frame)
 
 
-def prepare(project: Project, workspace: Workspace, day: date) -> Prepared:
+def prepare(project: Project, workspace: Workspace, day: date, world: World = ALONE) -> Prepared:
     """Read the split that ends with `day`, and encode it by what its training days know.
 
-    Raises ProjectError for an empty split, and for an objective that never occurs, always occurs
-    or has no label in the training days.
+    Of several ranks the first writes what streams from files. Raises ProjectError for an empty
+    split, and for an objective that never occurs, always occurs or has no label in the training
+    days.
     """
     days = split_days(project, needed_days(project, workspace.days("events"), day), day)
     unbuilt = set(days.train + days.validate + days.test) - set(workspace.days("examples"))
@@ -189,11 +217,40 @@ def prepare(project: Project, workspace: Workspace, day: date) -> Prepared:
     parts = {n: workspace.scan("examples", getattr(days, n)) for n in ("train", "validate", "test")}
     for name in ("train", "validate", "test"):
         check_labels(project, parts[name], f"{name} days {_span(getattr(days, name))}", name)
-    frames = {name: lazy.collect(engine="streaming") for name, lazy in parts.items()}
-    encoder = Encoder.fit(project.features, numeric_features(project), frames["train"])
+    rows = parts["train"].select(pl.len()).collect().item()
+    files = {n: [workspace.path("examples", d) for d in getattr(days, n)] for n in parts}
+    marks = fingerprint(
+        *(workspace.published_fingerprint("examples", d) for d in days.train + days.validate)
+    )
     labels = [LABEL + task.name for task in tasks]
+    numerics = numeric_features(project)
+    shards = None
+    if rows > project.training.in_memory_rows:
+        encoder = Encoder.fit(project.features, numerics, parts["train"], SAMPLE_ROWS)
+        parts["train"] = parts["train"].gather_every(-(-rows // SAMPLE_ROWS))
+        shards = _sharded(encoder, files["train"], labels, workspace, "train", world)
+    frames = {name: lazy.collect(engine="streaming") for name, lazy in parts.items()}
+    if shards is None:
+        encoder = Encoder.fit(project.features, numerics, frames["train"])
     encoded = {name: encode_examples(encoder, frame, labels) for name, frame in frames.items()}
-    return Prepared(days, tasks, encoder, frames, encoded)
+    return Prepared(days, tasks, encoder, frames, encoded, shards, files, workspace, marks)
+
+
+def _sharded(
+    encoder: Encoder,
+    files: list[Path],
+    labels: list[str],
+    workspace: Workspace,
+    name: str,
+    world: World,
+) -> ShardedExamples:
+    """Encoded rows in a folder that is removed with the training's end."""
+    folder = workspace.root / ENCODED / name
+    if world.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_shards(encoder, files, labels, folder)
+    world.wait()
+    return open_shards(folder)
 
 
 def train_suite(
@@ -201,15 +258,18 @@ def train_suite(
     workspace: Workspace,
     day: date,
     on_epoch: Callable[[str, int, Epoch], None] | None = None,
+    world: World = ALONE,
 ) -> Suite:
     """Train every model × seed and evaluate it; the winner is chosen on validation, never on test.
+
+    With a `world` of several ranks every rank calls this, and each training is theirs together.
 
     Raises ProjectError as `prepare` does, and for an unknown model setting.
     """
     specs = model_specs(project)
-    parts = prepare(project, workspace, day)
+    parts = prepare(project, workspace, day, world)
     refuse_drift(health(project, parts.frames))
-    runs = train_all(project, parts, specs, on_epoch)
+    runs = train_all(project, parts, specs, on_epoch, world)
     tasks, held_out, frame = parts.tasks, parts.held_out, parts.frames["train"]
     by_model = {n: [r for r in runs if r.name == n] for n in specs}
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
@@ -222,7 +282,7 @@ def train_suite(
             if on_epoch is not None:
                 on_epoch(again, winner.seed, epoch)
 
-        winner = refit(project, parts, winner, tell)
+        winner = refit(project, parts, winner, tell, world)
         runs.append(winner)
         by_model[again] = [winner]
     apart = next((name for name, spec in specs.items() if spec.apart), None)
@@ -238,6 +298,9 @@ def train_suite(
     }
     drift = health(project, parts.frames, scored)
     parted = divide(held_out.frame, project.log.context, exposure_columns(project))
+    world.wait()
+    for scratch in (ENCODED, CHECKPOINTS):
+        shutil.rmtree(workspace.root / scratch, ignore_errors=True)
     return Suite(
         parts.days,
         tasks,
@@ -250,7 +313,7 @@ def train_suite(
         off_policy(project, held_out.frame, held_out.labels, score),
         drift,
         held_out,
-        frame.height,
+        len(parts.train),
         winner,
     )
 
@@ -260,6 +323,7 @@ def train_all(
     parts: Prepared,
     specs: Mapping[str, RankerSpec],
     on_epoch: Callable[[str, int, Epoch], None] | None = None,
+    world: World = ALONE,
 ) -> list[ModelRun]:
     """Every model × seed, side by side where that pays (`training.jobs`, `training.threads`).
 
@@ -268,6 +332,7 @@ def train_all(
     jobs = [(name, seed) for name in specs for seed in project.training.seeds]
     cores = _cores()
     wanted = project.training.jobs or (cores if _worthwhile(project, parts) else 1)
+    wanted = wanted if world.size == 1 else 1
     processes = min(len(jobs), wanted)
     threads = project.training.threads or max(1, cores // processes)
     tell = on_epoch or (lambda name, seed, epoch: None)
@@ -276,7 +341,10 @@ def train_all(
         if processes > 1:
             given = (project, parts, dict(specs))
             return side_by_side(_train_job, given, jobs, processes, threads, tell)
-        return [_train_job((project, parts, specs), job, partial(tell, *job)) for job in jobs]
+        return [
+            train_model(project, parts, name, specs[name], seed, partial(tell, name, seed), world)
+            for name, seed in jobs
+        ]
     finally:
         torch.set_num_threads(project.training.threads or cores)
 
@@ -293,7 +361,7 @@ def _train_job(
 
 def _worthwhile(project: Project, parts: Prepared) -> bool:
     """Starting a process takes seconds; a small training less than that."""
-    return parts.frames["train"].height * project.training.epochs >= WORTH_A_PROCESS
+    return len(parts.train) * project.training.epochs >= WORTH_A_PROCESS
 
 
 def _cores() -> int:
@@ -315,19 +383,22 @@ def train_model(
     spec: RankerSpec,
     seed: int,
     on_epoch: Callable[[Epoch], None] | None = None,
+    world: World = ALONE,
 ) -> ModelRun:
     """Train one model with one seed, and look at it on the held-out rows."""
     tasks = parts.tasks
-    train, validate = parts.examples["train"], parts.examples["validate"]
+    validate = parts.examples["validate"]
     trained = train_ranker(
         spec,
         parts.encoder,
         tasks,
-        _thinned(project, tasks, train, seed),
+        _thinned(project, tasks, parts.train, seed),
         validate,
         project.training,
         seed,
         on_epoch,
+        checkpoint=_checkpoint(project, parts, name, spec, seed),
+        world=world,
     )
     validate_frame = parts.frames["validate"]
     raw_validated = predict(trained.model, validate, tasks)
@@ -356,6 +427,7 @@ def refit(
     parts: Prepared,
     run: ModelRun,
     on_epoch: Callable[[Epoch], None] | None = None,
+    world: World = ALONE,
 ) -> ModelRun:
     """The same model trained again on training and validation days together, as long as it was
     best: what serves tomorrow should know yesterday.
@@ -364,12 +436,30 @@ def refit(
     the weights had not seen; so does the validation quality by which the model was chosen.
     """
     tasks, training = parts.tasks, project.training
-    frame = pl.concat([parts.frames["train"], parts.frames["validate"]], how="vertical_relaxed")
-    encoder = Encoder.fit(project.features, numeric_features(project), frame)
-    labels = [LABEL + task.name for task in tasks]
-    rows = _thinned(project, tasks, encode_examples(encoder, frame, labels), run.seed)
+    labels, numerics = [LABEL + task.name for task in tasks], numeric_features(project)
+    known: Examples | ShardedExamples
+    if parts.shards is not None:
+        files = [*parts.files["train"], *parts.files["validate"]]
+        lazy = pl.scan_parquet(files, missing_columns="insert", glob=False)
+        encoder = Encoder.fit(project.features, numerics, lazy, SAMPLE_ROWS)
+        known = _sharded(encoder, files, labels, parts.workspace, "refit", world)
+    else:
+        frame = pl.concat([parts.frames["train"], parts.frames["validate"]], how="vertical_relaxed")
+        encoder = Encoder.fit(project.features, numerics, frame)
+        known = encode_examples(encoder, frame, labels)
+    name = f"{run.name}, refit"
     trained = train_ranker(
-        run.spec, encoder, tasks, rows, None, training, run.seed, on_epoch, run.trained.best_epochs
+        run.spec,
+        encoder,
+        tasks,
+        _thinned(project, tasks, known, run.seed),
+        None,
+        training,
+        run.seed,
+        on_epoch,
+        run.trained.best_epochs,
+        _checkpoint(project, parts, name, run.spec, run.seed),
+        world,
     )
     artifact = RankerArtifact(project, encoder, tasks, trained.model, run.artifact.calibration)
     again = replace(
@@ -379,7 +469,7 @@ def refit(
     )
     return _looked_at(
         again,
-        f"{run.name}, refit",
+        name,
         run.seed,
         run.spec,
         trained,
@@ -422,11 +512,26 @@ def _looked_at(
     )
 
 
-def _thinned(project: Project, tasks: list[Task], rows: Examples, seed: int) -> Examples:
+def _thinned(
+    project: Project, tasks: list[Task], rows: Examples | ShardedExamples, seed: int
+) -> Examples | ShardedExamples:
     if project.training.negative_keep == 1.0:
         return rows
     binary = [t for t, task in enumerate(tasks) if task.kind == "binary"]
-    return thin_negatives(rows, binary, project.training.negative_keep, seed)
+    return rows.thinned(
+        partial(thin_negatives, binary=binary, keep=project.training.negative_keep), seed
+    )
+
+
+def _checkpoint(
+    project: Project, parts: Prepared, name: str, spec: RankerSpec, seed: int
+) -> Checkpoint:
+    """Of one training of a suite; the next suite of the workspace starts without."""
+    key = fingerprint(
+        __version__, parts.marks, project.digest("features", "objectives", "training"), spec, name
+    )
+    place = parts.workspace.root / CHECKPOINTS / f"{fingerprint(name, seed)}.pt"
+    return Checkpoint(place, key, project.training.checkpoint_seconds)
 
 
 def blended_score(project: Project, prediction: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ def tune(
                 spec,
                 parts.encoder,
                 parts.tasks,
-                parts.examples["train"],
+                parts.train,
                 parts.examples["validate"],
                 project.training.model_copy(update=training),
                 seed,

@@ -21,6 +21,7 @@ from mtl_ranker.training.balancing import (
 
 TASKS = [Task("click", "binary"), Task("like", "binary", weight=2.0)]
 WEIGHTS = torch.tensor([1.0, 2.0])
+BASE = torch.tensor([0.5, 0.25])
 
 
 def ranker() -> Ranker:
@@ -46,14 +47,14 @@ def test_fixed_is_the_weighted_sum():
     (step_losses(model) * WEIGHTS).sum().backward()
     expected = gradients_of(model)
     model.zero_grad()
-    BALANCERS["fixed"](model, WEIGHTS).backward(step_losses(model), torch.zeros(()))
+    BALANCERS["fixed"](model, WEIGHTS, BASE).backward(step_losses(model), torch.zeros(()))
     for name, gradient in gradients_of(model).items():
         torch.testing.assert_close(gradient, expected[name])
 
 
 def test_uncertainty_settles_where_the_variance_is_twice_the_loss():
     """The minimum over s of e^-s L + s/2 is at e^s = 2 L (Kendall et al. 2018)."""
-    balancer = Uncertainty(ranker(), torch.ones(2))
+    balancer = Uncertainty(ranker(), torch.ones(2), BASE)
     optimiser = torch.optim.Adam(balancer.parameters, lr=0.05)
     constant = torch.tensor([0.25, 2.0])
     for _ in range(600):
@@ -65,7 +66,7 @@ def test_uncertainty_settles_where_the_variance_is_twice_the_loss():
 
 
 def test_dwa_weighs_by_relative_descent():
-    balancer = DynamicWeightAverage(ranker(), torch.ones(2))
+    balancer = DynamicWeightAverage(ranker(), torch.ones(2), BASE)
     balancer.end_epoch(torch.tensor([1.0, 1.0]))
     assert balancer.weights.tolist() == [1.0, 1.0]
     balancer.end_epoch(torch.tensor([0.5, 1.0]))
@@ -75,7 +76,7 @@ def test_dwa_weighs_by_relative_descent():
 
 def test_gradnorm_moves_weight_to_the_slower_objective_and_keeps_the_sum():
     model = ranker()
-    balancer = GradNorm(model, torch.ones(2))
+    balancer = GradNorm(model, torch.ones(2), BASE)
     balancer.backward(step_losses(model), torch.zeros(()))
     for _ in range(20):
         each = step_losses(model)
@@ -107,7 +108,7 @@ def test_pcgrad_equals_fixed_where_objectives_agree():
     expected = gradients_of(model)
     model.zero_grad()
     both = step_losses(model)[:1].expand(2)
-    BALANCERS["pcgrad"](model, WEIGHTS).backward(both, torch.zeros(()))
+    BALANCERS["pcgrad"](model, WEIGHTS, BASE).backward(both, torch.zeros(()))
     for name, gradient in gradients_of(model).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
@@ -128,7 +129,7 @@ def test_gradient_cosine_is_autograds():
 @pytest.mark.parametrize("method", sorted(BALANCERS))
 def test_every_method_lowers_the_losses(method):
     model = ranker()
-    balancer = BALANCERS[method](model, WEIGHTS)
+    balancer = BALANCERS[method](model, WEIGHTS, BASE)
     learned = [*model.parameters(), *balancer.parameters]
     optimiser = torch.optim.Adam([p for p in learned if p.requires_grad], lr=0.02)
     before = step_losses(model).detach()
@@ -139,3 +140,39 @@ def test_every_method_lowers_the_losses(method):
         if step % 20 == 19:
             balancer.end_epoch(step_losses(model).detach())
     assert (step_losses(model) < before - 0.01).all()
+
+
+def test_normalised_divides_each_loss_by_that_of_the_training_mean():
+    model = ranker()
+    (step_losses(model) * WEIGHTS / torch.tensor([0.5, 0.25])).sum().backward()
+    expected = gradients_of(model)
+    model.zero_grad()
+    BALANCERS["normalised"](model, WEIGHTS, BASE).backward(step_losses(model), torch.zeros(()))
+    found = gradients_of(model)
+    assert all(torch.allclose(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("method", sorted(BALANCERS))
+def test_a_balancer_restored_is_the_one_saved(method):
+    """Two steps, saved, one more: the same as one more after restoring into a new one."""
+
+    def stepped(balancer, model):
+        model.zero_grad()
+        torch.manual_seed(3)
+        balancer.backward(step_losses(model), torch.zeros(()))
+        for parameter in balancer.parameters:
+            parameter.data -= 0.1 * parameter.grad
+        balancer.end_epoch(torch.tensor([0.6, 0.4]) / (1 + balancer.weights.sum()))
+        return gradients_of(model)
+
+    model = ranker()
+    balancer = BALANCERS[method](model, WEIGHTS, BASE)
+    for _ in range(2):
+        stepped(balancer, model)
+    saved = balancer.state()
+    expected = stepped(balancer, model)
+    other = BALANCERS[method](model, WEIGHTS, BASE)
+    other.restore(saved)
+    found = stepped(other, model)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -1,0 +1,76 @@
+"""One night's training by several processes, on one machine or many.
+
+    torchrun --nproc-per-node 2 -m mtl_ranker.parallel -c feed.toml -w /work [--date D] [--model M]
+
+Every rank reads the same workspace, as built by `mtl-ranker features` (on several machines, a
+shared folder). The first one logs the runs to MLflow and registers the winner as challenger;
+`mtl-ranker promote` and `score` follow as ever. A rank that is lost ends the others; started again with
+`--max-restarts`, they go on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtl_ranker.environment import prepare as prepare_environment
+
+
+def main(
+    config: Annotated[str, typer.Option("--config", "-c", help="A preset or a project file.")],
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the examples.")],
+    day: Annotated[
+        datetime | None, typer.Option("--date", formats=["%Y-%m-%d"], help="Default: the last.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Only these models, repeatable.")
+    ] = None,
+) -> None:
+    """Train the project's models data-parallel and register the winner."""
+    prepare_environment(workspace)
+    from mtl_ranker import registry
+    from mtl_ranker.config import load_project
+    from mtl_ranker.errors import ProjectError
+    from mtl_ranker.evaluation.report import training_report
+    from mtl_ranker.evaluation.summary import comparison_table
+    from mtl_ranker.training.distributed import ranks
+    from mtl_ranker.training.suite import train_suite
+    from mtl_ranker.workspace import Workspace, fingerprint
+
+    project, work = load_project(config), Workspace(workspace)
+    unknown = set(model or []) - set(project.models)
+    if unknown:
+        allowed = ", ".join(project.models)
+        raise ProjectError(f"--model {sorted(unknown)[0]}: allowed: {allowed}")
+    if model:
+        chosen = {name: project.models[name] for name in model}
+        project = project.model_copy(update={"models": chosen})
+    built = work.days("examples")
+    if not built:
+        raise ProjectError(f"{workspace}: no examples; run `mtl-ranker features` first")
+    last = day.date() if day else built[-1]
+    with ranks() as world:
+        suite = train_suite(project, work, last, world=world)
+        if world.rank == 0:
+            registry.connect(work)
+            days = [*suite.days.train, *suite.days.validate, *suite.days.test]
+            marks = fingerprint(*(work.published_fingerprint("examples", d) for d in days))
+            page = training_report(project, suite)
+            work.publish_file(f"reports/{last}.html", page)
+            logged = registry.log_suite(project, work, suite, marks, page)
+            version = registry.register(project, work, suite, logged).version
+            from rich.console import Console
+
+            Console(width=140).print(comparison_table(suite))
+            typer.echo(
+                f"{world.size} ranks: {suite.winner.label} wins on validation; registered as "
+                f"{project.name} version {version}, alias challenger"
+            )
+        world.wait()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,95 @@
+"""Data-parallel training: the same loop in several processes, on one machine or many.
+
+Every process (a rank of torch.distributed) sees the same batches in the same order, takes its part
+of each, and adds its gradients to the others': the sum is the gradient of the whole batch, missing
+labels and sample weights included, so several processes train what one would.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from mtl_ranker.objectives import Task, label_weights
+from mtl_ranker.training.batches import Examples, part_of
+
+
+class World:
+    """One process: everything is its own."""
+
+    rank, size = 0, 1
+
+    def part(self, batch: Examples, tasks: Sequence[Task]) -> tuple[Examples, Tensor | None]:
+        """This rank's rows, and the share of each objective's loss that they make up: [T]."""
+        return batch, None
+
+    def add_gradients(self, model: nn.Module) -> None:
+        """Every rank's gradients become the sum of all ranks'."""
+
+    def add(self, value: Tensor) -> Tensor:
+        """The sum of all ranks' values."""
+        return value
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+
+
+ALONE = World()
+
+
+class Ranks(World):
+    """The ranks of the running `torch.distributed` group (gloo, on CPUs)."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def part(self, batch: Examples, tasks: Sequence[Task]) -> tuple[Examples, Tensor | None]:
+        whole = label_weights(batch.labels, tasks, batch.weight).sum(0)
+        edges = torch.linspace(0, len(batch), self.size + 1).round().long().tolist()
+        own = part_of(batch, slice(edges[self.rank], edges[self.rank + 1]))
+        mine = label_weights(own.labels, tasks, own.weight).sum(0)
+        return own, mine / whole.clamp(min=1e-12)
+
+    def add_gradients(self, model: nn.Module) -> None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(summed.view_as(gradient))
+
+    def add(self, value: Tensor) -> Tensor:
+        summed = value.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    def wait(self) -> None:
+        dist.barrier()
+
+
+@contextmanager
+def ranks() -> Iterator[World]:
+    """The group that `torchrun` describes in the environment, over gloo; alone without it."""
+    if "WORLD_SIZE" not in os.environ:
+        yield ALONE
+        return
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # The launcher's store outlives a restart: under one name, a restarted rank would find the
+        # address of the rank that was lost.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.PrefixStore(f"attempt-{attempt}", dist.TCPStore(address, port))
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield Ranks()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,86 @@
+"""Several ranks train what one process trains; a lost rank's training goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.checkpoints import Checkpoint
+from mtl_ranker.training.distributed import ranks
+from mtl_ranker.training.loop import train_ranker
+from tests.training import rows as made
+
+folder, how = Path(sys.argv[1]), sys.argv[2]
+
+class Saving(Checkpoint):
+    saves = 0
+    def due(self): return True
+    def save(self, state):
+        super().save(state)
+        self.saves += 1
+        if how == "die" and self.saves == 13 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+frame = made.frame(500)
+encoder = made.encoder(frame)
+rows = encode_examples(encoder, frame, made.LABELS)
+held_out = encode_examples(encoder, made.frame(200, seed=9), made.LABELS)
+with ranks() as world:
+    run = train_ranker(
+        made.spec(dropout=0.0), encoder, made.TASKS, rows, held_out, made.settings(position_dropout=0.0), 0,
+        checkpoint=Saving(folder / "a.pt", "key"), world=world,
+    )
+    if world.rank == 0:
+        torch.save(run.model.state_dict(), folder / "weights.pt")
+        (folder / "losses.txt").write_text(str([e.train_loss for e in run.epochs]))
+        (folder / "ranks.txt").write_text(str(world.size))
+"""
+
+
+def run(folder: Path, ranks: int, how: str = "live", restarts: int = 0) -> dict[str, torch.Tensor]:
+    folder.mkdir()
+    worker = folder / "worker.py"
+    worker.write_text(WORKER)
+    launch = [] if ranks == 0 else ["-m", "torch.distributed.run", "--standalone"]
+    if ranks:
+        launch += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, str(worker), str(folder), how],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "weights.pt")
+
+
+@pytest.mark.slow
+def test_two_and_three_ranks_train_what_one_process_does(tmp_path):
+    one = run(tmp_path / "one", 0)
+    for size in (2, 3):
+        many = run(tmp_path / str(size), size)
+        assert (tmp_path / str(size) / "ranks.txt").read_text() == str(size)
+        for name, value in one.items():
+            torch.testing.assert_close(many[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_lost_rank_resumes_from_its_checkpoint(tmp_path):
+    whole = run(tmp_path / "whole", 2)
+    resumed = run(tmp_path / "lost", 2, "die", restarts=1)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    losses = [(tmp_path / name / "losses.txt").read_text() for name in ("whole", "lost")]
+    assert losses[0] == losses[1]

@@ -1,0 +1,131 @@
+"""Rows that stream from files: each once an epoch, well mixed, training as rows in memory do."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from mtl_ranker.config import load_project
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.training import shards
+from mtl_ranker.training.batches import encode_examples, thin_negatives
+from mtl_ranker.training.loop import train_ranker
+from mtl_ranker.training.shards import write_shards
+from mtl_ranker.training.suite import train_suite
+from tests.training import rows as made
+from tests.training.test_suite import LAST, prepared
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(shards, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(shards, "POOL_BLOCKS", 3)
+    monkeypatch.setattr(shards, "READ_ROWS", 120)
+
+
+def sharded(tmp_path, rows: int = 701):
+    frame = made.frame(rows)
+    encoder = made.encoder(frame)
+    files = made.partitions(frame, tmp_path, [300, 1, rows - 301])
+    return frame, encoder, write_shards(encoder, files, made.LABELS, tmp_path / "encoded")
+
+
+def rates(batches) -> torch.Tensor:
+    """Of every row the number that no other row has."""
+    return torch.cat([batch.numeric[:, 1] for batch in batches])
+
+
+def test_files_hold_what_encoding_in_memory_gives(tmp_path, small_blocks):
+    frame, encoder, found = sharded(tmp_path)
+    whole = found.sample(len(found))
+    expected = encode_examples(encoder, frame, made.LABELS)
+    assert len(found) == len(expected) == 701
+    assert found.positions == expected.positions == 4
+    for name in ("categorical", "bags", "numeric", "labels", "position", "weight"):
+        torch.testing.assert_close(
+            getattr(whole, name), getattr(expected, name), equal_nan=True, rtol=0, atol=0
+        )
+
+
+@pytest.mark.parametrize("size", [7, 64, 1000])
+def test_an_epoch_sees_every_row_once_in_another_order_each_time(tmp_path, small_blocks, size):
+    frame, _, found = sharded(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (list(found.batches(size, generator)) for _ in range(2))
+    for batches in (first, second):
+        assert {len(b) for b in batches[:-1]} <= {size}
+        assert sum(len(b) for b in batches) == 701
+        assert sorted(rates(batches).tolist()) == sorted(frame["rate"].cast(pl.Float32).to_list())
+    assert not torch.equal(rates(first), rates(second))
+    again = list(found.batches(size, torch.Generator().manual_seed(0)))
+    assert torch.equal(rates(first), rates(again))
+
+
+def test_rows_of_one_file_part_meet_rows_from_anywhere(tmp_path, small_blocks):
+    """Three blocks of a pool come from all over the log, so a batch spans much of it."""
+    frame, _, found = sharded(tmp_path, 2_001)
+    rate = frame["rate"].cast(pl.Float32).to_list()
+    number = dict(zip(rate, frame["row"].to_list(), strict=True))
+    spans = []
+    for batch in list(found.batches(64, torch.Generator().manual_seed(1)))[:-1]:
+        rows = [number[rate] for rate in batch.numeric[:, 1].tolist()]
+        spans.append(max(rows) - min(rows))
+    assert np.mean(spans) > 700
+
+
+def test_training_from_files_learns_what_training_in_memory_does(tmp_path, small_blocks):
+    frame, encoder, found = sharded(tmp_path)
+    held_out = encode_examples(encoder, made.frame(500, seed=9), made.LABELS)
+    losses = {}
+    for name, rows in (("files", found), ("memory", encode_examples(encoder, frame, made.LABELS))):
+        run = train_ranker(
+            made.spec(dropout=0.0), encoder, made.TASKS, rows, held_out, made.settings(), 0
+        )
+        losses[name] = [epoch.monitored for epoch in run.epochs]
+    # The same start, another order of rows.
+    np.testing.assert_allclose(losses["files"], losses["memory"], rtol=0.05)
+    assert losses["files"][-1] < losses["files"][0]
+
+
+def test_thinning_a_stream_keeps_positives_and_counts_right(tmp_path, small_blocks):
+    _, _, found = sharded(tmp_path)
+    thin = found.thinned(partial(thin_negatives, binary=[0], keep=0.25), 3)
+    kept = thin.sample(len(found))
+    assert len(thin) == len(kept) < len(found)
+    whole = found.sample(len(found))
+    assert int(kept.labels[:, 0].sum()) == int(whole.labels[:, 0].sum())
+    batches = list(thin.batches(50, torch.Generator().manual_seed(0)))
+    assert sorted(rates(batches).tolist()) == sorted(rates([kept]).tolist())
+
+
+def test_vocabularies_and_gaps_of_a_stream_are_those_of_the_frame(tmp_path):
+    frame = made.frame(5_000)
+    whole = Encoder.fit(made.FEATURES, made.NUMERICS, frame)
+    streamed = Encoder.fit(made.FEATURES, made.NUMERICS, frame.lazy(), 1_000)
+    assert streamed.categoricals == whole.categoricals
+    assert streamed.lists == whole.lists
+    assert streamed.missing == whole.missing
+    for mine, all_rows in zip(streamed.edges, whole.edges, strict=True):
+        np.testing.assert_allclose(mine[1:-1], all_rows[1:-1], atol=0.15)
+
+
+def test_a_night_with_more_rows_than_fit_streams_them(tiny):
+    text = (tiny / "project.toml").read_text().replace("refit = false", "refit = true")
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    whole = train_suite(project, workspace, LAST)
+    (tiny / "project.toml").write_text(text.replace("epochs = 2", "epochs = 2\nin_memory_rows = 9"))
+    seen = []
+    project = load_project(str(tiny / "project.toml"))
+    suite = train_suite(project, workspace, LAST, lambda name, seed, epoch: seen.append(name))
+    assert suite.train_rows == whole.train_rows > 9
+    assert [run.label for run in suite.runs] == [run.label for run in whole.runs]
+    assert "mmoe, refit" in seen
+    for mine, other in zip(suite.runs, whole.runs, strict=True):
+        assert mine.artifact.encoder == other.artifact.encoder  # a sample of all rows is all rows
+        np.testing.assert_allclose(mine.test_prediction, other.test_prediction, atol=0.2)
+    assert not (workspace.root / "encoded").exists()
