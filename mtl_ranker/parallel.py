@@ -4,8 +4,8 @@
 
 Every rank reads the same workspace, as built by `mtl-ranker features` (on several machines, a
 shared folder). The first one logs the runs to MLflow and registers the winner as challenger;
-`mtl-ranker promote` and `score` follow as ever. A rank that is lost ends the others; started again with
-`--max-restarts`, they go on from the last checkpoint.
+`mtl-ranker promote` and `score` follow as ever. A rank that is lost ends the others; with
+`--max-restarts 3` all are started again and go on from the last checkpoint.
 """
 
 from __future__ import annotations

@@ -28,12 +28,9 @@ class World:
         """This rank's rows, and the share of each objective's loss that they make up: [T]."""
         return batch, None
 
-    def add_gradients(self, model: nn.Module) -> None:
-        """Every rank's gradients become the sum of all ranks'."""
-
-    def add(self, value: Tensor) -> Tensor:
-        """The sum of all ranks' values."""
-        return value
+    def add_gradients(self, model: nn.Module, losses: Tensor) -> Tensor:
+        """Every rank's gradients become the sum of all ranks'; gives the sum of their losses."""
+        return losses
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -55,18 +52,13 @@ class Ranks(World):
         mine = label_weights(own.labels, tasks, own.weight).sum(0)
         return own, mine / whole.clamp(min=1e-12)
 
-    def add_gradients(self, model: nn.Module) -> None:
+    def add_gradients(self, model: nn.Module, losses: Tensor) -> Tensor:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
+        flat = torch.cat([*(g.flatten() for g in gradients), losses])
         dist.all_reduce(flat)
-        for gradient, summed in zip(
-            gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(summed.view_as(gradient))
-
-    def add(self, value: Tensor) -> Tensor:
-        summed = value.clone()
-        dist.all_reduce(summed)
+        *parts, summed = flat.split([*(g.numel() for g in gradients), len(losses)])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
         return summed
 
     def wait(self) -> None:

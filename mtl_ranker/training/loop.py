@@ -194,12 +194,11 @@ def train_ranker(
             step += 1
             optimiser.zero_grad()
             balancer.backward(each, model.penalty(trace) / world.size)
-            world.add_gradients(model)
+            total += world.add_gradients(model, each.detach())
             optimiser.step()
-            total += each.detach()
             if checkpoint is not None and world.rank == 0 and checkpoint.due():
                 checkpoint.save(state(number, count))
-        train_loss = world.add(total) / count
+        train_loss = total / count
         balancer.end_epoch(train_loss)
         validated = torch.full((len(tasks),), math.nan) if watch is None else watch.losses()
         seen = train_loss if watch is None else torch.cat([train_loss, validated])

@@ -38,7 +38,8 @@ rows = encode_examples(encoder, frame, made.LABELS)
 held_out = encode_examples(encoder, made.frame(200, seed=9), made.LABELS)
 with ranks() as world:
     run = train_ranker(
-        made.spec(dropout=0.0), encoder, made.TASKS, rows, held_out, made.settings(position_dropout=0.0), 0,
+        made.spec(dropout=0.0), encoder, made.TASKS, rows, held_out,
+        made.settings(position_dropout=0.0), 0,
         checkpoint=Saving(folder / "a.pt", "key"), world=world,
     )
     if world.rank == 0:
