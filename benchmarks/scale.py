@@ -1,0 +1,323 @@
+"""Every stage of a night on simulated logs of chosen size, with the peak of its memory.
+
+Ingest and aggregates of all days; features, encoding and training of the split's days; the suite;
+scoring from a candidate file to the ranked file. Each stage runs in a fresh process. Beside them
+what the machine can do at all: copying memory, multiplying matrices, writing to the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from datetime import date, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from measured import CONSOLE, in_process, stage_of
+from rich.table import Table
+
+from mtl_ranker.artifact import RankerArtifact
+from mtl_ranker.config import Project, load_project
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.queries import (
+    LABEL,
+    aggregate_day,
+    build_examples,
+    entity_name,
+    feature_columns,
+    numeric_features,
+    static_tables,
+)
+from mtl_ranker.logs.contract import derived_columns
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.simulate import Feed
+from mtl_ranker.logs.simulate import simulate as write_feed
+from mtl_ranker.logs.sources import Source, open_source
+from mtl_ranker.models.presets import make
+from mtl_ranker.scoring import score_day
+from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.loop import train_ranker
+from mtl_ranker.training.suite import split_days, tasks_of
+from mtl_ranker.workspace import Workspace, write_json
+
+# The MMoE of benchmarks/training_speed.py.
+SMALL = {"preset": "mmoe", "experts": 8, "expert_hidden": [16], "tower_hidden": [8]}
+TRAIN_ROWS = 2_000_000  # at most, of what is timed
+
+
+def opened(place: str) -> tuple[Project, Source, Workspace]:
+    project = load_project("simulated")
+    return project, open_source(project, Path(place) / "feed"), Workspace(Path(place) / "work")
+
+
+def simulate(place: str, impressions: int, days: int) -> dict[str, Any]:
+    scale = max(1.0, impressions / 150_000)
+    feed = Feed(impressions, days, users=round(4_000 * scale**0.7), items=round(3_000 * scale**0.5))
+    write_feed(feed, Path(place) / "feed")
+    return {"rows": impressions, "users": feed.users, "items": feed.items}
+
+
+def ingest(place: str) -> dict[str, Any]:
+    project, source, workspace = opened(place)
+    rows = [ingest_day(project, source, workspace, day).good for day in source.days()]
+    return {"rows": sum(rows)} | sizes(source.root / "log", workspace.root / "events")
+
+
+def aggregates(place: str) -> dict[str, Any]:
+    project, source, workspace = opened(place)
+    for day in source.days():
+        aggregate_day(project, source, workspace, day)
+    return {"rows": rows_of(workspace)} | sizes(
+        workspace.root / "events", workspace.root / "aggregates"
+    )
+
+
+def by_hand(place: str) -> dict[str, Any]:
+    """The same aggregates as a careful person writes them: one streaming polars query a table."""
+    project, source, workspace = opened(place)
+    target = Path(place) / "by-hand"
+    tables = static_tables(source)
+    signals = derived_columns(project)
+    for day in source.days():
+        events = workspace.scan("events", [day])
+        for key, table in tables.items():
+            events = events.join(table, on=key, how="left", suffix="_table")
+        for keys in [[], *project.features.entities]:
+            sums = [
+                expression
+                for name, signal in signals.items()
+                for expression in (
+                    signal.count().alias(f"{name}_count"),
+                    signal.sum().alias(f"{name}_sum"),
+                )
+            ]
+            sums.append(pl.len().alias("impressions"))
+            daily = events.group_by(keys).agg(sums) if keys else events.select(sums)
+            path = target / (entity_name(keys) or "all") / f"{day}.parquet"
+            daily.sink_parquet(path, mkdir=True, engine="streaming")
+    return {"rows": rows_of(workspace)}
+
+
+def features(place: str) -> dict[str, Any]:
+    project, source, workspace = opened(place)
+    split = split_days(project, workspace.days("events"), workspace.days("events")[-1])
+    days = [*split.train, *split.validate, *split.test]
+    for day in days:
+        build_examples(project, source, workspace, day)
+    rows = workspace.scan("examples", days).select(pl.len()).collect().item()
+    return {"rows": rows, "columns": len(feature_columns(project))} | sizes(
+        workspace.root / "events", workspace.root / "examples", share=len(days)
+    )
+
+
+def some_rows(project: Project, workspace: Workspace) -> tuple[pl.DataFrame, pl.DataFrame]:
+    days = workspace.days("examples")
+    frame = workspace.scan("examples", days[:-1]).head(TRAIN_ROWS).collect(engine="streaming")
+    return frame, workspace.scan("examples", days[-1:]).head(50_000).collect()
+
+
+def encoding(place: str) -> dict[str, Any]:
+    project, _, workspace = opened(place)
+    frame, _ = some_rows(project, workspace)
+    began = time.perf_counter()
+    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    fitted = time.perf_counter() - began
+    encode_examples(encoder, frame, [LABEL + task.name for task in tasks_of(project)])
+    spent = time.perf_counter() - began
+    return {"rows": frame.height, "seconds": spent, "fit_seconds": fitted}
+
+
+def training(place: str) -> dict[str, Any]:
+    """One epoch of the small MMoE; saves it for the scoring stage."""
+    project, _, workspace = opened(place)
+    frame, held_out = some_rows(project, workspace)
+    tasks = tasks_of(project)
+    labels = [LABEL + task.name for task in tasks]
+    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    rows, validate = (encode_examples(encoder, f, labels) for f in (frame, held_out))
+    settings = project.training.model_copy(update={"epochs": 1, "batch_size": 1024})
+    spec = make("mmoe", SMALL, len(tasks))
+    run = train_ranker(spec, encoder, tasks, rows, validate, settings, 0)
+    artifact = RankerArtifact(project, encoder, tasks, run.model)
+    artifact.save(Path(place) / "model")
+    inputs = run.model.embedding.outputs
+    # A multiplication and an addition for every weight and row, forward, and twice that backward.
+    flops = 6.0 * sum(p.numel() for n, p in run.model.named_parameters() if "table" not in n)
+    return {"rows": frame.height, "seconds": run.seconds, "inputs": inputs, "flops": flops}
+
+
+def candidates(place: str, count: int, per_user: int) -> dict[str, Any]:
+    """A candidate file of `count` pairs: users of the log, each with items in random order."""
+    _, source, workspace = opened(place)
+    day = workspace.days("events")[-1] + timedelta(days=1)
+    users = pl.scan_parquet(source.root / "users.parquet").select("user").collect()["user"]
+    items = pl.scan_parquet(source.root / "items.parquet").select("item").collect()["item"]
+    rng = np.random.default_rng(0)
+    target = Path(place) / "feed" / "candidates" / f"date={day}"
+    target.mkdir(parents=True, exist_ok=True)
+    some = min(per_user, len(items))
+    chosen = rng.choice(len(users), -(-count // some))
+    made = 0
+    for number, start in enumerate(range(0, len(chosen), 20_000)):
+        block = chosen[start : start + 20_000]
+        first = rng.integers(0, len(items), len(block))
+        item = (first[:, None] + np.arange(some) * 7) % len(items)
+        frame = pl.DataFrame(
+            {
+                "user": users.gather(block.repeat(some)),
+                "item": items.gather(item.ravel()),
+                "surface": ["home"] * item.size,
+            }
+        )
+        frame.write_parquet(target / f"part-{number}.parquet")
+        made += frame.height
+    return {"rows": made, "day": str(day)}
+
+
+def scoring(place: str, day: str) -> dict[str, Any]:
+    project, source, workspace = opened(place)
+    scored = project.scoring.model_copy(update={"candidates": "candidates"})
+    project = project.model_copy(update={"scoring": scored})
+    artifact = RankerArtifact.load(Path(place) / "model")
+    began = time.perf_counter()
+    ranked = score_day(project, source, workspace, artifact, "benchmark", date.fromisoformat(day))
+    spent = time.perf_counter() - began
+    return {"rows": ranked.candidates, "ranked": ranked.rows, "seconds": spent}
+
+
+def limits(place: str) -> dict[str, Any]:
+    """At best: GB/s of copying, GFLOP/s of float32 products, MB/s to disk."""
+    block = np.ones(1 << 27, np.float32)
+    target = np.empty_like(block)
+    copies, products, writes = [], [], []
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    content = os.urandom(1 << 28)
+    for _ in range(4):
+        began = time.perf_counter()
+        np.copyto(target, block)
+        copies.append(2 * block.nbytes / (time.perf_counter() - began) / 1e9)
+        began = time.perf_counter()
+        torch.mm(a, b)
+        products.append(2 * 2048**3 / (time.perf_counter() - began) / 1e9)
+        began = time.perf_counter()
+        with open(Path(place) / "block", "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        writes.append(len(content) / (time.perf_counter() - began) / 1e6)
+    (Path(place) / "block").unlink()
+    return {
+        "copy_gb_per_second": max(copies),
+        "gflops": max(products),
+        "disk_mb_per_second": max(writes),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def sizes(given: Path, made: Path, share: int | None = None) -> dict[str, float]:
+    """Megabytes of Parquet read and written; of the last `share` days of what is given."""
+
+    def megabytes(folder: Path, last: int | None = None) -> float:
+        days = sorted({f.parent.name for f in folder.rglob("*.parquet")})[-last if last else 0 :]
+        files = [f for f in folder.rglob("*.parquet") if f.parent.name in days]
+        return sum(f.stat().st_size for f in files) / 1e6
+
+    return {"mb_read": megabytes(given, share), "mb_written": megabytes(made)}
+
+
+def rows_of(workspace: Workspace) -> int:
+    days = workspace.days("events")
+    return workspace.scan("events", days).select(pl.len()).collect().item()
+
+
+STAGES = {
+    f.__name__: f
+    for f in (
+        *(simulate, ingest, aggregates, by_hand, features, encoding, training),
+        *(candidates, scoring, limits),
+    )
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--impressions", type=int, nargs="+", default=[1_000_000])
+    options.add_argument("--days", type=int, default=28)
+    options.add_argument("--candidates", type=int, default=4_000_000)
+    options.add_argument("--per-user", type=int, default=500, help="candidates of each user")
+    options.add_argument("--json", type=Path, help="write the figures to this file")
+    chosen = options.parse_args()
+    figures = {str(size): measure(size, chosen) for size in chosen.impressions}
+    write_json(chosen.json, figures)
+
+
+def measure(impressions: int, chosen: argparse.Namespace) -> dict[str, Any]:
+    place = Path(mkdtemp(prefix="scale-"))
+    given: dict[str, Any] = {"place": str(place)}
+    found: dict[str, Any] = {}
+
+    def run(stage: str, **more: Any) -> None:
+        CONSOLE.print(f"[dim]{impressions:,} impressions: {stage} …[/]")
+        found[stage] = in_process(__file__, stage, given | more)
+
+    try:
+        run("limits")
+        run("simulate", impressions=impressions, days=chosen.days)
+        for stage in ("ingest", "aggregates", "by_hand", "features", "encoding", "training"):
+            run(stage)
+        run("candidates", count=chosen.candidates, per_user=chosen.per_user)
+        run("scoring", day=found["candidates"]["day"])
+    finally:
+        shutil.rmtree(place)
+    show(impressions, chosen.days, found)
+    return found
+
+
+def show(impressions: int, days: int, found: dict[str, Any]) -> None:
+    top = found["limits"]
+    table = Table(title=f"{impressions:,} impressions in {days} days")
+    for heading in ("stage", "rows", "seconds", "rows/s", "peak MB", "of which before", "limit"):
+        table.add_column(heading, justify="left" if heading in ("stage", "limit") else "right")
+    for stage, values in found.items():
+        if stage == "limits":
+            continue
+        rate = values["rows"] / values["seconds"]
+        table.add_row(
+            stage,
+            f"{values['rows']:,}",
+            f"{values['seconds']:,.2f}",
+            f"{rate:,.0f}",
+            f"{values['peak_mb']:,.0f}",
+            f"{values['before_mb']:,.0f}",
+            limit_text(stage, values, rate, top),
+        )
+    CONSOLE.print(table)
+    ratio = found["aggregates"]["seconds"] / found["by_hand"]["seconds"]
+    CONSOLE.print(f"aggregates take {ratio:.2f} times a hand-written polars streaming query")
+    CONSOLE.print(
+        f"{top['threads']} threads; memory {top['copy_gb_per_second']:.1f} GB/s, products "
+        f"{top['gflops']:.0f} GFLOP/s, disk {top['disk_mb_per_second']:.0f} MB/s"
+    )
+
+
+def limit_text(stage: str, values: dict[str, Any], rate: float, top: dict[str, Any]) -> str:
+    if "flops" in values:
+        share = values["flops"] * rate / 1e9 / top["gflops"]
+        return f"arithmetic: {share:.0%} of {top['gflops']:.0f} GFLOP/s"
+    if "mb_written" in values:
+        moved = (values["mb_read"] + values["mb_written"]) / values["seconds"]
+        return f"disk: {moved:.0f} MB/s, {moved / top['disk_mb_per_second']:.0%} of it"
+    return ""
+
+
+if __name__ == "__main__":
+    if not stage_of(STAGES):
+        main()

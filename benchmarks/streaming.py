@@ -1,0 +1,139 @@
+"""Training on rows that do not fit into memory against training in memory, same model and rows.
+
+A simulated log becomes examples, which are encoded again and again until there are `--rows` of
+them on disk. The streaming process may not have more than `--limit-mb` of data: the operating
+system enforces it (RLIMIT_DATA), and refuses to let the same process read all rows at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from measured import CONSOLE, in_process, stage_of
+from rich.table import Table
+from scale import SMALL, aggregates, features, ingest, opened, simulate
+
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.queries import LABEL, numeric_features
+from mtl_ranker.models.presets import make
+from mtl_ranker.training.batches import Examples, encode_examples
+from mtl_ranker.training.loop import train_ranker
+from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
+from mtl_ranker.training.suite import tasks_of
+from mtl_ranker.workspace import write_json
+
+IMPRESSIONS, DAYS = 1_500_000, 14
+
+
+def encode(place: str, rows: int) -> dict[str, Any]:
+    """Files of encoded examples, repeated until there are so many."""
+    simulate(place, IMPRESSIONS, DAYS)
+    for stage in (ingest, aggregates, features):
+        stage(place)
+    project, _, workspace = opened(place)
+    days = workspace.days("examples")
+    frame = workspace.scan("examples", days).collect(engine="streaming")
+    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    encoder.save(Path(place) / "encoder.json")
+    files = [workspace.path("examples", day) for day in days]
+    times = -(-rows // frame.height)
+    began = time.perf_counter()
+    labels = [LABEL + task.name for task in tasks_of(project)]
+    found = write_shards(encoder, files * times, labels, Path(place) / "encoded")
+    size = sum(f.stat().st_size for f in found.files) / 1e6
+    return {"rows": len(found), "seconds": time.perf_counter() - began, "mb": size}
+
+
+def trained(place: str, rows: Examples | ShardedExamples) -> dict[str, Any]:
+    project, _, workspace = opened(place)
+    tasks = tasks_of(project)
+    encoder = Encoder.load(Path(place) / "encoder.json")
+    held_out = workspace.scan("examples", workspace.days("examples")[-1:]).head(20_000).collect()
+    validate = encode_examples(encoder, held_out, [LABEL + task.name for task in tasks])
+    settings = project.training.model_copy(update={"epochs": 1, "batch_size": 1024})
+    run = train_ranker(make("mmoe", SMALL, len(tasks)), encoder, tasks, rows, validate, settings, 0)
+    return {"rows": len(rows), "seconds": run.seconds, "monitored": run.epochs[-1].monitored}
+
+
+def in_memory(place: str, rows: int) -> dict[str, Any]:
+    found = open_shards(Path(place) / "encoded")
+    some = found.blocks[: max(1, rows * len(found.blocks) // len(found))]
+    part = ShardedExamples(found.files, some, found.widths, found.positions)
+    return trained(place, part.sample(len(part)))
+
+
+def streaming(place: str, limit_mb: int) -> dict[str, Any]:
+    limit = limit_mb << 20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return trained(place, open_shards(Path(place) / "encoded"))
+
+
+def whole(place: str, limit_mb: int) -> dict[str, Any]:
+    """What the limit does to a process that reads all rows at once."""
+    limit = limit_mb << 20
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    found = open_shards(Path(place) / "encoded")
+    try:
+        rows = len(found.sample(len(found)))
+    except (MemoryError, RuntimeError) as error:
+        return {"rows": 0, "refused": str(error).splitlines()[0][:100] or type(error).__name__}
+    return {"rows": rows, "refused": ""}
+
+
+STAGES = {f.__name__: f for f in (encode, in_memory, streaming, whole)}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--rows", type=int, default=5_000_000)
+    options.add_argument("--memory-rows", type=int, default=2_000_000, help="of the comparison")
+    options.add_argument("--limit-mb", type=int, default=2_048)
+    options.add_argument("--json", type=Path, help="write the figures to this file")
+    chosen = options.parse_args()
+    place = Path(mkdtemp(prefix="streaming-"))
+    found: dict[str, Any] = {}
+    settings: dict[str, dict[str, Any]] = {
+        "encode": {"rows": chosen.rows},
+        "in_memory": {"rows": chosen.memory_rows},
+        "streaming": {"limit_mb": chosen.limit_mb},
+        "whole": {"limit_mb": chosen.limit_mb},
+    }
+    try:
+        for stage, more in settings.items():
+            CONSOLE.print(f"[dim]{stage} …[/]")
+            found[stage] = in_process(__file__, stage, {"place": str(place)} | more)
+    finally:
+        shutil.rmtree(place)
+    table = Table(title=f"training, {torch.get_num_threads()} threads, batch 1024")
+    for heading in ("stage", "rows", "seconds", "rows/s", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in ("encode", "in_memory", "streaming"):
+        values = found[stage]
+        rate = values["rows"] / values["seconds"]
+        found[stage]["rows_per_second"] = rate
+        cells = f"{values['rows']:,}", f"{values['seconds']:,.1f}", f"{rate:,.0f}"
+        table.add_row(stage, *cells, f"{values['peak_mb']:,.0f}")
+    CONSOLE.print(table)
+    ratio = found["streaming"]["rows_per_second"] / found["in_memory"]["rows_per_second"]
+    found["streaming_over_memory"] = ratio
+    CONSOLE.print(
+        f"streaming under a limit of {chosen.limit_mb:,} MB runs at {ratio:.0%} of the rate in "
+        f"memory; {found['encode']['mb']:,.0f} MB on disk"
+    )
+    refused = found["whole"]["refused"]
+    CONSOLE.print(f"all rows at once under that limit: {refused or 'they fit'}")
+    write_json(chosen.json, found)
+
+
+if __name__ == "__main__":
+    if not stage_of(STAGES):
+        main()
