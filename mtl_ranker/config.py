@@ -273,7 +273,9 @@ class Scoring(Settings):
     top_k: int = Field(20, ge=1)
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
     weights: dict[str, float] = Field({}, description="objective -> weight; missing ones weigh 1")
-    block_rows: int = Field(262_144, ge=1, description="candidates at a time, of whole users")
+    block_rows: int = Field(
+        131_072, ge=1, description="candidates of whole users at a time, on each core"
+    )
     generated_items: int = Field(50, ge=1, description="fresh items per user when none are given")
     generated_users: int | None = Field(None, ge=1)
 

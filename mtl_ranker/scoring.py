@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
@@ -21,6 +23,7 @@ from mtl_ranker.features.queries import (
     history_fingerprint,
 )
 from mtl_ranker.logs.sources import Source
+from mtl_ranker.training.concurrent import cores
 from mtl_ranker.workspace import Workspace, file_state, fingerprint
 
 
@@ -173,18 +176,26 @@ def score_day(
         raise ProjectError(f"the candidate set of {day} holds no rows")
     made = rankings_made_from(project, source, workspace, artifact, version, day)
     total, done, users = sum(block.rows for block in blocks), 0, 0
-    with workspace.folder_aside() as place:
+    workers = min(len(blocks), cores())
+
+    def rank(block: Block) -> pl.DataFrame:
+        torch.set_num_threads(threads)
+        rows = block.of(candidates).collect(engine="streaming")
+        return rank_block(project, artifact, as_of, rows)
+
+    threads, before = max(1, cores() // workers), torch.get_num_threads()
+    with workspace.folder_aside() as place, ThreadPoolExecutor(workers) as pool:
         files = []
-        for number, block in enumerate(blocks):
-            rows = block.of(candidates).collect(engine="streaming")
-            ranked = rank_block(project, artifact, as_of, rows)
+        # Several blocks at a time: each step of one leaves most of a machine idle.
+        for number, ranked in enumerate(pool.map(rank, blocks)):
             files.append(place / f"{number:06d}.parquet")
             ranked.with_columns(pl.lit(version).alias("model_version")).write_parquet(files[-1])
-            done, users = done + block.rows, users + ranked["user_id"].n_unique()
+            done, users = done + blocks[number].rows, users + ranked["user_id"].n_unique()
             if on_block is not None:
                 on_block(done, total)
         ranked_rows = pl.scan_parquet(files, glob=False)
         path = workspace.publish("rankings", day, ranked_rows, made)
+    torch.set_num_threads(before)
     return Ranked(path, total, users, pl.scan_parquet(path).select(pl.len()).collect().item())
 
 

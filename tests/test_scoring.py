@@ -141,7 +141,7 @@ def brute_force(project, source, workspace, artifact, day, top_k):
     return found.group_by("user_id", maintain_order=True).head(top_k)
 
 
-@pytest.mark.parametrize("block_rows", [1, 40, 262_144])
+@pytest.mark.parametrize("block_rows", [1, 40, 131_072])
 def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(tmp_path, block_rows):
     text = f'{PAIRED}\n[scoring]\ncandidates = "candidates"\ntop_k = 4\nblock_rows = {block_rows}\n'
     project, source, workspace, artifact = trained_on(tmp_path, text)

@@ -63,6 +63,11 @@ def side_by_side(
             listener.join()
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _listen(news: Any, on_epoch: Callable[[str, int, Epoch], None]) -> None:
     while (said := news.get()) is not None:
         on_epoch(*said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
 from mtl_ranker.training.checkpoints import Checkpoint
-from mtl_ranker.training.concurrent import side_by_side
+from mtl_ranker.training.concurrent import cores, side_by_side
 from mtl_ranker.training.distributed import ALONE, World
 from mtl_ranker.training.loop import Epoch, Trained, predict, train_ranker
 from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
@@ -330,11 +329,11 @@ def train_all(
     With the same number of threads the results are the same, however many trainings run at a time.
     """
     jobs = [(name, seed) for name in specs for seed in project.training.seeds]
-    cores = _cores()
-    wanted = project.training.jobs or (cores if _worthwhile(project, parts) else 1)
+    available = cores()
+    wanted = project.training.jobs or (available if _worthwhile(project, parts) else 1)
     wanted = wanted if world.size == 1 else 1
     processes = min(len(jobs), wanted)
-    threads = project.training.threads or max(1, cores // processes)
+    threads = project.training.threads or max(1, available // processes)
     tell = on_epoch or (lambda name, seed, epoch: None)
     torch.set_num_threads(threads)
     try:
@@ -346,7 +345,7 @@ def train_all(
             for name, seed in jobs
         ]
     finally:
-        torch.set_num_threads(project.training.threads or cores)
+        torch.set_num_threads(project.training.threads or available)
 
 
 def _train_job(
@@ -362,10 +361,6 @@ def _train_job(
 def _worthwhile(project: Project, parts: Prepared) -> bool:
     """Starting a process takes seconds; a small training less than that."""
     return len(parts.train) * project.training.epochs >= WORTH_A_PROCESS
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def refuse_drift(found: Drift) -> None:
