@@ -199,6 +199,10 @@ def backfill(
     last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")],
     workspace: Work = DEFAULT_WORK,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Days at a time.")] = 2,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Dask: `local` processes, or a scheduler such as tcp://host:8786."),
+    ] = None,
     dry_run: Dry = False,
     write: Annotated[
         Path | None, typer.Option("--json", help="Write why each day was built to this file.")
@@ -216,7 +220,7 @@ def backfill(
             typer.echo(line)
         return
     flow = _flow("backfill", "backfill", workspace)
-    rows = flow(config, str(data), str(workspace), first.date(), last.date(), jobs)
+    rows = flow(config, str(data), str(workspace), first.date(), last.date(), jobs, cluster)
     _write(write, {"days": rows})
 
 

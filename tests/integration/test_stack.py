@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -243,6 +244,63 @@ def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path
     assert {run["state_type"] for run in runs} == {"COMPLETED"}
     keys = {artifact["key"] for artifact in ask(stack.prefect, "/artifacts/filter")}
     assert {"comparison", "promotion", "rankings", "night", "backfill"} <= keys
+
+
+@pytest.mark.slow
+def test_a_backfill_on_a_dask_cluster_outlives_a_lost_worker(stack, tmp_path, feed):
+    """Two workers of a running cluster; one is killed while the days are built."""
+    if importlib.util.find_spec("prefect_dask") is None:
+        pytest.skip("prefect-dask is not installed: pip install -e '.[cluster]'")
+    (tmp_path / "project.toml").write_text(SMALL)
+    span = ("--from", "2026-03-04", "--to", "2026-03-08")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "project.toml").write_text(SMALL)
+    assert run("backfill", alone, *span, data=feed, env=stack.env).returncode == 0
+    env = (
+        environment()
+        | stack.env
+        | {"PYTHONPATH": os.getcwd(), "DASK_LOGGING__DISTRIBUTED": "error"}
+    )
+    port, dashboard = free_port(), free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
+    dask += ["--port", str(port), "--dashboard-address", f"127.0.0.1:{dashboard}"]
+    work = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1"]
+    work += ["--no-dashboard", "--no-nanny", "--host", "127.0.0.1"]
+    processes = []
+    with open(tmp_path / "dask.log", "w") as log:
+        for command in (dask, work, work):
+            processes.append(
+                subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+            )
+    try:
+        victim = processes[1]
+
+        def kill_when_busy() -> None:
+            published = tmp_path / "ws" / "events"
+            while not list(published.glob("date=*/part-0.parquet")):
+                time.sleep(0.02)
+            victim.kill()
+
+        killer = threading.Thread(target=kill_when_busy, daemon=True)
+        killer.start()
+        done = run("backfill", tmp_path, *span, "--cluster", address, data=feed, env=stack.env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        killer.join(10)
+        assert victim.poll() is not None
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(30)
+    for dataset in ("events", "examples"):
+        days = Workspace(alone / "ws").days(dataset)
+        assert Workspace(tmp_path / "ws").days(dataset) == days
+        one, other = (
+            Workspace(folder / "ws").scan(dataset, days).collect() for folder in (alone, tmp_path)
+        )
+        keys = ["timestamp", "user_id", "item_id"]
+        assert one.sort(keys).equals(other.sort(keys))
 
 
 @pytest.mark.slow
