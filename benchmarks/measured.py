@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,12 +17,15 @@ CONSOLE = Console(width=150)
 Stage = Callable[..., dict[str, Any]]
 
 
-def in_process(script: str, stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def in_process(
+    script: str, stage: str, settings: Mapping[str, Any], env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """What a stage of `script` returns, run in a fresh process, with `seconds` and `peak_mb`."""
     done = subprocess.run(
         [sys.executable, script, "--stage", stage, json.dumps(settings)],
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | dict(env or {}),
     )
     if done.returncode != 0:
         raise SystemExit(f"{stage}: exit code {done.returncode}")

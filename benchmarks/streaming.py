@@ -30,6 +30,8 @@ from mtl_ranker.training.suite import tasks_of
 from mtl_ranker.workspace import write_json
 
 IMPRESSIONS, DAYS = 1_500_000, 14
+# Arrow's own allocator reserves a gigabyte of addresses at its first use, whatever it needs.
+PLAIN = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 def encode(place: str, rows: int) -> dict[str, Any]:
@@ -69,16 +71,20 @@ def in_memory(place: str, rows: int) -> dict[str, Any]:
     return trained(place, part.sample(len(part)))
 
 
-def streaming(place: str, limit_mb: int) -> dict[str, Any]:
+def limited(limit_mb: int) -> None:
+    """From here on the operating system gives this process no more than so much data."""
     limit = limit_mb << 20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def streaming(place: str, limit_mb: int) -> dict[str, Any]:
+    limited(limit_mb)
     return trained(place, open_shards(Path(place) / "encoded"))
 
 
 def whole(place: str, limit_mb: int) -> dict[str, Any]:
     """What the limit does to a process that reads all rows at once."""
-    limit = limit_mb << 20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limited(limit_mb)
     found = open_shards(Path(place) / "encoded")
     try:
         rows = len(found.sample(len(found)))
@@ -110,7 +116,7 @@ def main() -> None:
     try:
         for stage, more in settings.items():
             CONSOLE.print(f"[dim]{stage} …[/]")
-            found[stage] = in_process(__file__, stage, {"place": str(place)} | more)
+            found[stage] = in_process(__file__, stage, {"place": str(place)} | more, PLAIN)
     finally:
         shutil.rmtree(place)
     table = Table(title=f"training, {torch.get_num_threads()} threads, batch 1024")

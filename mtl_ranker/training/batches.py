@@ -52,8 +52,8 @@ class Examples:
         """`thin_negatives` with its settings filled in, by a seed."""
         return thin(self, seed=seed)  # type: ignore[call-arg]
 
-    def sample(self, rows: int) -> Examples:
-        """At most so many rows, evenly from all."""
+    def sample(self, rows: int, inputs: bool = True) -> Examples:
+        """At most so many rows, evenly from all (with their inputs, which are here anyway)."""
         step = -(-len(self) // max(rows, 1))
         return self if step <= 1 else take(self, torch.arange(0, len(self), step))
 
@@ -113,11 +113,16 @@ def _each(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
 def shuffled_batches(
     examples: Examples, size: int, generator: torch.Generator
 ) -> Iterator[Examples]:
-    """Every row once, in random order, `size` at a time (the last batch may be smaller).
-
-    Rows are gathered for several batches at once, which are then slices without a copy.
-    """
+    """Every row once, in random order, `size` at a time (the last batch may be smaller)."""
     order = torch.randperm(len(examples), generator=generator)
+    return batches_of(examples, order, size)
+
+
+def batches_of(examples: Examples, order: Tensor, size: int) -> Iterator[Examples]:
+    """Rows in this order, `size` at a time.
+
+    They are gathered for several batches at once, which are then slices without a copy.
+    """
     for rows in order.split(size * GATHERED_BATCHES):
         gathered = take(examples, rows)
         for start in range(0, len(rows), size):

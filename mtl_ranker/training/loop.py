@@ -122,7 +122,7 @@ def train_ranker(
     positions = min(train.positions, MOST_POSITIONS)
     model = build_ranker(spec, encoder, tasks, positions, settings.position_dropout)
     rows = train.with_labels(partial(transform_labels, tasks=tasks))
-    known = rows.sample(PRIOR_ROWS)
+    known = rows.sample(PRIOR_ROWS, inputs=False)
     start_at_prior(model, known.labels, tasks, known.weight)
     watch = None if validate is None else _Watch(model, known, validate, tasks)
     weights = torch.tensor([task.weight for task in tasks])

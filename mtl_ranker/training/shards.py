@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.training.batches import Examples, encode_examples, part_of, take
+from mtl_ranker.training.batches import Examples, batches_of, encode_examples, take
 
 BLOCK_ROWS = 32_768
 POOL_BLOCKS = 8
 READ_ROWS = 8 * BLOCK_ROWS
+SAMPLED_BLOCKS = 16
 META = b"mtl_ranker.encoded"
 POSITIONS = "positions"
 
@@ -63,14 +64,30 @@ class ShardedExamples:
         """Each block thinned when it is read, always the same rows of it; read once to count."""
         thinned = replace(self, thin=thin, seed=seed)
         with _Files(thinned) as files:
-            kept = sum(len(files.read(block)) for block in range(len(self.blocks)))
+            blocks = range(len(self.blocks))
+            kept = sum(len(thinned._seen(block, files.read(block))) for block in blocks)
         return replace(thinned, kept=kept)
 
-    def sample(self, rows: int) -> Examples:
-        """About so many rows, evenly from all blocks; all of them if there are no more."""
-        step = max(1, len(self) // max(rows, 1))
+    def sample(self, rows: int, inputs: bool = True) -> Examples:
+        """About so many rows, evenly from blocks all over the log; all if there are no more.
+
+        Without `inputs` only labels and weights are read.
+        """
+        wanted = max(SAMPLED_BLOCKS, -(-rows // BLOCK_ROWS)) if inputs else len(self.blocks)
+        every = max(1, len(self.blocks) // wanted)
+        chosen = range(0, len(self.blocks), every)
+        step = max(1, sum(self.blocks[b][2] for b in chosen) // max(rows, 1))
         with _Files(self) as files:
-            return joined([_every(files.read(b), step) for b in range(len(self.blocks))])
+            blocks = (self._seen(b, files.read(b, inputs)) for b in chosen)
+            return joined([_every(rows, step) for rows in blocks])
+
+    def _seen(self, block: int, rows: Examples) -> Examples:
+        """A block as it is read, thinned and its labels changed."""
+        if self.change is not None:
+            rows = rows.with_labels(self.change)
+        if self.thin is not None:
+            rows = self.thin(rows, seed=self.seed * 1_000_003 + block)
+        return rows
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Examples]:
         """Every row once, `size` at a time, only the last batch smaller."""
@@ -81,14 +98,19 @@ class ShardedExamples:
             read = reader.submit(files.pool, pools[0]) if pools else None
             for number in range(len(pools)):
                 assert read is not None
-                pool = joined([*left, *read.result()])
-                if number + 1 < len(pools):
-                    read = reader.submit(files.pool, pools[number + 1])
-                mixed = take(pool, torch.randperm(len(pool), generator=generator))
-                whole = len(mixed) - len(mixed) % size if number + 1 < len(pools) else len(mixed)
-                for start in range(0, whole, size):
-                    yield part_of(mixed, slice(start, min(start + size, whole)))
-                left = [take(mixed, torch.arange(whole, len(mixed)))] if whole < len(mixed) else []
+                # Only here, not in the reader: torch would give its thread a team of threads, which
+                # wait actively for work that never comes and slow this thread's team to half.
+                seen = [
+                    self._seen(*each) for each in zip(pools[number], read.result(), strict=True)
+                ]
+                pool = joined([*left, *seen])
+                last = number + 1 == len(pools)
+                read = None if last else reader.submit(files.pool, pools[number + 1])
+                rows = torch.randperm(len(pool), generator=generator)
+                whole = len(pool) if last else len(pool) - len(pool) % size
+                yield from batches_of(pool, rows[:whole], size)
+                left = [take(pool, rows[whole:])] if whole < len(pool) else []
+                del pool
 
 
 class _Files:
@@ -108,31 +130,27 @@ class _Files:
     def pool(self, blocks: Sequence[int]) -> list[Examples]:
         return [self.read(block) for block in blocks]
 
-    def read(self, block: int) -> Examples:
+    def read(self, block: int, inputs: bool = True) -> Examples:
         number, group, rows = self.examples.blocks[block]
         if number not in self.open:
             self.open[number] = pq.ParquetFile(self.examples.files[number], memory_map=False)
-        table = self.open[number].read_row_group(group, use_threads=False)
-        columns = iter(table.columns)
+        names = [n for n in self.examples.widths if inputs or n in KNOWN]
+        table = self.open[number].read_row_group(group, columns=names, use_threads=False)
         found: dict[str, Tensor] = {}
         for name, width in self.examples.widths.items():
-            dtype = np.int64 if name in INDICES else np.float32
-            matrix = np.empty((rows, width), dtype)
-            for column in range(width):
-                matrix[:, column] = next(columns).to_numpy()
-            found[name] = torch.from_numpy(matrix)
-        for name in ("position", "weight"):
-            if name in found:
-                found[name] = found[name].squeeze(1)
-        if self.examples.change is not None:
-            found["labels"] = self.examples.change(found["labels"])
-        rows_read = Examples(**found)
-        if self.examples.thin is not None:
-            return self.examples.thin(rows_read, seed=self.examples.seed * 1_000_003 + block)
-        return rows_read
+            stored = np.int32 if name in INDICES else np.float32
+            matrix = np.zeros((rows, 0), stored)
+            if name in names and width:
+                # Bytes of whole rows: decoding them is a copy.
+                content = table.column(name).combine_chunks().buffers()[1]
+                matrix = np.frombuffer(content, stored, rows * width).reshape(rows, width)
+            tensor = torch.from_numpy(matrix.astype(np.int64 if name in INDICES else np.float32))
+            found[name] = tensor.squeeze(1) if name in ("position", "weight") else tensor
+        return Examples(**found)
 
 
 INDICES = ("categorical", "bags", "position")
+KNOWN = ("labels", "position", "weight")
 
 
 def write_shards(
@@ -188,6 +206,7 @@ def open_shards(folder: Path) -> ShardedExamples:
 
 
 def _table(rows: Examples) -> pa.Table:
+    """One column a tensor: the bytes of each row's int32 or float32 numbers."""
     arrays: dict[str, Any] = {}
     widths = {}
     for name in ("categorical", "bags", "numeric", "labels", "position", "weight"):
@@ -196,9 +215,11 @@ def _table(rows: Examples) -> pa.Table:
             continue
         matrix = tensor.numpy() if tensor.dim() == 2 else tensor.unsqueeze(1).numpy()
         widths[name] = matrix.shape[1]
-        narrow = matrix.astype(np.int32) if name in INDICES else matrix
-        for column in range(matrix.shape[1]):
-            arrays[f"{name}_{column}"] = np.ascontiguousarray(narrow[:, column])
+        if not widths[name]:
+            continue
+        stored = np.ascontiguousarray(matrix, np.int32 if name in INDICES else np.float32)
+        kind = pa.binary(4 * widths[name])
+        arrays[name] = pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(stored)])
     table = pa.table(arrays)
     return table.replace_schema_metadata({META: json.dumps(widths).encode()})
 
