@@ -617,9 +617,13 @@ def _run(
 
 
 def main() -> None:
+    run_app(app)
+
+
+def run_app(program: Callable[[], Any]) -> None:
     """Entry point: a user's mistake is one clear message on stderr, not a stack trace."""
     try:
-        app()
+        program()
     except ProjectError as error:
         Console(stderr=True).print(
             f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True

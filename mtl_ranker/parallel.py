@@ -18,6 +18,8 @@ import typer
 
 from mtl_ranker.environment import prepare as prepare_environment
 
+SUMMED = ("fixed", "normalised")  # balancings whose gradient is a sum over rows
+
 
 def main(
     config: Annotated[str, typer.Option("--config", "-c", help="A preset or a project file.")],
@@ -48,6 +50,11 @@ def main(
     if model:
         chosen = {name: project.models[name] for name in model}
         project = project.model_copy(update={"models": chosen})
+    if project.training.balancing not in SUMMED:
+        raise ProjectError(
+            f"training.balancing = {project.training.balancing!r}: looks at each objective's own "
+            f"gradient or loss, which ranks do not share; allowed here: {', '.join(SUMMED)}"
+        )
     built = work.days("examples")
     if not built:
         raise ProjectError(f"{workspace}: no examples; run `mtl-ranker features` first")
@@ -73,4 +80,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    from mtl_ranker.cli import run_app
+
+    run_app(lambda: typer.run(main))

@@ -63,9 +63,8 @@ class ShardedExamples:
     def thinned(self, thin: Callable[..., Examples], seed: int) -> ShardedExamples:
         """Each block thinned when it is read, always the same rows of it; read once to count."""
         thinned = replace(self, thin=thin, seed=seed)
-        with _Files(thinned) as files:
-            blocks = range(len(self.blocks))
-            kept = sum(len(thinned._seen(block, files.read(block))) for block in blocks)
+        blocks = range(len(self.blocks))
+        kept = sum(len(thinned._seen(block, _read(self, block))) for block in blocks)
         return replace(thinned, kept=kept)
 
     def sample(self, rows: int, inputs: bool = True) -> Examples:
@@ -77,9 +76,8 @@ class ShardedExamples:
         every = max(1, len(self.blocks) // wanted)
         chosen = range(0, len(self.blocks), every)
         step = max(1, sum(self.blocks[b][2] for b in chosen) // max(rows, 1))
-        with _Files(self) as files:
-            blocks = (self._seen(b, files.read(b, inputs)) for b in chosen)
-            return joined([_every(rows, step) for rows in blocks])
+        blocks = (self._seen(b, _read(self, b, inputs)) for b in chosen)
+        return joined([_every(rows, step) for rows in blocks])
 
     def _seen(self, block: int, rows: Examples) -> Examples:
         """A block as it is read, thinned and its labels changed."""
@@ -94,8 +92,8 @@ class ShardedExamples:
         order = torch.randperm(len(self.blocks), generator=generator).tolist()
         pools = [order[at : at + POOL_BLOCKS] for at in range(0, len(order), POOL_BLOCKS)]
         left: list[Examples] = []
-        with _Files(self) as files, ThreadPoolExecutor(1) as reader:
-            read = reader.submit(files.pool, pools[0]) if pools else None
+        with ThreadPoolExecutor(1) as reader:
+            read = reader.submit(_read_all, self, pools[0]) if pools else None
             for number in range(len(pools)):
                 assert read is not None
                 # Only here, not in the reader: torch would give its thread a team of threads, which
@@ -105,7 +103,7 @@ class ShardedExamples:
                 ]
                 pool = joined([*left, *seen])
                 last = number + 1 == len(pools)
-                read = None if last else reader.submit(files.pool, pools[number + 1])
+                read = None if last else reader.submit(_read_all, self, pools[number + 1])
                 rows = torch.randperm(len(pool), generator=generator)
                 whole = len(pool) if last else len(pool) - len(pool) % size
                 yield from batches_of(pool, rows[:whole], size)
@@ -113,40 +111,27 @@ class ShardedExamples:
                 del pool
 
 
-class _Files:
-    """Open files of an iteration; read from one thread at a time."""
+def _read(examples: ShardedExamples, block: int, inputs: bool = True) -> Examples:
+    """One block as it is stored. Its file is closed again: an open one keeps what it has read."""
+    number, group, rows = examples.blocks[block]
+    names = [n for n in examples.widths if inputs or n in KNOWN]
+    with pq.ParquetFile(examples.files[number], pre_buffer=False) as file:
+        table = file.read_row_group(group, columns=names, use_threads=False)
+    found: dict[str, Tensor] = {}
+    for name, width in examples.widths.items():
+        stored = np.int32 if name in INDICES else np.float32
+        matrix = np.zeros((rows, 0), stored)
+        if name in names and width:
+            # Bytes of whole rows: decoding them is a copy.
+            content = table.column(name).combine_chunks().buffers()[1]
+            matrix = np.frombuffer(content, stored, rows * width).reshape(rows, width)
+        tensor = torch.from_numpy(matrix.astype(np.int64 if name in INDICES else np.float32))
+        found[name] = tensor.squeeze(1) if name in ("position", "weight") else tensor
+    return Examples(**found)
 
-    def __init__(self, examples: ShardedExamples) -> None:
-        self.examples = examples
-        self.open: dict[int, pq.ParquetFile] = {}
 
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.open.values():
-            file.close()
-
-    def pool(self, blocks: Sequence[int]) -> list[Examples]:
-        return [self.read(block) for block in blocks]
-
-    def read(self, block: int, inputs: bool = True) -> Examples:
-        number, group, rows = self.examples.blocks[block]
-        if number not in self.open:
-            self.open[number] = pq.ParquetFile(self.examples.files[number], memory_map=False)
-        names = [n for n in self.examples.widths if inputs or n in KNOWN]
-        table = self.open[number].read_row_group(group, columns=names, use_threads=False)
-        found: dict[str, Tensor] = {}
-        for name, width in self.examples.widths.items():
-            stored = np.int32 if name in INDICES else np.float32
-            matrix = np.zeros((rows, 0), stored)
-            if name in names and width:
-                # Bytes of whole rows: decoding them is a copy.
-                content = table.column(name).combine_chunks().buffers()[1]
-                matrix = np.frombuffer(content, stored, rows * width).reshape(rows, width)
-            tensor = torch.from_numpy(matrix.astype(np.int64 if name in INDICES else np.float32))
-            found[name] = tensor.squeeze(1) if name in ("position", "weight") else tensor
-        return Examples(**found)
+def _read_all(examples: ShardedExamples, blocks: Sequence[int]) -> list[Examples]:
+    return [_read(examples, block) for block in blocks]
 
 
 INDICES = ("categorical", "bags", "position")

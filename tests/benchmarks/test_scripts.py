@@ -55,7 +55,8 @@ def test_experts_and_balancing(shared_data, tmp_path):
     assert set(figures["census"]["models"]) == {"1 x 8", "2 x 8", "1 x 16"}
     assert "heard a row" in printed
     figures, _ = run("balancing.py", census, tmp_path, *common)
-    assert set(figures["census"]["models"]) == {"fixed", "uncertainty", "dwa", "gradnorm", "pcgrad"}
+    methods = {"fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"}
+    assert set(figures["census"]["models"]) == methods
 
 
 @pytest.mark.slow
@@ -73,3 +74,52 @@ def test_training_speed(shared_data, tmp_path):
         assert all(0 < value < 1 for value in library["auc"].values())
     counts = [library["parameters"] for library in found.values()]
     assert max(counts) < 1.05 * min(counts)
+
+
+def run_sized(script: str, folder: Path, *options: str) -> tuple[dict, str]:
+    """A benchmark of size, which simulates its own data."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "benchmarks" / script),
+            *("--json", str(folder / "figures.json"), *options),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "figures.json").read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_scale_and_sizing(tmp_path):
+    options = ("--impressions", "40000", "--days", "11", "--candidates", "5000", "--per-user", "50")
+    figures, printed = run_sized("scale.py", tmp_path, *options)
+    found = figures["40000"]
+    assert found["ingest"]["rows"] == found["aggregates"]["rows"] > 39_000
+    assert found["scoring"]["rows"] == 5_000
+    assert all(found[stage]["seconds"] > 0 for stage in found if stage != "limits")
+    assert all(found[stage]["peak_mb"] > 50 for stage in found)
+    assert "hand-written polars" in printed
+    (tmp_path / "figures.json").rename(tmp_path / "scale.json")
+    figures, printed = run_sized("sizing.py", tmp_path, "scale.json", "--impressions", "1e6")
+    rate = found["ingest"]["rows"] / found["ingest"]["seconds"]
+    assert abs(figures["ingest"]["hours"] * 3600 * rate - 1e6) < 1
+
+
+@pytest.mark.slow
+def test_increment(tmp_path):
+    sizes = ("--day-rows", "2000", "--history", "7", "9", "--repeats", "1")
+    figures, _ = run_sized("increment.py", tmp_path, *sizes)
+    assert set(figures) == {"7", "9"}
+    assert figures["9"]["rebuild"]["rows"] > figures["7"]["rebuild"]["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_suite_speed_agrees(shared_data, tmp_path):
+    figures, _ = run("suite_speed.py", shared_data / "census-income", tmp_path, "--seeds", "1")
+    assert figures["census"]["equal"] is True
+    assert len(figures["census"]["ways"]) == 3

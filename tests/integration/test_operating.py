@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -229,3 +230,32 @@ def test_two_runs_cannot_build_in_one_workspace(tmp_path):
     holder.wait()
     with workspace.lock("mine"), workspace.lock("mine again"):
         assert "mine, process" in (tmp_path / ".lock").read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_challenger_together(lived, feed):
+    def together(folder: Path, *more: str):
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node=2", "-m", "mtl_ranker.parallel"),
+                *("-c", str(folder / "project.toml"), "-w", str(folder / "ws"), *more),
+            ],
+            capture_output=True,
+            text=True,
+            env=environment() | {"OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+
+    done = together(lived, "--date", "2026-03-08")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 ranks: " in done.stdout
+    version = done.stdout.split("registered as small version ")[1].split(",")[0]
+    decided = run("promote", lived, "--date", "2026-03-08", "--dry-run", data=feed)
+    assert decided.returncode == 0, decided.stderr
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{lived}/ws/mlflow.db")
+    assert str(client.get_model_version_by_alias("small", "challenger").version) == version
+    refused = together(lived, "--model", "nothing")
+    assert "--model nothing: allowed:" in refused.stderr
