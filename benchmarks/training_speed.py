@@ -1,8 +1,8 @@
 """Rows per second of the same MMoE here, in torch-rechub and in DeepCTR-Torch, in one run.
 
 8 experts of 16 units, towers of 8, embeddings of 4, Adam at 1e-3, the same encoded rows, batch and
-threads; each library through its own way of fitting and predicting, without validation, metrics
-or progress bars. Categorical columns are embedded, numbers standardised. The peers predict at the
+threads; each library in a process of its own, through its own way of fitting and predicting,
+without validation, metrics or progress bars. Categorical columns are embedded, numbers standardised. The peers predict at the
 training batch and, in a second column, in blocks of 16,384 rows; we choose our own. AUC is after
 equal epochs; our learning rate falls to zero over them, as ours always does. Install the peers with
 `pip install -c constraints.txt -e '.[bench]'`.
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measured import in_process, stage_of
 from prepared import folders, parse, parser, preset_of, real_examples
 from rich.console import Console
 from rich.table import Table
@@ -231,25 +232,48 @@ def main() -> None:
     write_json(chosen.json, results)
 
 
-def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    _, prepared = real_examples(folder)
+def library(
+    folder: str, name: str, batch: int, epochs: int, repeats: int, threads: int
+) -> dict[str, Any]:
+    """All measurements of one library, in a process that no other one disturbs."""
+    if threads:
+        torch.set_num_threads(threads)
+    _, prepared = real_examples(Path(folder))
     parts = standardised(prepared)
-    jobs = [kind(parts, chosen.batch, chosen.epochs) for kind in (Ours, Rechub, DeepCTR)]
-    fits: dict[str, list[float]] = {job.name: [] for job in jobs}
-    predicts: dict[tuple[str, int], list[float]] = {}
-    quality: dict[str, list[list[float]]] = {job.name: [] for job in jobs}
+    job = next(kind for kind in (Ours, Rechub, DeepCTR) if kind.name == name)(parts, batch, epochs)
+    fits, quality = [], []
+    predicts: dict[int, list[float]] = {batch: [], LARGE: []}
     labels = parts.examples["test"].labels.numpy()
-    for seed in range(chosen.repeats):
-        for job in jobs:  # in turn, so that a slow minute of the machine hits everybody
-            fits[job.name].append(seconds(lambda job=job, seed=seed: job.fit(seed)))
-            for batch in (chosen.batch, LARGE):
-                times = [seconds(lambda job=job, b=batch: job.predict(b)) for _ in range(3)]
-                predicts.setdefault((job.name, batch), []).extend(times)
-            with silence():
-                found = job.predict(LARGE)
-            quality[job.name].append([auc(labels[:, t], found[:, t]) for t in range(len(found[0]))])
-    rows, test_rows = len(parts.examples["train"]), len(parts.examples["test"])
-    names = [task.name for task in parts.tasks]
+    with silence():
+        job.fit(repeats)  # the first one of a process also starts torch up
+    for seed in range(repeats):
+        fits.append(seconds(lambda: job.fit(seed)))  # noqa: B023
+        for size, times in predicts.items():
+            times += [seconds(lambda: job.predict(size)) for _ in range(3)]  # noqa: B023
+        with silence():
+            found = job.predict(LARGE)
+        quality.append([auc(labels[:, t], found[:, t]) for t in range(len(found[0]))])
+    return {
+        "fit": min(fits),
+        "predict": min(predicts[batch]),
+        "predict_large": min(predicts[LARGE]),
+        "auc": np.mean(quality, 0).tolist(),
+        "parameters": job.parameters(),
+        "train_rows": len(parts.examples["train"]),
+        "test_rows": len(parts.examples["test"]),
+        "names": [task.name for task in parts.tasks],
+    }
+
+
+def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    settings = {"folder": str(folder), "batch": chosen.batch, "epochs": chosen.epochs}
+    settings |= {"repeats": chosen.repeats, "threads": chosen.threads}
+    measured = {
+        name: in_process(__file__, "library", settings | {"name": name})
+        for name in (OURS, RECHUB, DEEPCTR)
+    }
+    mine = measured[OURS]
+    rows, test_rows, names = (mine[k] for k in ("train_rows", "test_rows", "names"))
     figures: dict[str, Any] = {
         "data": preset_of(folder),
         "train_rows": rows,
@@ -265,28 +289,27 @@ def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         table.add_column(heading, justify="right" if heading != "library" else "left")
     for name in names:
         table.add_column(f"AUC {name}", justify="right")
-    for job in jobs:
-        train = rows * chosen.epochs / min(fits[job.name])
-        best = {batch: min(predicts[job.name, batch]) for batch in (chosen.batch, LARGE)}
-        ours = min(min(predicts[OURS, batch]) for batch in best)
-        scored = {batch: test_rows / (ours if job.name == OURS else t) for batch, t in best.items()}
-        sooner = {batch: (test_rows / ours) / rate for batch, rate in scored.items()}
-        mean = np.mean(quality[job.name], 0)
-        faster = min(fits[job.name]) / min(fits[OURS])
-        figures["libraries"][job.name] = {
-            "parameters": job.parameters(),
+    ours = min(mine["predict"], mine["predict_large"])
+    for name, values in measured.items():
+        train, faster = rows * chosen.epochs / values["fit"], values["fit"] / mine["fit"]
+        keys = ("predict", "predict_large")
+        best = [ours if name == OURS else values[key] for key in keys]
+        scored, sooner = [test_rows / t for t in best], [t / ours for t in best]
+        figures["libraries"][name] = {
+            "parameters": values["parameters"],
             "train_rows_per_second": train,
-            "predict_rows_per_second": scored[chosen.batch],
-            "predict_rows_per_second_large": scored[LARGE],
+            "predict_rows_per_second": scored[0],
+            "predict_rows_per_second_large": scored[1],
             "train_ratio": faster,
-            "predict_ratio": sooner[chosen.batch],
-            "predict_ratio_large": sooner[LARGE],
-            "auc": dict(zip(names, mean.tolist(), strict=True)),
+            "predict_ratio": sooner[0],
+            "predict_ratio_large": sooner[1],
+            "auc": dict(zip(names, values["auc"], strict=True)),
         }
         cells = [f"{train:,.0f}", f"{faster:.1f}x"]
-        for batch in (chosen.batch, LARGE):
-            cells += [f"{scored[batch]:,.0f}", f"{sooner[batch]:.1f}x"]
-        table.add_row(job.name, f"{job.parameters():,}", *cells, *(f"{v:.4f}" for v in mean))
+        for rate, ratio in zip(scored, sooner, strict=True):
+            cells += [f"{rate:,.0f}", f"{ratio:.1f}x"]
+        cells += [f"{value:.4f}" for value in values["auc"]]
+        table.add_row(name, f"{values['parameters']:,}", *cells)
     console = Console(width=150)
     console.print(table)
     console.print(
@@ -298,4 +321,5 @@ def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    if not stage_of({"library": library}):
+        main()
