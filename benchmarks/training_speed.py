@@ -2,10 +2,10 @@
 
 8 experts of 16 units, towers of 8, embeddings of 4, Adam at 1e-3, the same encoded rows, batch and
 threads; each library in a process of its own, through its own way of fitting and predicting,
-without validation, metrics or progress bars. Categorical columns are embedded, numbers standardised. The peers predict at the
-training batch and, in a second column, in blocks of 16,384 rows; we choose our own. AUC is after
-equal epochs; our learning rate falls to zero over them, as ours always does. Install the peers with
-`pip install -c constraints.txt -e '.[bench]'`.
+without validation, metrics or progress bars. Categorical columns are embedded, numbers
+standardised. The peers predict at the training batch and, in a second column, in blocks of 16,384
+rows; we choose our own. AUC is after equal epochs; our learning rate falls to zero over them, as
+ours always does. Install the peers with `pip install -c constraints.txt -e '.[bench]'`.
 """
 
 from __future__ import annotations

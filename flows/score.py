@@ -6,7 +6,7 @@ from datetime import date
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows.night import HOOKS, RETRY, Night, console, open_night, say
 from mtl_ranker import registry
@@ -24,7 +24,7 @@ def score_task(night: Night, day: date) -> Ranked:
     columns = (
         TextColumn("[bold]score[/]     {task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} candidates"),
+        MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
