@@ -551,6 +551,8 @@ def _dry_run(
     config: str, data: Path, workspace: Path, day: datetime | None, only: str | None = None
 ) -> None:
     """What a night would do, or `only` its part build or train."""
+    if not workspace.is_dir():
+        typer.echo(f"{workspace}: not there yet, so everything would be built")
     (project, source, work), chosen = _open(config, data, workspace, day, make=False)
     from mtl_ranker.plan import plan_night
 

@@ -177,25 +177,26 @@ def score_day(
     made = rankings_made_from(project, source, workspace, artifact, version, day)
     total, done, users = sum(block.rows for block in blocks), 0, 0
     workers = min(len(blocks), cores())
+    threads, before = max(1, cores() // workers), torch.get_num_threads()
 
     def rank(block: Block) -> pl.DataFrame:
         torch.set_num_threads(threads)
         rows = block.of(candidates).collect(engine="streaming")
         return rank_block(project, artifact, as_of, rows)
 
-    threads, before = max(1, cores() // workers), torch.get_num_threads()
-    with workspace.folder_aside() as place, ThreadPoolExecutor(workers) as pool:
-        files = []
-        # Several blocks at a time: each step of one leaves most of a machine idle.
-        for number, ranked in enumerate(pool.map(rank, blocks)):
-            files.append(place / f"{number:06d}.parquet")
-            ranked.with_columns(pl.lit(version).alias("model_version")).write_parquet(files[-1])
-            done, users = done + blocks[number].rows, users + ranked["user_id"].n_unique()
-            if on_block is not None:
-                on_block(done, total)
-        ranked_rows = pl.scan_parquet(files, glob=False)
-        path = workspace.publish("rankings", day, ranked_rows, made)
-    torch.set_num_threads(before)
+    try:
+        with workspace.folder_aside() as place, ThreadPoolExecutor(workers) as pool:
+            files = []
+            # Several blocks at a time: each step of one leaves most of a machine idle.
+            for number, ranked in enumerate(pool.map(rank, blocks)):
+                files.append(place / f"{number:06d}.parquet")
+                ranked.with_columns(pl.lit(version).alias("model_version")).write_parquet(files[-1])
+                done, users = done + blocks[number].rows, users + ranked["user_id"].n_unique()
+                if on_block is not None:
+                    on_block(done, total)
+            path = workspace.publish("rankings", day, pl.scan_parquet(files, glob=False), made)
+    finally:
+        torch.set_num_threads(before)
     return Ranked(path, total, users, pl.scan_parquet(path).select(pl.len()).collect().item())
 
 
@@ -237,8 +238,9 @@ def rank_block(
 ) -> pl.DataFrame:
     """Features, predictions, score and rank of some users' candidates; each user's top k."""
     context = project.log.context
-    keep = [c for c in candidates.columns if c in feature_columns(project) or c in context]
-    own = list(dict.fromkeys(["user_id", "item_id", *keep]))
+    entity_keys = {key for entity in project.features.entities for key in entity}
+    read = {"user_id", "item_id", *context, *feature_columns(project), *entity_keys}
+    own = [c for c in candidates.columns if c in read]
     pairs = candidates.select(own).unique(["user_id", "item_id"], keep="first", maintain_order=True)
     parts = feature_parts(project, as_of.tables, own)
     sides, index = {}, {}

@@ -44,4 +44,5 @@ def test_a_dry_run_writes_nothing(name, tiny, tmp_path):
     done = CliRunner().invoke(app, [name, *options])
     assert done.exit_code == 0, done.output
     assert done.output.strip()
+    assert ("everything would be built" in done.output) == (name != "score")
     assert not workspace.exists()

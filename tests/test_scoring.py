@@ -200,3 +200,26 @@ def test_what_a_feature_depends_on(tmp_path):
     assert parts.item_keys == ["item_id", "tab"]
     assert parts.pair_keys == ["item_id", "user_id"]
     assert parts.features["tab"] == "user"
+
+
+def test_a_candidates_own_column_wins_over_the_items_table_also_as_a_key(tmp_path):
+    """The rates of the genre that the candidate set names, which is no feature by itself."""
+    text = PAIRED.replace('["item_id", "tab"]', '["genre"], ["user_id", "genre"]')
+    text = text.replace(
+        "[[objectives]]", '[log.items]\npath = "items.parquet"\nkey = "i"\n[[objectives]]', 1
+    ).replace('key = "i"\n', 'key = "i"\ncolumns = ["genre"]\n')
+    items = pl.DataFrame({"i": range(60), "genre": [n % 3 for n in range(60)]})
+    items.write_parquet(tmp_path / "items.parquet")
+    text += '\n[scoring]\ncandidates = "candidates"\ntop_k = 9\n'
+    project, source, workspace, artifact = trained_on(tmp_path, text)
+    day = FIRST + timedelta(days=7)
+    rows = pl.DataFrame({"u": [1, 1, 2, 2], "i": [3, 4, 3, 4], "tab": ["home"] * 4})
+    give(source, day, rows.with_columns(genre=pl.Series([2, 0, 1, 1])))
+    ranked = score_day(project, source, workspace, artifact, "7", day)
+    expected = brute_force(project, source, workspace, artifact, day, 9)
+    keys = ["user_id", "item_id"]
+    np.testing.assert_allclose(
+        pl.read_parquet(ranked.path).sort(keys)["score"].to_numpy(),
+        expected.sort(keys)["score"].to_numpy(),
+        rtol=1e-4,
+    )
