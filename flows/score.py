@@ -27,7 +27,8 @@ def score_task(night: Night, day: date) -> Ranked:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         bar = progress.add_task("reading candidates", total=None)
         return score_day(
             night.project,

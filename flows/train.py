@@ -13,12 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows.night import Night, console, open_night, say
 from mtl_ranker import registry
-from mtl_ranker.evaluation.report import training_report, warnings_of
+from mtl_ranker.evaluation.report import warnings_of
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.evaluation.summary import comparison_rows, comparison_table
 from mtl_ranker.training.loop import Epoch
 from mtl_ranker.training.suite import Suite, train_suite
-from mtl_ranker.workspace import fingerprint
 
 
 @task(name="train-suite", task_run_name="train {day}")
@@ -52,13 +51,8 @@ def train_task(night: Night, day: date) -> Suite:
 
 @task(name="log-and-register", retries=2, retry_delay_seconds=[2, 10])
 def register_task(night: Night, suite: Suite) -> tuple[registry.Logged, str, Path]:
-    rows = [*suite.days.train, *suite.days.validate, *suite.days.test]
-    marks = [night.workspace.published_fingerprint("examples", d) for d in rows]
-    page = training_report(night.project, suite)
-    report = night.workspace.publish_file(f"reports/{suite.days.test[-1]}.html", page)
-    logged = registry.log_suite(night.project, night.workspace, suite, fingerprint(*marks), page)
-    version = registry.register(night.project, night.workspace, suite, logged).version
-    return logged, version, report
+    logged, version, report = registry.record(night.project, night.workspace, suite)
+    return logged, version.version, report
 
 
 @flow(name="train", flow_run_name="train {day}", validate_parameters=False)

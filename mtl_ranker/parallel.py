@@ -36,11 +36,10 @@ def main(
     from mtl_ranker import registry
     from mtl_ranker.config import load_project
     from mtl_ranker.errors import ProjectError
-    from mtl_ranker.evaluation.report import training_report
     from mtl_ranker.evaluation.summary import comparison_table
     from mtl_ranker.training.distributed import ranks
     from mtl_ranker.training.suite import train_suite
-    from mtl_ranker.workspace import Workspace, fingerprint
+    from mtl_ranker.workspace import Workspace
 
     project, work = load_project(config), Workspace(workspace)
     unknown = set(model or []) - set(project.models)
@@ -63,18 +62,13 @@ def main(
         suite = train_suite(project, work, last, world=world)
         if world.rank == 0:
             registry.connect(work)
-            days = [*suite.days.train, *suite.days.validate, *suite.days.test]
-            marks = fingerprint(*(work.published_fingerprint("examples", d) for d in days))
-            page = training_report(project, suite)
-            work.publish_file(f"reports/{last}.html", page)
-            logged = registry.log_suite(project, work, suite, marks, page)
-            version = registry.register(project, work, suite, logged).version
+            _, version, _ = registry.record(project, work, suite)
             from rich.console import Console
 
             Console(width=140).print(comparison_table(suite))
             typer.echo(
                 f"{world.size} ranks: {suite.winner.label} wins on validation; registered as "
-                f"{project.name} version {version}, alias challenger"
+                f"{project.name} version {version.version}, alias challenger"
             )
         world.wait()
 

@@ -33,10 +33,11 @@ from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation import plots
+from mtl_ranker.evaluation.report import training_report
 from mtl_ranker.promotion import Decision
 from mtl_ranker.training.suite import ModelRun, Suite
 from mtl_ranker.training.tuning import Search, Trial
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, fingerprint
 
 BLEND_TAG = "blend"
 CHAMPIONS_TAG = "champions"
@@ -247,6 +248,18 @@ def register(project: Project, workspace: Workspace, suite: Suite, logged: Logge
     for key, value in (("model", winner.name), ("test_day", str(suite.days.test[-1]))):
         client.set_model_version_tag(project.name, version.version, key, value)
     return version
+
+
+def record(
+    project: Project, workspace: Workspace, suite: Suite
+) -> tuple[Logged, ModelVersion, Path]:
+    """A training's report, runs and registered winner: where they lie."""
+    days = [*suite.days.train, *suite.days.validate, *suite.days.test]
+    marks = (workspace.published_fingerprint("examples", day) for day in days)
+    page = training_report(project, suite)
+    report = workspace.publish_file(f"reports/{suite.days.test[-1]}.html", page)
+    logged = log_suite(project, workspace, suite, fingerprint(*marks), page)
+    return logged, register(project, workspace, suite, logged), report
 
 
 def alias_version(project: Project, alias: str) -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -61,6 +62,9 @@ class Examples:
         return shuffled_batches(self, size, generator)
 
 
+TENSORS = [field.name for field in fields(Examples)]
+
+
 def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) -> Examples:
     """Rows and their label columns as tensors; a null label becomes NaN."""
     inputs = encoded_tensors(encoder.transform(frame))
@@ -99,15 +103,21 @@ def part_of(examples: Examples, rows: slice) -> Examples:
     return _each(examples, lambda tensor: tensor[rows])
 
 
+def joined(parts: Sequence[Examples]) -> Examples:
+    """Some examples after each other."""
+    made: dict[str, Any] = {}
+    for name in TENSORS:
+        tensors = [getattr(part, name) for part in parts]
+        made[name] = None if tensors[0] is None else torch.cat(tensors)
+    return Examples(**made)
+
+
 def _each(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
-    return Examples(
-        change(examples.categorical),
-        change(examples.bags),
-        change(examples.numeric),
-        change(examples.labels),
-        None if examples.position is None else change(examples.position),
-        None if examples.weight is None else change(examples.weight),
-    )
+    made: dict[str, Any] = {}
+    for name in TENSORS:
+        tensor = getattr(examples, name)
+        made[name] = None if tensor is None else change(tensor)
+    return Examples(**made)
 
 
 def shuffled_batches(

@@ -47,6 +47,3 @@ class Checkpoint:
         torch.save(state | {"key": self.key}, temporary)
         os.replace(temporary, self.path)
         self._last = time.monotonic()
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)

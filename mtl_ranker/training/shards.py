@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.training.batches import Examples, batches_of, encode_examples, take
+from mtl_ranker.training.batches import TENSORS, Examples, batches_of, encode_examples, joined, take
 
 BLOCK_ROWS = 32_768
 POOL_BLOCKS = 8
@@ -42,6 +42,8 @@ class ShardedExamples:
         widths: how many columns there are of each tensor.
         positions: one more than the highest position, 0 without.
         change: applied to a block's labels when it is read.
+        thin, seed: then makes a block smaller, by this seed and the block's number.
+        kept: rows that are left of all blocks, where they are thinned.
     """
 
     files: list[Path]
@@ -143,15 +145,10 @@ def write_shards(
     sources: Sequence[Path],
     labels: list[str],
     folder: Path,
-    on_rows: Callable[[int], None] | None = None,
 ) -> ShardedExamples:
-    """Encode example partitions file by file, a bounded number of rows at a time.
-
-    Args:
-        on_rows: told how many rows are done.
-    """
+    """Encode example partitions file by file, a bounded number of rows at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    done, positions = 0, 0
+    positions = 0
     files = []
     for number, source in enumerate(sources):
         scan = pl.scan_parquet(source)
@@ -161,15 +158,11 @@ def write_shards(
         for start in range(0, rows, READ_ROWS):
             frame = scan.slice(start, READ_ROWS).collect()
             piece = encode_examples(encoder, frame, labels)
-            if piece.position is not None and len(piece):
-                positions = max(positions, int(piece.position.max()) + 1)
+            positions = max(positions, piece.positions)
             table = _table(piece)
             if writer is None:
                 writer = pq.ParquetWriter(files[-1], table.schema, compression="lz4")
             writer.write_table(table, row_group_size=BLOCK_ROWS)
-            done += frame.height
-            if on_rows is not None:
-                on_rows(done)
         if writer is None:
             files.pop()
         else:
@@ -194,7 +187,7 @@ def _table(rows: Examples) -> pa.Table:
     """One column a tensor: the bytes of each row's int32 or float32 numbers."""
     arrays: dict[str, Any] = {}
     widths = {}
-    for name in ("categorical", "bags", "numeric", "labels", "position", "weight"):
+    for name in TENSORS:
         tensor = getattr(rows, name)
         if tensor is None:
             continue
@@ -207,17 +200,6 @@ def _table(rows: Examples) -> pa.Table:
         arrays[name] = pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(stored)])
     table = pa.table(arrays)
     return table.replace_schema_metadata({META: json.dumps(widths).encode()})
-
-
-def joined(parts: Sequence[Examples]) -> Examples:
-    """Some examples after each other."""
-
-    def cat(name: str) -> Tensor | None:
-        tensors = [getattr(part, name) for part in parts]
-        return None if tensors[0] is None else torch.cat(tensors)
-
-    names = ("categorical", "bags", "numeric", "labels", "position", "weight")
-    return Examples(**{name: cat(name) for name in names})  # type: ignore[arg-type]
 
 
 def _every(rows: Examples, step: int) -> Examples:

@@ -14,11 +14,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(script: str, data: Path, folder: Path, *more: str) -> tuple[dict, str]:
+    return run_sized(script, folder, "--data", str(data), *more)
+
+
+def run_sized(script: str, folder: Path, *options: str) -> tuple[dict, str]:
+    """A benchmark's figures and what it printed; without --data it simulates its own."""
     done = subprocess.run(
         [
             sys.executable,
             str(ROOT / "benchmarks" / script),
-            *("--data", str(data), "--json", str(folder / "figures.json"), *more),
+            *("--json", str(folder / "figures.json"), *options),
         ],
         capture_output=True,
         text=True,
@@ -74,23 +79,6 @@ def test_training_speed(shared_data, tmp_path):
         assert all(0 < value < 1 for value in library["auc"].values())
     counts = [library["parameters"] for library in found.values()]
     assert max(counts) < 1.05 * min(counts)
-
-
-def run_sized(script: str, folder: Path, *options: str) -> tuple[dict, str]:
-    """A benchmark of size, which simulates its own data."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "benchmarks" / script),
-            *("--json", str(folder / "figures.json"), *options),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "figures.json").read_text()), done.stdout
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from mtl_ranker.config import load_project
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.training import shards
-from mtl_ranker.training.batches import encode_examples, thin_negatives
+from mtl_ranker.training.batches import TENSORS, encode_examples, thin_negatives
 from mtl_ranker.training.loop import train_ranker
 from mtl_ranker.training.shards import write_shards
 from mtl_ranker.training.suite import train_suite
@@ -45,7 +45,7 @@ def test_files_hold_what_encoding_in_memory_gives(tmp_path, small_blocks):
     expected = encode_examples(encoder, frame, made.LABELS)
     assert len(found) == len(expected) == 701
     assert found.positions == expected.positions == 4
-    for name in ("categorical", "bags", "numeric", "labels", "position", "weight"):
+    for name in TENSORS:
         torch.testing.assert_close(
             getattr(whole, name), getattr(expected, name), equal_nan=True, rtol=0, atol=0
         )
