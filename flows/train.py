@@ -63,7 +63,7 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
     suite = train_task(night, day)
     with console.status("writing runs, pictures and the model to MLflow"):
         logged, version, report = register_task(night, suite)
-    console.print(comparison_table(suite))
+    console.print(comparison_table(suite, console.width))
     for gain in suite.gains:
         if gain.verdict != "undecided":
             say(f"[bold]sharing[/]   {gain}")

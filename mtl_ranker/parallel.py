@@ -65,7 +65,7 @@ def main(
             _, version, _ = registry.record(project, work, suite)
             from rich.console import Console
 
-            Console(width=140).print(comparison_table(suite))
+            Console(width=140).print(comparison_table(suite, 140))
             typer.echo(
                 f"{world.size} ranks: {suite.winner.label} wins on validation; registered as "
                 f"{project.name} version {version.version}, alias challenger"

@@ -11,6 +11,7 @@ from rich.table import Table
 from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.training.suite import Suite
 
+LEAST = 4  # columns: objective, model, quality, interval
 SHOWN = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
 
 
@@ -40,8 +41,11 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
     return rows
 
 
-def comparison_table(suite: Suite) -> Table:
-    """The same rows for the terminal; the winner on validation is marked."""
+def comparison_table(suite: Suite, width: int) -> Table:
+    """The same rows for a terminal so many characters wide; the winner on validation is marked.
+
+    Where it is too narrow for all, the last metrics are left out: half a number is none.
+    """
     winner = suite.winner.name
     days = suite.days
     span = f"{days.test[0]}" if len(days.test) == 1 else f"{days.test[0]}..{days.test[-1]}"
@@ -54,27 +58,33 @@ def comparison_table(suite: Suite) -> Table:
         caption="* wins on validation; intervals: 95 % or as configured, users drawn anew",
         caption_justify="left",
     )
-    for heading in ("objective", "model"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("AUC|R²", "interval", "GAUC", "NDCG@10", "log loss", "calib", "ECE"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = comparison_rows(suite)
+    marks = {winner: f"{winner} *"}
+    columns = [
+        [row["objective"] for row in rows],
+        [marks.get(r["model"], r["model"]) for r in rows],
+    ]
+    columns += [[row.get(key, "") for row in rows] for key in ("quality", "interval", *SHOWN)]
+    headings = ["objective", "model", "AUC|R²", "interval"]
+    headings += ["GAUC", "NDCG@10", "log loss", "calib", "ECE"]
+    room, shown = width, 0
+    for heading, cells in zip(headings, columns, strict=True):
+        room -= 2 + max(len(text) for text in [heading, *cells])
+        if room < 0 and shown >= LEAST:
+            break
+        table.add_column(heading, justify="left" if shown < 2 else "right", no_wrap=True)
+        shown += 1
+    if shown < len(headings):
+        left_out = ", ".join(headings[shown:])
+        table.caption = f"{table.caption}\n{left_out}: in a wider terminal, and in the report"
     previous = None
-    for row in comparison_rows(suite):
+    for row, values in zip(rows, zip(*columns[:shown], strict=True), strict=True):
         if previous not in (None, row["objective"]):
             table.add_section()
         first = row["objective"] if row["objective"] != previous else ""
         previous = row["objective"]
-        marked = f"{row['model']} *" if row["model"] == winner else row["model"]
-        cells = [row.get(key, "") for key in SHOWN]
-        # The run in MLflow has every digit; the terminal has 80 columns at worst.
-        table.add_row(
-            first,
-            marked,
-            row["quality"],
-            row["interval"],
-            *cells,
-            style="bold" if row["model"] == winner else None,
-        )
+        style = "bold" if row["model"] == winner else None
+        table.add_row(first, *values[1:], style=style)
     return table
 
 

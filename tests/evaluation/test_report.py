@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
 from mtl_ranker.config import load_project
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.evaluation.report import training_report, warnings_of, with_decision
+from mtl_ranker.evaluation.summary import comparison_rows, comparison_table
 from mtl_ranker.promotion import Decision
 from mtl_ranker.serving import Serving
 from mtl_ranker.training.suite import train_suite
@@ -109,3 +112,18 @@ def test_the_decision_takes_its_place_and_a_later_one_replaces_it(trained):
     assert again.count("no: within the noise") == 2
     assert again == with_decision(again, second, "2", "1", 0.9)
     assert again.split("<h2>Objectives")[1] == text.split("<h2>Objectives")[1]
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_terminals_table_cuts_no_number(trained, width):
+    _, suite = trained
+    console = Console(width=width, file=io.StringIO())
+    console.print(comparison_table(suite, width))
+    text = console.file.getvalue()
+    assert "…" not in text
+    for row in comparison_rows(suite):
+        assert row["quality"] in text
+        assert row["interval"] in text
+    (headings,) = [line for line in text.splitlines() if line.strip().startswith("objective")]
+    assert ("calib" in headings) == (width == 140)
+    assert ("in a wider terminal" in " ".join(text.split())) == (width < 140)
