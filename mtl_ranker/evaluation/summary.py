@@ -67,9 +67,9 @@ def comparison_table(suite: Suite, width: int) -> Table:
     columns += [[row.get(key, "") for row in rows] for key in ("quality", "interval", *SHOWN)]
     headings = ["objective", "model", "AUC|R²", "interval"]
     headings += ["GAUC", "NDCG@10", "log loss", "calib", "ECE"]
-    room, shown = width, 0
+    room, shown = width - 1, 0  # the frame; a column has a blank on each side and a divider
     for heading, cells in zip(headings, columns, strict=True):
-        room -= 2 + max(len(text) for text in [heading, *cells])
+        room -= 3 + max(len(text) for text in [heading, *cells])
         if room < 0 and shown >= LEAST:
             break
         table.add_column(heading, justify="left" if shown < 2 else "right", no_wrap=True)
