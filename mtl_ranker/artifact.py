@@ -16,6 +16,7 @@ from torch import Tensor
 from mtl_ranker.config import Project, parse_project
 from mtl_ranker.evaluation.calibration import Calibration
 from mtl_ranker.features.encoders import Encoder, numeric_matrix
+from mtl_ranker.kernels import in_blocks
 from mtl_ranker.models.pairs import PairInput, Sides
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.objectives import Task, predictions
@@ -129,12 +130,10 @@ class RankerArtifact:
         return pl.DataFrame({task.name: values[:, t] for t, task in enumerate(self.tasks)})
 
     def _predicted(self, logits: Callable[[slice], Tensor], rows: int) -> np.ndarray:
-        size = self.model.block_rows
-        found = np.zeros((rows, len(self.tasks)), np.float32)
-        for start in range(0, rows, size):
-            block = slice(start, start + size)
-            found[block] = predictions(logits(block), self.tasks, self.model.cutpoints).numpy()
-        return found
+        def block(chosen: slice) -> Tensor:
+            return predictions(logits(chosen), self.tasks, self.model.cutpoints)
+
+        return torch.cat(in_blocks(block, rows, self.model.block_rows)).numpy()
 
     def _calibrated(self, values: np.ndarray, surface: pl.Series | None) -> pl.DataFrame:
         names = [task.name for task in self.tasks]

@@ -22,6 +22,7 @@ from mtl_ranker.features.queries import (
     feature_parts,
     history_fingerprint,
 )
+from mtl_ranker.kernels import fast_matmul
 from mtl_ranker.logs.sources import Source
 from mtl_ranker.training.concurrent import cores
 from mtl_ranker.workspace import Workspace, file_state, fingerprint
@@ -185,7 +186,7 @@ def score_day(
         return rank_block(project, artifact, as_of, rows)
 
     try:
-        with workspace.folder_aside() as place, ThreadPoolExecutor(workers) as pool:
+        with workspace.folder_aside() as place, ThreadPoolExecutor(workers) as pool, fast_matmul():
             files = []
             # Several blocks at a time: each step of one leaves most of a machine idle.
             for number, ranked in enumerate(pool.map(rank, blocks)):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mtl_ranker.config import Training
 from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.kernels import fast_matmul, in_blocks
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.objectives import (
@@ -90,6 +91,7 @@ def build_ranker(
     return Ranker(spec, embedding, positions, cutpoints_needed(tasks), position_dropout)
 
 
+@fast_matmul()
 def train_ranker(
     spec: RankerSpec,
     encoder: Encoder,
@@ -310,13 +312,11 @@ def start_at_prior(
 def predict_logits(model: Ranker, examples: Examples) -> Tensor:
     """Logits [K, N, T] in evaluation mode, without positions, in blocks of bounded memory."""
     model.eval()
-    return torch.cat(
-        [
-            model(*(tensor[start : start + model.block_rows] for tensor in examples.inputs))
-            for start in range(0, max(len(examples), 1), model.block_rows)
-        ],
-        1,
-    )
+
+    def block(rows: slice) -> Tensor:
+        return model(*(tensor[rows] for tensor in examples.inputs))
+
+    return torch.cat(in_blocks(block, len(examples), model.block_rows), 1)
 
 
 @torch.no_grad()

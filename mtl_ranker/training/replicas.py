@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from mtl_ranker.kernels import fast_matmul
+
 Chunk = tuple[Tensor, Tensor]  # inputs [S, B, I] and labels [S, B, T] of S steps
 
 
@@ -53,6 +55,7 @@ class Replicas:
         return (self(inputs) - labels).square().mean(1)
 
 
+@fast_matmul()
 def train_replicas(
     build: Callable[[], nn.Module],
     data: Callable[[int], Iterator[Chunk]],

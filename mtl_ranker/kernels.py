@@ -1,0 +1,75 @@
+"""How torch's arithmetic uses this machine: which kernels multiply matrices, and on which cores."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+PRECISION = "MTL_RANKER_MATMUL_PRECISION"
+ENOUGH_ROWS = 1_024  # for a core of its own
+_LOCK = threading.Lock()
+_inside, _before = 0, ""
+
+
+@contextmanager
+def fast_matmul() -> Iterator[None]:
+    """Within it, float32 matrices are multiplied at torch's precision "medium".
+
+    Torch then takes oneDNN's kernels instead of MKL's, which use half of an AMD processor's vector
+    width. Products stay float32 on CPUs without matrix units, to the same error; on those with
+    them (AMX) factors are rounded to bfloat16 and sums stay float32. It can be entered by several
+    threads and again inside itself. Whatever the process has set already stays, and
+    `MTL_RANKER_MATMUL_PRECISION=highest` in the environment turns this off.
+    """
+    global _inside, _before
+    with _LOCK:
+        _inside += 1
+        if _inside == 1:
+            _before = torch.get_float32_matmul_precision()
+            if _before == "highest":
+                torch.set_float32_matmul_precision(os.environ.get(PRECISION, "medium"))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _inside -= 1
+            if _inside == 0:
+                torch.set_float32_matmul_precision(_before)
+
+
+def in_blocks(work: Callable[[slice], Tensor], rows: int, size: int) -> list[Tensor]:
+    """`work` for blocks of at most `size` rows, in inference mode, one block on each core.
+
+    A block alone leaves other cores waiting at each of its small operations; blocks side by side
+    do not. Returns the blocks' results in order (one of no rows when there are none).
+    """
+    cores = torch.get_num_threads()
+    count = max(1, math.ceil(rows / size))
+    if rows >= cores * ENOUGH_ROWS:
+        count = math.ceil(count / cores) * cores
+    size = max(1, math.ceil(rows / count))
+    blocks = [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
+
+    @torch.inference_mode()
+    def one(block: slice) -> Tensor:
+        return work(block)
+
+    def alone(block: slice) -> Tensor:
+        torch.set_num_threads(1)  # of this thread of Python
+        return one(block)
+
+    with fast_matmul():
+        if cores == 1 or len(blocks) == 1:
+            return [one(block) for block in blocks]
+        try:
+            with ThreadPoolExecutor(min(cores, len(blocks))) as pool:
+                return list(pool.map(alone, blocks))
+        finally:
+            torch.set_num_threads(cores)
