@@ -159,10 +159,16 @@ class AsOf:
     def build(
         cls, project: Project, source: Source, workspace: Workspace, rows: pl.LazyFrame, day: date
     ) -> AsOf:
-        """Windows over the published aggregates before D; keys take the types that `rows` have."""
+        """Windows over the published aggregates before D, of the users and items in `rows`.
+
+        Keys take the types that `rows` have.
+        """
         features = project.features
         static = static_tables(source)
         schema = _enriched(static, rows).collect_schema()
+        own = {"user_id", "item_id"} & {key for keys in features.entities for key in keys}
+        uniques = [rows.select(key).unique() for key in own if key in rows.collect_schema()]
+        present = {found.columns[0]: found.to_series() for found in pl.collect_all(uniques)}
         days = history_days(project, workspace, day)
         common = {
             "signals": signal_names(project),
@@ -178,6 +184,8 @@ class AsOf:
             names_of.append(names)
             if days:
                 daily = workspace.scan(aggregate_dataset(keys), days)
+                for key in present.keys() & set(keys):
+                    daily = daily.filter(pl.col(key).is_in(present[key].implode()))
                 totals = workspace.scan(aggregate_dataset([]), days)
                 windows = run_sql(
                     "features/windows.sql",

@@ -32,6 +32,13 @@ summed as (
         "{{ key }}",
         {%- endfor %}
         {%- for window in windows %}
+        {%- if window == longest %}
+        sum("impressions") as "impressions_{{ window }}d",
+        {%- for signal in signals %}
+        sum("{{ signal }}_count") as "{{ signal }}_count_{{ window }}d",
+        sum("{{ signal }}_sum") as "{{ signal }}_sum_{{ window }}d",
+        {%- endfor %}
+        {%- else %}
         sum(
             case when "day" >= {{ as_of - window }} then "impressions" else 0 end
         ) as "impressions_{{ window }}d",
@@ -43,6 +50,7 @@ summed as (
             case when "day" >= {{ as_of - window }} then "{{ signal }}_sum" else 0.0 end
         ) as "{{ signal }}_sum_{{ window }}d",
         {%- endfor %}
+        {%- endif %}
         {%- endfor %}
         max("day") as last_day
     from recent
