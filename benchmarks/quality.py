@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightgbm
@@ -47,6 +47,7 @@ from mtl_ranker.training.suite import (
     evaluate_all,
     refit,
     train_model,
+    with_trees,
 )
 from mtl_ranker.training.tuning import tune
 from mtl_ranker.workspace import write_json
@@ -215,22 +216,30 @@ def ranker(
     seeds: int,
     tick: Callable[[str], None],
 ) -> list[Contender]:
-    """One of our models with every seed, before and after its refit."""
+    """One of our models with every seed: the network, with trees, and both after their refit.
+
+    Where the project has trees, the last one is what a night registers.
+    """
     began = time.perf_counter()
     spec = make(model, project.models[model], len(parts.tasks), project.features.groups)
-    stopped, again = [], []
+    found: dict[str, list[np.ndarray]] = {}
     for seed in range(seeds):
         run = train_model(project, parts, model, spec, seed)
-        stopped.append(run.test_prediction)
+        found.setdefault(name, []).append(run.test_prediction)
         tick(f"{name}, seed {seed}")
-        again.append(refit(project, parts, run).test_prediction)
+        joined = with_trees(project, parts, run) if project.training.trees else run
+        again = refit(project, parts, joined)
+        if project.training.trees:
+            network = replace(again.artifact, trees=None, calibration=run.artifact.calibration)
+            alone = network.predict(parts.held_out.frame).select(t.name for t in parts.tasks)
+            found.setdefault(f"{name}, refit", []).append(alone.to_numpy())
+            found.setdefault(f"{name}, trees", []).append(joined.test_prediction)
+        last = f"{name}, trees, refit" if project.training.trees else f"{name}, refit"
+        found.setdefault(last, []).append(again.test_prediction)
         tick(f"{name}, seed {seed}, refit")
     seconds = time.perf_counter() - began
     settings = {"model": dict(project.models[model]), "training": project.training.model_dump()}
-    return [
-        Contender(name, stopped, seconds, settings),
-        Contender(f"{name}, refit", again, seconds, settings),
-    ]
+    return [Contender(n, predictions, seconds, settings) for n, predictions in found.items()]
 
 
 def tuned_ranker(

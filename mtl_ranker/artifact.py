@@ -17,8 +17,9 @@ from mtl_ranker.config import Project, parse_project
 from mtl_ranker.evaluation.calibration import Calibration
 from mtl_ranker.features.encoders import Encoder, numeric_matrix
 from mtl_ranker.kernels import in_blocks
-from mtl_ranker.models.pairs import PairInput, Sides
+from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, PairInput, Sides
 from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.models.trees import Forest, averaged, tree_numbers
 from mtl_ranker.objectives import Task, predictions
 from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.training.loop import build_ranker
@@ -35,6 +36,7 @@ class RankerArtifact:
     tasks: Sequence[Task]
     model: Ranker
     calibration: Calibration = field(default_factory=Calibration)
+    trees: Forest | None = None  # averaged with the model's predictions
 
     def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
         """The same predictions blended by other weights; objectives not named weigh 1."""
@@ -60,6 +62,9 @@ class RankerArtifact:
             "tasks": [asdict(task) for task in self.tasks],
             "positions": self.model.positions,
         }
+        if self.trees is not None:
+            save_file(self.trees.state_dict(), folder / "trees.safetensors")
+            wiring["trees"] = {k: getattr(self.trees, k) for k in ("features", "trees", "depth")}
         (folder / "model.json").write_text(json.dumps(wiring, indent=1), "utf-8")
         (folder / "project.toml").write_text(self.project.source_text, "utf-8")
         return folder
@@ -75,7 +80,12 @@ class RankerArtifact:
         model.load_state_dict(load_file(folder / "weights.safetensors"))
         model.eval()
         calibration = Calibration.load(folder / "calibration.json")
-        return cls(project, encoder, tasks, model, calibration)
+        trees = None
+        if "trees" in wiring:
+            trees = Forest(**wiring["trees"])
+            trees.load_state_dict(load_file(folder / "trees.safetensors"))
+            trees.eval()
+        return cls(project, encoder, tasks, model, calibration, trees)
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """One calibrated column per objective and `score`, for raw feature rows, in their order."""
@@ -116,22 +126,35 @@ class RankerArtifact:
                 row = PairInput(sides, which[0][rows], which[1][rows], numbers[rows])
                 return self.model.trace_row(row).logits
 
-            values = self._predicted(block, len(user))
+            gather = _pair_numbers(one, other, parts, numbers, which)
+            values = self._predicted(block, gather, len(user))
         by = self.calibration.by
         return self._calibrated(values, pairs[by] if by in pairs.columns else None)
 
-    @torch.inference_mode()
     def uncalibrated(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """What the network itself predicts: one column per objective."""
-        inputs = encoded_tensors(self.encoder.transform(frame))
-        values = self._predicted(
-            lambda rows: self.model(*(tensor[rows] for tensor in inputs)), frame.height
-        )
+        """What the network, and the trees with it, predict: one column per objective."""
+        values = self.raw(encoded_tensors(self.encoder.transform(frame)))
         return pl.DataFrame({task.name: values[:, t] for t, task in enumerate(self.tasks)})
 
-    def _predicted(self, logits: Callable[[slice], Tensor], rows: int) -> np.ndarray:
+    @torch.inference_mode()
+    def raw(self, inputs: Inputs) -> np.ndarray:
+        """The same for encoded rows: [N, T]."""
+        self.model.eval()
+        return self._predicted(
+            lambda rows: self.model(*(tensor[rows] for tensor in inputs)),
+            lambda rows: tree_numbers(inputs[0][rows], inputs[2][rows]),
+            len(inputs[0]),
+        )
+
+    def _predicted(
+        self,
+        logits: Callable[[slice], Tensor],
+        numbers: Callable[[slice], Tensor],
+        rows: int,
+    ) -> np.ndarray:
         def block(chosen: slice) -> Tensor:
-            return predictions(logits(chosen), self.tasks, self.model.cutpoints)
+            found = predictions(logits(chosen), self.tasks, self.model.cutpoints)
+            return found if self.trees is None else averaged(found, self.trees(numbers(chosen)))
 
         return torch.cat(in_blocks(block, rows, self.model.block_rows)).numpy()
 
@@ -145,6 +168,32 @@ class RankerArtifact:
         """With the encoder's other columns, missing everywhere."""
         absent = [c for c in self.encoder.columns if c not in frame.columns]
         return frame.with_columns(pl.lit(None).alias(c) for c in absent)
+
+
+def _pair_numbers(
+    users: Inputs,
+    items: Inputs,
+    part: Sequence[int],
+    pairs: Tensor,
+    which: Sequence[Tensor],
+) -> Callable[[slice], Tensor]:
+    """`tree_numbers` of pairs: each column from the user, the item, or the pair's own numbers."""
+    fields, bags = users[0].shape[1], len(part) - users[2].shape[1]
+    of_column = torch.tensor([*part[bags:], *part[:fields]])  # numbers, then categories
+    own = [(of_column == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
+    order = torch.cat(own).argsort()
+    sides = [
+        tree_numbers(side[0], side[2]).index_select(1, columns)
+        for side, columns in ((users, own[USER]), (items, own[ITEM]))
+    ]
+
+    def gather(rows: slice) -> Tensor:
+        parts = [
+            side.index_select(0, index[rows]) for side, index in zip(sides, which, strict=True)
+        ]
+        return torch.cat([*parts, pairs[rows]], 1).index_select(1, order)
+
+    return gather
 
 
 def blend(project: Project) -> pl.Expr:

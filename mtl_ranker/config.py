@@ -206,6 +206,11 @@ class Training(Settings):
     refit: bool = Field(
         True, description="train the winner again, on the validation days too, before it serves"
     )
+    trees: int = Field(
+        0,
+        ge=0,
+        description="boosted trees an objective at most, averaged with the winner",
+    )
     position_dropout: float = Field(0.1, ge=0, lt=1)
     in_memory_rows: int = Field(
         5_000_000, ge=1, description="with more training rows, they stream from encoded Parquet"

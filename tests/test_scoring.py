@@ -14,6 +14,7 @@ from mtl_ranker.config import load_project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.queries import (
+    LABEL,
     aggregate_day,
     build_examples,
     feature_parts,
@@ -31,6 +32,8 @@ from mtl_ranker.scoring import (
     score_day,
     user_blocks,
 )
+from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.loop import build_ranker
 from mtl_ranker.training.suite import tasks_of
 from mtl_ranker.workspace import Workspace
@@ -60,7 +63,9 @@ def trained_on(folder, text: str):
     model = build_ranker(spec, encoder, tasks).eval()
     for parameter in model.parameters():  # far from their start, so that every feature matters
         torch.nn.init.normal_(parameter, std=0.3)
-    return project, source, workspace, RankerArtifact(project, encoder, tasks, model)
+    rows = encode_examples(encoder, frame, [LABEL + task.name for task in tasks])
+    trees = fit_forest(tasks, rows, 6, 0, trees=[6] * len(tasks))
+    return project, source, workspace, RankerArtifact(project, encoder, tasks, model, trees=trees)
 
 
 @pytest.fixture

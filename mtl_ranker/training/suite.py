@@ -37,10 +37,11 @@ from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
+from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.checkpoints import Checkpoint
 from mtl_ranker.training.concurrent import cores, side_by_side
 from mtl_ranker.training.distributed import ALONE, World
-from mtl_ranker.training.loop import Epoch, Trained, predict, train_ranker
+from mtl_ranker.training.loop import Epoch, Trained, train_ranker
 from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
 from mtl_ranker.workspace import Workspace, fingerprint
 
@@ -274,8 +275,15 @@ def train_suite(
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
     best = max(mean, key=lambda n: mean[n])
     winner = max(by_model[best], key=lambda r: r.validate_quality)
-    again = f"{winner.name}, refit"
+    further = []
+    if project.training.trees:
+        joined = with_trees(project, parts, winner)
+        runs.append(joined)
+        further.append(joined)
+        if joined.validate_quality > winner.validate_quality:
+            winner = joined
     if project.training.refit:
+        again = f"{winner.name}, refit"
 
         def tell(epoch: Epoch) -> None:
             if on_epoch is not None:
@@ -283,11 +291,12 @@ def train_suite(
 
         winner = refit(project, parts, winner, tell, world)
         runs.append(winner)
-        by_model[again] = [winner]
+        further.append(winner)
+    by_model |= {run.name: [run] for run in further}
     apart = next((name for name, spec in specs.items() if spec.apart), None)
     intervals, gains = compare_models(project, tasks, by_model, held_out, apart)
-    # A refit knows more days than the model that shares nothing: no comparison of sharing.
-    gains = [gain for gain in gains if gain.model != again]
+    # Trees and more days are no comparison of sharing with the model that shares nothing.
+    gains = [gain for gain in gains if gain.model in specs]
     names = [task.name for task in tasks]
     found, score = winner.test_prediction, blended_score(project, winner.test_prediction)
     scored = {
@@ -395,26 +404,58 @@ def train_model(
         checkpoint=_checkpoint(project, parts, name, spec, seed),
         world=world,
     )
-    validate_frame = parts.frames["validate"]
-    raw_validated = predict(trained.model, validate, tasks)
-    validated = evaluate_all(
-        tasks, validate.labels.numpy(), raw_validated, validate_frame["user_id"].to_numpy()
+    artifact = RankerArtifact(project, parts.encoder, tasks, trained.model)
+    return _validated(project, parts, name, seed, trained, artifact)
+
+
+def with_trees(project: Project, parts: Prepared, run: ModelRun) -> ModelRun:
+    """A trained model's predictions averaged with those of boosted trees (training/boosting.py).
+
+    The trees are fitted on the training rows in memory; how many is decided on the validation rows.
+    """
+    trees = fit_forest(
+        parts.tasks,
+        _thinned(project, parts.tasks, parts.examples["train"], run.seed).sample(SAMPLE_ROWS),
+        project.training.trees,
+        run.seed,
+        parts.examples["validate"],
     )
+    artifact = replace(run.artifact, trees=trees)
+    return _validated(project, parts, f"{run.name}, trees", run.seed, run.trained, artifact)
+
+
+def _validated(
+    project: Project,
+    parts: Prepared,
+    name: str,
+    seed: int,
+    trained: Trained,
+    artifact: RankerArtifact,
+) -> ModelRun:
+    """A run with its quality and its calibration on the validation days."""
+    tasks, validate, frame = parts.tasks, parts.examples["validate"], parts.frames["validate"]
+    raw = artifact.raw(validate.inputs)
+    found = evaluate_all(tasks, validate.labels.numpy(), raw, frame["user_id"].to_numpy())
     by = project.calibration.by
+    surface = None if by is None else frame[by]
     calibration = fit_calibration(
         tasks,
         validate.labels.numpy(),
-        raw_validated,
+        raw,
         project.calibration.method,
         by,
-        None if by is None else validate_frame[by],
+        surface,
         project.calibration.min_positives,
     )
-    surface = validate_frame[by] if by else None
-    calibrated = calibration.apply([task.name for task in tasks], raw_validated, surface)
-    quality = blended_quality(tasks, validated)
-    artifact = RankerArtifact(project, parts.encoder, tasks, trained.model, calibration)
-    return _looked_at(parts, name, seed, spec, trained, quality, calibrated, artifact)
+    return _looked_at(
+        parts,
+        name,
+        seed,
+        trained,
+        blended_quality(tasks, found),
+        calibration.apply([task.name for task in tasks], raw, surface),
+        replace(artifact, calibration=calibration),
+    )
 
 
 def refit(
@@ -443,11 +484,12 @@ def refit(
         encoder = Encoder.fit(project.features, numerics, frame)
         known = encode_examples(encoder, frame, labels)
     name = f"{run.name}, refit"
+    thinned = _thinned(project, tasks, known, run.seed)
     trained = train_ranker(
         run.spec,
         encoder,
         tasks,
-        _thinned(project, tasks, known, run.seed),
+        thinned,
         None,
         training,
         run.seed,
@@ -456,7 +498,12 @@ def refit(
         _checkpoint(project, parts, name, run.spec, run.seed),
         world,
     )
-    artifact = RankerArtifact(project, encoder, tasks, trained.model, run.artifact.calibration)
+    trees = run.artifact.trees
+    if trees is not None:
+        few = thinned.sample(SAMPLE_ROWS)
+        trees = fit_forest(tasks, few, project.training.trees, run.seed, trees=trees.trees)
+    calibration = run.artifact.calibration
+    artifact = RankerArtifact(project, encoder, tasks, trained.model, calibration, trees)
     again = replace(
         parts,
         encoder=encoder,
@@ -466,7 +513,6 @@ def refit(
         again,
         name,
         run.seed,
-        run.spec,
         trained,
         run.validate_quality,
         run.validate_prediction,
@@ -478,7 +524,6 @@ def _looked_at(
     parts: Prepared,
     name: str,
     seed: int,
-    spec: RankerSpec,
     trained: Trained,
     validate_quality: float,
     validate_prediction: np.ndarray,
@@ -487,7 +532,7 @@ def _looked_at(
     """A trained model's run, with what it predicts on the test days."""
     tasks, held_out, test = parts.tasks, parts.held_out, parts.examples["test"]
     by = artifact.calibration.by
-    raw = predict(trained.model, test, tasks)
+    raw = artifact.raw(test.inputs)
     prediction = artifact.calibration.apply(
         [task.name for task in tasks], raw, held_out.frame[by] if by else None
     )
@@ -495,7 +540,7 @@ def _looked_at(
     return ModelRun(
         name,
         seed,
-        spec,
+        trained.model.spec,
         trained,
         validate_quality,
         validate_prediction,

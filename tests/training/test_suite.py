@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import load_project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.summary import comparison_rows
@@ -224,3 +225,36 @@ def test_chained_objective_without_its_parent_is_named(tiny):
     project, workspace = prepared(tiny)
     with pytest.raises(ProjectError, match=r"objectives\[2\] \(finish\).*after = 'click'.*allowed"):
         train_suite(project, workspace, LAST)
+
+
+def test_trees_join_the_winner_and_are_kept_where_validation_gains(tiny):
+    text = (tiny / "project.toml").read_text().replace("epochs = 2", "epochs = 2\ntrees = 12")
+    text = text.replace("refit = false", "refit = true")
+    (tiny / "project.toml").write_text(text)
+    project, workspace = prepared(tiny)
+    suite = train_suite(project, workspace, LAST)
+    runs = {run.name: run for run in suite.runs}
+    joined = next(run for name, run in runs.items() if name.endswith(", trees"))
+    alone = runs[joined.name.removesuffix(", trees")]
+    assert joined.artifact.trees is not None
+    assert max(joined.artifact.trees.trees) <= 12
+    kept = joined.validate_quality > alone.validate_quality
+    assert suite.winner.name == f"{(joined if kept else alone).name}, refit"
+    assert (suite.winner.artifact.trees is not None) == kept
+    assert {gain.model for gain in suite.gains} <= set(project.models)
+    assert joined.name in {model for model, _ in suite.intervals}
+
+    # The average of log-odds, worked out here from the network and from the trees by themselves.
+    frame = suite.held_out.frame
+    labels = [f"label_{task.name}" for task in suite.tasks]
+    encoded = encode_examples(joined.artifact.encoder, frame, labels)
+    network = predict_logits(alone.trained.model, encoded).sigmoid().mean(0).double()
+    numbers = torch.cat([encoded.numeric, encoded.categorical.float()], 1)
+    forest = joined.artifact.trees(numbers).double()
+    binary = [t for t, task in enumerate(suite.tasks) if task.kind == "binary"]
+    z = (network.logit() + forest) / 2
+    found = joined.artifact.uncalibrated(frame).to_numpy()
+    np.testing.assert_allclose(found[:, binary], z.sigmoid().numpy()[:, binary], atol=1e-6)
+
+    again = RankerArtifact.load(joined.artifact.save(tiny / "saved"))
+    assert again.predict(frame).equals(joined.artifact.predict(frame))

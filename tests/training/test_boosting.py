@@ -1,0 +1,86 @@
+"""The forest of tensors predicts what scikit-learn's own trees predict."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import log_loss
+
+from mtl_ranker.models.trees import Forest, averaged
+from mtl_ranker.objectives import Task
+from mtl_ranker.training.batches import Examples
+from mtl_ranker.training.boosting import SETTINGS, fit_forest
+
+TASKS = [Task("click", "binary"), Task("watch", "regression"), Task("like", "binary")]
+
+
+def rows(count: int, seed: int) -> Examples:
+    random = np.random.default_rng(seed)
+    numeric = random.normal(size=(count, 4)).astype(np.float32)
+    numeric[:, 1] = numeric[:, 1].round(1)  # ties on thresholds
+    numeric[random.random(numeric.shape) < 0.2] = np.nan
+    codes = random.integers(0, 6, (count, 2))
+    z = np.nan_to_num(numeric[:, 0]) - np.isnan(numeric[:, 1]) + (codes[:, 0] == 3)
+    click = (random.random(count) < 1 / (1 + np.exp(-z))).astype(np.float32)
+    like = np.where(random.random(count) < 0.3, np.nan, click * (codes[:, 1] > 2))
+    labels = np.stack([click, z.astype(np.float32), like.astype(np.float32)], 1)
+    tensors = [torch.from_numpy(a) for a in (codes, np.zeros((count, 0), np.int64), numeric)]
+    return Examples(*tensors, torch.from_numpy(labels))
+
+
+def matrix(examples: Examples) -> np.ndarray:
+    return np.concatenate([examples.numeric.numpy(), examples.categorical.numpy()], 1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_predicts_what_scikit_learn_predicts(weighted: bool) -> None:
+    train, other = rows(3_000, 0), rows(500, 1)
+    weight = torch.rand(3_000) + 0.5 if weighted else None
+    train = Examples(*train.inputs, train.labels, weight=weight)
+    forest = fit_forest(TASKS, train, most=20, seed=3, trees=[20, 20, 7])
+    found = forest(torch.from_numpy(matrix(other)).float())
+    for t, trees in ((0, 20), (2, 7)):
+        y = train.labels[:, t].numpy()
+        known = ~np.isnan(y)
+        model = HistGradientBoostingClassifier(max_iter=trees, random_state=3, **SETTINGS)
+        model.fit(matrix(train)[known], y[known], None if weight is None else weight[known])
+        expected = model.decision_function(matrix(other))
+        np.testing.assert_allclose(found[:, t].numpy(), expected, rtol=0, atol=1e-5)
+    assert found[:, 1].isnan().all()
+    assert forest.trees == [20, 0, 7]
+
+
+def test_keeps_the_trees_that_do_best_on_the_validation_rows() -> None:
+    train, validate = rows(600, 0), rows(400, 1)
+    forest = fit_forest(TASKS, train, most=60, seed=0, validate=validate)
+    losses = []
+    for trees in range(1, 61):
+        z = fit_forest(TASKS[:1], train, 60, 0, trees=[trees])(
+            torch.from_numpy(matrix(validate)).float()
+        )[:, 0]
+        losses.append(log_loss(validate.labels[:, 0].numpy(), torch.sigmoid(z).numpy()))
+    assert forest.trees[0] == 1 + int(np.argmin(losses))
+    assert forest.trees[0] < 60
+
+
+def test_an_objective_with_one_label_only_has_no_trees() -> None:
+    train = rows(200, 0)
+    train.labels[:, 2] = 1.0
+    assert fit_forest(TASKS, train, most=5, seed=0, trees=[5, 5, 5]).trees == [5, 0, 0]
+
+
+def test_average_is_of_log_odds_and_leaves_objectives_without_trees() -> None:
+    prediction = torch.tensor([[0.5, 7.0], [0.2, -3.0]])
+    forest = torch.tensor([[0.0, float("nan")], [float(np.log(4)), float("nan")]])
+    expected = [[0.5, 7.0], [0.5, -3.0]]
+    torch.testing.assert_close(averaged(prediction, forest), torch.tensor(expected))
+
+
+def test_the_forest_can_be_exported() -> None:
+    forest = fit_forest(TASKS, rows(500, 0), most=5, seed=0, trees=[5, 0, 3])
+    numbers = torch.from_numpy(matrix(rows(64, 2))).float()
+    program = torch.export.export(forest, (numbers,)).module()
+    torch.testing.assert_close(program(numbers), forest(numbers), equal_nan=True)
+    assert isinstance(forest, Forest)
