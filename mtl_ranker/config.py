@@ -132,11 +132,13 @@ class Categorical(Settings):
     column: str
     min_count: int = Field(1, ge=1, description="rarer values share the unknown bucket")
     hash_buckets: int | None = Field(None, ge=2, description="hash instead of a vocabulary")
+    share: str | None = Field(None, description="columns with one name here share embeddings")
 
 
 class ListColumn(Settings):
     column: str
     min_count: int = Field(1, ge=1)
+    share: str | None = Field(None, description="as of categoricals")
     max_length: int = Field(8, ge=1)
 
 
@@ -166,6 +168,22 @@ class Features(Settings):
         if not value or sorted(set(value)) != value:
             raise ValueError(f"{value} must hold at least one window, ascending, none twice")
         return value
+
+    @model_validator(mode="after")
+    def _sharing(self) -> Features:
+        buckets: dict[str, set[int | None]] = {}
+        columns = [(c.share, c.hash_buckets) for c in self.categoricals]
+        for share, count in [*columns, *((c.share, None) for c in self.lists)]:
+            if share is not None:
+                buckets.setdefault(share, set()).add(count)
+        for name, found in buckets.items():
+            if len(found) > 1:
+                values = sorted(found, key=lambda b: b or 0)
+                raise ValueError(
+                    f"share = {name!r}: hash_buckets {values}; allowed: the same for all its "
+                    "columns, and none where a list shares"
+                )
+        return self
 
     @field_validator("entities")
     @classmethod
@@ -212,6 +230,11 @@ class Training(Settings):
         description="boosted trees an objective at most, averaged with the winner",
     )
     position_dropout: float = Field(0.1, ge=0, lt=1)
+    sparse_rows: int = Field(
+        200_000,
+        ge=1,
+        description="of a larger embedding table, only a batch's rows are updated",
+    )
     in_memory_rows: int = Field(
         5_000_000, ge=1, description="with more training rows, they stream from encoded Parquet"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mtl_ranker.config import Features
+from mtl_ranker.config import Categorical, Features, ListColumn
 from mtl_ranker.errors import ProjectError
 
 HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -31,6 +31,7 @@ class Vocabulary:
     values: list[Any]
     hash_buckets: int | None = None
     max_length: int | None = None
+    share: str | None = None  # columns of one name here have one vocabulary and embedding
 
     @property
     def size(self) -> int:
@@ -71,17 +72,25 @@ class Encoder:
         `sample_rows` the numerics' edges come from so many rows, evenly from all.
         """
         lazy = rows.lazy()
+        shared = _shared(features, lazy)
         categoricals = [
-            Vocabulary(c.column, [], c.hash_buckets)
+            Vocabulary(c.column, [], c.hash_buckets, share=c.share)
             if c.hash_buckets is not None
-            else Vocabulary(c.column, _frequent(lazy.select(c.column), c.min_count))
+            else Vocabulary(
+                c.column,
+                shared[c.share] if c.share else _frequent(lazy.select(c.column), c.min_count),
+                share=c.share,
+            )
             for c in features.categoricals
         ]
         lists = [
             Vocabulary(
                 c.column,
-                _frequent(lazy.select(pl.col(c.column).explode()), c.min_count),
+                shared[c.share]
+                if c.share
+                else _frequent(lazy.select(pl.col(c.column).explode()), c.min_count),
                 max_length=c.max_length,
+                share=c.share,
             )
             for c in features.lists
         ]
@@ -134,6 +143,29 @@ class Encoder:
         for key in ("categoricals", "lists"):
             content[key] = [Vocabulary(**vocabulary) for vocabulary in content[key]]
         return cls(**content)
+
+
+def _shared(features: Features, rows: pl.LazyFrame) -> dict[str, list[Any]]:
+    """The vocabulary of each shared name: values that are frequent in its columns together."""
+    columns: dict[str, list[pl.LazyFrame]] = {}
+    least: dict[str, int] = {}
+    every: list[Categorical | ListColumn] = [*features.categoricals, *features.lists]
+    for c in every:
+        if c.share is None:
+            continue
+        value = pl.col(c.column).explode() if isinstance(c, ListColumn) else pl.col(c.column)
+        columns.setdefault(c.share, []).append(rows.select(value.alias(c.share)))
+        least[c.share] = min(c.min_count, least.get(c.share, c.min_count))
+    found = {}
+    for name, parts in columns.items():
+        types = {str(part.collect_schema()[name]) for part in parts}
+        if len(types) > 1:
+            raise ProjectError(
+                f"features: columns that share {name!r} hold {', '.join(sorted(types))}; "
+                "allowed: one type"
+            )
+        found[name] = _frequent(pl.concat(parts), least[name])
+    return found
 
 
 def _frequent(column: pl.LazyFrame, min_count: int) -> list[Any]:

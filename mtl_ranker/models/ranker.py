@@ -201,8 +201,8 @@ class Ranker(nn.Module):
         return {n: int(n.startswith(by_column)) for n, _ in self.named_parameters()}
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters below the towers, where objectives meet."""
-        meeting = [self.embedding, self.layers]
+        """Parameters below the towers, where objectives meet; without a sparse table."""
+        meeting = [self.layers] if self.embedding.sparse else [self.embedding, self.layers]
         return [p for module in meeting for p in module.parameters() if p.requires_grad]
 
     def parameter_count(self) -> int:

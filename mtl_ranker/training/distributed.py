@@ -53,7 +53,12 @@ class Ranks(World):
         return own, mine / whole.clamp(min=1e-12)
 
     def add_gradients(self, model: nn.Module, losses: Tensor) -> Tensor:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        known = [p for p in model.parameters() if p.grad is not None]
+        for parameter in known:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+                dist.all_reduce(parameter.grad)
+        gradients = [p.grad for p in known if p.grad is not None and not p.grad.is_sparse]
         flat = torch.cat([*(g.flatten() for g in gradients), losses])
         dist.all_reduce(flat)
         *parts, summed = flat.split([*(g.numel() for g in gradients), len(losses)])

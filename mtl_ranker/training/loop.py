@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mtl_ranker.config import Training
 from mtl_ranker.features.encoders import Encoder
@@ -30,7 +31,7 @@ from mtl_ranker.objectives import (
     predictions,
     transform_labels,
 )
-from mtl_ranker.training.balancing import BALANCERS, gradient_cosine
+from mtl_ranker.training.balancing import BALANCERS, Balancer, gradient_cosine
 from mtl_ranker.training.batches import Examples
 from mtl_ranker.training.checkpoints import Checkpoint
 from mtl_ranker.training.distributed import ALONE, World
@@ -87,6 +88,7 @@ def build_ranker(
         numerics,
         spec.embedding_width * (spec.objectives if spec.apart else 1),
         [*(v.column for v in (*encoder.categoricals, *encoder.lists)), *encoder.numerics],
+        [v.share for v in (*encoder.categoricals, *encoder.lists)],
     )
     return Ranker(spec, embedding, positions, cutpoints_needed(tasks), position_dropout)
 
@@ -130,16 +132,7 @@ def train_ranker(
     weights = torch.tensor([task.weight for task in tasks])
     base = _base_losses(known.labels, known.labels, tasks, known.weight)
     balancer = BALANCERS[settings.balancing](model, weights, base)
-    learned: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.requires_grad]},
-        *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
-    ]
-    optimiser = torch.optim.AdamW(
-        learned,
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    optimisers = _optimisers(model, balancer, settings)
     steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
     probe = rows.sample(PROBE_ROWS)
     best = BestWeights(model, len(tasks), settings.patience, until)
@@ -150,7 +143,8 @@ def train_ranker(
     saved = None if checkpoint is None else checkpoint.load()
     if saved is not None:
         model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, its_state in zip(optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(its_state)
         balancer.restore(saved["balancer"])
         best.resume(saved["best"])
         epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
@@ -164,7 +158,7 @@ def train_ranker(
     def state(epoch: int, done: int) -> dict[str, Any]:
         return {
             "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "balancer": balancer.state(),
             "best": best.state(),
             "epochs": [asdict(each) for each in epochs],
@@ -191,13 +185,15 @@ def train_ranker(
             each = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)
             if share is not None:
                 each = each * share
-            for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * (1.0 - step / steps)
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = settings.learning_rate * (1.0 - step / steps)
+                optimiser.zero_grad()
             step += 1
-            optimiser.zero_grad()
             balancer.backward(each, model.penalty(trace) / world.size)
             total += world.add_gradients(model, each.detach())
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             if checkpoint is not None and world.rank == 0 and checkpoint.due():
                 checkpoint.save(state(number, count))
         train_loss = total / count
@@ -230,6 +226,26 @@ def train_ranker(
     best.restore()
     model.eval()
     return Trained(model, epochs, best.epochs, seconds)
+
+
+def _optimisers(model: Ranker, balancer: Balancer, settings: Training) -> list[Optimizer]:
+    """AdamW for everything; of a large table of embeddings, Adam on a batch's own rows.
+
+    A dense step costs as much as the table is large, whatever the batch. The rows' decay of weights
+    is left out there; PCGrad projects whole gradients and stays dense.
+    """
+    table = model.embedding.table.weight
+    model.embedding.sparse = len(table) > settings.sparse_rows and settings.balancing != "pcgrad"
+    apart = {id(table)} if model.embedding.sparse else set()
+    learned: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in apart]},
+        *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
+    ]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    made: list[Optimizer] = [torch.optim.AdamW(learned, lr=rate, weight_decay=decay, fused=True)]
+    if model.embedding.sparse:
+        made.append(torch.optim.SparseAdam([table], lr=rate))
+    return made
 
 
 class _Watch:

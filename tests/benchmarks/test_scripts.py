@@ -111,3 +111,11 @@ def test_suite_speed_agrees(shared_data, tmp_path):
     figures, _ = run("suite_speed.py", shared_data / "census-income", tmp_path, "--seeds", "1")
     assert figures["census"]["equal"] is True
     assert len(figures["census"]["ways"]) == 3
+
+
+@pytest.mark.slow
+def test_vocabulary(tmp_path):
+    sizes = ("--values", "500", "--rows", "2000", "--batch", "256")
+    figures, _ = run_sized("vocabulary.py", tmp_path, *sizes)
+    assert figures["500"]["sparse"]["rows"] == figures["500"]["dense"]["rows"] == 2_000
+    assert figures["500"]["ratio"] > 0

@@ -101,3 +101,43 @@ def test_a_long_tail_gets_edges_of_its_own_and_an_even_spread_none():
     mirrored = quantile_edges(-heavy, 8, 4)
     assert len(set(mirrored) - set(quantile_edges(-heavy, 8))) == 4
     assert mirrored[2] < quantile_edges(-heavy, 8)[1]
+
+
+def test_columns_that_share_have_one_vocabulary(tmp_path):
+    features = Features(
+        categoricals=[
+            Categorical(column="author", min_count=2, share="author"),
+            Categorical(column="last_author", min_count=3, share="author"),
+        ],
+        lists=[ListColumn(column="followed", min_count=2, max_length=2, share="author")],
+    )
+    rows = pl.DataFrame(
+        {"author": ["a", "b"], "last_author": ["c", "a"], "followed": [["b", "c"], ["d"]]}
+    )
+    encoder = Encoder.fit(features, [], rows)
+    assert {tuple(v.values) for v in (*encoder.categoricals, *encoder.lists)} == {("a", "b", "c")}
+    encoded = encoder.transform(rows)
+    assert encoded.categorical.tolist() == [[1, 3], [2, 1]]
+    assert encoded.bags.tolist() == [[2, 3], [0, 0]]
+    encoder.save(tmp_path / "encoder.json")
+    assert Encoder.load(tmp_path / "encoder.json") == encoder
+
+
+def test_columns_of_other_types_cannot_share():
+    features = Features(
+        categoricals=[
+            Categorical(column="city", share="place"),
+            Categorical(column="user_id", share="place"),
+        ]
+    )
+    with pytest.raises(ProjectError, match=r"share 'place' hold Int64, String; allowed: one type"):
+        Encoder.fit(features, [], TRAIN)
+
+
+def test_columns_hashed_differently_cannot_share():
+    columns = [
+        Categorical(column="a", share="s", hash_buckets=8),
+        Categorical(column="b", share="s"),
+    ]
+    with pytest.raises(ValueError, match=r"share = 's': hash_buckets \[None, 8\]"):
+        Features(categoricals=columns)

@@ -96,6 +96,19 @@ def test_also_from_files_and_with_objectives_apart(tmp_path, monkeypatch):
     same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key")), whole)
 
 
+def test_also_with_sparse_embeddings(tmp_path):
+    frame = made.frame(500)
+    encoder = made.encoder(frame)
+    rows = encode_examples(encoder, frame, made.LABELS)
+    whole = train(rows, encoder, None, sparse_rows=1)
+    assert whole.model.embedding.sparse
+    dying = Dying(tmp_path / "a.pt", "key")
+    dying.after = 11
+    with pytest.raises(Killed):
+        train(rows, encoder, dying, sparse_rows=1)
+    same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key"), sparse_rows=1), whole)
+
+
 def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
     frame = made.frame(500)
     encoder = made.encoder(frame)

@@ -21,6 +21,7 @@ from mtl_ranker.training.loop import train_ranker
 from tests.training import rows as made
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
+more = {"sparse_rows": 1} if how == "sparse" else {}
 
 class Saving(Checkpoint):
     saves = 0
@@ -39,7 +40,7 @@ held_out = encode_examples(encoder, made.frame(200, seed=9), made.LABELS)
 with ranks() as world:
     run = train_ranker(
         made.spec(dropout=0.0), encoder, made.TASKS, rows, held_out,
-        made.settings(position_dropout=0.0), 0,
+        made.settings(position_dropout=0.0, **more), 0,
         checkpoint=Saving(folder / "a.pt", "key"), world=world,
     )
     if world.rank == 0:
@@ -76,6 +77,13 @@ def test_two_and_three_ranks_train_what_one_process_does(tmp_path):
         assert (tmp_path / str(size) / "ranks.txt").read_text() == str(size)
         for name, value in one.items():
             torch.testing.assert_close(many[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ranks_also_add_sparse_gradients(tmp_path):
+    one, two = run(tmp_path / "one", 0, "sparse"), run(tmp_path / "two", 2, "sparse")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

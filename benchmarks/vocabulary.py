@@ -1,0 +1,79 @@
+"""Training with large vocabularies: the dense optimiser against the one of a batch's rows alone.
+
+Random ids in one field of so many values beside the columns of a small row: what is measured is the
+cost of a step, not what it learns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from measured import CONSOLE, in_process, stage_of
+from rich.table import Table
+
+from mtl_ranker.config import Categorical, Features, Training
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.models.presets import make
+from mtl_ranker.objectives import Task
+from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.loop import train_ranker
+from mtl_ranker.workspace import write_json
+
+WIDTH = 16
+NEVER = 1 << 62
+
+
+def train(values: int, rows: int, batch: int, sparse: bool) -> dict[str, Any]:
+    """One epoch of an MMoE of 8 experts of 64 units."""
+    torch.manual_seed(0)
+    ids = torch.randint(0, values, (rows,)).numpy()
+    numbers = torch.randn(rows, 8).numpy()
+    label = (torch.rand(rows) < 0.3).float().numpy()
+    columns = {"id": ids, "label_a": label, "label_b": label[::-1].copy()}
+    columns |= {f"n{i}": numbers[:, i] for i in range(8)}
+    frame = pl.DataFrame(columns)
+    names = [f"n{i}" for i in range(8)]
+    features = Features(categoricals=[Categorical(column="id", hash_buckets=values)])
+    encoder = Encoder.fit(features, names, frame)
+    examples = encode_examples(encoder, frame, ["label_a", "label_b"])
+    tasks = [Task("a", "binary"), Task("b", "binary")]
+    spec = make("mmoe", {"preset": "mmoe", "embedding_width": WIDTH}, len(tasks))
+    settings = Training(batch_size=batch, epochs=1, sparse_rows=1 if sparse else NEVER)
+    trained = train_ranker(spec, encoder, tasks, examples, None, settings, 0, until=[1, 1])
+    return {"rows": rows, "train_seconds": trained.epochs[0].seconds}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument(
+        "--values", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000]
+    )
+    options.add_argument("--rows", type=int, default=200_000)
+    options.add_argument("--batch", type=int, default=2048)
+    options.add_argument("--json", type=Path, help="write the figures to this file")
+    chosen = options.parse_args()
+    table = Table(title=f"{chosen.rows:,} rows, batches of {chosen.batch:,}, width {WIDTH}")
+    for heading in ("values", "dense rows/s", "peak MB", "sparse rows/s", "peak MB", "sparse is"):
+        table.add_column(heading, justify="right")
+    found: dict[str, Any] = {}
+    for values in chosen.values:
+        each = {}
+        for name, sparse in (("dense", False), ("sparse", True)):
+            settings = {"values": values, "rows": chosen.rows, "batch": chosen.batch}
+            each[name] = in_process(__file__, "train", settings | {"sparse": sparse})
+            each[name]["rate"] = chosen.rows / each[name]["train_seconds"]
+        ratio = each["sparse"]["rate"] / each["dense"]["rate"]
+        found[str(values)] = each | {"ratio": ratio}
+        cells = [f"{v:,.0f}" for e in each.values() for v in (e["rate"], e["peak_mb"])]
+        table.add_row(f"{values:,}", *cells, f"{ratio:.2f}x")
+    CONSOLE.print(table)
+    write_json(chosen.json, found)
+
+
+if __name__ == "__main__":
+    if not stage_of({"train": train}):
+        main()
