@@ -158,6 +158,9 @@ class Features(Settings):
     groups: dict[str, list[str]] = Field(
         {}, description="named patterns of features (user_*), for experts that see only those"
     )
+    block_rows: int = Field(
+        1_000_000, ge=1, description="rows of whole users of a day that are joined at a time"
+    )
     numeric_encoding: Literal["piecewise_linear", "standardise"] = "piecewise_linear"
     bins: int = Field(8, ge=2, le=256)
     tail_edges: int = Field(4, ge=0, le=16, description="further edges at most in each long tail")

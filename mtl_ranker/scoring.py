@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ import torch
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.blocks import Block, joined, user_blocks
 from mtl_ranker.features.queries import (
     AsOf,
     feature_columns,
@@ -26,6 +27,8 @@ from mtl_ranker.kernels import fast_matmul
 from mtl_ranker.logs.sources import Source
 from mtl_ranker.training.concurrent import cores
 from mtl_ranker.workspace import Workspace, file_state, fingerprint
+
+WINDOWS_FOR = 16  # blocks on each core, whose users' windows are held at a time
 
 
 @dataclass(frozen=True)
@@ -167,11 +170,6 @@ def score_day(
             candidates = candidates.with_columns(
                 pl.lit(None, _context_type(workspace, column)).alias(column)
             )
-    as_of = AsOf.build(project, source, workspace, candidates, day)
-    columns = as_of.join(candidates).collect_schema()
-    absent = [c for c in feature_columns(project) if c not in columns]
-    if absent:
-        raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(absent)}")
     blocks = user_blocks(candidates, project.scoring.block_rows)
     if not blocks:
         raise ProjectError(f"the candidate set of {day} holds no rows")
@@ -180,58 +178,35 @@ def score_day(
     workers = min(len(blocks), cores())
     threads, before = max(1, cores() // workers), torch.get_num_threads()
 
-    def rank(block: Block) -> pl.DataFrame:
+    def rank(as_of: AsOf, block: Block) -> pl.DataFrame:
         torch.set_num_threads(threads)
         rows = block.of(candidates).collect(engine="streaming")
         return rank_block(project, artifact, as_of, rows)
 
     try:
         with workspace.folder_aside() as place, ThreadPoolExecutor(workers) as pool, fast_matmul():
-            files = []
-            # Several blocks at a time: each step of one leaves most of a machine idle.
-            for number, ranked in enumerate(pool.map(rank, blocks)):
-                files.append(place / f"{number:06d}.parquet")
-                ranked.with_columns(pl.lit(version).alias("model_version")).write_parquet(files[-1])
-                done, users = done + blocks[number].rows, users + ranked["user_id"].n_unique()
-                if on_block is not None:
-                    on_block(done, total)
+            files: list[Path] = []
+            for begin in range(0, len(blocks), WINDOWS_FOR * workers):
+                some = blocks[begin : begin + WINDOWS_FOR * workers]
+                as_of = AsOf.build(project, source, workspace, joined(some).of(candidates), day)
+                columns = as_of.join(candidates).collect_schema()
+                absent = [c for c in feature_columns(project) if c not in columns]
+                if absent:
+                    raise ProjectError(
+                        f"candidates of {day} lack the feature columns {', '.join(absent)}"
+                    )
+                # Several blocks at a time: each step of one leaves most of a machine idle.
+                for block, ranked in zip(some, pool.map(partial(rank, as_of), some), strict=True):
+                    files.append(place / f"{len(files):06d}.parquet")
+                    named = ranked.with_columns(pl.lit(version).alias("model_version"))
+                    named.write_parquet(files[-1])
+                    done, users = done + block.rows, users + ranked["user_id"].n_unique()
+                    if on_block is not None:
+                        on_block(done, total)
             path = workspace.publish("rankings", day, pl.scan_parquet(files, glob=False), made)
     finally:
         torch.set_num_threads(before)
     return Ranked(path, total, users, pl.scan_parquet(path).select(pl.len()).collect().item())
-
-
-@dataclass(frozen=True)
-class Block:
-    """Candidates of the users from `first` to `last`, both included."""
-
-    first: Any
-    last: Any
-    rows: int
-    everything: bool
-
-    def of(self, candidates: pl.LazyFrame) -> pl.LazyFrame:
-        if self.everything:
-            return candidates
-        return candidates.filter(pl.col("user_id").is_between(self.first, self.last))
-
-
-def user_blocks(candidates: pl.LazyFrame, size: int) -> list[Block]:
-    """Whole users in ascending order, about `size` candidates at a time; none is divided."""
-    counts = candidates.group_by("user_id").len().sort("user_id").collect(engine="streaming")
-    if counts.is_empty():
-        return []
-    number = ((pl.col("len").cum_sum() - 1) // size).alias("block")
-    blocks = (
-        counts.group_by(number, maintain_order=True)
-        .agg(
-            pl.col("user_id").first().alias("first"),
-            pl.col("user_id").last().alias("last"),
-            pl.col("len").sum().alias("rows"),
-        )
-        .drop("block")
-    )
-    return [Block(**row, everything=blocks.height == 1) for row in blocks.iter_rows(named=True)]
 
 
 def rank_block(

@@ -9,9 +9,11 @@ import polars as pl
 import pytest
 import torch
 
+from mtl_ranker import scoring
 from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import load_project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.blocks import user_blocks
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.queries import (
     LABEL,
@@ -30,7 +32,6 @@ from mtl_ranker.scoring import (
     generate_candidates,
     load_candidates,
     score_day,
-    user_blocks,
 )
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.boosting import fit_forest
@@ -146,8 +147,12 @@ def brute_force(project, source, workspace, artifact, day, top_k):
     return found.group_by("user_id", maintain_order=True).head(top_k)
 
 
+@pytest.mark.parametrize("windows_for", [1, 16])
 @pytest.mark.parametrize("block_rows", [1, 40, 131_072])
-def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(tmp_path, block_rows):
+def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
+    tmp_path, monkeypatch, block_rows, windows_for
+):
+    monkeypatch.setattr(scoring, "WINDOWS_FOR", windows_for)
     text = f'{PAIRED}\n[scoring]\ncandidates = "candidates"\ntop_k = 4\nblock_rows = {block_rows}\n'
     project, source, workspace, artifact = trained_on(tmp_path, text)
     day = FIRST + timedelta(days=7)

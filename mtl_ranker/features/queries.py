@@ -17,6 +17,7 @@ import polars as pl
 
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.blocks import user_blocks
 from mtl_ranker.logs.contract import derived_columns, label_expression
 from mtl_ranker.logs.sources import Source
 from mtl_ranker.workspace import Workspace, fingerprint
@@ -312,6 +313,9 @@ def join_features(
 def build_examples(project: Project, source: Source, workspace: Workspace, day: date) -> str | None:
     """Publish examples/date=D: the day's impressions with features and labels.
 
+    Of a day with more rows than `features.block_rows`, whole users are joined so many rows at a
+    time, and lie one block after the other; within a block, and of other days, in order of time.
+
     Why, or None when the published partition is made from the same events, history and SQL.
     """
     made = examples_made_from(project, source, workspace, day)
@@ -339,11 +343,23 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
     carried += [c for c in beside if c is not None and c in event_columns]
     wanted = set(carried) | set(project.log.context) | set(feature_columns(project))
     rows = rows.select(*[c for c in event_columns if c in wanted], *label_columns)
-    examples = join_features(project, source, workspace, rows, day)
-    check_feature_columns(project, examples.collect_schema())
     chosen = dict.fromkeys([*carried, *project.log.context, *feature_columns(project)])
-    examples = examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id")
-    workspace.publish("examples", day, examples, made)
+
+    def made_of(some: pl.LazyFrame) -> pl.LazyFrame:
+        examples = join_features(project, source, workspace, some, day)
+        check_feature_columns(project, examples.collect_schema())
+        examples = examples.select(*chosen, *label_columns)
+        return examples.sort("timestamp", "user_id", "item_id")
+
+    blocks = user_blocks(rows, project.features.block_rows)
+    if len(blocks) <= 1:
+        workspace.publish("examples", day, made_of(rows), made)
+        return why
+    with workspace.folder_aside() as place:
+        files = [place / f"{number:06d}.parquet" for number in range(len(blocks))]
+        for block, file in zip(blocks, files, strict=True):
+            made_of(block.of(rows)).sink_parquet(file, compression="lz4", engine="streaming")
+        workspace.publish("examples", day, pl.scan_parquet(files, glob=False), made)
     return why
 
 

@@ -164,6 +164,31 @@ def test_examples_are_rebuilt_only_when_their_history_changes(tiny):
     assert build_examples(project, source, workspace, days[-1])
 
 
+def test_a_day_in_blocks_of_users_has_the_same_examples(tiny):
+    project = load_project(str(tiny / "project.toml"))
+    source = open_source(project, tiny)
+    found = []
+    for rows in (1_000_000, 7):
+        features = project.features.model_copy(update={"block_rows": rows})
+        own, workspace = (
+            project.model_copy(update={"features": features}),
+            Workspace(tiny / str(rows)),
+        )
+        for day in source.days():
+            ingest_day(own, source, workspace, day)
+            aggregate_day(own, source, workspace, day)
+        build_examples(own, source, workspace, source.days()[-1])
+        assert build_examples(own, source, workspace, source.days()[-1]) is None
+        found.append(workspace.scan("examples", source.days()[-1:]).collect())
+    whole, blocks = found
+    keys = ["timestamp", "user_id", "item_id"]
+    assert whole["user_id"].n_unique() > 3
+    assert not whole.equals(blocks)
+    polars.testing.assert_frame_equal(blocks.sort(keys), whole)
+    starts = blocks.select((pl.col("timestamp").diff() < 0).sum()).item()
+    assert starts >= 2
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
