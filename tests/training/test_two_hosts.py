@@ -1,0 +1,125 @@
+"""One training on two hosts: network namespaces of this machine, which share no address.
+
+Needs root and Debian's iproute2; skipped, visibly, without.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.test_distributed import WORKER
+from tests.training.test_distributed import run as on_one_host
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Host:
+    name: str
+    address: str
+    interface: str
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        own["GLOO_SOCKET_IFNAME"] = self.interface
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.name, *command],
+            env=os.environ | own | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[Host]]:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("needs root and `ip` (iproute2) for network namespaces")
+    mark = f"{os.getpid() % 10_000}"
+    ends = [("a", "10.99.0.1"), ("b", "10.99.0.2")]
+    made = [Host(f"mtl-{end}-{mark}", address, f"v{end}{mark}") for end, address in ends]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for host in made:
+            ip("netns", "add", host.name)
+        first, second = made
+        ip("link", "add", first.interface, "type", "veth", "peer", "name", second.interface)
+        for host in made:
+            ip("link", "set", host.interface, "netns", host.name)
+            ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.interface)
+            for device in ("lo", host.interface):
+                ip("-n", host.name, "link", "set", device, "up")
+        yield made
+    finally:
+        for host in made:
+            subprocess.run(["ip", "netns", "del", host.name], capture_output=True)
+
+
+def run(hosts: list[Host], folder: Path, how: str) -> dict[str, torch.Tensor]:
+    """`torchrun` on each host, as its documentation says for two machines."""
+    folder.mkdir()
+    (folder / "worker.py").write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    launch += ["--rdzv-backend=c10d", f"--rdzv-endpoint={hosts[0].address}:29400"]
+    launch += ["--rdzv-id=night", "--max-restarts=2"]
+    started = [
+        host.start(
+            *launch,
+            f"--local-addr={host.address}",
+            f"--rdzv-conf=is_host={int(host is hosts[0])}",
+            *(str(folder / "worker.py"), str(folder), how),
+        )
+        for host in hosts
+    ]
+    try:
+        for each in started:
+            said = each.communicate(timeout=240)[0]
+            assert each.returncode == 0, said[-3000:]
+    finally:
+        for each in started:
+            each.kill()
+    return torch.load(folder / "weights.pt")
+
+
+@pytest.mark.slow
+def test_the_hosts_do_not_see_each_others_loopback(hosts):
+    """Otherwise the next test would show nothing."""
+    listen = (
+        "import socket; s = socket.create_server(('127.0.0.1', 29_999)); "
+        "print(1, flush=True); s.accept()"
+    )
+    server = hosts[0].start(sys.executable, "-c", listen)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "1\n"
+    connect = "import socket; socket.create_connection(('127.0.0.1', 29_999), 3)"
+    assert hosts[1].start(sys.executable, "-c", connect).wait(20) != 0
+    assert hosts[0].start(sys.executable, "-c", connect).wait(20) == 0
+    assert server.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_two_hosts_train_what_one_process_does(hosts, tmp_path):
+    one = on_one_host(tmp_path / "one", 0)
+    two = run(hosts, tmp_path / "two", "live")
+    assert (tmp_path / "two" / "ranks.txt").read_text() == "2"
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_rank_lost_on_one_host_resumes_from_the_checkpoint(hosts, tmp_path):
+    whole = run(hosts, tmp_path / "whole", "live")
+    resumed = run(hosts, tmp_path / "lost", "die")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
