@@ -1,8 +1,8 @@
 """Rows per second of the same MMoE here, in torch-rechub and in DeepCTR-Torch, in one run.
 
 8 experts of 16 units, towers of 8, embeddings of 4, Adam at 1e-3, the same encoded rows, batch and
-threads; each library in a process of its own, through its own way of fitting and predicting,
-without validation, metrics or progress bars. Categorical columns are embedded, numbers
+threads (one on each core); each library in a process of its own, through its own way of fitting and
+predicting, without validation, metrics or progress bars. Categorical columns are embedded, numbers
 standardised. The peers predict at the training batch and, in a second column, in blocks of 16,384
 rows; we choose our own. AUC is after equal epochs; our learning rate falls to zero over them, as
 ours always does. Install the peers with `pip install -c constraints.txt -e '.[bench]'`.
@@ -36,6 +36,8 @@ from mtl_ranker.workspace import write_json
 
 EXPERTS, EXPERT, TOWER, EMBEDDING, RATE = 8, 16, 8, 4, 1e-3
 OURS, RECHUB, DEEPCTR = "mtl_ranker", "torch-rechub", "DeepCTR-Torch"
+# Now and then the kernel leaves a process's two threads on one core for all its life.
+PINNED = {"OMP_PROC_BIND": "true"}
 LARGE = 16_384  # rows a block in which the peers predict fastest
 
 
@@ -269,7 +271,7 @@ def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     settings = {"folder": str(folder), "batch": chosen.batch, "epochs": chosen.epochs}
     settings |= {"repeats": chosen.repeats, "threads": chosen.threads}
     measured = {
-        name: in_process(__file__, "library", settings | {"name": name})
+        name: in_process(__file__, "library", settings | {"name": name}, PINNED)
         for name in (OURS, RECHUB, DEEPCTR)
     }
     mine = measured[OURS]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 PRECISION = "MTL_RANKER_MATMUL_PRECISION"
+LARGE = 4_096  # rows of a block
 ENOUGH_ROWS = 1_024  # for a core of its own
 _LOCK = threading.Lock()
 _inside, _before = 0, ""
@@ -45,14 +46,19 @@ def fast_matmul() -> Iterator[None]:
 
 
 def in_blocks(work: Callable[[slice], Tensor], rows: int, size: int) -> list[Tensor]:
-    """`work` for blocks of at most `size` rows, in inference mode, one block on each core.
+    """`work` for blocks of rows, in inference mode, on all cores.
 
-    A block alone leaves other cores waiting at each of its small operations; blocks side by side
-    do not. Returns the blocks' results in order (one of no rows when there are none).
+    Of wide models, whose blocks of `size` rows fill a core's cache, each core takes one block at a
+    time: it does not wait for the others at every operation. Of narrow ones (LARGE rows and more)
+    all cores divide each operation of one block of `size` rows a core: there the time between
+    operations, which threads of Python would spend one after the other, counts most.
+
+    Returns the blocks' results in order (one of no rows when there are none).
     """
     cores = torch.get_num_threads()
-    count = max(1, math.ceil(rows / size))
-    if rows >= cores * ENOUGH_ROWS:
+    together = size >= LARGE
+    count = max(1, math.ceil(rows / (size * cores if together else size)))
+    if not together and rows >= cores * ENOUGH_ROWS:
         count = math.ceil(count / cores) * cores
     size = max(1, math.ceil(rows / count))
     blocks = [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
@@ -66,7 +72,7 @@ def in_blocks(work: Callable[[slice], Tensor], rows: int, size: int) -> list[Ten
         return one(block)
 
     with fast_matmul():
-        if cores == 1 or len(blocks) == 1:
+        if together or cores == 1 or len(blocks) == 1:
             return [one(block) for block in blocks]
         try:
             with ThreadPoolExecutor(min(cores, len(blocks))) as pool:

@@ -22,10 +22,13 @@ class RowInput:
     def project(self, weight: Tensor, bias: Tensor | None = None, reader: object = None) -> Tensor:
         """W xᵀ + b for `reader`, whose weight it is. Shape: weight [N, I], bias [N] → [N, B]."""
         split = self.learned.shape[1]
-        product = weight[:, :split] @ self.learned.t()
-        if self.fixed.shape[1] > 0:
-            product = torch.addmm(product, weight[:, split:], self.fixed.t())
-        return product if bias is None else product + bias.unsqueeze(1)
+        if split == 0:
+            product = weight @ self.fixed.t()
+        else:
+            product = weight[:, :split] @ self.learned.t()
+            if self.fixed.shape[1] > 0:
+                product.addmm_(weight[:, split:], self.fixed.t())
+        return product if bias is None else product.add_(bias.unsqueeze(1))
 
     def row(self) -> Tensor:
         """x as one tensor [B, I]."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mtl_ranker.models.embedding import RowInput
 
@@ -81,11 +82,20 @@ class MultilayerBank(nn.Module):
             weights[0] = weights[0] * self.mask.unsqueeze(1)
         return weights
 
-    def forward(self, x: RowInput | Tensor) -> Tensor:
+    def heads(self) -> tuple[Tensor, Tensor | None]:
+        """Weights [E·units, inputs] of the first layer, and the biases that its product takes."""
+        shift = self.biases[0].flatten() if self.signs is None else None
+        return self.layer_weights()[0].flatten(0, 1), shift
+
+    def forward(self, x: RowInput | Tensor, product: Tensor | None = None) -> Tensor:
+        """`product`: of rows with the `heads`, where it is made already: [E·units, B]."""
         weights = self.layer_weights()
         biases = list(self.biases)
         if isinstance(x, RowInput):
-            h = self._from_rows(x, weights.pop(0), biases.pop(0))
+            if product is None:
+                product = x.project(*self.heads(), self)
+            h = self._first(product)
+            weights, biases = weights[1:], biases[1:]
         else:
             h = read_streams(x, self.reads)
         members = h.shape[1]
@@ -93,18 +103,14 @@ class MultilayerBank(nn.Module):
         for weight, bias in zip(weights, biases, strict=True):
             if members > 1:
                 weight, bias = (p.repeat_interleave(members, 0) for p in (weight, bias))
-            h = self.dropout(torch.relu(torch.baddbmm(bias.unsqueeze(2), weight, h)))
+            h = self.dropout(torch.baddbmm(bias.unsqueeze(2), weight, h).relu_())
         return h.unflatten(0, (-1, members))
 
-    def _from_rows(self, x: RowInput, weight: Tensor, bias: Tensor) -> Tensor:
-        experts = len(self.reads)
-        signs = self.signs
-        shift = bias.flatten() if signs is None else None
-        product = x.project(weight.flatten(0, 1), shift, self)  # [E·H, B]
-        h = product.unflatten(0, (experts, -1)).unsqueeze(1)  # [E, 1, H, B]
-        if signs is not None:
-            h = torch.addcmul(bias, h, signs)  # [E, K, H, B]
-        return self.dropout(torch.relu(h))
+    def _first(self, product: Tensor) -> Tensor:
+        h = product.unflatten(0, (len(self.reads), -1)).unsqueeze(1)  # [E, 1, H, B]
+        if self.signs is not None:
+            h = torch.addcmul(self.biases[0], h, self.signs)  # [E, K, H, B]
+        return self.dropout(functional.relu(h, inplace=not h.requires_grad))
 
     def of_selected(self, x: RowInput | Tensor, selected: Tensor) -> Tensor:
         """The same for K = 1, computing only the (row, expert) pairs that are selected.
@@ -122,7 +128,7 @@ class MultilayerBank(nn.Module):
         h = h.index_put((expert, slot), picked)  # [E, capacity, I]
         for weight, bias in zip(self.layer_weights(), self.biases, strict=True):
             h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
-            h = self.dropout(torch.relu(h))
+            h = self.dropout(h.relu_())
         out = h.new_zeros(len(self.reads), selected.shape[1], self.units)
         return out.index_put((expert, row), h[expert, slot]).transpose(1, 2).unsqueeze(1)
 
@@ -192,7 +198,7 @@ class ExpertLayer(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         h = torch.matmul(self.weight.unsqueeze(1), h) + self.bias[:, None, :, None]
-        return self.dropout(torch.relu(h))
+        return self.dropout(h.relu_())
 
 
 class CrossBank(nn.Module):

@@ -58,9 +58,11 @@ class SoftmaxGates(nn.Module):
     def logits(self, x: RowInput | Tensor, weight: Tensor) -> Tensor:
         """W x for every gate: [G, K or 1, E, B]."""
         if isinstance(x, RowInput):
-            product = x.project(weight.flatten(0, 1), reader=self)  # [G·E, B]
-            return product.unflatten(0, (-1, self.experts)).unsqueeze(1)
+            return self._of_gates(x.project(weight.flatten(0, 1), reader=self))
         return torch.matmul(weight.unsqueeze(1), read_streams(x, self.reads))
+
+    def _of_gates(self, product: Tensor) -> Tensor:
+        return product.unflatten(0, (-1, self.experts)).unsqueeze(1)
 
     def hide(self, logits: Tensor) -> Tensor:
         """Minus infinity where an output may not, or now shall not, listen: [O, K or 1, E, B]."""
@@ -73,8 +75,10 @@ class SoftmaxGates(nn.Module):
             return logits.expand(self.outputs, -1, -1, -1)
         return logits.masked_fill(hidden, float("-inf"))
 
-    def forward(self, x: RowInput | Tensor) -> Gated:
-        weights = torch.softmax(self.hide(self.logits(x, self.weight)), 2)
+    def forward(self, x: RowInput | Tensor, product: Tensor | None = None) -> Gated:
+        """`product`: of rows with the weight, where it is made already: [G·E, B]."""
+        logits = self.logits(x, self.weight) if product is None else self._of_gates(product)
+        weights = torch.softmax(self.hide(logits), 2)
         return Gated(weights.expand(self.outputs, -1, -1, -1))
 
 
@@ -101,8 +105,8 @@ class TopKGates(SoftmaxGates):
         self.noise = nn.Parameter(torch.zeros_like(self.weight))
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: RowInput | Tensor) -> Gated:
-        clean = self.logits(x, self.weight)
+    def forward(self, x: RowInput | Tensor, product: Tensor | None = None) -> Gated:
+        clean = self.logits(x, self.weight) if product is None else self._of_gates(product)
         load = None
         if self.training:
             spread = nn.functional.softplus(self.logits(x, self.noise)) + 1e-2

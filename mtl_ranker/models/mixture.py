@@ -133,10 +133,13 @@ class MixtureLayer(nn.Module):
 
     def forward(self, x: RowInput | Tensor, row: RowInput, silent: Sequence[int] = ()) -> Heard:
         """`silent` experts are heard by nobody; the other weights grow to the same sum."""
-        gated = self.gates(x if self.spec.gate_reads else row)
+        made = seen = None
+        if isinstance(x, RowInput) and self._product_in_common():
+            made, seen = self._products(x)
+        gated = self.gates(x if self.spec.gate_reads else row, *(() if seen is None else (seen,)))
         if silent:
             gated = Gated(silence(gated.weights, silent))
-        experts = self._experts(x, gated)
+        experts = self._experts(x, gated) if made is None else self.banks[0](x, made)
         if isinstance(self.gates, FixedGates) and self.native is None and not silent:
             return Heard(read_streams(experts, self.gates.choice), experts, gated)
         return Heard(combine(self.listening(gated, silent), experts), experts, gated)
@@ -149,6 +152,29 @@ class MixtureLayer(nn.Module):
         if silent:
             native = silence(native.unsqueeze(2), silent, rescale=False).squeeze(2)
         return gated.weights + native[:, None, :, None]
+
+    def _product_in_common(self) -> bool:
+        """Whether experts and gates are equal readers of the rows."""
+        bank = self.banks[0]
+        return (
+            type(self.gates) is SoftmaxGates
+            and isinstance(bank, MultilayerBank)
+            and len(self.banks) == 1
+        )
+
+    def _products(self, row: RowInput) -> tuple[Tensor, Tensor]:
+        """The first products of experts and gates, made as one: x is read, and in training its
+        gradient made, once.
+        """
+        bank, gates = self.banks[0], self.gates
+        assert isinstance(bank, MultilayerBank)
+        assert isinstance(gates, SoftmaxGates)
+        weight, shift = bank.heads()
+        own = gates.weight.flatten(0, 1)
+        if shift is not None:
+            shift = torch.cat([shift, shift.new_zeros(len(own))])
+        product = row.project(torch.cat([weight, own]), shift, self)
+        return product[: len(weight)], product[len(weight) :]
 
     def _experts(self, x: RowInput | Tensor, gated: Gated) -> Tensor:
         bank = self.banks[0]

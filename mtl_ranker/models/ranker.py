@@ -160,7 +160,9 @@ class Ranker(nn.Module):
 
     @property
     def block_rows(self) -> int:
-        """Rows at a time that predict fastest: the widest layer's outputs fit a core's cache."""
+        """Rows at a time, on each core, that predict fastest: the widest layer's outputs fit its
+        cache.
+        """
         widest = max(
             layer.experts * max(layer.hidden) * self.spec.members for layer in self.spec.layers
         )

@@ -50,7 +50,7 @@ class Towers(nn.Module):
         for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             h = torch.baddbmm(bias.unsqueeze(2), weight, h)  # [T·K, units, B]
             if depth < last:
-                h = self.dropout(torch.relu(h))
+                h = self.dropout(h.relu_())
         return h.squeeze(1).unflatten(0, (-1, self.members)).permute(1, 2, 0)  # [K, B, T]
 
     def start_at(self, values: Tensor) -> None:
