@@ -110,7 +110,7 @@ class MultilayerBank(nn.Module):
         h = product.unflatten(0, (len(self.reads), -1)).unsqueeze(1)  # [E, 1, H, B]
         if self.signs is not None:
             h = torch.addcmul(self.biases[0], h, self.signs)  # [E, K, H, B]
-        return self.dropout(functional.relu(h, inplace=not h.requires_grad))
+        return self.dropout(functional.relu(h, inplace=torch.is_inference_mode_enabled()))
 
     def of_selected(self, x: RowInput | Tensor, selected: Tensor) -> Tensor:
         """The same for K = 1, computing only the (row, expert) pairs that are selected.
@@ -292,6 +292,8 @@ def read_streams(streams: Tensor, reads: Sequence[int]) -> Tensor:
     """What each expert reads: [S, K, I, B] → [E, K, I, B]."""
     if list(reads) == list(range(streams.shape[0])):
         return streams
+    if streams.shape[0] == 1:
+        return streams.expand(len(reads), -1, -1, -1)
     return streams.index_select(0, torch.tensor(reads, device=streams.device))
 
 

@@ -154,18 +154,19 @@ class MixtureLayer(nn.Module):
         return gated.weights + native[:, None, :, None]
 
     def _product_in_common(self) -> bool:
-        """Whether experts and gates are equal readers of the rows."""
+        """Whether experts and gates read the rows with one product; in training, where gradients
+        must be divided again, that gains nothing.
+        """
         bank = self.banks[0]
         return (
-            type(self.gates) is SoftmaxGates
+            not torch.is_grad_enabled()
+            and type(self.gates) is SoftmaxGates
             and isinstance(bank, MultilayerBank)
             and len(self.banks) == 1
         )
 
     def _products(self, row: RowInput) -> tuple[Tensor, Tensor]:
-        """The first products of experts and gates, made as one: x is read, and in training its
-        gradient made, once.
-        """
+        """The first products of experts and gates, made as one, so that x is read once."""
         bank, gates = self.banks[0], self.gates
         assert isinstance(bank, MultilayerBank)
         assert isinstance(gates, SoftmaxGates)
@@ -174,7 +175,8 @@ class MixtureLayer(nn.Module):
         if shift is not None:
             shift = torch.cat([shift, shift.new_zeros(len(own))])
         product = row.project(torch.cat([weight, own]), shift, self)
-        return product[: len(weight)], product[len(weight) :]
+        made, seen = product.split([len(weight), len(own)])
+        return made, seen
 
     def _experts(self, x: RowInput | Tensor, gated: Gated) -> Tensor:
         bank = self.banks[0]
