@@ -2,7 +2,8 @@
 
 Small batches leave most of a machine idle: at 256 rows a second thread adds little, a second
 training adds all. Workers are started fresh (never forked, which OpenMP does not survive), read
-the examples once from a file, and end by themselves when the night is killed.
+the examples once from a file, and end by themselves when the night is killed. They need seconds to
+start; the process that starts them trains meanwhile.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import pickle
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -39,9 +42,9 @@ def side_by_side(
     Args:
         work: a function of a module; its result is pickled.
         given: what all jobs read; pickled once.
-        processes: how many at a time.
-        threads: of torch, in each.
-        on_epoch: told each epoch of each job, from a thread of this process.
+        processes: how many at a time, at least two, this one among them.
+        threads: of torch, in each; this process has been given them already.
+        on_epoch: told each epoch of each job, from threads of this process.
     """
     context = get_context("spawn")
     news = context.SimpleQueue()
@@ -52,15 +55,42 @@ def side_by_side(
             pickle.dump((work, given), out, protocol=5)
         listener.start()
         pool = ProcessPoolExecutor(
-            processes, context, initializer=_begin, initargs=(str(file), threads, os.getpid(), news)
+            processes - 1,
+            context,
+            initializer=_begin,
+            initargs=(str(file), threads, os.getpid(), news),
         )
+        waiting = deque(range(len(jobs)))  # workers take from the left, this process from the right
+        results: dict[int, Any] = {}
+
+        def feed() -> None:
+            while (number := _next(waiting.popleft)) is not None:
+                results[number] = pickle.loads(pool.submit(_run, jobs[number]).result())
+
         try:
-            found = [pool.submit(_run, job) for job in jobs]
-            return [pickle.loads(each.result()) for each in found]
+            with ThreadPoolExecutor(processes - 1) as feeders:
+                fed = [feeders.submit(feed) for _ in range(processes - 1)]
+                try:
+                    # This process works too, while workers are still importing torch.
+                    while (number := _next(waiting.pop)) is not None:
+                        report = partial(on_epoch, *jobs[number])
+                        results[number] = work(given, jobs[number], report)
+                finally:
+                    waiting.clear()
+                for each in fed:
+                    each.result()
+            return [results[number] for number in range(len(jobs))]
         finally:
             pool.shutdown(cancel_futures=True)
             news.put(None)
             listener.join()
+
+
+def _next(pop: Callable[[], int]) -> int | None:
+    try:
+        return pop()
+    except IndexError:
+        return None
 
 
 def cores() -> int:
