@@ -19,7 +19,7 @@ from rich.table import Table
 
 from mtl_ranker.config import Project, load_project
 from mtl_ranker.models.presets import make
-from mtl_ranker.training.suite import Prepared, refit, train_model
+from mtl_ranker.training.suite import Prepared, refit, train_model, with_trees
 from mtl_ranker.workspace import write_json
 
 Change = Callable[[Project], Project]
@@ -55,6 +55,8 @@ def entity(*keys: str) -> Change:
 VARIANTS: dict[str, Change] = {
     PRESET: lambda project: project,
     "without refit": section("training", refit=False),
+    "without trees": section("training", trees=0),
+    "losses not normalised": section("training", balancing="fixed"),
     "without edges in long tails": section("features", tail_edges=0),
     "without members": model(members=1),
     "shared bottom instead of MMoE": model(preset="shared_bottom"),
@@ -134,6 +136,8 @@ def train(name: str, project: Project, parts: Prepared, seeds: int) -> Contender
     predictions: list[np.ndarray] = []
     for seed in range(seeds):
         run = train_model(project, parts, "mmoe", spec, seed)
+        if project.training.trees:
+            run = with_trees(project, parts, run)
         if project.training.refit:
             run = refit(project, parts, run)
         predictions.append(run.test_prediction)

@@ -14,9 +14,6 @@ from typing import Any
 from rich.console import Console
 
 CONSOLE = Console(width=150)
-# What imports of scikit-learn, joblib and polars set for their own process: a child that inherits
-# it trains up to a third slower than one started from a shell.
-LEFT_BEHIND = ("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "_RJEM_MALLOC_CONF")
 Stage = Callable[..., dict[str, Any]]
 
 
@@ -28,7 +25,7 @@ def in_process(
         [sys.executable, script, "--stage", stage, json.dumps(settings)],
         stdout=subprocess.PIPE,
         text=True,
-        env={k: v for k, v in os.environ.items() if k not in LEFT_BEHIND} | dict(env or {}),
+        env=os.environ | dict(env or {}),
     )
     if done.returncode != 0:
         raise SystemExit(f"{stage}: exit code {done.returncode}")

@@ -54,6 +54,9 @@ def predictions(logits: Tensor, tasks: Sequence[Task], cutpoints: Tensor | None 
     regression: in the label's own unit. Ordinal: the expected level.
     """
     chained = any(task.after for task in tasks)
+    if not chained and all(task.kind == "binary" for task in tasks):
+        value = torch.sigmoid(logits)
+        return value.flatten(0, -3).mean(0) if value.dim() > 2 else value
     chain = chain_log_probability(logits, tasks)[0] if chained else logits
     columns = []
     for t, task in enumerate(tasks):

@@ -89,6 +89,8 @@ class PiecewiseLinear(nn.Module):
         code = torch.addcmul(self.shift, x.index_select(0, self.column), self.scale)  # [bins, B]
         code = code if self.standardise else code.clamp_(0.0, 1.0)
         code = code.nan_to_num_(0.0)  # NaN, a missing value, has passed through until here
+        if not len(self.indicator):
+            return code.t()
         absent = torch.isnan(x.index_select(0, self.indicator)).to(code.dtype)
         return torch.cat([code, absent]).t()
 
