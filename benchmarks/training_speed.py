@@ -319,8 +319,8 @@ def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     console.print(table)
     console.print(
         f"{torch.get_num_threads()} threads, batch {chosen.batch} (peers' predictions too, then "
-        f"in blocks of {LARGE:,}); fastest of {chosen.rounds} x {chosen.repeats}, AUC on test rows. "
-        "torch-rechub's layers have batch norm, which it cannot leave out."
+        f"in blocks of {LARGE:,}); fastest of {chosen.rounds} x {chosen.repeats}, AUC on test "
+        "rows. torch-rechub's layers have batch norm, which it cannot leave out."
     )
     return figures
 
