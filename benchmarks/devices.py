@@ -1,6 +1,7 @@
 """Training steps and predictions of the preset's MMoE by number format, compiler and device.
 
-float32 as it is; bfloat16 (autocast) and `torch.compile` on the CPU; and, where a CUDA device is
+float32 as torch multiplies by default (MKL), and as trainings here do (oneDNN, see kernels.py);
+bfloat16 (autocast) and `torch.compile` (`training.compile`) on the CPU; and, where a CUDA device is
 found, float32, bfloat16, large batches and a CUDA graph of the whole step there. What cannot run
 here is said, not left out. Losses after equal steps stand beside the rates.
 """
@@ -19,6 +20,7 @@ import torch
 from measured import CONSOLE
 from rich.table import Table
 
+from mtl_ranker.kernels import fast_matmul
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import Ranker
@@ -52,7 +54,12 @@ def batches(size: int, count: int, device: str) -> list[tuple[torch.Tensor, ...]
 
 
 def train(
-    size: int, steps: int, device: str, half: bool = False, compiled: bool = False
+    size: int,
+    steps: int,
+    device: str,
+    half: bool = False,
+    compiled: bool = False,
+    fast: bool = False,
 ) -> dict[str, float]:
     """Rows a second of training, and the last steps' mean loss."""
     model = ranker().to(device)
@@ -71,7 +78,8 @@ def train(
         optimiser.step()
         return loss.detach()
 
-    return timed(step, size, steps, device)
+    with fast_matmul() if fast else contextlib.nullcontext():
+        return timed(step, size, steps, device)
 
 
 def graphed(size: int, steps: int) -> dict[str, float]:
@@ -107,11 +115,15 @@ def graphed(size: int, steps: int) -> dict[str, float]:
     return timed(step, size, steps, "cuda")
 
 
-def predict(size: int, steps: int, device: str, half: bool = False) -> dict[str, float]:
+def predict(
+    size: int, steps: int, device: str, half: bool = False, fast: bool = False
+) -> dict[str, float]:
     """Rows a second of prediction, and the largest difference from float32's probabilities."""
     model = ranker().to(device).eval()
     rows = batches(size, 8, device)
     context = torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
+    if fast:
+        context = fast_matmul()
     with torch.inference_mode():
         exact = torch.sigmoid(model(*rows[0][:3]).mean(0))
         with context:
@@ -151,14 +163,16 @@ def main() -> None:
     steps = chosen.steps
     ways: dict[str, Callable[[], dict[str, float]]] = {
         "train, CPU, float32, batch 1024": lambda: train(1024, steps, "cpu"),
+        "train, CPU, float32 as here": lambda: train(1024, steps, "cpu", fast=True),
         "train, CPU, bfloat16, batch 1024": lambda: train(1024, steps, "cpu", half=True),
         "predict, CPU, float32": lambda: predict(512, steps, "cpu"),
+        "predict, CPU, float32 as here": lambda: predict(512, steps, "cpu", fast=True),
         "predict, CPU, bfloat16": lambda: predict(512, steps, "cpu", half=True),
     }
     missing = []
     if shutil.which("g++"):
-        ways["train, CPU, float32, torch.compile"] = lambda: train(
-            1024, steps, "cpu", compiled=True
+        ways["train, CPU, float32 as here, torch.compile"] = lambda: train(
+            1024, steps, "cpu", compiled=True, fast=True
         )
     else:
         missing.append("torch.compile on the CPU: no g++ here")

@@ -23,8 +23,11 @@ from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.logs.sources import CENSUS_NUMBERS, read_census
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.trees import averaged as average
+from mtl_ranker.models.trees import tree_numbers
 from mtl_ranker.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples
+from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.loop import build_ranker, predict, train_ranker
 
 # Section 6.3's models with the sizes that `equal_size` makes alike.
@@ -334,6 +337,19 @@ def tune_trees(
 
 def _tree_inputs(examples: Examples) -> np.ndarray:
     return np.concatenate([examples.categorical.numpy(), examples.numeric.numpy()], 1)
+
+
+def with_trees(split: Split, tuned: Tuned, seeds: Sequence[int], most: int = 600) -> Tuned:
+    """The ranker averaged with boosted trees, as a night does it (training/boosting.py)."""
+    began = time.perf_counter()
+    parts = split.examples
+    test = tree_numbers(parts["test"].categorical, parts["test"].numeric)
+    predictions = []
+    for seed, prediction in zip(seeds, tuned.predictions, strict=True):
+        forest = fit_forest(split.tasks, parts["train"], most, seed, parts["validate"])
+        predictions.append(average(torch.from_numpy(prediction), forest(test)).numpy())
+    seconds = tuned.seconds + time.perf_counter() - began
+    return replace(tuned, name=f"{tuned.name}, trees", predictions=predictions, seconds=seconds)
 
 
 def averaged(tuned: Tuned) -> Tuned:

@@ -28,6 +28,7 @@ from mtl_ranker.studies.census import (
     read_split,
     tune_ranker,
     tune_trees,
+    with_trees,
 )
 from mtl_ranker.studies.synthetic import MODELS, Found, run_starts
 from mtl_ranker.studies.trainability import (
@@ -210,7 +211,7 @@ def _census_models(
     each = trials + seeds
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        total = len(CENSUS_MODELS) * each + each + len(split.tasks) * each
+        total = len(CENSUS_MODELS) * each + each + len(split.tasks) * each + 1
         bar = progress.add_task("training", total=total)
 
         def tell(what: str) -> None:
@@ -233,8 +234,11 @@ def _census_models(
             on_training=tell,
         )
         trees = tune_trees(split, trials, range(seeds), tell)
+        joined = with_trees(split, ours, range(seeds))
+        tell("with trees")
     best = max(family, key=lambda model: model.validate_auc)
-    return family, [trees, averaged(trees), ours, averaged(ours), averaged(best)]
+    mean = [averaged(model) for model in (ours, joined, best)]
+    return family, [trees, averaged(trees), ours, joined, *mean]
 
 
 def _census_table(
