@@ -80,8 +80,10 @@ def with_decision(
 
 
 def warnings_of(suite: Suite) -> list[str]:
-    """What the diagnosis of each training found, with its name."""
-    return [f"{run.label}: {words}" for run in suite.runs for words in run.diagnosis.warnings]
+    """What the diagnosis of each training found, with its name; once, also where trees joined."""
+    first = {id(run.trained): run for run in reversed(suite.runs)}
+    each = [run for run in suite.runs if first[id(run.trained)] is run]
+    return [f"{run.label}: {words}" for run in each for words in run.diagnosis.warnings]
 
 
 def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
