@@ -58,7 +58,9 @@ class LayerSpec:
 
 
 class Heard(NamedTuple):
-    """What a layer gives: outputs [O, K, H, B], experts [E, K, H, B], and the gates' weights."""
+    """What a layer gives: outputs [O, K, H, B] ([1, K, H, B] where there is one expert), experts
+    [E, K, H, B], and the gates' weights.
+    """
 
     outputs: Tensor
     experts: Tensor
@@ -141,7 +143,9 @@ class MixtureLayer(nn.Module):
             gated = Gated(silence(gated.weights, silent))
         experts = self._experts(x, gated) if made is None else self.banks[0](x, made)
         if isinstance(self.gates, FixedGates) and self.native is None and not silent:
-            return Heard(read_streams(experts, self.gates.choice), experts, gated)
+            alike = self.spec.experts == 1  # every output is this expert
+            heard = experts if alike else read_streams(experts, self.gates.choice)
+            return Heard(heard, experts, gated)
         return Heard(combine(self.listening(gated, silent), experts), experts, gated)
 
     def listening(self, gated: Gated, silent: Sequence[int] = ()) -> Tensor:

@@ -19,7 +19,7 @@ class Towers(nn.Module):
         objectives: T.
         members: K; each member has towers of its own.
 
-    Shape: [T, K, H, B] → logits [K, B, T].
+    Shape: [T, K, H, B], or [1, K, H, B] for all objectives alike → logits [K, B, T].
 
     >>> Towers(inputs=16, hidden=[8], objectives=3)(torch.randn(3, 1, 16, 5)).shape
     torch.Size([1, 5, 3])
@@ -45,13 +45,23 @@ class Towers(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        h = h.expand(-1, self.members, -1, -1).flatten(0, 1)  # [T·K, H, B]
-        last = len(self.weights) - 1
+        last, alike = len(self.weights) - 1, h.shape[0] == 1
+        if not alike:
+            h = h.expand(-1, self.members, -1, -1).flatten(0, 1)  # [T·K, H, B]
         for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.baddbmm(bias.unsqueeze(2), weight, h)  # [T·K, units, B]
+            if depth == 0 and alike:
+                h = self._read_once(h[0], weight) + bias.unsqueeze(2)
+            else:
+                h = torch.baddbmm(bias.unsqueeze(2), weight, h)  # [T·K, units, B]
             if depth < last:
-                h = self.dropout(h.relu_())
+                h = self.dropout(torch.relu(h))
         return h.squeeze(1).unflatten(0, (-1, self.members)).permute(1, 2, 0)  # [K, B, T]
+
+    def _read_once(self, h: Tensor, weight: Tensor) -> Tensor:
+        """Products of all objectives' weights with what all hear: [K, H, B] → [T·K, ·, B]."""
+        wide = weight.unflatten(0, (-1, self.members)).transpose(0, 1).flatten(1, 2) @ h
+        units = weight.shape[1]
+        return wide.unflatten(1, (-1, units)).transpose(0, 1).flatten(0, 1)
 
     def start_at(self, values: Tensor) -> None:
         """Let every tower's last bias start at its objective's value: [T]."""
