@@ -220,6 +220,9 @@ class Training(Settings):
         None, ge=1, description="trainings at a time; default: as many as cores if it is worth it"
     )
     balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
+    pairwise: float = Field(
+        0.0, ge=0, description="weight of a loss on the order of each user's own impressions"
+    )
     sample_weight: str | None = Field(None, description="column or SQL expression over the event")
     negative_keep: float = Field(
         1.0, gt=0, le=1, description="share of all-negative training rows kept, weighing 1/share"

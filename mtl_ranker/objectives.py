@@ -132,6 +132,34 @@ def losses(
     return summed / (weight.sum(0) * max(members, 1)).clamp(min=1e-12)
 
 
+def pairwise_losses(logits: Tensor, labels: Tensor, user: Tensor, tasks: Sequence[Task]) -> Tensor:
+    """How badly each objective orders a user's own impressions: [T].
+
+    Σ log(1 + exp(z_j − z_i)) over pairs of one user's rows of which i is positive and j is not
+    (RankNet, Burges et al., ICML 2005, eq. 3), over the number of rows; the mean over leading
+    dimensions. Objectives that are not binary have 0; of a chain, z is the chain's log-odds.
+
+    Args:
+        logits: [..., B, T].
+        labels: [B, T], NaN = missing: in no pair.
+        user: [B].
+    """
+    if any(task.after for task in tasks):
+        log_p, log_not = chain_log_probability(logits, tasks)
+        logits = log_p - log_not
+    same = user.unsqueeze(1) == user.unsqueeze(0)
+    found = []
+    for t, task in enumerate(tasks):
+        y, z = labels[:, t], logits[..., t]
+        better, worse = (same & (y.unsqueeze(1) > y.unsqueeze(0))).nonzero(as_tuple=True)
+        if task.kind == "binary" and len(better):
+            each = functional.softplus(z[..., worse] - z[..., better]).sum(-1)
+            found.append(each.mean() / len(y))
+        else:
+            found.append(z.new_zeros(()))
+    return torch.stack(found)
+
+
 def label_weights(
     labels: Tensor, tasks: Sequence[Task], sample_weight: Tensor | None = None
 ) -> Tensor:

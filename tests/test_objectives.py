@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from sklearn.metrics import log_loss
@@ -11,6 +13,7 @@ from mtl_ranker.objectives import (
     base_cutpoints,
     base_logits,
     losses,
+    pairwise_losses,
     predictions,
     transform_labels,
 )
@@ -125,3 +128,42 @@ def test_members_average_their_losses_and_predictions():
     torch.testing.assert_close(losses(logits, labels, tasks), each.mean(0))
     each = torch.stack([predictions(member, tasks) for member in logits])
     torch.testing.assert_close(predictions(logits, tasks), each.mean(0))
+
+
+def test_pairwise_losses_are_those_of_a_loop_over_pairs() -> None:
+    torch.manual_seed(0)
+    tasks = [Task("click", "binary"), Task("watch", "regression"), Task("like", "binary")]
+    labels = torch.randint(0, 2, (30, 3)).float()
+    labels[::7, 2] = float("nan")
+    user = torch.randint(0, 6, (30,))
+    for logits in (torch.randn(30, 3), torch.randn(4, 30, 3)):
+        members = logits.reshape(-1, 30, 3)
+        expected = [0.0, 0.0, 0.0]
+        for t in (0, 2):
+            for z in members:
+                for i in range(30):
+                    for j in range(30):
+                        if user[i] == user[j] and labels[i, t] == 1 and labels[j, t] == 0:
+                            expected[t] += math.log1p(math.exp(z[j, t] - z[i, t]))
+            expected[t] /= 30 * len(members)
+        found = pairwise_losses(logits, labels, user, tasks)
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_pairwise_losses_of_a_chain_compare_the_chains_odds() -> None:
+    tasks = [Task("click", "binary"), Task("like", "binary", after="click")]
+    logits = torch.tensor([[2.0, 0.0], [-1.0, 1.0]])
+    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    p = [1 / (1 + math.exp(-a)) / (1 + math.exp(-b)) for a, b in logits.tolist()]
+    odds = [math.log(q / (1 - q)) for q in p]
+    found = pairwise_losses(logits, labels, torch.zeros(2), tasks)
+    expected = [math.log1p(math.exp(-3.0)) / 2, math.log1p(math.exp(odds[1] - odds[0])) / 2]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_users_pair_there_is_no_pairwise_loss() -> None:
+    logits = torch.randn(5, 1)
+    task = [Task("click", "binary")]
+    assert pairwise_losses(logits, torch.ones(5, 1), torch.zeros(5), task).tolist() == [0.0]
+    mixed = torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])
+    assert pairwise_losses(logits, mixed, torch.arange(5), task).tolist() == [0.0]

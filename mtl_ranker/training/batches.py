@@ -21,7 +21,8 @@ GATHERED_BATCHES = 32
 class Examples:
     """N rows: categorical [N, C], bags [N, slots], numeric [N, F], labels [N, T]; NaN = missing.
 
-    Optionally the position [N] (whole, -1 = unknown) and the sample weight [N].
+    Optionally the position [N] (whole, -1 = unknown), the sample weight [N], and the user [N], a
+    number that tells a row's user from others.
     """
 
     categorical: Tensor
@@ -30,6 +31,7 @@ class Examples:
     labels: Tensor
     position: Tensor | None = None
     weight: Tensor | None = None
+    user: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -58,8 +60,13 @@ class Examples:
         step = -(-len(self) // max(rows, 1))
         return self if step <= 1 else take(self, torch.arange(0, len(self), step))
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Examples]:
-        return shuffled_batches(self, size, generator)
+    def batches(
+        self, size: int, generator: torch.Generator, users: bool = False
+    ) -> Iterator[Examples]:
+        """Every row once, in random order, or users in random order with their rows together;
+        `size` at a time (the last batch may be smaller).
+        """
+        return batches_of(self, random_order(self, generator, users), size)
 
 
 TENSORS = [field.name for field in fields(Examples)]
@@ -75,8 +82,12 @@ def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) ->
     if SAMPLE_WEIGHT in frame.columns:
         known = frame[SAMPLE_WEIGHT].cast(pl.Float32).fill_null(1.0)
         weight = torch.from_numpy(known.to_numpy().copy())
+    user = None
+    if "user_id" in frame.columns:
+        number = frame["user_id"].hash(0).to_numpy() >> np.uint64(33)
+        user = torch.from_numpy(number.astype(np.int64))
     labelled = torch.from_numpy(label_matrix(frame, labels))
-    return Examples(*inputs, labelled, position, weight)
+    return Examples(*inputs, labelled, position, weight, user)
 
 
 def label_matrix(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray:
@@ -120,12 +131,13 @@ def _each(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
     return Examples(**made)
 
 
-def shuffled_batches(
-    examples: Examples, size: int, generator: torch.Generator
-) -> Iterator[Examples]:
-    """Every row once, in random order, `size` at a time (the last batch may be smaller)."""
-    order = torch.randperm(len(examples), generator=generator)
-    return batches_of(examples, order, size)
+def random_order(examples: Examples, generator: torch.Generator, users: bool = False) -> Tensor:
+    """A permutation of the rows [N]; with `users` one of the users, each with its own rows."""
+    if not users or examples.user is None:
+        return torch.randperm(len(examples), generator=generator)
+    known, user = torch.unique(examples.user, return_inverse=True)
+    place = torch.randperm(len(known), generator=generator)
+    return place[user].argsort(stable=True)
 
 
 def batches_of(examples: Examples, order: Tensor, size: int) -> Iterator[Examples]:

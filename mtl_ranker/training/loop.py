@@ -28,6 +28,7 @@ from mtl_ranker.objectives import (
     base_logits,
     cutpoints_needed,
     losses,
+    pairwise_losses,
     predictions,
     transform_labels,
 )
@@ -178,7 +179,8 @@ def train_ranker(
         started = time.perf_counter()
         model.train()
         generator.set_state(began_epoch)
-        for count, batch in enumerate(rows.batches(settings.batch_size, generator), 1):
+        batches = rows.batches(settings.batch_size, generator, users=settings.pairwise > 0)
+        for count, batch in enumerate(batches, 1):
             if count <= done:
                 continue  # trained before the training was killed
             batch, share = world.part(batch, tasks)
@@ -186,6 +188,9 @@ def train_ranker(
             each = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)
             if share is not None:
                 each = each * share
+            if settings.pairwise > 0 and batch.user is not None:
+                pairs = pairwise_losses(trace.logits, batch.labels, batch.user, tasks)
+                each = each + settings.pairwise * pairs / world.size
             for optimiser in optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = settings.learning_rate * (1.0 - step / steps)

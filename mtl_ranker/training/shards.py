@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.training.batches import TENSORS, Examples, batches_of, encode_examples, joined, take
+from mtl_ranker.training.batches import (
+    TENSORS,
+    Examples,
+    batches_of,
+    encode_examples,
+    joined,
+    random_order,
+    take,
+)
 
 BLOCK_ROWS = 32_768
 POOL_BLOCKS = 8
@@ -89,8 +97,12 @@ class ShardedExamples:
             rows = self.thin(rows, seed=self.seed * 1_000_003 + block)
         return rows
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Examples]:
-        """Every row once, `size` at a time, only the last batch smaller."""
+    def batches(
+        self, size: int, generator: torch.Generator, users: bool = False
+    ) -> Iterator[Examples]:
+        """Every row once, `size` at a time, only the last batch smaller; with `users`, those rows
+        of a user together that meet in a pool.
+        """
         order = torch.randperm(len(self.blocks), generator=generator).tolist()
         pools = [order[at : at + POOL_BLOCKS] for at in range(0, len(order), POOL_BLOCKS)]
         left: list[Examples] = []
@@ -106,7 +118,7 @@ class ShardedExamples:
                 pool = joined([*left, *seen])
                 last = number + 1 == len(pools)
                 read = None if last else reader.submit(_read_all, self, pools[number + 1])
-                rows = torch.randperm(len(pool), generator=generator)
+                rows = random_order(pool, generator, users)
                 whole = len(pool) if last else len(pool) - len(pool) % size
                 yield from batches_of(pool, rows[:whole], size)
                 left = [take(pool, rows[whole:])] if whole < len(pool) else []
@@ -128,7 +140,7 @@ def _read(examples: ShardedExamples, block: int, inputs: bool = True) -> Example
             content = table.column(name).combine_chunks().buffers()[1]
             matrix = np.frombuffer(content, stored, rows * width).reshape(rows, width)
         tensor = torch.from_numpy(matrix.astype(np.int64 if name in INDICES else np.float32))
-        found[name] = tensor.squeeze(1) if name in ("position", "weight") else tensor
+        found[name] = tensor.squeeze(1) if name in SINGLE else tensor
     return Examples(**found)
 
 
@@ -136,8 +148,9 @@ def _read_all(examples: ShardedExamples, blocks: Sequence[int]) -> list[Examples
     return [_read(examples, block) for block in blocks]
 
 
-INDICES = ("categorical", "bags", "position")
-KNOWN = ("labels", "position", "weight")
+INDICES = ("categorical", "bags", "position", "user")
+SINGLE = ("position", "weight", "user")
+KNOWN = ("labels", *SINGLE)
 
 
 def write_shards(

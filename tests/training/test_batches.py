@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from mtl_ranker.config import Features
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.training.batches import Examples, encode_examples, shuffled_batches, thin_negatives
+from mtl_ranker.training.batches import Examples, encode_examples, random_order, thin_negatives
 
 
 def examples(rows: int, share: float = 0.1) -> Examples:
@@ -22,7 +24,7 @@ def examples(rows: int, share: float = 0.1) -> Examples:
 @settings(max_examples=25, deadline=None)
 @given(rows=st.integers(1, 60), size=st.integers(1, 70))
 def test_every_row_once(rows, size):
-    batches = list(shuffled_batches(examples(rows), size, torch.Generator().manual_seed(0)))
+    batches = list(examples(rows).batches(size, torch.Generator().manual_seed(0)))
     assert sorted(torch.cat([b.categorical for b in batches]).flatten().tolist()) == [*range(rows)]
     assert all(len(b) <= size for b in batches)
 
@@ -63,3 +65,21 @@ def test_position_and_weight_are_read_and_their_gaps_filled():
     assert found.position.tolist() == [4, -1, 0]
     assert found.weight.tolist() == [2.0, 1.0, 0.5]
     assert found.labels[:, 0].isnan().tolist() == [False, True, False]
+
+
+@given(st.lists(st.integers(0, 5), max_size=40), st.integers(0, 3))
+def test_users_come_in_random_order_each_with_all_of_its_rows(users: list[int], seed: int) -> None:
+    rows = replace(examples(len(users)), user=torch.tensor(users, dtype=torch.long))
+    order = random_order(rows, torch.Generator().manual_seed(seed), users=True)
+    assert sorted(order.tolist()) == list(range(len(users)))
+    found = rows.user[order].tolist()
+    starts = [u for n, u in enumerate(found) if n == 0 or found[n - 1] != u]
+    assert len(starts) == len(set(users))
+
+
+def test_a_rows_user_is_the_same_number_in_every_frame() -> None:
+    encoder = Encoder.fit(Features(), [], pl.DataFrame({"user_id": [1]}))
+    frames = [pl.DataFrame({"user_id": ids}) for ids in ([7, 8, 7], [8], [7])]
+    one, two, three = (encode_examples(encoder, frame, []).user.tolist() for frame in frames)
+    assert one == [three[0], two[0], three[0]]
+    assert two != three

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
@@ -94,6 +95,19 @@ def test_also_from_files_and_with_objectives_apart(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         train(rows, encoder, dying)
     same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key")), whole)
+
+
+def test_also_with_pairs_of_users_rows(tmp_path):
+    frame = made.frame(500).with_columns(user_id=pl.col("row") % 37)
+    encoder = made.encoder(frame)
+    rows = encode_examples(encoder, frame, made.LABELS)
+    plain, whole = train(rows, encoder, None), train(rows, encoder, None, pairwise=0.5)
+    assert [e.train_loss for e in plain.epochs] != [e.train_loss for e in whole.epochs]
+    dying = Dying(tmp_path / "a.pt", "key")
+    dying.after = 11
+    with pytest.raises(Killed):
+        train(rows, encoder, dying, pairwise=0.5)
+    same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key"), pairwise=0.5), whole)
 
 
 def test_also_with_sparse_embeddings(tmp_path):
