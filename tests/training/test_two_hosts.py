@@ -49,7 +49,10 @@ def hosts() -> Iterator[list[Host]]:
     made = [Host(f"mtl-{end}-{mark}", address, f"v{end}{mark}") for end, address in ends]
 
     def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
+        done = subprocess.run(["ip", *words], capture_output=True, text=True)
+        if "not permitted" in done.stderr:
+            pytest.skip(f"network namespaces are forbidden here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
 
     try:
         for host in made:
