@@ -8,8 +8,11 @@ labels and sample weights included, so several processes train what one would.
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
@@ -80,9 +83,9 @@ def ranks() -> Iterator[World]:
         # The launcher's store outlives a restart: under one name, a restarted rank would find the
         # address of the rank that was lost.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
-        store = dist.PrefixStore(f"attempt-{attempt}", dist.TCPStore(address, port))
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        agents = dist.TCPStore(address, port)
+        store = dist.PrefixStore(group_name(agents, rank, size), agents)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     else:
         dist.init_process_group("gloo")
@@ -90,3 +93,29 @@ def ranks() -> Iterator[World]:
         yield Ranks()
     finally:
         dist.destroy_process_group()
+
+
+def group_name(store: dist.Store, rank: int, size: int, patience: float = 600.0) -> str:
+    """A name that the ranks of this start agree on and no earlier start had.
+
+    Launchers on several hosts do not count restarts alike. So rank 0 makes a name up and waits for
+    the others; to them a name is an old one if their rank has answered to it before, and one to
+    which rank 0 never says go. Raises TimeoutError after `patience` seconds.
+    """
+    end = time.monotonic() + patience
+    if rank == 0:
+        name = uuid.uuid4().hex
+        store.set("name", name)
+        store.wait([f"{name}/{other}" for other in range(1, size)], timedelta(seconds=patience))
+        store.set(f"{name}/go", "")
+        return name
+    answered = ""
+    while time.monotonic() < end:
+        name = store.get("name").decode() if store.check(["name"]) else ""
+        if name and name != answered and not store.check([f"{name}/{rank}"]):
+            store.set(f"{name}/{rank}", "")
+            answered = name
+        if answered and answered == name and store.check([f"{name}/go"]):
+            return name
+        time.sleep(0.05)
+    raise TimeoutError(f"rank {rank} of {size}: rank 0 has not started within {patience:g} s")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+
+from mtl_ranker.training.distributed import group_name
 
 WORKER = """
 import os, signal, sys
@@ -93,3 +97,29 @@ def test_a_lost_rank_resumes_from_its_checkpoint(tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     losses = [(tmp_path / name / "losses.txt").read_text() for name in ("whole", "lost")]
     assert losses[0] == losses[1]
+
+
+def start(store: dist.Store, size: int) -> list[str]:
+    """What the ranks of one start call their group, the last rank arriving first."""
+    with ThreadPoolExecutor(size) as pool:
+        names = [pool.submit(group_name, store, rank, size, 20.0) for rank in reversed(range(size))]
+        return [name.result() for name in names]
+
+
+def test_the_ranks_of_each_start_agree_on_a_name_of_their_own(tmp_path):
+    store = dist.HashStore()
+    seen = []
+    for _ in range(4):
+        names = start(store, 3)
+        assert len(set(names)) == 1
+        seen.append(names[0])
+    assert len(set(seen)) == 4
+
+
+def test_a_start_in_which_a_rank_never_arrived_does_not_confuse_the_next():
+    store = dist.HashStore()
+    with pytest.raises(TimeoutError, match="rank 1 of 3: rank 0 has not started"):
+        group_name(store, 1, 3, 0.2)
+    store.set("name", "lost")  # by a rank 0 that was killed while it waited for rank 2
+    store.set("lost/1", "")
+    assert len(set(start(store, 3))) == 1
