@@ -230,9 +230,6 @@ class Training(Settings):
     refit: bool = Field(
         True, description="train the winner again, on the validation days too, before it serves"
     )
-    compile: bool = Field(
-        False, description="torch.compile the network: needs a C++ compiler and a minute to start"
-    )
     trees: int = Field(
         0,
         ge=0,

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from mtl_ranker.errors import ProjectError
 
 PRECISION = "MTL_RANKER_MATMUL_PRECISION"
 LARGE = 4_096  # rows of a block
@@ -47,17 +43,6 @@ def fast_matmul() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 torch.set_float32_matmul_precision(_before)
-
-
-def compiled(work: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile`, for whatever number of rows. Raises ProjectError without a C++ compiler."""
-    names = [os.environ.get("CXX", "g++"), "clang++"]
-    if not any(shutil.which(name) for name in names):
-        raise ProjectError(
-            f"training.compile: no C++ compiler found ({', '.join(names)}); allowed: false, or a "
-            "machine with one"
-        )
-    return torch.compile(work, dynamic=True)
 
 
 def in_blocks(work: Callable[[slice], Tensor], rows: int, size: int) -> list[Tensor]:

@@ -27,7 +27,9 @@ class RowInput:
         else:
             product = weight[:, :split] @ self.learned.t()
             if self.fixed.shape[1] > 0:
-                product.addmm_(weight[:, split:], self.fixed.t())
+                # In place, but under autocast, which casts only what is made anew.
+                add = product.addmm_ if product.dtype == weight.dtype else product.addmm
+                product = add(weight[:, split:], self.fixed.t())
         return product if bias is None else product.add_(bias.unsqueeze(1))
 
     def row(self) -> Tensor:

@@ -58,7 +58,7 @@ class LayerSpec:
 
 
 class Heard(NamedTuple):
-    """What a layer gives: outputs [O, K, H, B] ([1, K, H, B] where there is one expert), experts
+    """What a layer gives: outputs [O, K, H, B] ([1, K, H, B] where all are the same), experts
     [E, K, H, B], and the gates' weights.
     """
 
@@ -146,7 +146,10 @@ class MixtureLayer(nn.Module):
             alike = self.spec.experts == 1  # every output is this expert
             heard = experts if alike else read_streams(experts, self.gates.choice)
             return Heard(heard, experts, gated)
-        return Heard(combine(self.listening(gated, silent), experts), experts, gated)
+        listening = self.listening(gated, silent)
+        if self.spec.gate == "tied" and self.native is None and self.gates.all_visible:
+            listening = listening[:1]  # every output hears the same
+        return Heard(combine(listening, experts), experts, gated)
 
     def listening(self, gated: Gated, silent: Sequence[int] = ()) -> Tensor:
         """What each output takes of each expert: the gate's weights and the native ones."""

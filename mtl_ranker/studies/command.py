@@ -284,6 +284,7 @@ def census_picture(split: Split, rows: Sequence[Row], gains: Sequence[SharingGai
                 axis.plot(gain.gain.value, at, "o", color=colour)
         axis.axvline(0.0, color="0.7", linestyle=":")
         axis.set(title=task.name, xlabel=f"AUC over {gains[0].reference}")
+        axis.locator_params(axis="x", nbins=4)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     return figure

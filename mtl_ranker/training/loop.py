@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from mtl_ranker.config import Training
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.kernels import compiled, fast_matmul, in_blocks
+from mtl_ranker.kernels import fast_matmul, in_blocks
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.objectives import (
@@ -134,7 +134,6 @@ def train_ranker(
     base = _base_losses(known.labels, known.labels, tasks, known.weight)
     balancer = BALANCERS[settings.balancing](model, weights, base)
     optimisers = _optimisers(model, balancer, settings)
-    forward = compiled(model.trace) if settings.compile else model.trace
     steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
     probe = rows.sample(PROBE_ROWS)
     best = BestWeights(model, len(tasks), settings.patience, until)
@@ -184,7 +183,7 @@ def train_ranker(
             if count <= done:
                 continue  # trained before the training was killed
             batch, share = world.part(batch, tasks)
-            trace = forward(*batch.inputs, batch.position)
+            trace = model.trace(*batch.inputs, batch.position)
             each = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)
             if share is not None:
                 each = each * share
