@@ -1,9 +1,9 @@
 """Training steps and predictions of the preset's MMoE by number format, compiler and device.
 
 float32 as torch multiplies by default (MKL), and as trainings here do (oneDNN, see kernels.py);
-bfloat16 (autocast) and `torch.compile` on the CPU; and, where a CUDA device is
-found, float32, bfloat16, large batches and a CUDA graph of the whole step there. What cannot run
-here is said, not left out. Losses after equal steps stand beside the rates.
+bfloat16 (autocast) and `torch.compile` on the CPU; and, where a CUDA device is found, float32,
+bfloat16, large batches and a CUDA graph of the whole step there. What cannot run here is said, not
+left out. Losses after equal steps stand beside the rates.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ NEVER = 1 << 62
 
 
 def train(values: int, rows: int, batch: int, sparse: bool) -> dict[str, Any]:
-    """One epoch of an MMoE of 8 experts of 64 units."""
+    """One epoch of the MMoE that the preset `mmoe` is without further settings."""
     torch.manual_seed(0)
     ids = torch.randint(0, values, (rows,)).numpy()
     numbers = torch.randn(rows, 8).numpy()

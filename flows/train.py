@@ -44,7 +44,10 @@ def train_task(night: Night, day: date) -> Suite:
                 description=f"{name} seed {seed}{loss}",
             )
 
-        suite = train_suite(night.project, night.workspace, day, on_epoch)
+        def on_step(words: str) -> None:
+            progress.update(bar, description=words)
+
+        suite = train_suite(night.project, night.workspace, day, on_epoch, on_step=on_step)
         progress.update(bar, completed=runs * settings.epochs, description=f"{runs} models")
     return suite
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 PRECISION = "MTL_RANKER_MATMUL_PRECISION"
+ALLOWED = ("highest", "high", "medium")
 LARGE = 4_096  # rows of a block
 ENOUGH_ROWS = 1_024  # for a core of its own
 _LOCK = threading.Lock()
@@ -30,12 +31,15 @@ def fast_matmul() -> Iterator[None]:
     `MTL_RANKER_MATMUL_PRECISION=highest` in the environment turns this off.
     """
     global _inside, _before
+    wanted = os.environ.get(PRECISION, "medium")
+    if wanted not in ALLOWED:
+        raise ValueError(f"{PRECISION} = {wanted!r}; allowed: {', '.join(ALLOWED)}")
     with _LOCK:
         _inside += 1
         if _inside == 1:
             _before = torch.get_float32_matmul_precision()
             if _before == "highest":
-                torch.set_float32_matmul_precision(os.environ.get(PRECISION, "medium"))
+                torch.set_float32_matmul_precision(wanted)
     try:
         yield
     finally:

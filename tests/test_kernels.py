@@ -62,6 +62,19 @@ def test_what_the_process_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None
         assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_an_unknown_precision_is_named_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MTL_RANKER_MATMUL_PRECISION", "fast")
+    words = r"MTL_RANKER_MATMUL_PRECISION = 'fast'; allowed: highest, high, medium"
+    with pytest.raises(ValueError, match=words), fast_matmul():
+        pass
+    monkeypatch.delenv("MTL_RANKER_MATMUL_PRECISION")
+    with fast_matmul():
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_products_keep_the_accuracy_of_float32_or_of_bfloat16_factors() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(500, 135), torch.randn(144, 135)

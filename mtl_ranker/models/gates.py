@@ -64,6 +64,14 @@ class SoftmaxGates(nn.Module):
     def _of_gates(self, product: Tensor) -> Tensor:
         return product.unflatten(0, (-1, self.experts)).unsqueeze(1)
 
+    def weigh(self, logits: Tensor) -> Gated:
+        weights = torch.softmax(self.hide(logits), 2)
+        return Gated(weights.expand(self.outputs, -1, -1, -1))
+
+    def of_product(self, product: Tensor) -> Gated:
+        """What `forward` gives for rows whose product with the weight is made: [G·E, B]."""
+        return self.weigh(self._of_gates(product))
+
     def hide(self, logits: Tensor) -> Tensor:
         """Minus infinity where an output may not, or now shall not, listen: [O, K or 1, E, B]."""
         hidden = ~self.visible[:, None, :, None]  # [O, 1, E, 1]
@@ -75,11 +83,8 @@ class SoftmaxGates(nn.Module):
             return logits.expand(self.outputs, -1, -1, -1)
         return logits.masked_fill(hidden, float("-inf"))
 
-    def forward(self, x: RowInput | Tensor, product: Tensor | None = None) -> Gated:
-        """`product`: of rows with the weight, where it is made already: [G·E, B]."""
-        logits = self.logits(x, self.weight) if product is None else self._of_gates(product)
-        weights = torch.softmax(self.hide(logits), 2)
-        return Gated(weights.expand(self.outputs, -1, -1, -1))
+    def forward(self, x: RowInput | Tensor) -> Gated:
+        return self.weigh(self.logits(x, self.weight))
 
 
 class TopKGates(SoftmaxGates):
@@ -105,8 +110,8 @@ class TopKGates(SoftmaxGates):
         self.noise = nn.Parameter(torch.zeros_like(self.weight))
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: RowInput | Tensor, product: Tensor | None = None) -> Gated:
-        clean = self.logits(x, self.weight) if product is None else self._of_gates(product)
+    def forward(self, x: RowInput | Tensor) -> Gated:
+        clean = self.logits(x, self.weight)
         load = None
         if self.training:
             spread = nn.functional.softplus(self.logits(x, self.noise)) + 1e-2

@@ -135,10 +135,11 @@ class MixtureLayer(nn.Module):
 
     def forward(self, x: RowInput | Tensor, row: RowInput, silent: Sequence[int] = ()) -> Heard:
         """`silent` experts are heard by nobody; the other weights grow to the same sum."""
-        made = seen = None
+        made = None
         if isinstance(x, RowInput) and self._product_in_common():
-            made, seen = self._products(x)
-        gated = self.gates(x if self.spec.gate_reads else row, *(() if seen is None else (seen,)))
+            made, gated = self._read_once(x)
+        else:
+            gated = self.gates(x if self.spec.gate_reads else row)
         if silent:
             gated = Gated(silence(gated.weights, silent))
         experts = self._experts(x, gated) if made is None else self.banks[0](x, made)
@@ -172,8 +173,8 @@ class MixtureLayer(nn.Module):
             and len(self.banks) == 1
         )
 
-    def _products(self, row: RowInput) -> tuple[Tensor, Tensor]:
-        """The first products of experts and gates, made as one, so that x is read once."""
+    def _read_once(self, row: RowInput) -> tuple[Tensor, Gated]:
+        """The experts' first product and the gates, of one product that reads x once."""
         bank, gates = self.banks[0], self.gates
         assert isinstance(bank, MultilayerBank)
         assert isinstance(gates, SoftmaxGates)
@@ -183,7 +184,7 @@ class MixtureLayer(nn.Module):
             shift = torch.cat([shift, shift.new_zeros(len(own))])
         product = row.project(torch.cat([weight, own]), shift, self)
         made, seen = product.split([len(weight), len(own)])
-        return made, seen
+        return made, gates.of_product(seen)
 
     def _experts(self, x: RowInput | Tensor, gated: Gated) -> Tensor:
         bank = self.banks[0]

@@ -48,6 +48,9 @@ def fit_forest(
     """
     numbers = tree_numbers(train.categorical, train.numeric)
     x = numbers.numpy()
+    if validate is not None:
+        held_out = tree_numbers(validate.categorical, validate.numeric).numpy()
+        labels = validate.labels.numpy()
     fitted: list[HistGradientBoostingClassifier | None] = []
     kept: list[int] = []
     for t, task in enumerate(tasks):
@@ -62,7 +65,7 @@ def fit_forest(
         weight = None if train.weight is None else train.weight.numpy()[known]
         model.fit(x[known], y, weight)
         fitted.append(model)
-        kept.append(wanted if validate is None else _best(model, validate, t))
+        kept.append(wanted if validate is None else _best(model, held_out, labels[:, t]))
     forest = Forest(numbers.shape[1], kept, DEPTH)
     for t, model in enumerate(fitted):
         if model is not None:
@@ -70,12 +73,11 @@ def fit_forest(
     return forest.eval()
 
 
-def _best(model: HistGradientBoostingClassifier, validate: Examples, objective: int) -> int:
-    """With how many trees the log loss on the validation rows is least."""
-    label = validate.labels[:, objective].numpy()
+def _best(model: HistGradientBoostingClassifier, x: np.ndarray, label: np.ndarray) -> int:
+    """With how many trees the log loss is least: x [N, F], label [N], NaN = missing."""
     known = ~np.isnan(label)
-    x = tree_numbers(validate.categorical, validate.numeric).numpy()[known]
-    losses = [log_loss(label[known], p, labels=[0, 1]) for p in model.staged_predict_proba(x)]
+    staged = model.staged_predict_proba(x[known])
+    losses = [log_loss(label[known], p, labels=[0, 1]) for p in staged]
     return int(np.argmin(losses)) + 1
 
 

@@ -259,10 +259,12 @@ def train_suite(
     day: date,
     on_epoch: Callable[[str, int, Epoch], None] | None = None,
     world: World = ALONE,
+    on_step: Callable[[str], None] = lambda words: None,
 ) -> Suite:
     """Train every model × seed and evaluate it; the winner is chosen on validation, never on test.
 
     With a `world` of several ranks every rank calls this, and each training is theirs together.
+    `on_step` is told what begins that has no epochs.
 
     Raises ProjectError as `prepare` does, and for an unknown model setting.
     """
@@ -277,6 +279,7 @@ def train_suite(
     winner = max(by_model[best], key=lambda r: r.validate_quality)
     further = []
     if project.training.trees:
+        on_step(f"boosted trees beside {winner.name}")
         joined = with_trees(project, parts, winner)
         runs.append(joined)
         further.append(joined)
@@ -293,6 +296,7 @@ def train_suite(
         runs.append(winner)
         further.append(winner)
     by_model |= {run.name: [run] for run in further}
+    on_step("comparing the models")
     apart = next((name for name, spec in specs.items() if spec.apart), None)
     intervals, gains = compare_models(project, tasks, by_model, held_out, apart)
     # Trees and more days are no comparison of sharing with the model that shares nothing.
@@ -411,7 +415,8 @@ def train_model(
 def with_trees(project: Project, parts: Prepared, run: ModelRun) -> ModelRun:
     """A trained model's predictions averaged with those of boosted trees (training/boosting.py).
 
-    The trees are fitted on the training rows in memory; how many is decided on the validation rows.
+    The trees are fitted on the training rows in memory, a million of them at most, evenly from all;
+    how many is decided on the validation rows.
     """
     trees = fit_forest(
         parts.tasks,

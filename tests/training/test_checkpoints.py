@@ -55,6 +55,18 @@ def train(rows, encoder, checkpoint: Checkpoint | None, **more) -> Trained:
     )
 
 
+def resumes(folder: Path, rows, encoder, after: int, **more) -> Trained:
+    """A training that is killed after some batches ends as one that is not, which is returned."""
+    whole = train(rows, encoder, None, **more)
+    dying = Dying(folder / "a.pt", "key")
+    dying.after = after
+    with pytest.raises(Killed):
+        train(rows, encoder, dying, **more)
+    torch.manual_seed(123)  # what else the process did
+    same(train(rows, encoder, Checkpoint(folder / "a.pt", "key"), **more), whole)
+    return whole
+
+
 def same(one: Trained, other: Trained) -> None:
     mine, its = one.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(mine[name], its[name]) for name in mine)
@@ -69,13 +81,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, after, balancing
     frame = made.frame(500)
     encoder = made.encoder(frame)
     rows = encode_examples(encoder, frame, made.LABELS)
-    whole = train(rows, encoder, None, balancing=balancing)
-    dying = Dying(tmp_path / "a.pt", "key")
-    dying.after = after
-    with pytest.raises(Killed):
-        train(rows, encoder, dying, balancing=balancing)
-    torch.manual_seed(123)  # what else the process did
-    same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key"), balancing=balancing), whole)
+    resumes(tmp_path, rows, encoder, after, balancing=balancing)
 
 
 def test_also_from_files_and_with_objectives_apart(tmp_path, monkeypatch):
@@ -101,26 +107,15 @@ def test_also_with_pairs_of_users_rows(tmp_path):
     frame = made.frame(500).with_columns(user_id=pl.col("row") % 37)
     encoder = made.encoder(frame)
     rows = encode_examples(encoder, frame, made.LABELS)
-    plain, whole = train(rows, encoder, None), train(rows, encoder, None, pairwise=0.5)
+    plain, whole = train(rows, encoder, None), resumes(tmp_path, rows, encoder, 11, pairwise=0.5)
     assert [e.train_loss for e in plain.epochs] != [e.train_loss for e in whole.epochs]
-    dying = Dying(tmp_path / "a.pt", "key")
-    dying.after = 11
-    with pytest.raises(Killed):
-        train(rows, encoder, dying, pairwise=0.5)
-    same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key"), pairwise=0.5), whole)
 
 
 def test_also_with_sparse_embeddings(tmp_path):
     frame = made.frame(500)
     encoder = made.encoder(frame)
     rows = encode_examples(encoder, frame, made.LABELS)
-    whole = train(rows, encoder, None, sparse_rows=1)
-    assert whole.model.embedding.sparse
-    dying = Dying(tmp_path / "a.pt", "key")
-    dying.after = 11
-    with pytest.raises(Killed):
-        train(rows, encoder, dying, sparse_rows=1)
-    same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key"), sparse_rows=1), whole)
+    assert resumes(tmp_path, rows, encoder, 11, sparse_rows=1).model.embedding.sparse
 
 
 def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
