@@ -142,6 +142,22 @@ class ListColumn(Settings):
     max_length: int = Field(8, ge=1)
 
 
+class History(Settings):
+    """What each user did last, as a sequence that attends to the item in question."""
+
+    signal: Name = Field(description="objective or signal; impressions where it is above 0 count")
+    columns: list[Name] = Field(min_length=1, description="of those, also categoricals or lists")
+    length: int = Field(20, ge=1, le=500, description="of the latest impressions")
+
+    @property
+    def name(self) -> str:
+        return f"history_{self.signal}"
+
+    def feature(self, column: str) -> str:
+        """The feature column that holds what was remembered of `column`."""
+        return f"{self.name}_{column}"
+
+
 class Features(Settings):
     windows: list[Annotated[int, Field(ge=1, le=365)]] = [1, 7]
     smoothing: float = Field(20.0, gt=0, description="pseudo-impressions at the global rate")
@@ -155,6 +171,9 @@ class Features(Settings):
     categoricals: list[Categorical] = []
     numerics: list[str] = []
     lists: list[ListColumn] = []
+    histories: list[History] = Field(
+        [], description="each user's latest positive impressions, as far back as the longest window"
+    )
     groups: dict[str, list[str]] = Field(
         {}, description="named patterns of features (user_*), for experts that see only those"
     )
@@ -186,6 +205,21 @@ class Features(Settings):
                     f"share = {name!r}: hash_buckets {values}; allowed: the same for all its "
                     "columns, and none where a list shares"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _remembered(self) -> Features:
+        known = [c.column for c in self.categoricals] + [c.column for c in self.lists]
+        for index, history in enumerate(self.histories):
+            for column in history.columns:
+                if column not in known:
+                    raise ValueError(
+                        f"histories[{index}].columns: {column!r} is among neither categoricals nor "
+                        f"lists, so no item can be compared with it; allowed: {', '.join(known)}"
+                    )
+        signals = [history.signal for history in self.histories]
+        if len(set(signals)) < len(signals):
+            raise ValueError(f"histories: signals {signals}; allowed: each once")
         return self
 
     @field_validator("entities")
@@ -377,6 +411,12 @@ class Project(Settings):
             _identifier(signal)
             if signal in names:
                 raise ValueError(f"features.signals: {signal!r} is already an objective")
+        for index, history in enumerate(self.features.histories):
+            if history.signal not in {*names, *self.features.signals}:
+                raise ValueError(
+                    f"features.histories[{index}].signal: {history.signal!r} is no objective or "
+                    f"signal; allowed: {', '.join([*names, *self.features.signals])}"
+                )
         for name in self.models:
             _identifier(name)
         return self

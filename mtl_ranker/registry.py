@@ -535,20 +535,20 @@ def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
 def _signature(artifact: RankerArtifact, example: pl.DataFrame) -> ModelSignature:
     columns: list[Any] = []
     for name, dtype in example.schema.items():
-        kind: Any
+        kind: Any = _kind(dtype)
         if isinstance(dtype, pl.List):
-            kind = Array(DataType.string)
-        elif dtype == pl.String:
-            kind = DataType.string
-        elif dtype.is_integer():
-            kind = DataType.long
-        elif dtype == pl.Float32:
-            kind = DataType.float
-        else:
-            kind = DataType.double
+            kind = Array(_kind(dtype.inner))
         columns.append(ColSpec(kind, name, required=False))
     outputs: list[Any] = [ColSpec(DataType.float, task.name) for task in artifact.tasks]
     return ModelSignature(Schema(columns), Schema([*outputs, ColSpec(DataType.double, "score")]))
+
+
+def _kind(dtype: Any) -> DataType:
+    if dtype == pl.String:
+        return DataType.string
+    if dtype.is_integer():
+        return DataType.long
+    return DataType.float if dtype == pl.Float32 else DataType.double
 
 
 def _git_commit() -> str:

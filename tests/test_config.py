@@ -39,6 +39,14 @@ def test_presets_load_and_their_models_are_known():
         (('where = "click = 1"', 'after = "long"'), ["objectives[1].after", "wait for each other"]),
         (('where = "click = 1"', 'kind = "ordinal"'), ["objectives[1]", "levels"]),
         (('where = "click = 1"', 'transform = "log1p"'), ["objectives[1]", "regression"]),
+        (
+            ("[split]", '[[features.histories]]\nsignal = "click"\ncolumns = ["play"]\n[split]'),
+            ["histories[0].columns", "'play'", "tab, item_id"],
+        ),
+        (
+            ("[split]", '[[features.histories]]\nsignal = "share"\ncolumns = ["tab"]\n[split]'),
+            ["histories[0].signal", "'share'", "click, long"],
+        ),
         (("[training]", '[training]\nbalancing = "fair"'), ["training.balancing", "'pcgrad'"]),
     ],
 )

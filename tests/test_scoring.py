@@ -43,6 +43,11 @@ from tests.conftest import FIRST, PROJECT, write_log
 ENTITIES = (
     'entities = [["user_id"], ["item_id"], ["tab"], ["item_id", "tab"], ["user_id", "item_id"]]'
 )
+HISTORY = """[[features.histories]]
+signal = "click"
+columns = ["item_id", "tab"]
+length = 6
+[split]"""
 PAIRED = PROJECT.replace('entities = [["user_id"], ["item_id"], ["user_id", "tab"]]', ENTITIES)
 
 
@@ -147,13 +152,15 @@ def brute_force(project, source, workspace, artifact, day, top_k):
     return found.group_by("user_id", maintain_order=True).head(top_k)
 
 
+@pytest.mark.parametrize("remembered", ["[split]", HISTORY], ids=["", "histories"])
 @pytest.mark.parametrize("windows_for", [1, 16])
 @pytest.mark.parametrize("block_rows", [1, 40, 131_072])
 def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
-    tmp_path, monkeypatch, block_rows, windows_for
+    tmp_path, monkeypatch, block_rows, windows_for, remembered
 ):
     monkeypatch.setattr(scoring, "WINDOWS_FOR", windows_for)
-    text = f'{PAIRED}\n[scoring]\ncandidates = "candidates"\ntop_k = 4\nblock_rows = {block_rows}\n'
+    paired = PAIRED.replace("[split]", remembered)
+    text = f'{paired}\n[scoring]\ncandidates = "candidates"\ntop_k = 4\nblock_rows = {block_rows}\n'
     project, source, workspace, artifact = trained_on(tmp_path, text)
     day = FIRST + timedelta(days=7)
     rng = np.random.default_rng(0)
@@ -186,6 +193,23 @@ def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
     assert same or np.isclose(found["score"].diff().drop_nulls().abs().min(), 0, atol=1e-6)
     assert found["model_version"].unique().to_list() == ["7"]
     assert not list((tmp_path / "ws" / ".staging").iterdir())
+
+
+def test_an_artifact_with_histories_predicts_the_same_after_it_was_saved(tmp_path):
+    _, _, workspace, artifact = trained_on(tmp_path, PAIRED.replace("[split]", HISTORY))
+    frame = workspace.scan("examples", workspace.days("examples")).collect()
+    assert artifact.encoder.histories == [[[1, 2], [0, 3]]]
+    again = RankerArtifact.load(artifact.save(tmp_path / "saved"))
+    found = artifact.predict(frame)
+    assert again.predict(frame).equals(found)
+    forgotten = frame.with_columns(
+        pl.lit(None, frame[c].dtype).alias(c) for c in frame.columns if c.startswith("history_")
+    )
+    known = frame["history_click_item_id"].is_not_null().to_numpy()
+    moved = (artifact.predict(forgotten)["click"] != found["click"]).to_numpy()
+    assert known.any()
+    assert not known.all()
+    np.testing.assert_array_equal(moved, known)
 
 
 def test_a_users_candidates_are_never_divided():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ class Encoder:
     edges: list[list[float]]  # ascending bin edges of each numeric, at least two
     numeric_encoding: str
     missing: list[bool]  # whether the numeric was ever missing in training
+    # Of each history, pairs of fields (among categoricals and lists): an item's own, and the list
+    # of the same that was remembered.
+    histories: list[list[list[int]]] = field(default_factory=list)
 
     @classmethod
     def fit(
@@ -94,6 +97,7 @@ class Encoder:
             )
             for c in features.lists
         ]
+        histories = _add_histories(features, categoricals, lists)
         numbers = lazy.select(pl.col(n).cast(pl.Float32, strict=False) for n in numerics)
         gaps = pl.all().is_null() | pl.all().is_nan().fill_null(False)
         found = (
@@ -116,7 +120,15 @@ class Encoder:
         for column in range(len(numerics)):
             values = matrix[:, column]
             edges.append(_edges(values[~np.isnan(values)], features))
-        return cls(categoricals, lists, list(numerics), edges, features.numeric_encoding, missing)
+        return cls(
+            categoricals,
+            lists,
+            list(numerics),
+            edges,
+            features.numeric_encoding,
+            missing,
+            histories,
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -143,6 +155,27 @@ class Encoder:
         for key in ("categoricals", "lists"):
             content[key] = [Vocabulary(**vocabulary) for vocabulary in content[key]]
         return cls(**content)
+
+
+def _add_histories(
+    features: Features, categoricals: list[Vocabulary], lists: list[Vocabulary]
+) -> list[list[list[int]]]:
+    """Append each history's lists, which share the vocabulary and embeddings of the items' own."""
+    known = [*categoricals, *lists]
+    place = {vocabulary.column: number for number, vocabulary in enumerate(known)}
+    histories = []
+    for history in features.histories:
+        pairs = []
+        for column in history.columns:
+            number = place[column]
+            group = known[number].share or f"={column}"
+            known[number] = replace(known[number], share=group)
+            own = replace(known[number], column=history.feature(column), max_length=history.length)
+            known.append(own)
+            pairs.append([number, len(known) - 1])
+        histories.append(pairs)
+    categoricals[:], lists[:] = known[: len(categoricals)], known[len(categoricals) :]
+    return histories
 
 
 def _shared(features: Features, rows: pl.LazyFrame) -> dict[str, list[Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 import polars as pl
 
-from mtl_ranker.config import Project
+from mtl_ranker.config import History, Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.blocks import user_blocks
 from mtl_ranker.logs.contract import derived_columns, label_expression
@@ -78,10 +78,17 @@ def numeric_features(project: Project) -> list[str]:
     return names
 
 
+def history_features(history: History) -> list[str]:
+    """The list columns of one history, in the order of its columns."""
+    return [history.feature(column) for column in history.columns]
+
+
 def feature_columns(project: Project) -> list[str]:
     """All raw feature columns that the encoder reads, in a fixed order, none twice."""
     features = project.features
     names = [c.column for c in features.categoricals] + [c.column for c in features.lists]
+    for history in features.histories:
+        names += history_features(history)
     return list(dict.fromkeys(names + numeric_features(project)))
 
 
@@ -96,33 +103,64 @@ def aggregate_day(project: Project, source: Source, workspace: Workspace, day: d
         name: expression.log1p() if _is_log1p(project, name) else expression
         for name, expression in derived_columns(project).items()
     }
-    worked = None
     expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
     common = {
         "events": events_mark,
-        "sql/aggregates/entity.sql": fingerprint(sql_text("aggregates/entity.sql")),
         "user and item tables": fingerprint(*source.tables_state()),
         "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
     }
+    daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}  # dataset → made from, rows
+    text = "aggregates/entity.sql"
+    made = {**common, f"sql/{text}": fingerprint(sql_text(text))}
     for keys in [[], *project.features.entities]:
-        for key in keys:
-            if key not in schema:
-                raise ProjectError(
-                    f"features.entities: no column {key!r} in the events or joined tables; "
-                    f"allowed: {', '.join(schema.names())}"
-                )
-        dataset = aggregate_dataset(keys)
-        why = workspace.stale(dataset, day, common)
-        if why is None:
-            continue
+        _need(schema, keys, "features.entities")
         columns = [pl.col(key) for key in keys if key not in signals]
         labelled = events.select(*columns, *(e.alias(n) for n, e in signals.items()))
-        daily = run_sql(
-            "aggregates/entity.sql", {"events": labelled}, keys=keys, signals=list(signals)
-        ).with_columns(pl.lit(day_number(day), pl.Int32).alias("day"))
-        workspace.publish(dataset, day, daily, common)
-        worked = worked or why
+        counts = run_sql(text, {"events": labelled}, keys=keys, signals=list(signals))
+        daily[aggregate_dataset(keys)] = made, counts
+    text = "aggregates/history.sql"
+    for history in project.features.histories:
+        _need(schema, history.columns, f"features.histories ({history.signal})")
+        made = {
+            **common,
+            f"sql/{text}": fingerprint(sql_text(text)),
+            "setting features.histories": fingerprint(history),
+        }
+        # Of a list column the first value stands for the item.
+        columns = [
+            pl.col(c).list.first() if isinstance(schema[c], pl.List) else pl.col(c)
+            for c in {*history.columns, "item_id"}
+        ]
+        signal = signals[history.signal].alias(history.signal)
+        latest = run_sql(
+            text,
+            {"events": events.select("user_id", "timestamp", *columns, signal)},
+            signal=history.signal,
+            columns=history.columns,
+            length=history.length,
+        )
+        daily[history_dataset(history)] = made, latest
+    worked = None
+    for dataset, (made, rows) in daily.items():
+        why = workspace.stale(dataset, day, made)
+        if why is not None:
+            numbered = rows.with_columns(pl.lit(day_number(day), pl.Int32).alias("day"))
+            workspace.publish(dataset, day, numbered, made)
+            worked = worked or why
     return worked
+
+
+def _need(schema: pl.Schema, columns: Sequence[str], place: str) -> None:
+    for column in columns:
+        if column not in schema:
+            raise ProjectError(
+                f"{place}: no column {column!r} in the events or joined tables; "
+                f"allowed: {', '.join(schema.names())}"
+            )
+
+
+def history_dataset(history: History) -> str:
+    return f"aggregates/{history.name}"
 
 
 def aggregate_dataset(keys: list[str]) -> str:
@@ -168,6 +206,7 @@ class AsOf:
         static = static_tables(source)
         schema = _enriched(static, rows).collect_schema()
         own = {"user_id", "item_id"} & {key for keys in features.entities for key in keys}
+        own |= {"user_id"} if features.histories else set()
         uniques = [rows.select(key).unique() for key in own if key in rows.collect_schema()]
         present = {found.columns[0]: found.to_series() for found in pl.collect_all(uniques)}
         days = history_days(project, workspace, day)
@@ -206,6 +245,11 @@ class AsOf:
         entities = [
             Entity(f"entity_{entity_name(keys)}", keys, names, table)
             for keys, names, table in zip(features.entities, names_of, tables, strict=True)
+        ]
+        users = present.get("user_id")
+        entities += [
+            _remembered(project, workspace, history, days, day, schema, users)
+            for history in features.histories
         ]
         return cls(project, day, static, entities)
 
@@ -246,6 +290,40 @@ class Entity:
     table: pl.DataFrame
 
 
+def _remembered(
+    project: Project,
+    workspace: Workspace,
+    history: History,
+    days: list[date],
+    day: date,
+    schema: pl.Schema,
+    users: pl.Series | None,
+) -> Entity:
+    """Each of the users' latest positive impressions on `days`, which lie before `day`."""
+    names = history_features(history)
+    if days:
+        daily = workspace.scan(history_dataset(history), days)
+        if users is not None:
+            daily = daily.filter(pl.col("user_id").is_in(users.implode()))
+        latest = run_sql(
+            "features/history.sql",
+            {"daily": daily},
+            prefix=history.name,
+            columns=history.columns,
+            length=history.length,
+            as_of=day_number(day),
+            longest=project.features.windows[-1],
+        ).cast({"user_id": schema["user_id"]})
+        table = latest.collect(engine="streaming")
+    else:
+        types = {
+            name: schema[c] if isinstance(schema[c], pl.List) else pl.List(schema[c])
+            for name, c in zip(names, history.columns, strict=True)
+        }
+        table = pl.DataFrame(schema={"user_id": schema["user_id"], **types})
+    return Entity(history.name, ["user_id"], names, table)
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a candidate's features depend on: its user, its item, or the pair of both.
@@ -281,6 +359,9 @@ def feature_parts(
     of_table = {t: set().union(*(needs[k] for k in keys)) for t, keys in windows.items()}
     for keys, needed in zip(project.features.entities, of_table.values(), strict=True):
         needs |= dict.fromkeys(aggregate_feature_names(project, keys), needed)
+    for history in project.features.histories:
+        needs |= {feature: {"user_id"} for feature in history_features(history)}
+        of_table[history.name] = {"user_id"}
 
     def part(needed: set[str]) -> str:
         if "item_id" not in needed:
@@ -365,11 +446,13 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
 
 def history_fingerprint(project: Project, workspace: Workspace, day: date) -> str:
     """One hash of all aggregates that the windows of day D see."""
+    datasets = [aggregate_dataset(keys) for keys in [[], *project.features.entities]]
+    datasets += [history_dataset(history) for history in project.features.histories]
     return fingerprint(
         *(
-            workspace.published_fingerprint(aggregate_dataset(keys), d)
+            workspace.published_fingerprint(dataset, d)
             for d in history_days(project, workspace, day)
-            for keys in [[], *project.features.entities]
+            for dataset in datasets
         )
     )
 
@@ -380,7 +463,12 @@ def examples_made_from(
     """What decides the examples of a day; the encoder's own settings do not, and are left out."""
     features = project.features
     columns = [c.column for c in features.categoricals] + [c.column for c in features.lists]
+    remembered = {
+        "sql/features/history.sql": fingerprint(sql_text("features/history.sql")),
+        "setting features.histories": fingerprint(*features.histories),
+    }
     return {
+        **(remembered if features.histories else {}),
         "events": workspace.published_fingerprint("events", day) or "",
         "aggregates of earlier days": history_fingerprint(project, workspace, day),
         "sql/features/windows.sql": fingerprint(sql_text("features/windows.sql")),

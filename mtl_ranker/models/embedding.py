@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtl_ranker.models.attention import TargetAttention
+
 
 class RowInput:
     """The input vector x of each row in two parts: [B, learned] ‖ [B, fixed].
@@ -108,6 +110,10 @@ class FeatureEmbedding(nn.Module):
         names: the fields' names (categoricals, lists, numerics), for groups of features.
         share: of each categorical and list field, a name or None; fields of one name, whose indices
             mean the same, have one set of embeddings.
+        histories: of each history, pairs of fields (of categoricals and lists): an item's own, and
+            the list of the same in its user's latest impressions. Such lists come last, and give no
+            mean but what the item attends to.
+        heads: parts of an embedding that attend by themselves.
 
     `sparse` (False) makes the table's gradient a sparse tensor of the rows that a batch has.
 
@@ -116,6 +122,7 @@ class FeatureEmbedding(nn.Module):
 
     offset: Tensor
     bag_offset: Tensor
+    attended: Tensor  # columns of x that histories give
 
     def __init__(
         self,
@@ -125,6 +132,8 @@ class FeatureEmbedding(nn.Module):
         width: int,
         names: Sequence[str] = (),
         share: Sequence[str | None] = (),
+        histories: Sequence[Sequence[Sequence[int]]] = (),
+        heads: int = 1,
     ) -> None:
         super().__init__()
         rows = [*sizes, *(size for size, _ in bags)]
@@ -144,22 +153,57 @@ class FeatureEmbedding(nn.Module):
         self.table = nn.Embedding(max(total, 1), width)
         nn.init.normal_(self.table.weight, std=0.01)
         self.numerics = numerics
-        self.outputs = len(rows) * width + numerics.width
         self.names = list(names)
-        fields = [f for f in range(len(rows)) for _ in range(width)]
+        self.histories = [[(own, of) for own, of in history] for history in histories]
+        self.attention = nn.ModuleList()
+        remembered = [of for history in self.histories for _, of in history]
+        plain = [f for f in range(len(rows)) if f not in remembered]
+        fields = [f for f in plain for _ in range(width)]
+        begin = len(fields)
+        for history in self.histories:
+            length = bags[history[0][1] - len(sizes)][1]
+            self.attention.append(TargetAttention(len(history), width, length, heads))
+            fields += 2 * [of for _, of in history for _ in range(width)]
+        attended = torch.arange(begin, len(fields))
+        self.register_buffer("attended", attended, persistent=False)
         self.sources = fields + [len(rows) + f for f in numerics.sources]
+        self.outputs = len(self.sources)
 
     def forward(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> RowInput:
-        parts = [self._rows(categorical + self.offset).flatten(1)]  # [B, C·D]
-        if self.slots:
-            filled = (bags > 0).to(numeric.dtype).unsqueeze(-1)
-            vectors = self._rows(bags + self.bag_offset) * filled  # [B, slots, D]
-            for vector, mask in zip(
-                vectors.split(self.slots, 1), filled.split(self.slots, 1), strict=True
-            ):
-                parts.append(vector.sum(1) / mask.sum(1).clamp(min=1.0))
+        own, memories = self.vectors(categorical, bags)
+        parts = [own.flatten(1)]
+        for attention, history, memory in zip(
+            self.attention, self.histories, memories, strict=True
+        ):
+            target = own[:, [field for field, _ in history]]
+            parts.append(attention(target, *memory))
         learned = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         return RowInput(learned, self.numerics(numeric))
+
+    def vectors(
+        self, categorical: Tensor, bags: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """A vector of each categorical and plain list field [B, C + L, D], and of each history its
+        impressions [B, K, columns, D] with which of them there are [B, K].
+        """
+        parts = [self._rows(categorical + self.offset).flatten(1)]  # [B, C·D]
+        memories = []
+        if self.slots:
+            is_filled = bags > 0
+            filled = is_filled.to(self.table.weight.dtype).unsqueeze(-1)
+            vectors = (self._rows(bags + self.bag_offset) * filled).split(self.slots, 1)
+            plain = len(self.slots) - sum(len(history) for history in self.histories)
+            masks = filled.split(self.slots, 1)
+            for vector, mask in zip(vectors[:plain], masks[:plain], strict=True):
+                parts.append(vector.sum(1) / mask.sum(1).clamp(min=1.0))
+            known = is_filled.split(self.slots, 1)
+            for history in self.histories:
+                lists = [field - len(self.offset) for _, field in history]
+                impressions = torch.stack([vectors[n] for n in lists], 2)
+                there = torch.stack([known[n] for n in lists]).any(0)
+                memories.append((impressions, there))
+        own = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return own.view(len(categorical), -1, self.table.embedding_dim), memories
 
     def _rows(self, index: Tensor) -> Tensor:
         """Rows of the table, [B, C] → [B, C, D]; the gradient of index_select takes an eighth of
@@ -186,7 +230,7 @@ class FeatureEmbedding(nn.Module):
         Its own share of every embedding, and all numbers.
         """
         width = self.table.embedding_dim
-        learned = self.outputs - self.numerics.width
+        learned = self.outputs - self.numerics.width  # whole embeddings, those attended to as well
         column = torch.arange(self.outputs)
         own = (column % width) // (width // parts) == part
         return own | (column >= learned)

@@ -27,7 +27,7 @@ class Sides:
         embedding: of encoded rows; it is not trained here.
         users, items: encoded rows in which only their own fields count.
         part: of each field (categoricals, lists, numerics): USER, ITEM or PAIR; only numerics can
-            be a pair's.
+            be a pair's. Histories are a user's; an item attends to them in each pair.
     """
 
     def __init__(
@@ -37,9 +37,20 @@ class Sides:
         if PAIR in part[:first]:
             raise ValueError("only numbers can belong to a pair; embed its other fields as rows")
         own = torch.tensor([part[field] for field in embedding.sources])
+        own[embedding.attended] = PAIR  # a user's history, as the item attends to it
         self.columns = [(own == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
         self.users = embedding(*users).row()[:, self.columns[USER]]  # [U, I_u]
         self.items = embedding(*items).row()[:, self.columns[ITEM]]  # [V, I_i]
+        self.attention = embedding.attention
+        self.memories: list[tuple[Tensor, Tensor]] = []
+        self.targets: list[list[tuple[int, Tensor]]] = []
+        if embedding.histories:
+            of_user, self.memories = embedding.vectors(*users[:2])
+            of_item, _ = embedding.vectors(*items[:2])
+            self.targets = [
+                [(part[f], (of_user if part[f] == USER else of_item)[:, f]) for f, _ in history]
+                for history in embedding.histories
+            ]
         self.pair_numbers = [n for n, p in enumerate(part[first:]) if p == PAIR]
         self.encode_pair = embedding.numerics.of(self.pair_numbers)
         self._products: dict[int, tuple[Tensor, Tensor]] = {}
@@ -68,7 +79,17 @@ class PairInput(RowInput):
     def __init__(self, sides: Sides, user: Tensor, item: Tensor, numeric: Tensor) -> None:
         self.sides, self.user, self.item = sides, user, item
         self.index = torch.stack([user, item + len(sides.users)], 1)  # [B, 2]
-        self.pair = sides.encode_pair(numeric)  # [B, I_p]
+        attended = [
+            attention(
+                torch.stack([v.index_select(0, user if p == USER else item) for p, v in target], 1),
+                *(memory.index_select(0, user) for memory in memories),
+            )
+            for attention, target, memories in zip(
+                sides.attention, sides.targets, sides.memories, strict=True
+            )
+        ]
+        own = sides.encode_pair(numeric)
+        self.pair = torch.cat([*attended, own], 1) if attended else own  # [B, I_p]
 
     def project(self, weight: Tensor, bias: Tensor | None = None, reader: object = None) -> Tensor:
         rows, own = self.sides.products(weight, reader)

@@ -90,6 +90,8 @@ def build_ranker(
         spec.embedding_width * (spec.objectives if spec.apart else 1),
         [*(v.column for v in (*encoder.categoricals, *encoder.lists)), *encoder.numerics],
         [v.share for v in (*encoder.categoricals, *encoder.lists)],
+        encoder.histories,
+        heads=spec.objectives if spec.apart else 1,
     )
     return Ranker(spec, embedding, positions, cutpoints_needed(tasks), position_dropout)
 

@@ -38,9 +38,11 @@ def frame_of(day, events) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
-def build(root: Path, days: list, rates: str = "absolute") -> pl.DataFrame:
+def build(
+    root: Path, days: list, rates: str = "absolute", more: tuple[str, str] = ("", "")
+) -> pl.DataFrame:
     """Examples of the last day, through the real ingest, aggregates and SQL."""
-    text = PROJECT.replace("[features]\n", f"[features]\nrates = '{rates}'\n")
+    text = PROJECT.replace("[features]\n", f"[features]\nrates = '{rates}'\n").replace(*more)
     (root / "project.toml").write_text(text)
     project = load_project(str(root / "project.toml"))
     source, workspace = open_source(project, root), Workspace(root / "ws")
@@ -111,6 +113,28 @@ def test_features_equal_brute_force(tmp_path_factory, days, rates):
                         assert shown == pytest.approx(impressions / logged, rel=1e-6)
                     else:
                         assert shown is None
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(days=DAYS, length=st.sampled_from([1, 3, 30]))
+def test_histories_are_the_last_clicks_of_earlier_days(tmp_path_factory, days, length):
+    """Brute force: walk back through the days before the last one, three of them at most."""
+    remembered = f"""[[features.histories]]
+signal = "click"
+columns = ["item_id", "tab"]
+length = {length}
+[split]"""
+    examples = build(tmp_path_factory.mktemp("history"), days, more=("[split]", remembered))
+    assert examples["history_click_item_id"].dtype == pl.List(examples["item_id"].dtype)
+    for row in examples.to_dicts():
+        latest = [
+            (i, tab)
+            for events in reversed(days[:-1][-3:])
+            for u, i, tab, click, _ in reversed(events)
+            if u == row["user_id"] and click
+        ][:length]
+        items, tabs = (row[f"history_click_{c}"] or [] for c in ("item_id", "tab"))
+        assert list(zip(items, tabs, strict=True)) == latest
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
