@@ -17,7 +17,7 @@ from quality import CONSOLE, Contender, compare, gain_text
 from rich.progress import track
 from rich.table import Table
 
-from mtl_ranker.config import Project, load_project
+from mtl_ranker.config import History, Project, load_project
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.suite import Prepared, refit, train_model, with_trees
 from mtl_ranker.workspace import write_json
@@ -70,6 +70,11 @@ VARIANTS: dict[str, Change] = {
     "one calibration for all tabs": section("calibration", by=None),
     "isotonic calibration": section("calibration", method="isotonic"),
     "no calibration": section("calibration", method="none"),
+    "refit calibrated in full": section("calibration", refit_share=1.0),
+    "with histories (target attention)": section(
+        "features",
+        histories=[History(signal="is_click", columns=["item_id", "tag"], length=16)],
+    ),
 }
 
 

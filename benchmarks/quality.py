@@ -54,9 +54,9 @@ from mtl_ranker.workspace import write_json
 
 FOURTH = """
 [[objectives]]
-name = "is_comment"
+name = "{name}"
 group = "satisfaction"
-label = "is_comment"
+label = "{name}"
 
 [features]
 """
@@ -74,12 +74,12 @@ class Contender:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def project_of(test_days: int, train_days: int, fourth: bool) -> Project:
-    """The shipped preset, with a second satisfaction objective and these days."""
+def project_of(test_days: int, train_days: int, fourth: str | None) -> Project:
+    """The shipped preset with these days, and one of its signals as a fourth objective."""
     text, name = read_project_text("kuairand")
-    if fourth:
-        text = text.replace('\nis_comment = "is_comment"', "")
-        text = text.replace("\n[features]\n", FOURTH, 1)
+    if fourth is not None:
+        text = text.replace(f'\n{fourth} = "{fourth}"', "")
+        text = text.replace("\n[features]\n", FOURTH.format(name=fourth), 1)
     project = parse_project(text, name)
     split = project.split.model_copy(update={"test_days": test_days, "train_days": train_days})
     return project.model_copy(update={"split": split})
@@ -350,9 +350,15 @@ def main() -> None:
     options.add_argument("--model", default="mmoe", help="of the preset, the default ranker")
     options.add_argument("--resamples", type=int, default=300)
     options.add_argument("--no-tuned", action="store_true", help="only the preset as shipped")
-    options.add_argument("--three", action="store_true", help="without is_comment")
+    options.add_argument(
+        "--fourth",
+        default="is_comment",
+        choices=["is_comment", "is_follow", "is_forward", "is_hate", "none"],
+        help="a second satisfaction objective",
+    )
     chosen: argparse.Namespace = parse(options)
-    project = project_of(chosen.test_days, chosen.train_days, not chosen.three)
+    fourth = None if chosen.fourth == "none" else chosen.fourth
+    project = project_of(chosen.test_days, chosen.train_days, fourth)
     if chosen.model not in load_project("kuairand").models:
         raise SystemExit(f"--model {chosen.model}: allowed: {', '.join(project.models)}")
     parts = examples_of(project, chosen.data)

@@ -298,6 +298,12 @@ class Calibrating(Settings):
     min_positives: int = Field(
         50, ge=2, description="positives and negatives a map needs; a surface with fewer shares one"
     )
+    refit_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="how far a map moves what a refit model predicts, which knows those days",
+    )
 
 
 class Promotion(Settings):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ class Map:
             z = np.interp(z, self.x, self.y)
         return 1.0 / (1.0 + np.exp(-z))
 
+    def part(self, share: float) -> Map:
+        """A map that moves log-odds only so far towards where this one does.
+
+        >>> Map([0.0, 1.0], [0.5, 2.5], straight=True).part(0.5)
+        Map(x=[0.0, 1.0], y=[0.25, 1.75], straight=True)
+        """
+        moved = [x + share * (y - x) for x, y in zip(self.x, self.y, strict=True)]
+        return Map(self.x, moved, self.straight)
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -85,6 +94,17 @@ class Calibration:
             for parent in _ancestors(name, self.after):
                 made[:, t] = np.minimum(made[:, t], made[:, index[parent]])
         return made
+
+    def part(self, share: float) -> Calibration:
+        """Every map so far towards where it moves (`Map.part`)."""
+        return replace(
+            self,
+            everywhere={name: own.part(share) for name, own in self.everywhere.items()},
+            surfaces={
+                name: {value: own.part(share) for value, own in maps.items()}
+                for name, maps in self.surfaces.items()
+            },
+        )
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), "utf-8")

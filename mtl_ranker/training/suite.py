@@ -473,8 +473,9 @@ def refit(
     """The same model trained again on training and validation days together, as long as it was
     best: what serves tomorrow should know yesterday.
 
-    The encoder is fitted on both, too. Calibration stays as fitted, on predictions for days that
-    the weights had not seen; so does the validation quality by which the model was chosen.
+    The encoder is fitted on both, too. Calibration was fitted on predictions for days that the
+    weights had not seen; they know those days now, so it moves predictions only half as far
+    (`calibration.refit_share`). The validation quality by which the model was chosen stays.
     """
     tasks, training = parts.tasks, project.training
     labels, numerics = [LABEL + task.name for task in tasks], numeric_features(project)
@@ -507,7 +508,7 @@ def refit(
     if trees is not None:
         few = thinned.sample(SAMPLE_ROWS)
         trees = fit_forest(tasks, few, project.training.trees, run.seed, trees=trees.trees)
-    calibration = run.artifact.calibration
+    calibration = run.artifact.calibration.part(project.calibration.refit_share)
     artifact = RankerArtifact(project, encoder, tasks, trained.model, calibration, trees)
     again = replace(
         parts,

@@ -98,3 +98,21 @@ def test_saved_and_loaded_maps_are_the_same(tmp_path):
     found = fit_calibration([CLICK], label[:, None], wrong[:, None], "isotonic", "tab", surface)
     found.save(tmp_path / "calibration.json")
     assert Calibration.load(tmp_path / "calibration.json") == found
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_a_part_of_a_map_goes_so_far_in_log_odds_and_keeps_the_order(method):
+    one, other = rows(6), rows(7, shift=2.0)
+    label, wrong = np.r_[one[0], other[0]][:, None], np.r_[one[1], other[1]][:, None]
+    surface = pl.Series(["home"] * 6_000 + ["search"] * 6_000)
+    found = fit_calibration([CLICK], label, wrong, method, "surface", surface)
+    before, after = (np.log(p / (1 - p)) for p in (wrong, found.apply(["click"], wrong, surface)))
+    inside = np.abs(before[:, 0]) < 2.0  # an isotonic map is flat beyond its ends
+    for share in (0.0, 0.25, 1.0):
+        part = found.part(share).apply(["click"], wrong, surface)
+        expected = (1 - share) * before + share * after
+        np.testing.assert_allclose(
+            np.log(part / (1 - part))[inside], expected[inside], rtol=1e-3, atol=1e-3
+        )
+        home = part[:6_000, 0][np.argsort(wrong[:6_000, 0])]
+        assert (np.diff(home) >= 0).all()
