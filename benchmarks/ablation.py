@@ -7,8 +7,10 @@ counts back from `--date`, so that the days which `quality.py` reports can be le
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,40 +94,55 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"--only {sorted(unknown)}: allowed: {', '.join(VARIANTS)}")
     names = [n for n in VARIANTS if n == PRESET or not chosen.only or n in chosen.only]
-    split = {"test_days": chosen.test_days, "train_days": 28}
+    split = section("split", test_days=chosen.test_days, train_days=28)
+    projects = {name: VARIANTS[name](split(load_project("kuairand"))) for name in names}
+    ablate(projects, chosen.data, chosen.date, chosen.seeds, chosen.resamples, chosen.json)
+
+
+def ablate(
+    projects: dict[str, Project],
+    data: Path,
+    last: date | None,
+    seeds: int,
+    resamples: int,
+    json: Path | None,
+) -> None:
+    """Train, compare, print and write the variants of a project; the first is the reference."""
     contenders, parts = [], None
-    for name in track(names, description="variants", console=CONSOLE):
-        project = VARIANTS[name](section("split", **split)(load_project("kuairand")))
-        parts = examples_of(project, chosen.data, chosen.date)
-        contenders.append(train(name, project, parts, chosen.seeds))
+    for name, project in track(projects.items(), description="variants", console=CONSOLE):
+        parts = examples_of(project, data, last)
+        contenders.append(train(name, project, parts, seeds))
     assert parts is not None
-    found = compare(parts, contenders, PRESET, chosen.resamples)
+    reference = contenders[0].name
+    found = compare(parts, contenders, reference, resamples)
     days = parts.days
     CONSOLE.print(
         f"train {days.train[0]}..{days.train[-1]}, validate {days.validate[0]}, "
         f"test {days.test[0]}..{days.test[-1]} ({len(parts.held_out.user):,} rows), "
-        f"{chosen.seeds} seeds; * beyond doubt"
+        f"{seeds} seeds; * beyond doubt"
     )
     for task in parts.tasks:
         table = Table(title=task.name, title_justify="left")
         table.add_column("variant", no_wrap=True)
-        for heading in ("AUC", "GAUC", "log loss", "ECE", "AUC over preset", "GAUC over preset"):
+        over = [f"AUC over {reference}", f"GAUC over {reference}"]
+        for heading in ("AUC", "GAUC", "log loss", "ECE", *over):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, each in found.items():
             values = [
                 f"{each.metrics[task.name][k]:.4f}" for k in ("auc", "gauc", "log_loss", "ece")
             ]
             gains = each.gains[task.name]
-            texts = ["" if name == PRESET else gain_text(gains[k]) for k in ("auc", "gauc")]
+            texts = ["" if name == reference else gain_text(gains[k]) for k in ("auc", "gauc")]
             table.add_row(name, *values, *texts)
         CONSOLE.print(table)
+    CONSOLE.print("seconds  " + "; ".join(f"{c.name}: {c.seconds:,.0f}" for c in contenders))
     write_json(
-        chosen.json,
+        json,
         {
             name: {
                 objective: {
                     **each.metrics[objective],
-                    "over_preset": {
+                    "over_reference": {
                         k: [g.value, g.low, g.high] for k, g in each.gains[objective].items()
                     },
                 }
@@ -139,6 +156,7 @@ def main() -> None:
 def train(name: str, project: Project, parts: Prepared, seeds: int) -> Contender:
     spec = make("mmoe", project.models["mmoe"], len(parts.tasks), project.features.groups)
     predictions: list[np.ndarray] = []
+    began = time.perf_counter()
     for seed in range(seeds):
         run = train_model(project, parts, "mmoe", spec, seed)
         if project.training.trees:
@@ -146,7 +164,7 @@ def train(name: str, project: Project, parts: Prepared, seeds: int) -> Contender
         if project.training.refit:
             run = refit(project, parts, run)
         predictions.append(run.test_prediction)
-    return Contender(name, predictions, 0.0)
+    return Contender(name, predictions, time.perf_counter() - began)
 
 
 if __name__ == "__main__":

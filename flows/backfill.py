@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from datetime import date
-from typing import Any
+from pathlib import Path
 
 from prefect import flow, task, unmapped
 from prefect.artifacts import create_table_artifact
-from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.cluster import runner_of
 from flows.night import HOOKS, RETRY, Night, open_night, say
-from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.queries import aggregate_day, build_examples, needed_history
+from mtl_ranker.features.blocks import Block
+from mtl_ranker.features.queries import (
+    ExamplesPlan,
+    aggregate_day,
+    build_examples_part,
+    finish_examples,
+    needed_history,
+    plan_examples,
+)
 from mtl_ranker.logs.ingest import ingest_day
 
 
@@ -25,9 +30,19 @@ def day_task(night: Night, day: date) -> dict[str, str]:
     return {"day": str(day), "events": report.why or "", "aggregates": aggregated or ""}
 
 
-@task(name="backfill-examples", task_run_name="backfill examples {day}", **RETRY)
-def examples_task(night: Night, day: date) -> str:
-    return build_examples(night.project, night.source, night.workspace, day) or ""
+@task(name="plan-examples", task_run_name="plan examples {day}", **RETRY)
+def plan_task(night: Night, day: date) -> ExamplesPlan | None:
+    return plan_examples(night.project, night.source, night.workspace, day)
+
+
+@task(name="examples-part", task_run_name="examples {day} {file.stem}", **RETRY)
+def part_task(night: Night, day: date, block: Block, file: Path) -> None:
+    build_examples_part(night.project, night.source, night.workspace, day, block, file)
+
+
+@task(name="publish-examples", task_run_name="publish examples {plan.day}", **RETRY)
+def publish_task(night: Night, plan: ExamplesPlan) -> str:
+    return finish_examples(night.project, night.source, night.workspace, plan)
 
 
 @flow(name="backfill", validate_parameters=False, **HOOKS)
@@ -60,41 +75,17 @@ def backfill(
     return rows
 
 
-def runner_of(cluster: str | None, jobs: int) -> Any:
-    """Threads of this process, or Dask's workers: a day is a unit of work, wherever it runs.
-
-    Args:
-        cluster: `local` starts a Dask cluster of `jobs` processes here; an address such as
-            tcp://scheduler:8786 is of a running one, whose workers see the same folders.
-
-    Raises ProjectError without prefect-dask, or without a Prefect server: an ephemeral API, one a
-    process, would leave several processes with one SQLite file (PrefectHQ/prefect#7277).
-    """
-    if cluster is None:
-        return ThreadPoolTaskRunner(max_workers=jobs)
-    if importlib.util.find_spec("prefect_dask") is None:
-        raise ProjectError(
-            "--cluster: prefect-dask is not installed: pip install mtl_ranker[cluster]"
-        )
-    if "PREFECT_API_URL" not in os.environ:
-        raise ProjectError(
-            "--cluster needs a Prefect server: set PREFECT_API_URL (docs/performance.md)"
-        )
-    from prefect_dask import DaskTaskRunner
-
-    if cluster == "local":
-        return DaskTaskRunner(cluster_kwargs={"n_workers": jobs, "threads_per_worker": 1})
-    if "://" not in cluster:
-        raise ProjectError(
-            f"--cluster {cluster}: allowed: local, or an address such as tcp://host:8786"
-        )
-    return DaskTaskRunner(address=cluster)
-
-
 @flow(name="backfill-days", validate_parameters=False)
 def run_days(night: Night, wanted: list[date], days: list[date]) -> list[dict[str, str]]:
-    """All events and aggregates in parallel, then the examples that look back at them."""
+    """All events and aggregates in parallel, then the examples that look back at them: a large
+    day's blocks of users each by itself.
+    """
     rows = day_task.map(unmapped(night), wanted).result()
-    made = examples_task.map(unmapped(night), days).result()
-    reasons = dict(zip(days, made, strict=True))
+    plans = [plan for plan in plan_task.map(unmapped(night), days).result() if plan is not None]
+    parts = [(plan.day, *part) for plan in plans for part in plan.parts]
+    if parts:
+        dates, blocks, files = (list(column) for column in zip(*parts, strict=True))
+        part_task.map(unmapped(night), dates, blocks, files).result()
+    made = publish_task.map(unmapped(night), plans).result() if plans else []
+    reasons = {plan.day: why for plan, why in zip(plans, made, strict=True)}
     return [row | {"examples": reasons.get(day, "")} for row, day in zip(rows, wanted, strict=True)]

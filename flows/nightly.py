@@ -11,6 +11,8 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
+from flows.backfill import run_days
+from flows.cluster import runner_of
 from flows.features import features
 from flows.ingest import ingest
 from flows.night import HOOKS, Night, last_day, open_night, say
@@ -19,8 +21,9 @@ from flows.score import score
 from flows.train import train
 from mtl_ranker import registry
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.queries import needed_history
 from mtl_ranker.scoring import Ranked
-from mtl_ranker.training.suite import model_specs
+from mtl_ranker.training.suite import model_specs, needed_days, split_days
 
 
 def run_name() -> str:
@@ -35,12 +38,15 @@ def nightly(
     day: date | str | None = None,
     wait_minutes: float = 0.0,
     poll_seconds: float = 30.0,
+    cluster: str | None = None,
 ) -> Ranked:
     """After day D has ended: learn from the log up to D, rank the candidates of D + 1.
 
     `day` is a day, "yesterday" in the log's time zone (what a schedule wants), or nothing: the
     log's last day. A log that is late is waited for, `wait_minutes` at most. Whatever fails before
     scoring, yesterday's champion ranks the candidates, and the run then fails with what failed.
+    With a `cluster` (see `runner_of`) days, blocks of users and parts of the candidates are built
+    and ranked there; the training stays here.
     """
     night = open_night(config, data, workspace)
     model_specs(night.project)
@@ -49,6 +55,8 @@ def nightly(
         try:
             await_log(night, chosen, wait_minutes, poll_seconds)
             arguments = (config, data, workspace, chosen)
+            if cluster is not None:
+                build_on(cluster, night, chosen)
             ingest(*arguments)
             features(*arguments)
             suite = train(*arguments)
@@ -62,7 +70,7 @@ def nightly(
                     logging.ERROR,
                 )
             raise
-        ranked = score(config, data, workspace, chosen + timedelta(days=1))
+        ranked = score(config, data, workspace, chosen + timedelta(days=1), cluster)
     say(f"[bold green]done[/]      {ranked.path}")
     create_markdown_artifact(
         key="night",
@@ -71,6 +79,15 @@ def nightly(
         description="What the night did",
     )
     return ranked
+
+
+def build_on(cluster: str, night: Night, day: date) -> None:
+    """Events, aggregates and examples that a training on D reads, on a cluster."""
+    available = night.source.days()
+    split = split_days(night.project, needed_days(night.project, available, day), day)
+    days = [*split.train, *split.validate, *split.test]
+    wanted = needed_history(night.project, available, days)
+    run_days.with_options(task_runner=runner_of(cluster, 2))(night, wanted, days)
 
 
 def chosen_day(night: Night, day: date | str | None) -> date:

@@ -41,6 +41,10 @@ Day = Annotated[
 ]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Write = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Dask: `local` processes, or a scheduler such as tcp://host:8786."),
+]
 DEFAULT_WORK = Path("workspace")
 EXAMPLES = {
     "nightly": "mtl-ranker nightly -c feed.toml -d /logs -w /work --wait-minutes 120",
@@ -78,6 +82,7 @@ def nightly(
     wait_minutes: Annotated[
         float, typer.Option(min=0, help="Wait so long for a log of D that is late.")
     ] = 0.0,
+    cluster: Cluster = None,
     dry_run: Dry = False,
     write: Write = None,
 ) -> None:
@@ -85,7 +90,8 @@ def nightly(
     if dry_run:
         _dry_run(config, data, workspace, day)
         return
-    ranked = _run("nightly", config, data, workspace, day, wait_minutes=wait_minutes)
+    more = {"wait_minutes": wait_minutes, "cluster": cluster}
+    ranked = _run("nightly", config, data, workspace, day, **more)
     _write(write, ranked)
     typer.echo(
         f"look:     mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)"
@@ -160,6 +166,7 @@ def score(
     data: Data,
     workspace: Work = DEFAULT_WORK,
     day: Day = None,
+    cluster: Cluster = None,
     dry_run: Dry = False,
     write: Write = None,
 ) -> None:
@@ -170,7 +177,7 @@ def score(
 
         typer.echo(plan_ranking(project, source, chosen))
         return
-    ranked = _run("score", config, data, workspace, day)
+    ranked = _run("score", config, data, workspace, day, cluster=cluster)
     typer.echo(str(ranked.path))
     _write(write, ranked)
 
@@ -199,10 +206,7 @@ def backfill(
     last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")],
     workspace: Work = DEFAULT_WORK,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Days at a time.")] = 2,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="Dask: `local` processes, or a scheduler such as tcp://host:8786."),
-    ] = None,
+    cluster: Cluster = None,
     dry_run: Dry = False,
     write: Annotated[
         Path | None, typer.Option("--json", help="Write why each day was built to this file.")

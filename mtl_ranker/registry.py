@@ -282,10 +282,15 @@ def load_artifact(project: Project, alias: str) -> tuple[RankerArtifact, str]:
             f"models:/{project.name}@{alias}: no such model version; run `mtl-ranker train` and "
             "`mtl-ranker promote` first"
         )
+    return load_version(project, version), version
+
+
+def load_version(project: Project, version: str) -> RankerArtifact:
+    """One model version, as `load_artifact`."""
     artifact = RankerArtifact.load(artifact_folder(project, version))
     chosen = stored_blend(project, version)
     how, weights = chosen or (project.scoring.blend, project.scoring.weights)
-    return artifact.with_blend(how, weights), version
+    return artifact.with_blend(how, weights)
 
 
 def stored_blend(project: Project, version: str) -> tuple[str, dict[str, float]] | None:

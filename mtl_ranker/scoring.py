@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +38,31 @@ class Ranked:
     rows: int
 
 
+def prepared_candidates(
+    project: Project, source: Source, workspace: Workspace, day: date, checked: bool = False
+) -> pl.LazyFrame:
+    """The candidate set of day D with the log's types, and with every context column.
+
+    Raises ProjectError as `load_candidates` does, and for a value that has no such form; not for
+    rows that were `checked` before.
+    """
+    candidates = load_candidates(project, source, workspace, day, checked)
+    candidates = _cast_keys(candidates, workspace, day, project.log.context, checked)
+    for column in project.log.context:
+        if column not in candidates.collect_schema():
+            candidates = candidates.with_columns(
+                pl.lit(None, _context_type(workspace, column)).alias(column)
+            )
+    return candidates
+
+
 def load_candidates(
-    project: Project, source: Source, workspace: Workspace, day: date
+    project: Project, source: Source, workspace: Workspace, day: date, checked: bool = False
 ) -> pl.LazyFrame:
     """The candidate set of day D: given (folder of date=D or one file), or made from the log.
 
-    Raises ProjectError when a given set is missing, unreadable or lacks a column.
+    Raises ProjectError when a given set is missing, unreadable or lacks a column, a user or an
+    item; with `checked` the rows are not looked at.
     """
     given = project.scoring.candidates
     if given is None:
@@ -70,6 +88,8 @@ def load_candidates(
                 f"{path}: column {own!r} (the {key.removesuffix('_id')}) is missing; "
                 f"it has: {', '.join(columns)}"
             )
+    if checked:
+        return lazy
     empty = (
         lazy.select(pl.col("user_id").null_count() + pl.col("item_id").null_count())
         .collect()
@@ -146,6 +166,47 @@ def generate_candidates(project: Project, workspace: Workspace, day: date) -> pl
     return users.join(items.head(project.scoring.generated_items), how="cross")
 
 
+@dataclass(frozen=True)
+class RankingPlan:
+    """How a day's candidates are ranked: a part after the other, here or on several machines.
+
+    Attributes:
+        made: what decides the ranking.
+        parts: blocks of whole users that are ranked side by side, and where each part lies until
+            all are ranked.
+    """
+
+    day: date
+    version: str
+    made: dict[str, str]
+    parts: list[tuple[list[Block], Path]]
+
+    @property
+    def candidates(self) -> int:
+        return sum(block.rows for blocks, _ in self.parts for block in blocks)
+
+
+def plan_scoring(
+    project: Project,
+    source: Source,
+    workspace: Workspace,
+    artifact: RankerArtifact,
+    version: str,
+    day: date,
+) -> RankingPlan:
+    """Raises ProjectError for candidates that cannot be read, and for none."""
+    candidates = prepared_candidates(project, source, workspace, day)
+    blocks = user_blocks(candidates, project.scoring.block_rows)
+    if not blocks:
+        raise ProjectError(f"the candidate set of {day} holds no rows")
+    made = rankings_made_from(project, source, workspace, artifact, version, day)
+    size = WINDOWS_FOR * min(len(blocks), cores())
+    parts = [blocks[begin : begin + size] for begin in range(0, len(blocks), size)]
+    key = {**made, "project": project.digest(), "blocks": fingerprint(*blocks)}
+    files = workspace.parts("rankings", day, key, len(parts))
+    return RankingPlan(day, version, made, list(zip(parts, files, strict=True)))
+
+
 def score_day(
     project: Project,
     source: Source,
@@ -160,53 +221,78 @@ def score_day(
     Unknown users and items are scored with what is known, never dropped. A pair that occurs twice
     in the candidates is ranked once. Candidates are taken in blocks of whole users, so memory
     depends on `scoring.block_rows` and on the largest user's set, not on the number of candidates.
+    A killed run's finished parts are not ranked again.
 
     `on_block` is told how many of how many candidates are done.
     """
-    candidates = load_candidates(project, source, workspace, day)
-    candidates = _cast_keys(candidates, workspace, day, project.log.context)
-    for column in project.log.context:
-        if column not in candidates.collect_schema():
-            candidates = candidates.with_columns(
-                pl.lit(None, _context_type(workspace, column)).alias(column)
-            )
-    blocks = user_blocks(candidates, project.scoring.block_rows)
-    if not blocks:
-        raise ProjectError(f"the candidate set of {day} holds no rows")
-    made = rankings_made_from(project, source, workspace, artifact, version, day)
-    total, done, users = sum(block.rows for block in blocks), 0, 0
+    plan = plan_scoring(project, source, workspace, artifact, version, day)
+    done = 0
+
+    def tell(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if on_block is not None:
+            on_block(done, plan.candidates)
+
+    for blocks, file in plan.parts:
+        rank_part(project, source, workspace, artifact, version, day, blocks, file, tell)
+    return publish_ranking(workspace, plan)
+
+
+def rank_part(
+    project: Project,
+    source: Source,
+    workspace: Workspace,
+    artifact: RankerArtifact,
+    version: str,
+    day: date,
+    blocks: list[Block],
+    file: Path,
+    on_block: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Rank one part of a plan into its file, unless an earlier attempt has."""
+    if file.is_file():
+        on_block(sum(block.rows for block in blocks))
+        return
+    everyone = prepared_candidates(project, source, workspace, day, checked=True)
+    # Read once: a candidate file need not lie in the order of users.
+    candidates = joined(blocks).of(everyone).collect(engine="streaming")
+    as_of = AsOf.build(project, source, workspace, candidates.lazy(), day)
+    columns = as_of.join(candidates.lazy()).collect_schema()
+    absent = [c for c in feature_columns(project) if c not in columns]
+    if absent:
+        raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(absent)}")
     workers = min(len(blocks), cores())
     threads, before = max(1, cores() // workers), torch.get_num_threads()
 
-    def rank(as_of: AsOf, block: Block) -> pl.DataFrame:
+    def rank(block: Block) -> pl.DataFrame:
         torch.set_num_threads(threads)
-        rows = block.of(candidates).collect(engine="streaming")
-        return rank_block(project, artifact, as_of, rows)
+        return rank_block(project, artifact, as_of, block.of(candidates.lazy()).collect())
 
+    found = []
     try:
-        with workspace.folder_aside() as place, ThreadPoolExecutor(workers) as pool, fast_matmul():
-            files: list[Path] = []
-            for begin in range(0, len(blocks), WINDOWS_FOR * workers):
-                some = blocks[begin : begin + WINDOWS_FOR * workers]
-                as_of = AsOf.build(project, source, workspace, joined(some).of(candidates), day)
-                columns = as_of.join(candidates).collect_schema()
-                absent = [c for c in feature_columns(project) if c not in columns]
-                if absent:
-                    raise ProjectError(
-                        f"candidates of {day} lack the feature columns {', '.join(absent)}"
-                    )
-                # Several blocks at a time: each step of one leaves most of a machine idle.
-                for block, ranked in zip(some, pool.map(partial(rank, as_of), some), strict=True):
-                    files.append(place / f"{len(files):06d}.parquet")
-                    named = ranked.with_columns(pl.lit(version).alias("model_version"))
-                    named.write_parquet(files[-1])
-                    done, users = done + block.rows, users + ranked["user_id"].n_unique()
-                    if on_block is not None:
-                        on_block(done, total)
-            path = workspace.publish("rankings", day, pl.scan_parquet(files, glob=False), made)
+        with ThreadPoolExecutor(workers) as pool, fast_matmul():
+            # Several blocks at a time: each step of one leaves most of a machine idle.
+            for block, ranked in zip(blocks, pool.map(rank, blocks), strict=True):
+                found.append(ranked)
+                on_block(block.rows)
     finally:
         torch.set_num_threads(before)
-    return Ranked(path, total, users, pl.scan_parquet(path).select(pl.len()).collect().item())
+    with workspace.aside(file) as temporary:
+        named = pl.concat(found).with_columns(pl.lit(version).alias("model_version"))
+        named.write_parquet(temporary)
+
+
+def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:
+    """All parts as rankings/date=D."""
+    path = workspace.publish_parts(
+        "rankings", plan.day, [file for _, file in plan.parts], plan.made
+    )
+    rows = pl.scan_parquet(path)
+    users, count = (
+        rows.select(pl.col("user_id").n_unique(), pl.len().alias("rows")).collect().row(0)
+    )
+    return Ranked(path, plan.candidates, users, count)
 
 
 def rank_block(
@@ -267,17 +353,24 @@ def _gathered(
 
 
 def _cast_keys(
-    candidates: pl.LazyFrame, workspace: Workspace, day: date, context: Sequence[str] = ()
+    candidates: pl.LazyFrame,
+    workspace: Workspace,
+    day: date,
+    context: Sequence[str] = (),
+    checked: bool = False,
 ) -> pl.LazyFrame:
     """User, item and context in the log's own types.
 
-    Raises ProjectError for a value that has no such form.
+    Raises ProjectError for a value that has no such form, unless `checked`.
     """
     schema, found = _event_schema(workspace), candidates.collect_schema()
     for key in ("user_id", "item_id", *(c for c in context if c in found)):
         if schema[key] == found[key]:
             continue
         cast = pl.col(key).cast(schema[key], strict=False)
+        if checked:
+            candidates = candidates.with_columns(cast)
+            continue
         lost = candidates.filter(pl.col(key).is_not_null() & cast.is_null()).select(key)
         odd = lost.head(3).collect()[key].to_list()
         if odd:

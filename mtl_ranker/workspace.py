@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ import polars as pl
 from mtl_ranker.errors import ProjectError
 
 MADE_FROM = "mtl_ranker.made_from"
+ABANDONED = 7 * 86_400.0  # seconds
 _HELD: set[str] = set()  # roots of workspaces that this process has locked
 Made = Mapping[str, str]  # what a partition was made from: name → fingerprint
 
@@ -45,6 +48,24 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1, default=str), "utf-8")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was written to; 0 once it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -151,34 +172,44 @@ class Workspace:
         finally:
             temporary.unlink(missing_ok=True)
 
-    @contextmanager
-    def folder_aside(self) -> Iterator[Path]:
-        """A temporary folder on the same file system, for parts of what will be published."""
-        temporary = self.staging()
-        temporary.mkdir()
-        try:
-            yield temporary
-        finally:
-            shutil.rmtree(temporary)
+    def parts(self, dataset: str, day: date, made: Made, count: int) -> list[Path]:
+        """Where the parts of a partition lie until `publish_parts`, whoever makes them.
+
+        What an earlier attempt made from the same stays; what was made from anything else goes.
+        """
+        folder = self._parts_of(dataset, day)
+        own = folder / fingerprint(json.dumps(dict(made), sort_keys=True), count)
+        for other in folder.iterdir() if folder.is_dir() else []:
+            if other != own:
+                shutil.rmtree(other, ignore_errors=True)
+        own.mkdir(parents=True, exist_ok=True)
+        return [own / f"{number:06d}.parquet" for number in range(count)]
+
+    def publish_parts(self, dataset: str, day: date, parts: list[Path], made: Made) -> Path:
+        """Publish the parts, one after the other, as the day's partition, and remove them."""
+        target = self.publish(dataset, day, pl.scan_parquet(parts, glob=False), made)
+        shutil.rmtree(self._parts_of(dataset, day))
+        return target
+
+    def _parts_of(self, dataset: str, day: date) -> Path:
+        return self.root / ".parts" / dataset / f"date={day.isoformat()}"
 
     def staging(self) -> Path:
-        """A path, named after this process, for what is not published yet."""
+        """A path, named after this host and process, for what is not published yet."""
         self.clean_staging()
         found = self.root / ".staging"
         found.mkdir(parents=True, exist_ok=True)
-        return found / f"{os.getpid()}-{uuid.uuid4().hex}"
+        return found / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
     def clean_staging(self) -> None:
-        """Remove what killed runs left behind; files of living processes stay."""
+        """Remove what killed runs left behind.
+
+        Files of this host's living processes stay, and those of other hosts, which may share this
+        folder, for a week.
+        """
         staging = self.root / ".staging"
-        for left in staging.glob("*-*") if staging.is_dir() else []:
-            pid = int(left.name.split("-")[0])
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
-            except PermissionError:
-                pass
+        for left in staging.glob("*-*-*") if staging.is_dir() else []:
+            host, pid, _ = left.name.rsplit("-", 2)
+            here = host == socket.gethostname()
+            if not _alive(int(pid)) if here else _age(left) > ABANDONED:
+                left.unlink(missing_ok=True)

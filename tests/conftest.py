@@ -11,6 +11,9 @@ import pytest
 
 from mtl_ranker.environment import prepare
 from mtl_ranker.logs.simulate import Feed, simulate
+from tests.hosts import hosts
+
+__all__ = ["hosts"]
 
 SHARED = Path(os.environ.get("MTL_RANKER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
 FIRST = date(2026, 3, 2)

@@ -195,6 +195,54 @@ def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
     assert not list((tmp_path / "ws" / ".staging").iterdir())
 
 
+def test_a_killed_ranking_goes_on_after_its_finished_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "WINDOWS_FOR", 1)
+    text = f'{PAIRED}\n[scoring]\ncandidates = "candidates"\nblock_rows = 20\n'
+    project, source, workspace, artifact = trained_on(tmp_path, text)
+    day = FIRST + timedelta(days=7)
+    rng = np.random.default_rng(1)
+    rows = {"u": rng.integers(0, 60, 300), "i": rng.integers(0, 40, 300), "tab": ["home"] * 300}
+    give(source, day, pl.DataFrame(rows))
+    whole = pl.read_parquet(score_day(project, source, workspace, artifact, "7", day).path)
+
+    ranked: list[int] = []
+    original = scoring.rank_block
+
+    def counted(project, artifact, as_of, candidates):
+        ranked.append(candidates.height)
+        if sum(ranked) > 200:
+            raise OSError("the disk is full")
+        return original(project, artifact, as_of, candidates)
+
+    monkeypatch.setattr(scoring, "rank_block", counted)
+    with pytest.raises(OSError, match="the disk is full"):
+        score_day(project, source, workspace, artifact, "8", day)
+    parts = list((tmp_path / "ws/.parts/rankings").glob("*/*/*.parquet"))
+    finished = sum(pl.scan_parquet(parts).select(pl.len()).collect().to_series())
+    assert pl.read_parquet(workspace.path("rankings", day)).equals(whole)
+    assert finished > 0
+    before, ranked[:] = sum(ranked), [-10_000]
+    told: list[tuple[int, int]] = []
+    done = score_day(
+        project, source, workspace, artifact, "8", day, lambda *rows: told.append(rows)
+    )
+    again = sum(ranked) + 10_000
+    assert 300 - before <= again < 300
+    assert told[-1] == (300, 300)
+    found = pl.read_parquet(done.path)
+    assert found.drop("model_version").equals(whole.drop("model_version"))
+    assert found["model_version"].unique().to_list() == ["8"]
+    assert not list((tmp_path / "ws/.parts/rankings").iterdir())
+
+    # What was made from something else is not taken: another version begins anew.
+    ranked[:] = [0]
+    with pytest.raises(OSError, match="the disk is full"):
+        score_day(project, source, workspace, artifact, "9", day)
+    ranked[:] = [-10_000]
+    score_day(project, source, workspace, artifact, "10", day)
+    assert sum(ranked) == 300 - 10_000
+
+
 def test_an_artifact_with_histories_predicts_the_same_after_it_was_saved(tmp_path):
     _, _, workspace, artifact = trained_on(tmp_path, PAIRED.replace("[split]", HISTORY))
     frame = workspace.scan("examples", workspace.days("examples")).collect()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from datetime import timedelta
 
 import pytest
@@ -89,6 +92,21 @@ def test_a_changed_sql_file_rebuilds_what_it_makes(built, monkeypatch):
     found = build(built)
     assert (found["ingest"], found["aggregate"]) == (None, None)
     assert found["examples"] == "changed: sql/features/join.sql"
+
+
+def test_what_other_hosts_write_is_left_alone_for_a_week(tmp_path):
+    """Several machines share the folder of a workspace; their process numbers mean nothing here."""
+    staging = tmp_path / ".staging"
+    staging.mkdir()
+    gone = 4_000_000  # no process has this number
+    living = staging / f"{socket.gethostname()}-{os.getpid()}-a"
+    dead = staging / f"{socket.gethostname()}-{gone}-b"
+    other, abandoned = staging / f"far-away-host-{gone}-c", staging / f"far-away-host-{gone}-d"
+    for file in (living, dead, other, abandoned):
+        file.write_text("half")
+    os.utime(abandoned, (time.time() - 8 * 86_400,) * 2)
+    Workspace(tmp_path).publish_file("reports/a.html", "new")
+    assert sorted(staging.iterdir()) == sorted([living, other])
 
 
 def test_a_failure_while_writing_leaves_the_old_file_and_no_litter(tmp_path):

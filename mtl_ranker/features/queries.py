@@ -17,7 +17,7 @@ import polars as pl
 
 from mtl_ranker.config import History, Project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.blocks import user_blocks
+from mtl_ranker.features.blocks import Block, user_blocks
 from mtl_ranker.logs.contract import derived_columns, label_expression
 from mtl_ranker.logs.sources import Source
 from mtl_ranker.workspace import Workspace, fingerprint
@@ -391,6 +391,40 @@ def join_features(
     return AsOf.build(project, source, workspace, rows, day).join(rows)
 
 
+@dataclass(frozen=True)
+class ExamplesPlan:
+    """What is to be built of a day's examples.
+
+    Attributes:
+        why: in words.
+        made: what they are made from.
+        parts: blocks of whole users, about `features.block_rows` rows each, and where each lies
+            until all are built; empty for a day that is one block.
+    """
+
+    day: date
+    why: str
+    made: dict[str, str]
+    parts: list[tuple[Block, Path]]
+
+
+def plan_examples(
+    project: Project, source: Source, workspace: Workspace, day: date
+) -> ExamplesPlan | None:
+    """None when the published partition is made from the same events, history and SQL."""
+    made = examples_made_from(project, source, workspace, day)
+    why = workspace.stale("examples", day, made)
+    if why is None:
+        return None
+    events = workspace.scan("events", [day])
+    check_known_beforehand(project, events.collect_schema().names())
+    blocks = user_blocks(events, project.features.block_rows)
+    if len(blocks) <= 1:
+        return ExamplesPlan(day, why, made, [])
+    files = workspace.parts("examples", day, made, len(blocks))
+    return ExamplesPlan(day, why, made, list(zip(blocks, files, strict=True)))
+
+
 def build_examples(project: Project, source: Source, workspace: Workspace, day: date) -> str | None:
     """Publish examples/date=D: the day's impressions with features and labels.
 
@@ -399,18 +433,49 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
 
     Why, or None when the published partition is made from the same events, history and SQL.
     """
-    made = examples_made_from(project, source, workspace, day)
-    why = workspace.stale("examples", day, made)
-    if why is None:
+    plan = plan_examples(project, source, workspace, day)
+    if plan is None:
         return None
+    for block, file in plan.parts:
+        build_examples_part(project, source, workspace, day, block, file)
+    return finish_examples(project, source, workspace, plan)
+
+
+def build_examples_part(
+    project: Project, source: Source, workspace: Workspace, day: date, block: Block, file: Path
+) -> None:
+    """Write one block of a plan to its file, unless an earlier attempt has."""
+    if file.is_file():
+        return
+    rows = examples_of_block(project, source, workspace, day, block)
+    with workspace.aside(file) as temporary:
+        rows.sink_parquet(temporary, compression="lz4", engine="streaming")
+
+
+def finish_examples(
+    project: Project, source: Source, workspace: Workspace, plan: ExamplesPlan
+) -> str:
+    """Publish the day, of which all parts are built; a day without parts is built here. Why."""
+    if plan.parts:
+        files = [file for _, file in plan.parts]
+        workspace.publish_parts("examples", plan.day, files, plan.made)
+    else:
+        everything = Block(None, None, 0, everything=True)
+        rows = examples_of_block(project, source, workspace, plan.day, everything)
+        workspace.publish("examples", plan.day, rows, plan.made)
+    return plan.why
+
+
+def examples_of_block(
+    project: Project, source: Source, workspace: Workspace, day: date, block: Block
+) -> pl.LazyFrame:
+    """The examples of some users' impressions of one day, in order of time."""
     events = workspace.scan("events", [day])
-    labels = derived_columns(project)
     event_columns = events.collect_schema().names()
-    check_known_beforehand(project, event_columns)
     rows = events.with_columns(
         *(
             expression.cast(pl.Float32).alias(LABEL + name)
-            for name, expression in labels.items()
+            for name, expression in derived_columns(project).items()
             if name not in project.features.signals
         )
     )
@@ -425,23 +490,9 @@ def build_examples(project: Project, source: Source, workspace: Workspace, day: 
     wanted = set(carried) | set(project.log.context) | set(feature_columns(project))
     rows = rows.select(*[c for c in event_columns if c in wanted], *label_columns)
     chosen = dict.fromkeys([*carried, *project.log.context, *feature_columns(project)])
-
-    def made_of(some: pl.LazyFrame) -> pl.LazyFrame:
-        examples = join_features(project, source, workspace, some, day)
-        check_feature_columns(project, examples.collect_schema())
-        examples = examples.select(*chosen, *label_columns)
-        return examples.sort("timestamp", "user_id", "item_id")
-
-    blocks = user_blocks(rows, project.features.block_rows)
-    if len(blocks) <= 1:
-        workspace.publish("examples", day, made_of(rows), made)
-        return why
-    with workspace.folder_aside() as place:
-        files = [place / f"{number:06d}.parquet" for number in range(len(blocks))]
-        for block, file in zip(blocks, files, strict=True):
-            made_of(block.of(rows)).sink_parquet(file, compression="lz4", engine="streaming")
-        workspace.publish("examples", day, pl.scan_parquet(files, glob=False), made)
-    return why
+    examples = join_features(project, source, workspace, block.of(rows), day)
+    check_feature_columns(project, examples.collect_schema())
+    return examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id")
 
 
 def history_fingerprint(project: Project, workspace: Workspace, day: date) -> str:

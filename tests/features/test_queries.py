@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mtl_ranker.checks import check_project
 from mtl_ranker.config import load_project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features import queries
 from mtl_ranker.features.queries import aggregate_day, build_examples, join_features
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
@@ -211,6 +212,37 @@ def test_a_day_in_blocks_of_users_has_the_same_examples(tiny):
     polars.testing.assert_frame_equal(blocks.sort(keys), whole)
     starts = blocks.select((pl.col("timestamp").diff() < 0).sum()).item()
     assert starts >= 2
+
+
+def test_a_killed_day_goes_on_after_its_finished_blocks(tiny, monkeypatch):
+    features = load_project(str(tiny / "project.toml")).features
+    features = features.model_copy(update={"block_rows": 7})
+    project = load_project(str(tiny / "project.toml")).model_copy(update={"features": features})
+    source, workspace = open_source(project, tiny), Workspace(tiny / "ws")
+    for day in source.days():
+        ingest_day(project, source, workspace, day)
+        aggregate_day(project, source, workspace, day)
+    last = source.days()[-1]
+    plan = queries.plan_examples(project, source, workspace, last)
+    assert plan is not None
+    (block, file), *others = plan.parts
+    queries.build_examples_part(project, source, workspace, last, block, file)
+    state = file.stat().st_mtime_ns
+    built: list[Path] = []
+    original = queries.examples_of_block
+
+    def counted(*arguments):
+        built.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(queries, "examples_of_block", counted)
+    again = queries.plan_examples(project, source, workspace, last)
+    assert again == plan
+    assert file.stat().st_mtime_ns == state
+    assert build_examples(project, source, workspace, last) == "not built yet"
+    assert built == [block for block, _ in others]
+    assert not file.exists()
+    assert workspace.scan("examples", [last]).collect().height == 40
 
 
 @pytest.mark.parametrize(

@@ -1,73 +1,16 @@
-"""One training on two hosts: network namespaces of this machine, which share no address.
-
-Needs root and Debian's iproute2; skipped, visibly, without.
-"""
+"""One training on two hosts, each a network namespace of this machine (tests/hosts.py)."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.hosts import Host
 from tests.training.test_distributed import WORKER
 from tests.training.test_distributed import run as on_one_host
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Host:
-    name: str
-    address: str
-    interface: str
-
-    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        own["GLOO_SOCKET_IFNAME"] = self.interface
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.name, *command],
-            env=os.environ | own | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-
-@pytest.fixture
-def hosts() -> Iterator[list[Host]]:
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("needs root and `ip` (iproute2) for network namespaces")
-    mark = f"{os.getpid() % 10_000}"
-    ends = [("a", "10.99.0.1"), ("b", "10.99.0.2")]
-    made = [Host(f"mtl-{end}-{mark}", address, f"v{end}{mark}") for end, address in ends]
-
-    def ip(*words: str) -> None:
-        done = subprocess.run(["ip", *words], capture_output=True, text=True)
-        if "not permitted" in done.stderr:
-            pytest.skip(f"network namespaces are forbidden here: {done.stderr.strip()}")
-        assert done.returncode == 0, done.stderr
-
-    try:
-        for host in made:
-            ip("netns", "add", host.name)
-        first, second = made
-        ip("link", "add", first.interface, "type", "veth", "peer", "name", second.interface)
-        for host in made:
-            ip("link", "set", host.interface, "netns", host.name)
-            ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.interface)
-            for device in ("lo", host.interface):
-                ip("-n", host.name, "link", "set", device, "up")
-        yield made
-    finally:
-        for host in made:
-            subprocess.run(["ip", "netns", "del", host.name], capture_output=True)
 
 
 def run(hosts: list[Host], folder: Path, how: str) -> dict[str, torch.Tensor]:

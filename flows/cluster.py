@@ -1,0 +1,42 @@
+"""Where tasks run: threads of this process, or the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from mtl_ranker.errors import ProjectError
+
+
+def runner_of(cluster: str | None, jobs: int) -> Any:
+    """Threads of this process, or Dask's workers: a day is a unit of work, wherever it runs.
+
+    Args:
+        cluster: `local` starts a Dask cluster of `jobs` processes here; an address such as
+            tcp://scheduler:8786 is of a running one, whose workers see the same folders.
+
+    Raises ProjectError without prefect-dask, or without a Prefect server: an ephemeral API, one a
+    process, would leave several processes with one SQLite file (PrefectHQ/prefect#7277).
+    """
+    if cluster is None:
+        return ThreadPoolTaskRunner(max_workers=jobs)
+    if importlib.util.find_spec("prefect_dask") is None:
+        raise ProjectError(
+            "--cluster: prefect-dask is not installed: pip install mtl_ranker[cluster]"
+        )
+    if "PREFECT_API_URL" not in os.environ:
+        raise ProjectError(
+            "--cluster needs a Prefect server: set PREFECT_API_URL (docs/performance.md)"
+        )
+    from prefect_dask import DaskTaskRunner
+
+    if cluster == "local":
+        return DaskTaskRunner(cluster_kwargs={"n_workers": jobs, "threads_per_worker": 1})
+    if "://" not in cluster:
+        raise ProjectError(
+            f"--cluster {cluster}: allowed: local, or an address such as tcp://host:8786"
+        )
+    return DaskTaskRunner(address=cluster)
