@@ -256,7 +256,8 @@ def rank_part(
         return
     everyone = prepared_candidates(project, source, workspace, day, checked=True)
     # Read once: a candidate file need not lie in the order of users.
-    candidates = joined(blocks).of(everyone).collect(engine="streaming")
+    own = [c for c in everyone.collect_schema() if c in columns_read(project)]
+    candidates = joined(blocks).of(everyone).select(own).collect(engine="streaming")
     as_of = AsOf.build(project, source, workspace, candidates.lazy(), day)
     columns = as_of.join(candidates.lazy()).collect_schema()
     absent = [c for c in feature_columns(project) if c not in columns]
@@ -295,14 +296,21 @@ def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:
     return Ranked(path, plan.candidates, users, count)
 
 
+def columns_read(project: Project) -> set[str]:
+    """What of a candidate set counts, if it is there."""
+    entity_keys = {key for entity in project.features.entities for key in entity}
+    return {"user_id", "item_id", *project.log.context, *feature_columns(project), *entity_keys}
+
+
 def rank_block(
     project: Project, artifact: RankerArtifact, as_of: AsOf, candidates: pl.DataFrame
 ) -> pl.DataFrame:
-    """Features, predictions, score and rank of some users' candidates; each user's top k."""
+    """Features, predictions, score and rank of some users' candidates; each user's top k.
+
+    Of the candidates no other columns than `columns_read`.
+    """
     context = project.log.context
-    entity_keys = {key for entity in project.features.entities for key in entity}
-    read = {"user_id", "item_id", *context, *feature_columns(project), *entity_keys}
-    own = [c for c in candidates.columns if c in read]
+    own = candidates.columns
     pairs = candidates.select(own).unique(["user_id", "item_id"], keep="first", maintain_order=True)
     parts = feature_parts(project, as_of.tables, own)
     sides, index = {}, {}

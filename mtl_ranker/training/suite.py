@@ -292,7 +292,7 @@ def train_suite(
             if on_epoch is not None:
                 on_epoch(again, winner.seed, epoch)
 
-        winner = refit(project, parts, winner, tell, world)
+        winner = refit(project, parts, winner, tell, world, on_step)
         runs.append(winner)
         further.append(winner)
     by_model |= {run.name: [run] for run in further}
@@ -426,7 +426,8 @@ def with_trees(project: Project, parts: Prepared, run: ModelRun) -> ModelRun:
         parts.examples["validate"],
     )
     artifact = replace(run.artifact, trees=trees)
-    return _validated(project, parts, f"{run.name}, trees", run.seed, run.trained, artifact)
+    name = f"{run.name}, trees"
+    return _validated(project, parts, name, run.seed, run.trained, artifact, run.diagnosis)
 
 
 def _validated(
@@ -436,6 +437,7 @@ def _validated(
     seed: int,
     trained: Trained,
     artifact: RankerArtifact,
+    diagnosis: Diagnosis | None = None,
 ) -> ModelRun:
     """A run with its quality and its calibration on the validation days."""
     tasks, validate, frame = parts.tasks, parts.examples["validate"], parts.frames["validate"]
@@ -460,6 +462,7 @@ def _validated(
         blended_quality(tasks, found),
         calibration.apply([task.name for task in tasks], raw, surface),
         replace(artifact, calibration=calibration),
+        diagnosis,
     )
 
 
@@ -469,6 +472,7 @@ def refit(
     run: ModelRun,
     on_epoch: Callable[[Epoch], None] | None = None,
     world: World = ALONE,
+    on_step: Callable[[str], None] = lambda words: None,
 ) -> ModelRun:
     """The same model trained again on training and validation days together, as long as it was
     best: what serves tomorrow should know yesterday.
@@ -506,6 +510,7 @@ def refit(
     )
     trees = run.artifact.trees
     if trees is not None:
+        on_step(f"boosted trees beside {name}")
         few = thinned.sample(SAMPLE_ROWS)
         trees = fit_forest(tasks, few, project.training.trees, run.seed, trees=trees.trees)
     calibration = run.artifact.calibration.part(project.calibration.refit_share)
@@ -534,15 +539,20 @@ def _looked_at(
     validate_quality: float,
     validate_prediction: np.ndarray,
     artifact: RankerArtifact,
+    diagnosis: Diagnosis | None = None,
 ) -> ModelRun:
-    """A trained model's run, with what it predicts on the test days."""
+    """A trained model's run, with what it predicts on the test days, and a look into its network
+    unless it was looked into before.
+    """
     tasks, held_out, test = parts.tasks, parts.held_out, parts.examples["test"]
     by = artifact.calibration.by
     raw = artifact.raw(test.inputs)
     prediction = artifact.calibration.apply(
         [task.name for task in tasks], raw, held_out.frame[by] if by else None
     )
-    rows = take(test, torch.arange(min(DIAGNOSED_ROWS, len(test))))
+    if diagnosis is None:
+        rows = take(test, torch.arange(min(DIAGNOSED_ROWS, len(test))))
+        diagnosis = diagnose(trained.model, rows.inputs, rows.labels.numpy(), tasks)
     return ModelRun(
         name,
         seed,
@@ -554,7 +564,7 @@ def _looked_at(
         prediction,
         evaluate_all(tasks, held_out.labels, prediction, held_out.user),
         artifact,
-        diagnose(trained.model, rows.inputs, rows.labels.numpy(), tasks),
+        diagnosis,
     )
 
 
