@@ -256,6 +256,31 @@ def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path
     assert {"comparison", "promotion", "rankings", "night", "backfill"} <= keys
 
 
+@contextlib.contextmanager
+def killed(victim: subprocess.Popen, folder: Path, pattern: str) -> Iterator[None]:
+    """Kill a process as soon as a file of this pattern is there."""
+
+    def kill_when_busy() -> None:
+        while not list(folder.glob(pattern)):
+            time.sleep(0.02)
+        victim.kill()
+
+    killer = threading.Thread(target=kill_when_busy, daemon=True)
+    killer.start()
+    yield
+    killer.join(10)
+    assert victim.poll() is not None
+
+
+def published(root: Path, dataset: str) -> pl.DataFrame:
+    """All of a dataset, with its days."""
+    workspace = Workspace(root)
+    days = workspace.days(dataset)
+    assert days
+    rows = [workspace.scan(dataset, [d]).with_columns(published=pl.lit(d)) for d in days]
+    return pl.concat(rows).collect()
+
+
 @pytest.mark.slow
 def test_a_backfill_on_a_dask_cluster_outlives_a_lost_worker(stack, tmp_path, feed):
     """Two workers of a running cluster; one is killed while the days are built."""
@@ -285,30 +310,15 @@ def test_a_backfill_on_a_dask_cluster_outlives_a_lost_worker(stack, tmp_path, fe
                 subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
             )
     try:
-        victim = processes[1]
-
-        def kill_when_busy() -> None:
-            published = tmp_path / "ws" / "events"
-            while not list(published.glob("date=*/part-0.parquet")):
-                time.sleep(0.02)
-            victim.kill()
-
-        killer = threading.Thread(target=kill_when_busy, daemon=True)
-        killer.start()
-        done = run("backfill", tmp_path, *span, "--cluster", address, data=feed, env=stack.env)
+        with killed(processes[1], tmp_path / "ws/events", "date=*/part-0.parquet"):
+            done = run("backfill", tmp_path, *span, "--cluster", address, data=feed, env=stack.env)
         assert done.returncode == 0, done.stdout + done.stderr
-        killer.join(10)
-        assert victim.poll() is not None
     finally:
         for process in processes:
             process.kill()
             process.wait(30)
     for dataset in ("events", "examples"):
-        days = Workspace(alone / "ws").days(dataset)
-        assert Workspace(tmp_path / "ws").days(dataset) == days
-        one, other = (
-            Workspace(folder / "ws").scan(dataset, days).collect() for folder in (alone, tmp_path)
-        )
+        one, other = (published(folder / "ws", dataset) for folder in (alone, tmp_path))
         keys = ["timestamp", "user_id", "item_id"]
         assert one.sort(keys).equals(other.sort(keys))
 
@@ -345,31 +355,16 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
             said = tmp_path / f"{host.name}.log"
             processes.append(host.start(*work, host.address, log=said, **both))
         try:
-            victim = processes[1]
-
-            def kill_when_busy() -> None:
-                while not list((tmp_path / "ws/.parts/examples").glob("*/*/*.parquet")):
-                    time.sleep(0.02)
-                victim.kill()
-
-            killer = threading.Thread(target=kill_when_busy, daemon=True)
-            killer.start()
-            done = run("nightly", tmp_path, *day, "--cluster", address, data=feed, env=both)
+            with killed(processes[1], tmp_path / "ws/.parts/examples", "*/*/*.parquet"):
+                done = run("nightly", tmp_path, *day, "--cluster", address, data=feed, env=both)
             assert done.returncode == 0, done.stdout + done.stderr
-            killer.join(10)
-            assert victim.poll() is not None
         finally:
             for process in processes:
                 process.kill()
                 process.wait(30)
     assert not list((tmp_path / "ws/.parts").glob("*/*"))
     for dataset in ("events", "examples", "rankings"):
-        days = Workspace(alone / "ws").days(dataset)
-        assert days
-        assert Workspace(tmp_path / "ws").days(dataset) == days
-        one, other = (
-            Workspace(folder / "ws").scan(dataset, days).collect() for folder in (alone, tmp_path)
-        )
+        one, other = (published(folder / "ws", dataset) for folder in (alone, tmp_path))
         if dataset == "rankings":  # a core more or less rounds sums of products otherwise
             one, other = (frame.select("user_id", "rank", "score") for frame in (one, other))
         polars.testing.assert_frame_equal(one, other, rel_tol=1e-4)
