@@ -18,6 +18,7 @@ from mtl_ranker.workspace import write_json
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=2)
+    options.add_argument("--epochs", type=int, default=0, help="0 = the preset's")
     chosen = parse(options)
     cores = chosen.threads or torch.get_num_threads()
     results: dict[str, Any] = {}
@@ -32,6 +33,7 @@ def main() -> None:
         predictions = {}
         for name, how in ways.items():
             update = how | {"seeds": list(range(chosen.seeds))}
+            update |= {"epochs": chosen.epochs} if chosen.epochs else {}
             training = project.training.model_copy(update=update)
             own = project.model_copy(update={"training": training})
             began = time.perf_counter()

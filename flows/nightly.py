@@ -37,13 +37,14 @@ def nightly(
     workspace: str,
     day: date | str | None = None,
     wait_minutes: float = 0.0,
-    poll_seconds: float = 30.0,
+    poll_seconds: float | None = None,
     cluster: str | None = None,
 ) -> Ranked:
     """After day D has ended: learn from the log up to D, rank the candidates of D + 1.
 
     `day` is a day, "yesterday" in the log's time zone (what a schedule wants), or nothing: the
-    log's last day. A log that is late is waited for, `wait_minutes` at most. Whatever fails before
+    log's last day. A log that is late is waited for, `wait_minutes` at most, and looked for every
+    30 seconds, or twenty times in a shorter wait. Whatever fails before
     scoring, yesterday's champion ranks the candidates, and the run then fails with what failed.
     With a `cluster` (see `runner_of`) days, blocks of users and parts of the candidates are built
     and ranked there; the training stays here.
@@ -53,7 +54,7 @@ def nightly(
     chosen = chosen_day(night, day)
     with night.workspace.lock(f"nightly {chosen}"):
         try:
-            await_log(night, chosen, wait_minutes, poll_seconds)
+            await_log(night, chosen, wait_minutes, poll_seconds or min(30.0, 3 * wait_minutes))
             arguments = (config, data, workspace, chosen)
             if cluster is not None:
                 build_on(cluster, night, chosen)

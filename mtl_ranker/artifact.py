@@ -17,7 +17,7 @@ from mtl_ranker.config import Project, parse_project
 from mtl_ranker.evaluation.calibration import Calibration
 from mtl_ranker.features.encoders import Encoder, numeric_matrix
 from mtl_ranker.kernels import in_blocks
-from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, PairInput, Sides
+from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, ItemSide, PairInput, Sides
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.models.trees import Forest, averaged, tree_numbers
 from mtl_ranker.objectives import Task, predictions
@@ -25,6 +25,21 @@ from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.training.loop import build_ranker
 
 PARTS = ("user", "item", "pair")  # in the order of models/pairs.py
+
+
+@dataclass(frozen=True)
+class PairItems:
+    """Items ready to be paired with users.
+
+    Attributes:
+        side: encoded and embedded.
+        tree_columns: which of the trees' columns are a user's, an item's, a pair's.
+        tree_numbers: the items' own of them [V, F_i].
+    """
+
+    side: ItemSide
+    tree_columns: list[Tensor]
+    tree_numbers: Tensor
 
 
 @dataclass(frozen=True)
@@ -93,41 +108,60 @@ class RankerArtifact:
         surface = frame[by] if by in frame.columns else None
         return self._calibrated(self.uncalibrated(frame).to_numpy(), surface)
 
+    @torch.inference_mode()
+    def items_of_pairs(self, items: pl.DataFrame, part: Mapping[str, str]) -> PairItems:
+        """Items encoded and embedded once for `predict_pairs` of many users.
+
+        Args:
+            items: V rows with their own features; the others may be missing.
+            part: of each feature: "user", "item" or "pair".
+        """
+        names = [v.column for v in (*self.encoder.categoricals, *self.encoder.lists)]
+        parts = [PARTS.index(part[name]) for name in (*names, *self.encoder.numerics)]
+        encoded = encoded_tensors(self.encoder.transform(self._padded(items)))
+        side = ItemSide(self.model.embedding, encoded, parts)
+        # The trees read numbers, then categories.
+        of_column = torch.tensor([*parts[len(names) :], *parts[: encoded[0].shape[1]]])
+        columns = [(of_column == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
+        return PairItems(
+            side, columns, tree_numbers(encoded[0], encoded[2]).index_select(1, columns[ITEM])
+        )
+
+    @torch.inference_mode()
     def predict_pairs(
         self,
         users: pl.DataFrame,
-        items: pl.DataFrame,
+        items: PairItems,
         pairs: pl.DataFrame,
         user: np.ndarray,
         item: np.ndarray,
-        part: Mapping[str, str],
     ) -> pl.DataFrame:
         """`predict` for many pairs of few users and items: the same values, several times faster.
 
         Args:
-            users, items: U and V rows with their own features; the others may be missing.
+            users: U rows with their own features; the others may be missing.
+            items: see `items_of_pairs`.
             pairs: [N], the features that only a pair has, and the surface to calibrate by.
             user, item: [N], each pair's row in `users` and `items`.
-            part: of each feature: "user", "item" or "pair".
         """
-        names = [v.column for v in (*self.encoder.categoricals, *self.encoder.lists)]
-        names += self.encoder.numerics
-        parts = [PARTS.index(part[name]) for name in names]
-        one, other = (
-            encoded_tensors(self.encoder.transform(self._padded(f))) for f in (users, items)
-        )
-        with torch.inference_mode():
-            sides = Sides(self.model.embedding, one, other, parts)
-            own = [self.encoder.numerics[n] for n in sides.pair_numbers]
-            numbers = torch.from_numpy(numeric_matrix(pairs, own))
-            which = [torch.from_numpy(np.asarray(index, np.int64)) for index in (user, item)]
+        encoded = encoded_tensors(self.encoder.transform(self._padded(users)))
+        sides = Sides(items.side, encoded)
+        own = [self.encoder.numerics[n] for n in items.side.pair_numbers]
+        numbers = torch.from_numpy(numeric_matrix(pairs, own))
+        users_of, items_of = (torch.from_numpy(np.asarray(i, np.int64)) for i in (user, item))
+        of_user = tree_numbers(encoded[0], encoded[2]).index_select(1, items.tree_columns[USER])
+        order = torch.cat(items.tree_columns).argsort()
 
-            def block(rows: slice) -> Tensor:
-                row = PairInput(sides, which[0][rows], which[1][rows], numbers[rows])
-                return self.model.trace_row(row).logits
+        def logits(rows: slice) -> Tensor:
+            row = PairInput(sides, users_of[rows], items_of[rows], numbers[rows])
+            return self.model.trace_row(row).logits
 
-            gather = _pair_numbers(one, other, parts, numbers, which)
-            values = self._predicted(block, gather, len(user))
+        def for_trees(rows: slice) -> Tensor:
+            one = of_user.index_select(0, users_of[rows])
+            other = items.tree_numbers.index_select(0, items_of[rows])
+            return torch.cat([one, other, numbers[rows]], 1).index_select(1, order)
+
+        values = self._predicted(logits, for_trees, len(user))
         by = self.calibration.by
         return self._calibrated(values, pairs[by] if by in pairs.columns else None)
 
@@ -168,32 +202,6 @@ class RankerArtifact:
         """With the encoder's other columns, missing everywhere."""
         absent = [c for c in self.encoder.columns if c not in frame.columns]
         return frame.with_columns(pl.lit(None).alias(c) for c in absent)
-
-
-def _pair_numbers(
-    users: Inputs,
-    items: Inputs,
-    part: Sequence[int],
-    pairs: Tensor,
-    which: Sequence[Tensor],
-) -> Callable[[slice], Tensor]:
-    """`tree_numbers` of pairs: each column from the user, the item, or the pair's own numbers."""
-    fields, bags = users[0].shape[1], len(part) - users[2].shape[1]
-    of_column = torch.tensor([*part[bags:], *part[:fields]])  # numbers, then categories
-    own = [(of_column == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
-    order = torch.cat(own).argsort()
-    sides = [
-        tree_numbers(side[0], side[2]).index_select(1, columns)
-        for side, columns in ((users, own[USER]), (items, own[ITEM]))
-    ]
-
-    def gather(rows: slice) -> Tensor:
-        parts = [
-            side.index_select(0, index[rows]) for side, index in zip(sides, which, strict=True)
-        ]
-        return torch.cat([*parts, pairs[rows]], 1).index_select(1, order)
-
-    return gather
 
 
 def blend(project: Project) -> pl.Expr:

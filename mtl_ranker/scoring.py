@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import torch
 
-from mtl_ranker.artifact import RankerArtifact
+from mtl_ranker.artifact import PairItems, RankerArtifact
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.blocks import Block, joined, user_blocks
 from mtl_ranker.features.queries import (
     AsOf,
+    Parts,
     feature_columns,
     feature_parts,
     history_fingerprint,
@@ -27,6 +27,7 @@ from mtl_ranker.logs.sources import Source
 from mtl_ranker.training.concurrent import cores
 from mtl_ranker.workspace import Workspace, file_state, fingerprint
 
+ITEM_ROW = "row of the item"
 WINDOWS_FOR = 16  # blocks on each core, whose users' windows are held at a time
 
 
@@ -265,10 +266,17 @@ def rank_part(
         raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(absent)}")
     workers = min(len(blocks), cores())
     threads, before = max(1, cores() // workers), torch.get_num_threads()
+    shared: CandidateItems | None = None
+    keys = feature_parts(project, as_of.tables, candidates.columns).item_keys
+    if candidates.select(keys).n_unique() <= project.scoring.block_rows // 4:
+        candidates, shared = with_items(project, artifact, as_of, candidates)
 
     def rank(block: Block) -> pl.DataFrame:
         torch.set_num_threads(threads)
-        return rank_block(project, artifact, as_of, block.of(candidates.lazy()).collect())
+        rows, items = block.of(candidates.lazy()).collect(), shared
+        if items is None:
+            rows, items = with_items(project, artifact, as_of, rows)
+        return rank_block(project, artifact, as_of, rows, items)
 
     found = []
     try:
@@ -302,33 +310,68 @@ def columns_read(project: Project) -> set[str]:
     return {"user_id", "item_id", *project.log.context, *feature_columns(project), *entity_keys}
 
 
-def rank_block(
+@dataclass(frozen=True)
+class CandidateItems:
+    """Items of candidates with their features as of the day, ready to be paired with users.
+
+    Attributes:
+        parts: which features are a user's, an item's, a pair's.
+        features: a row an item.
+    """
+
+    parts: Parts
+    features: pl.DataFrame
+    ready: PairItems
+
+
+def with_items(
     project: Project, artifact: RankerArtifact, as_of: AsOf, candidates: pl.DataFrame
+) -> tuple[pl.DataFrame, CandidateItems]:
+    """Candidates with the row of each one's item (`ITEM_ROW`), and the items."""
+    parts = feature_parts(project, as_of.tables, candidates.columns)
+    rows, features = _side(as_of, candidates, parts, "item")
+    ready = artifact.items_of_pairs(features, parts.features)
+    return candidates.with_columns(rows.alias(ITEM_ROW)), CandidateItems(parts, features, ready)
+
+
+def _side(
+    as_of: AsOf, candidates: pl.DataFrame, parts: Parts, which: str
+) -> tuple[pl.Series, pl.DataFrame]:
+    """Each candidate's row among the distinct users (or items), and their features."""
+    keys = parts.user_keys if which == "user" else parts.item_keys
+    one = candidates.select(keys).unique(maintain_order=True).with_row_index("row")
+    rows = candidates.select(keys).join(
+        one, on=keys, how="left", nulls_equal=True, maintain_order="left"
+    )
+    tables = [name for name, of in parts.entities.items() if of == which]
+    return rows["row"], as_of.join(one.lazy(), tables).collect(engine="streaming").sort("row")
+
+
+def rank_block(
+    project: Project,
+    artifact: RankerArtifact,
+    as_of: AsOf,
+    candidates: pl.DataFrame,
+    items: CandidateItems,
 ) -> pl.DataFrame:
     """Features, predictions, score and rank of some users' candidates; each user's top k.
 
-    Of the candidates no other columns than `columns_read`.
+    The candidates, with no other columns than `columns_read`, and their items: of `with_items`.
     """
-    context = project.log.context
-    own = candidates.columns
-    pairs = candidates.select(own).unique(["user_id", "item_id"], keep="first", maintain_order=True)
-    parts = feature_parts(project, as_of.tables, own)
-    sides, index = {}, {}
-    for which, keys in (("user", parts.user_keys), ("item", parts.item_keys)):
-        one = pairs.select(keys).unique(maintain_order=True)
-        index[which] = pairs.join(
-            one.with_row_index("row"), on=keys, how="left", nulls_equal=True, maintain_order="left"
-        )["row"].to_numpy()
-        tables = [name for name, of in parts.entities.items() if of == which]
-        joined = as_of.join(one.lazy().with_row_index("row"), tables)
-        sides[which] = joined.collect(engine="streaming").sort("row")
+    context, parts, top = project.log.context, items.parts, project.scoring.top_k
+    pairs = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    user_row, users = _side(as_of, pairs, parts, "user")
     tables = [name for name, of in parts.entities.items() if of == "pair"]
     if tables:
         # Keys that come from a user's or item's table are taken from the sides, once joined.
-        known = {
-            key: pairs[key] if key in own else _gathered(sides, index, key)
-            for key in parts.pair_keys
-        }
+        known = {}
+        for key in parts.pair_keys:
+            if key in pairs.columns:
+                known[key] = pairs[key]
+            elif key in users.columns:
+                known[key] = users[key].gather(user_row)
+            else:
+                known[key] = items.features[key].gather(pairs[ITEM_ROW])
         rows = pl.DataFrame(known).with_row_index("row").lazy()
         features = [c for e in as_of.entities if e.name in tables for c in e.features]
         joined = as_of.join_windows(rows, tables).select("row", *features)
@@ -338,26 +381,20 @@ def rank_block(
     by = artifact.calibration.by
     surface = pairs.select(by) if by is not None and by in pairs.columns else pl.DataFrame()
     predicted = artifact.predict_pairs(
-        sides["user"],
-        sides["item"],
+        users,
+        items.ready,
         pl.concat([of_pair, surface], how="horizontal"),
-        index["user"],
-        index["item"],
-        parts.features,
+        user_row.to_numpy(),
+        pairs[ITEM_ROW].to_numpy(),
     )
     return (
         pl.concat([pairs.select("user_id", "item_id", *context), predicted], how="horizontal")
+        # Few are left to sort: a user's k best, and whatever scores as the last of them does.
+        .filter(pl.col("score") >= pl.col("score").top_k(top).min().over("user_id"))
         .sort(["user_id", "score", "item_id"], descending=[False, True, False])
         .with_columns((pl.int_range(pl.len(), dtype=pl.Int32).over("user_id") + 1).alias("rank"))
-        .filter(pl.col("rank") <= project.scoring.top_k)
+        .filter(pl.col("rank") <= top)
     )
-
-
-def _gathered(
-    sides: Mapping[str, pl.DataFrame], index: Mapping[str, np.ndarray], key: str
-) -> pl.Series:
-    which = next(w for w in ("user", "item") if key in sides[w].columns)
-    return sides[which][key].gather(index[which])
 
 
 def _cast_keys(

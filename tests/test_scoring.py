@@ -208,11 +208,11 @@ def test_a_killed_ranking_goes_on_after_its_finished_parts(tmp_path, monkeypatch
     ranked: list[int] = []
     original = scoring.rank_block
 
-    def counted(project, artifact, as_of, candidates):
+    def counted(project, artifact, as_of, candidates, items):
         ranked.append(candidates.height)
         if sum(ranked) > 200:
             raise OSError("the disk is full")
-        return original(project, artifact, as_of, candidates)
+        return original(project, artifact, as_of, candidates, items)
 
     monkeypatch.setattr(scoring, "rank_block", counted)
     with pytest.raises(OSError, match="the disk is full"):

@@ -20,50 +20,68 @@ USER, ITEM, PAIR = range(3)
 Inputs = tuple[Tensor, Tensor, Tensor]  # categorical, bags, numeric
 
 
-class Sides:
-    """U users and V items, embedded once for all of their pairs.
+class ItemSide:
+    """V items, embedded once for all users that meet them.
 
     Args:
         embedding: of encoded rows; it is not trained here.
-        users, items: encoded rows in which only their own fields count.
+        items: encoded rows in which only their own fields count.
         part: of each field (categoricals, lists, numerics): USER, ITEM or PAIR; only numerics can
             be a pair's. Histories are a user's; an item attends to them in each pair.
     """
 
-    def __init__(
-        self, embedding: FeatureEmbedding, users: Inputs, items: Inputs, part: Sequence[int]
-    ) -> None:
+    def __init__(self, embedding: FeatureEmbedding, items: Inputs, part: Sequence[int]) -> None:
         first = len(part) - embedding.numerics.features
         if PAIR in part[:first]:
             raise ValueError("only numbers can belong to a pair; embed its other fields as rows")
         own = torch.tensor([part[field] for field in embedding.sources])
         own[embedding.attended] = PAIR  # a user's history, as the item attends to it
+        self.embedding, self.part = embedding, part
         self.columns = [(own == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
-        self.users = embedding(*users).row()[:, self.columns[USER]]  # [U, I_u]
-        self.items = embedding(*items).row()[:, self.columns[ITEM]]  # [V, I_i]
-        self.attention = embedding.attention
-        self.memories: list[tuple[Tensor, Tensor]] = []
-        self.targets: list[list[tuple[int, Tensor]]] = []
-        if embedding.histories:
-            of_user, self.memories = embedding.vectors(*users[:2])
-            of_item, _ = embedding.vectors(*items[:2])
-            self.targets = [
-                [(part[f], (of_user if part[f] == USER else of_item)[:, f]) for f, _ in history]
-                for history in embedding.histories
-            ]
+        self.rows = embedding(*items).row()[:, self.columns[ITEM]]  # [V, I_i]
+        self.vectors = embedding.vectors(*items[:2])[0] if embedding.histories else None
         self.pair_numbers = [n for n, p in enumerate(part[first:]) if p == PAIR]
         self.encode_pair = embedding.numerics.of(self.pair_numbers)
-        self._products: dict[int, tuple[Tensor, Tensor]] = {}
+        self._products: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def products(self, weight: Tensor, reader: object) -> tuple[Tensor, Tensor]:
-        """Rows W_u x_u of all users, then W_i x_i of all items [U + V, N], and W_p [N, I_p].
+    def products(self, weight: Tensor, reader: object) -> tuple[Tensor, Tensor, Tensor]:
+        """W_i x_i of all items [V, N], and the other weights W_u [N, I_u] and W_p [N, I_p].
 
         Made once for each reader, whose weight [N, I] must not change meanwhile.
         """
         if id(reader) not in self._products:
             user, item, pair = (weight.index_select(1, c) for c in self.columns)
-            rows = torch.cat([self.users @ user.t(), self.items @ item.t()])
-            self._products[id(reader)] = rows, pair
+            self._products[id(reader)] = self.rows @ item.t(), user, pair
+        return self._products[id(reader)]
+
+
+class Sides:
+    """U users and the items that they meet.
+
+    Args:
+        users: encoded rows in which only their own fields count.
+    """
+
+    def __init__(self, items: ItemSide, users: Inputs) -> None:
+        embedding, part = items.embedding, items.part
+        self.items = items
+        self.users = embedding(*users).row()[:, items.columns[USER]]  # [U, I_u]
+        self.memories: list[tuple[Tensor, Tensor]] = []
+        self.targets: list[list[tuple[int, Tensor]]] = []
+        if items.vectors is not None:
+            of_user, self.memories = embedding.vectors(*users[:2])
+            of_item = items.vectors
+            self.targets = [
+                [(part[f], (of_user if part[f] == USER else of_item)[:, f]) for f, _ in history]
+                for history in embedding.histories
+            ]
+        self._products: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def products(self, weight: Tensor, reader: object) -> tuple[Tensor, Tensor]:
+        """Rows W_u x_u of all users, then W_i x_i of all items [U + V, N], and W_p [N, I_p]."""
+        if id(reader) not in self._products:
+            of_items, user, pair = self.items.products(weight, reader)
+            self._products[id(reader)] = torch.cat([self.users @ user.t(), of_items]), pair
         return self._products[id(reader)]
 
 
@@ -73,7 +91,7 @@ class PairInput(RowInput):
     Args:
         sides: the users and items.
         user, item: [B], which of them each pair joins.
-        numeric: [B, F_p], the pairs' own numbers, in the order of `Sides.pair_numbers`.
+        numeric: [B, F_p], the pairs' own numbers, in the order of `ItemSide.pair_numbers`.
     """
 
     def __init__(self, sides: Sides, user: Tensor, item: Tensor, numeric: Tensor) -> None:
@@ -85,10 +103,10 @@ class PairInput(RowInput):
                 *(memory.index_select(0, user) for memory in memories),
             )
             for attention, target, memories in zip(
-                sides.attention, sides.targets, sides.memories, strict=True
+                sides.items.embedding.attention, sides.targets, sides.memories, strict=True
             )
         ]
-        own = sides.encode_pair(numeric)
+        own = sides.items.encode_pair(numeric)
         self.pair = torch.cat([*attended, own], 1) if attended else own  # [B, I_p]
 
     def project(self, weight: Tensor, bias: Tensor | None = None, reader: object = None) -> Tensor:
@@ -100,9 +118,9 @@ class PairInput(RowInput):
         return product if bias is None else product.add_(bias.unsqueeze(1))
 
     def row(self) -> Tensor:
-        sides = self.sides
-        x = self.pair.new_empty(len(self.user), sum(len(c) for c in sides.columns))
-        x[:, sides.columns[USER]] = sides.users.index_select(0, self.user)
-        x[:, sides.columns[ITEM]] = sides.items.index_select(0, self.item)
-        x[:, sides.columns[PAIR]] = self.pair
+        sides, items = self.sides, self.sides.items
+        x = self.pair.new_empty(len(self.user), sum(len(c) for c in items.columns))
+        x[:, items.columns[USER]] = sides.users.index_select(0, self.user)
+        x[:, items.columns[ITEM]] = items.rows.index_select(0, self.item)
+        x[:, items.columns[PAIR]] = self.pair
         return x

@@ -108,7 +108,8 @@ def test_increment(tmp_path):
 @pytest.mark.slow
 @pytest.mark.real
 def test_suite_speed_agrees(shared_data, tmp_path):
-    figures, _ = run("suite_speed.py", shared_data / "census-income", tmp_path, "--seeds", "1")
+    options = ("--seeds", "1", "--epochs", "1")
+    figures, _ = run("suite_speed.py", shared_data / "census-income", tmp_path, *options)
     assert figures["census"]["equal"] is True
     assert len(figures["census"]["ways"]) == 3
 

@@ -9,7 +9,7 @@ import torch
 
 from mtl_ranker.models.attention import TargetAttention
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
-from mtl_ranker.models.pairs import ITEM, PAIR, USER, PairInput, Sides
+from mtl_ranker.models.pairs import ITEM, PAIR, USER, ItemSide, PairInput, Sides
 
 COLUMNS, WIDTH, LENGTH = 2, 4, 5
 
@@ -104,7 +104,8 @@ def test_pairs_attend_as_whole_rows_do(heads):
         torch.cat([of_user[2][user, :1], own], 1),
     ]
     expected = embedding(*whole).row()
-    found = PairInput(Sides(embedding, tuple(of_user), tuple(of_item), part), user, item, own)
+    sides = Sides(ItemSide(embedding, tuple(of_item), part), tuple(of_user))
+    found = PairInput(sides, user, item, own)
     torch.testing.assert_close(found.row(), expected)
     weight = torch.randn(3, embedding.outputs)
     torch.testing.assert_close(
