@@ -22,21 +22,31 @@ def sizes(chosen: argparse.Namespace) -> list[Variant]:
     ]
 
 
-def look(found: Compared) -> None:
+def look(found: Compared) -> dict[str, dict[str, float | None]]:
+    """What each variant's experts do, printed and as figures."""
+    made: dict[str, dict[str, float | None]] = {}
     table = Table(title=f"{found.data}: what the experts do")
     for heading in ("experts", "heard a row", "depends on row", "most alike (CKA)", "warnings"):
         table.add_column(heading, justify="left" if heading == "experts" else "right")
     for name, runs in found.runs.items():
         layers = [r.diagnosis.layers[-1] for r in runs]
         apart = [m.similarity[np.triu_indices(m.experts, 1)] for m in layers]
+        alike = float(np.mean([a.max() for a in apart])) if len(apart[0]) else None
+        made[name] = {
+            "heard": float(np.mean([m.heard.mean() for m in layers])),
+            "depends_on_row": float(np.mean([m.chosen.mean() for m in layers])),
+            "most_alike": alike,
+            "warned": sum(len(r.diagnosis.warnings) for r in runs),
+        }
         table.add_row(
             name,
-            f"{np.mean([m.heard.mean() for m in layers]):.2f}",
-            f"{np.mean([m.chosen.mean() for m in layers]):.3f}",
-            f"{np.mean([a.max() for a in apart]):.2f}" if len(apart[0]) else "",
-            str(sum(len(r.diagnosis.warnings) for r in runs)),
+            f"{made[name]['heard']:.2f}",
+            f"{made[name]['depends_on_row']:.3f}",
+            "" if alike is None else f"{alike:.2f}",
+            str(made[name]["warned"]),
         )
     CONSOLE.print(table)
+    return made
 
 
 if __name__ == "__main__":

@@ -80,18 +80,23 @@ def benchmark(
     variants: Callable[[argparse.Namespace], Sequence[Variant]],
     reference: str | None,
     title: str,
-    look: Callable[[Compared], None] | None = None,
+    look: Callable[[Compared], Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> None:
-    """Compare on every data set given: print, draw, write. The reference is the first if None."""
+    """Compare on every data set given: print, draw, write. The reference is the first if None.
+
+    `look` prints more about each variant, and returns it as figures by the variant's name.
+    """
     chosen = parse(found)
     wanted, done = variants(chosen), []
+    written: dict[str, Any] = {}
     for folder in folders(chosen.data):
         base = reference or wanted[0].name
         done.append(compare(folder, wanted, base, range(chosen.seeds), chosen.epochs))
         show(done[-1], title)
-        if look is not None:
-            look(done[-1])
-        write_json(chosen.json, {each.data: figures(each) for each in done})
+        written[done[-1].data] = figures(done[-1])
+        for name, more in look(done[-1]).items() if look is not None else ():
+            written[done[-1].data]["models"][name].update(more)
+        write_json(chosen.json, written)
     picture(done, chosen.picture, title)
 
 

@@ -59,6 +59,9 @@ def test_experts_and_balancing(shared_data, tmp_path):
     figures, printed = run("experts.py", census, tmp_path, *sizes, *common)
     assert set(figures["census"]["models"]) == {"1 x 8", "2 x 8", "1 x 16"}
     assert "heard a row" in printed
+    heard = figures["census"]["models"]["2 x 8"]["heard"]
+    assert 1 <= heard <= 2
+    assert f"{heard:.2f}" in printed
     figures, _ = run("balancing.py", census, tmp_path, *common)
     methods = {"fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"}
     assert set(figures["census"]["models"]) == methods
