@@ -136,17 +136,21 @@ def ablate(
             table.add_row(name, *values, *texts)
         CONSOLE.print(table)
     CONSOLE.print("seconds  " + "; ".join(f"{c.name}: {c.seconds:,.0f}" for c in contenders))
+    seconds = {c.name: c.seconds for c in contenders}
     write_json(
         json,
         {
             name: {
-                objective: {
-                    **each.metrics[objective],
-                    "over_reference": {
-                        k: [g.value, g.low, g.high] for k, g in each.gains[objective].items()
-                    },
-                }
-                for objective in each.metrics
+                "seconds": seconds[name],
+                "objectives": {
+                    objective: {
+                        **each.metrics[objective],
+                        "over_reference": {
+                            k: [g.value, g.low, g.high] for k, g in each.gains[objective].items()
+                        },
+                    }
+                    for objective in each.metrics
+                },
             }
             for name, each in found.items()
         },

@@ -69,6 +69,24 @@ def test_experts_and_balancing(shared_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
+def test_quality(shared_data, tmp_path):
+    sizes = ("--train-days", "2", "--test-days", "1", "--seeds", "1", "--trials", "1")
+    options = ("--no-tuned", "--resamples", "20", "--threads", "1")
+    kuairand = shared_data / "kuairand-pure"
+    figures, printed = run("quality.py", kuairand, tmp_path, *sizes, *options)
+    objectives = {"is_click", "long_view", "is_like", "is_comment"}
+    base_rate, models = figures["trivial"]["base_rate"], figures["models"]
+    assert {name: each["auc"] for name, each in base_rate.items()} == dict.fromkeys(objectives, 0.5)
+    ours, theirs = models["ours (mmoe), trees, refit"], models["LightGBM"]
+    assert set(ours) == set(models["logistic regression"]) == objectives
+    click, other = ours["is_click"], theirs["is_click"]
+    assert min(click["auc"], other["auc"]) > 0.65
+    assert click["gain"]["auc"][0] == pytest.approx(click["auc"] - other["auc"])
+    assert f"{click['auc']:.4f}" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.real
 def test_training_speed(shared_data, tmp_path):
     for peer in ("torch_rechub", "deepctr_torch"):
         if importlib.util.find_spec(peer) is None:

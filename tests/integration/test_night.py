@@ -174,37 +174,37 @@ def test_second_night_compares_with_the_champion_and_redoes_nothing(lived, feed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("until", ["events", ".staging", "mlflow.db", "mlartifacts", "rankings"])
-def test_killed_night_leaves_nothing_half_written_and_finishes_when_run_again(
-    tmp_path, feed, until
-):
-    """SIGKILL as soon as `until` appears: in ingest, features, training, scoring."""
+def test_a_night_killed_at_every_stage_leaves_nothing_half_written_and_finishes(tmp_path, feed):
+    """SIGKILL as soon as a place appears, again and again: in ingest, features, training,
+    registering, scoring.
+    """
     (tmp_path / "project.toml").write_text(SMALL)
-    arguments = command(
-        "nightly", "-c", str(tmp_path / "project.toml"), "-d", str(feed), "-w", str(tmp_path / "ws")
-    )
-    process = subprocess.Popen(
-        arguments,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 180
-    while process.poll() is None and time.monotonic() < deadline:
-        if (tmp_path / "ws" / until).exists():
-            time.sleep(0.05)
-            break
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
     workspace = Workspace(tmp_path / "ws")
-    for file in (tmp_path / "ws").rglob("part-0.parquet"):
-        assert pl.read_parquet(file).width > 0
+    arguments = command(
+        "nightly", "-c", tmp_path / "project.toml", "-d", feed, "-w", workspace.root
+    )
+    for until in (".staging", "events", "examples", "mlflow.db", "mlartifacts", "rankings"):
+        assert not (workspace.root / until).exists()
+        process = subprocess.Popen(
+            arguments,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 180
+        while not (workspace.root / until).exists():
+            assert process.poll() is None, f"ended before {until}"
+            assert time.monotonic() < deadline, f"no {until} after 180 s"
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for file in workspace.root.rglob("part-0.parquet"):
+            assert pl.read_parquet(file).width > 0
     done = night(tmp_path, feed)
     assert done.returncode == 0, done.stderr
     assert len(workspace.days("events")) == 7
-    assert not list((tmp_path / "ws" / ".staging").iterdir())
+    assert not list((workspace.root / ".staging").iterdir())
 
 
 @pytest.mark.slow
