@@ -141,3 +141,15 @@ def test_vocabulary(tmp_path):
     figures, _ = run_sized("vocabulary.py", tmp_path, *sizes)
     assert figures["500"]["sparse"]["rows"] == figures["500"]["dense"]["rows"] == 2_000
     assert figures["500"]["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_histories(tmp_path):
+    sizes = ("--impressions", "20000", "--seeds", "1", "--resamples", "20")
+    figures, printed = run_sized("histories.py", tmp_path, *sizes)
+    without, heard = (
+        figures[name]["objectives"]["click"] for name in ("without", "clicks and likes, topic")
+    )
+    assert heard["over_reference"]["auc"][0] == pytest.approx(heard["auc"] - without["auc"])
+    assert heard["auc"] != without["auc"]
+    assert f"{heard['auc']:.4f}" in printed
