@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ class Host:
 def hosts() -> Iterator[list[Host]]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and `ip` (iproute2) for network namespaces")
-    mark = f"{os.getpid() % 10_000}"
+    # A namespace and its cable outlive `ip netns del` for as long as a killed process is dying.
+    mark = uuid.uuid4().hex[:8]
     ends = [("a", "10.99.0.1"), ("b", "10.99.0.2")]
     made = [Host(f"mtl-{end}-{mark}", address, f"v{end}{mark}") for end, address in ends]
     bridge = f"br{mark}"
@@ -71,5 +73,6 @@ def hosts() -> Iterator[list[Host]]:
         yield made
     finally:
         for host in made:
+            subprocess.run(["ip", "link", "del", f"{host.interface}p"], capture_output=True)
             subprocess.run(["ip", "netns", "del", host.name], capture_output=True)
         subprocess.run(["ip", "link", "del", bridge], capture_output=True)
