@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
 from prefect.exceptions import MissingContextError
 from rich.console import Console
 from rich.progress import track
@@ -37,6 +38,15 @@ class Night(NamedTuple):
 def open_night(config: str, data: str, workspace: str) -> Night:
     project = load_project(config)
     return Night(project, open_source(project, Path(data)), Workspace(Path(workspace)))
+
+
+def await_api() -> None:
+    """Return once Prefect's API is there.
+
+    Without a server this starts one for this process; making its database takes ten seconds.
+    """
+    with get_client(sync_client=True):
+        return
 
 
 def say(message: str, level: int = logging.INFO) -> None:

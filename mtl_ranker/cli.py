@@ -601,14 +601,24 @@ def _weight(text: str) -> tuple[str, float]:
         raise ProjectError(f"--set {text}: expected OBJECTIVE=WEIGHT, such as click=1.5") from error
 
 
-def _flow(module: str, name: str, workspace: Path) -> Any:
+def _flow(module: str, name: str, workspace: Path) -> Callable[..., Any]:
     """The flow of that name (imported late: Prefect reads its settings on import)."""
     prepare(workspace)
     workspace.mkdir(parents=True, exist_ok=True)
-    with Console(stderr=True).status("starting Prefect"):
+    waiting = Console(stderr=True).status("starting Prefect")
+    with waiting:
         import importlib
 
-        return getattr(importlib.import_module(f"flows.{module}"), name)
+        flow = getattr(importlib.import_module(f"flows.{module}"), name)
+
+    def run(*arguments: Any, **more: Any) -> Any:
+        from flows.night import await_api
+
+        with waiting:
+            await_api()
+        return flow(*arguments, **more)
+
+    return run
 
 
 def _run(
