@@ -21,7 +21,9 @@ from rich.table import Table
 
 from mtl_ranker.config import History, Project, load_project
 from mtl_ranker.models.presets import make
-from mtl_ranker.training.suite import Prepared, refit, train_model, with_trees
+from mtl_ranker.nightly.contenders import Contender
+from mtl_ranker.nightly.suite import refit, train_model, with_trees
+from mtl_ranker.training.dataset import Dataset
 from mtl_ranker.workspace import write_json
 
 Change = Callable[[Project], Project]
@@ -157,12 +159,12 @@ def ablate(
     )
 
 
-def train(name: str, project: Project, parts: Prepared, seeds: int) -> Contender:
+def train(name: str, project: Project, parts: Dataset, seeds: int) -> Contender:
     spec = make("mmoe", project.models["mmoe"], len(parts.tasks), project.features.groups)
     predictions: list[np.ndarray] = []
     began = time.perf_counter()
     for seed in range(seeds):
-        run = train_model(project, parts, "mmoe", spec, seed)
+        run = train_model(project, parts, Contender("mmoe", spec, seed))
         if project.training.trees:
             run = with_trees(project, parts, run)
         if project.training.refit:

@@ -20,11 +20,11 @@ import torch
 from measured import CONSOLE
 from rich.table import Table
 
-from mtl_ranker.kernels import fast_matmul
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
+from mtl_ranker.models.matmul import fast_matmul
+from mtl_ranker.models.objectives import Task, losses
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import Ranker
-from mtl_ranker.objectives import Task, losses
 from mtl_ranker.workspace import write_json
 
 TASKS = [Task("click", "binary"), Task("long_view", "binary"), Task("like", "binary")]

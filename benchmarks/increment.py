@@ -15,7 +15,9 @@ from measured import CONSOLE, in_process, stage_of
 from rich.table import Table
 from scale import opened, simulate
 
-from mtl_ranker.features.queries import aggregate_day, build_examples
+from mtl_ranker.context import Context
+from mtl_ranker.features.aggregates import aggregate_day
+from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.workspace import write_json
 
@@ -26,8 +28,8 @@ def rebuild(place: str, history: int) -> dict[str, Any]:
     shutil.rmtree(workspace.root, ignore_errors=True)
     rows = 0
     for day in source.days()[-history - 1 : -1]:
-        rows += ingest_day(project, source, workspace, day).good
-        aggregate_day(project, source, workspace, day)
+        rows += ingest_day(Context(project, source, workspace), day).good
+        aggregate_day(Context(project, source, workspace), day)
     return {"rows": rows}
 
 
@@ -37,9 +39,9 @@ def night(place: str) -> dict[str, Any]:
     day = source.days()[-1]
     for dataset in workspace.root.rglob(f"date={day}"):
         shutil.rmtree(dataset)
-    rows = ingest_day(project, source, workspace, day).good
-    aggregate_day(project, source, workspace, day)
-    build_examples(project, source, workspace, day)
+    rows = ingest_day(Context(project, source, workspace), day).good
+    aggregate_day(Context(project, source, workspace), day)
+    build_examples(Context(project, source, workspace), day)
     return {"rows": rows}
 
 

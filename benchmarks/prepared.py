@@ -10,10 +10,13 @@ from tempfile import mkdtemp
 import torch
 
 from mtl_ranker.config import Project, load_project
-from mtl_ranker.features.queries import aggregate_day, build_examples
+from mtl_ranker.context import Context, without_log
+from mtl_ranker.features.aggregates import aggregate_day
+from mtl_ranker.features.days import needed_days, split_days
+from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
-from mtl_ranker.training.suite import Prepared, needed_days, prepare, split_days
+from mtl_ranker.training.dataset import Dataset, load_dataset
 from mtl_ranker.workspace import Workspace
 
 
@@ -54,20 +57,20 @@ def preset_of(data: Path) -> str:
     return "kuairand" if (data / "log").is_dir() else "census"
 
 
-def examples_of(project: Project, data: Path, last: date | None = None) -> Prepared:
+def examples_of(project: Project, data: Path, last: date | None = None) -> Dataset:
     """The examples of the split that ends with `last` or the log's last day, built aside."""
     source, workspace = open_source(project, data), Workspace(Path(mkdtemp(prefix="benchmark-")))
     days = [d for d in source.days() if last is None or d <= last]
     needed = needed_days(project, days, days[-1])
     for day in needed:
-        ingest_day(project, source, workspace, day)
-        aggregate_day(project, source, workspace, day)
+        ingest_day(Context(project, source, workspace), day)
+        aggregate_day(Context(project, source, workspace), day)
     split = split_days(project, needed, days[-1])
     for day in [*split.train, *split.validate, *split.test]:
-        build_examples(project, source, workspace, day)
-    return prepare(project, workspace, days[-1])
+        build_examples(Context(project, source, workspace), day)
+    return load_dataset(without_log(project, workspace), days[-1])
 
 
-def real_examples(data: Path) -> tuple[Project, Prepared]:
+def real_examples(data: Path) -> tuple[Project, Dataset]:
     project = load_project(preset_of(data))
     return project, examples_of(project, data)

@@ -37,19 +37,16 @@ from mtl_ranker.evaluation.intervals import (
     quality_draws,
     user_draws,
 )
+from mtl_ranker.evaluation.metrics import evaluate_all
 from mtl_ranker.evaluation.sharing import over_seeds
 from mtl_ranker.models.embedding import PiecewiseLinear
 from mtl_ranker.models.presets import make
+from mtl_ranker.nightly.contenders import Contender
+from mtl_ranker.nightly.results import baselines
+from mtl_ranker.nightly.suite import refit, train_model, with_trees
+from mtl_ranker.nightly.tuning import tune
 from mtl_ranker.training.batches import Examples
-from mtl_ranker.training.suite import (
-    Prepared,
-    baselines,
-    evaluate_all,
-    refit,
-    train_model,
-    with_trees,
-)
-from mtl_ranker.training.tuning import tune
+from mtl_ranker.training.dataset import Dataset
 from mtl_ranker.workspace import write_json
 
 FOURTH = """
@@ -85,7 +82,7 @@ def project_of(test_days: int, train_days: int, fourth: str | None) -> Project:
     return project.model_copy(update={"split": split})
 
 
-def logistic(parts: Prepared, trials: int, tick: Callable[[str], None]) -> Contender:
+def logistic(parts: Dataset, trials: int, tick: Callable[[str], None]) -> Contender:
     """L2-regularised logistic regression on one-hot categories and piecewise-linear numbers."""
     began = time.perf_counter()
     encoder = parts.encoder
@@ -126,7 +123,7 @@ LIGHTGBM_START = {
 
 
 def trees(
-    parts: Prepared, trials: int, seeds: int, tick: Callable[[str], None]
+    parts: Dataset, trials: int, seeds: int, tick: Callable[[str], None]
 ) -> tuple[Contender, Contender]:
     """LightGBM per objective, tuned by validation AUC, early stopping; and refit on both parts."""
     began = time.perf_counter()
@@ -211,7 +208,7 @@ def trees(
 def ranker(
     name: str,
     project: Project,
-    parts: Prepared,
+    parts: Dataset,
     model: str,
     seeds: int,
     tick: Callable[[str], None],
@@ -224,7 +221,7 @@ def ranker(
     spec = make(model, project.models[model], len(parts.tasks), project.features.groups)
     found: dict[str, list[np.ndarray]] = {}
     for seed in range(seeds):
-        run = train_model(project, parts, model, spec, seed)
+        run = train_model(project, parts, Contender(model, spec, seed))
         found.setdefault(name, []).append(run.test_prediction)
         tick(f"{name}, seed {seed}")
         joined = with_trees(project, parts, run) if project.training.trees else run
@@ -243,7 +240,7 @@ def ranker(
 
 
 def tuned_ranker(
-    project: Project, parts: Prepared, model: str, trials: int, tick: Callable[[str], None]
+    project: Project, parts: Dataset, model: str, trials: int, tick: Callable[[str], None]
 ) -> Project:
     found = tune(
         project, parts, model, trials, on_trial=lambda trial: tick(f"tuning {model}"), seed=0
@@ -262,7 +259,7 @@ class Compared:
 
 
 def compare(
-    parts: Prepared, contenders: list[Contender], reference: str, resamples: int
+    parts: Dataset, contenders: list[Contender], reference: str, resamples: int
 ) -> dict[str, Compared]:
     """Means over seeds, intervals and paired differences from the reference."""
     user, labels = parts.held_out.user, parts.held_out.labels
@@ -298,7 +295,7 @@ def compare(
     return found
 
 
-def show(parts: Prepared, found: dict[str, Compared], reference: str, seconds: dict[str, float]):
+def show(parts: Dataset, found: dict[str, Compared], reference: str, seconds: dict[str, float]):
     for task in parts.tasks:
         positives = int(np.nansum(parts.held_out.labels[:, parts.tasks.index(task)]))
         table = Table(

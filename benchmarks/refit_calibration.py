@@ -14,8 +14,10 @@ from quality import CONSOLE, project_of
 from rich.progress import track
 from rich.table import Table
 
+from mtl_ranker.evaluation.metrics import evaluate_all
 from mtl_ranker.models.presets import make
-from mtl_ranker.training.suite import evaluate_all, refit, train_model, with_trees
+from mtl_ranker.nightly.contenders import Contender
+from mtl_ranker.nightly.suite import refit, train_model, with_trees
 from mtl_ranker.workspace import write_json
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -36,7 +38,9 @@ def main() -> None:
             parts = examples_of(project, chosen.data, day)
         tasks, held_out = parts.tasks, parts.held_out
         spec = make("mmoe", project.models["mmoe"], len(tasks), project.features.groups)
-        stopped = with_trees(project, parts, train_model(project, parts, "mmoe", spec, seed))
+        stopped = with_trees(
+            project, parts, train_model(project, parts, Contender("mmoe", spec, seed))
+        )
         again = refit(project, parts, stopped)
         by = project.calibration.by
         surface = held_out.frame[by] if by else None

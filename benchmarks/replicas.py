@@ -16,7 +16,7 @@ from prepared import parse
 from rich.console import Console
 from rich.table import Table
 
-from mtl_ranker.kernels import fast_matmul
+from mtl_ranker.models.matmul import fast_matmul
 from mtl_ranker.studies.synthetic import MODELS, Tasks, build_model, equal_units
 from mtl_ranker.training.replicas import Replicas
 from mtl_ranker.workspace import write_json

@@ -22,28 +22,25 @@ import torch
 from measured import CONSOLE, in_process, stage_of
 from rich.table import Table
 
-from mtl_ranker.artifact import RankerArtifact
 from mtl_ranker.config import Project, load_project
+from mtl_ranker.context import Context, Source
+from mtl_ranker.features.aggregates import aggregate_day
+from mtl_ranker.features.columns import LABEL, entity_name, feature_columns, numeric_features
+from mtl_ranker.features.days import split_days
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.features.queries import (
-    LABEL,
-    aggregate_day,
-    build_examples,
-    entity_name,
-    feature_columns,
-    numeric_features,
-    static_tables,
-)
+from mtl_ranker.features.examples import build_examples
+from mtl_ranker.features.tables import static_tables
 from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.simulate import Feed
 from mtl_ranker.logs.simulate import simulate as write_feed
-from mtl_ranker.logs.sources import Source, open_source
+from mtl_ranker.logs.sources import open_source
 from mtl_ranker.models.presets import make
-from mtl_ranker.scoring import score_day
+from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.ranking.scoring import score_day
 from mtl_ranker.training.batches import encode_examples
-from mtl_ranker.training.loop import train_ranker
-from mtl_ranker.training.suite import split_days, tasks_of
+from mtl_ranker.training.loop import Design, Rows, train_ranker
+from mtl_ranker.training.network import tasks_of
 from mtl_ranker.workspace import Workspace, write_json
 
 # The MMoE of benchmarks/training_speed.py.
@@ -65,14 +62,14 @@ def simulate(place: str, impressions: int, days: int) -> dict[str, Any]:
 
 def ingest(place: str) -> dict[str, Any]:
     project, source, workspace = opened(place)
-    rows = [ingest_day(project, source, workspace, day).good for day in source.days()]
+    rows = [ingest_day(Context(project, source, workspace), day).good for day in source.days()]
     return {"rows": sum(rows)} | sizes(source.root / "log", workspace.root / "events")
 
 
 def aggregates(place: str) -> dict[str, Any]:
     project, source, workspace = opened(place)
     for day in source.days():
-        aggregate_day(project, source, workspace, day)
+        aggregate_day(Context(project, source, workspace), day)
     return {"rows": rows_of(workspace)} | sizes(
         workspace.root / "events", workspace.root / "aggregates"
     )
@@ -109,7 +106,7 @@ def features(place: str) -> dict[str, Any]:
     split = split_days(project, workspace.days("events"), workspace.days("events")[-1])
     days = [*split.train, *split.validate, *split.test]
     for day in days:
-        build_examples(project, source, workspace, day)
+        build_examples(Context(project, source, workspace), day)
     rows = workspace.scan("examples", days).select(pl.len()).collect().item()
     return {"rows": rows, "columns": len(feature_columns(project))} | sizes(
         workspace.root / "events", workspace.root / "examples", share=len(days)
@@ -143,7 +140,7 @@ def training(place: str) -> dict[str, Any]:
     rows, validate = (encode_examples(encoder, f, labels) for f in (frame, held_out))
     settings = project.training.model_copy(update={"epochs": 1, "batch_size": 1024})
     spec = make("mmoe", SMALL, len(tasks))
-    run = train_ranker(spec, encoder, tasks, rows, validate, settings, 0)
+    run = train_ranker(Design(spec, encoder, tasks), Rows(rows, validate), settings, 0)
     artifact = RankerArtifact(project, encoder, tasks, run.model)
     artifact.save(Path(place) / "model")
     inputs = run.model.embedding.outputs
@@ -186,7 +183,9 @@ def scoring(place: str, day: str) -> dict[str, Any]:
     project = project.model_copy(update={"scoring": scored})
     artifact = RankerArtifact.load(Path(place) / "model")
     began = time.perf_counter()
-    ranked = score_day(project, source, workspace, artifact, "benchmark", date.fromisoformat(day))
+    ranked = score_day(
+        Context(project, source, workspace), artifact, "benchmark", date.fromisoformat(day)
+    )
     spent = time.perf_counter() - began
     return {"rows": ranked.candidates, "ranked": ranked.rows, "seconds": spent}
 

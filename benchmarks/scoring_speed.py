@@ -34,13 +34,13 @@ from scale import (
     some_rows,
 )
 
-from mtl_ranker.artifact import RankerArtifact
+from mtl_ranker.features.columns import numeric_features
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.features.queries import AsOf, numeric_features
+from mtl_ranker.features.point_in_time import AsOf
 from mtl_ranker.models.presets import make
-from mtl_ranker.scoring import load_candidates
-from mtl_ranker.training.loop import build_ranker
-from mtl_ranker.training.suite import tasks_of
+from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.ranking.candidates import load_candidates
+from mtl_ranker.training.network import build_ranker, tasks_of
 from mtl_ranker.workspace import write_json
 
 IMPRESSIONS, DAYS, TOP = 1_000_000, 14, 20

@@ -20,13 +20,13 @@ from measured import CONSOLE, in_process, stage_of
 from rich.table import Table
 from scale import SMALL, aggregates, features, ingest, opened, simulate
 
+from mtl_ranker.features.columns import LABEL, numeric_features
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.features.queries import LABEL, numeric_features
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.batches import Examples, encode_examples
-from mtl_ranker.training.loop import train_ranker
+from mtl_ranker.training.loop import Design, Rows, train_ranker
+from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
-from mtl_ranker.training.suite import tasks_of
 from mtl_ranker.workspace import write_json
 
 IMPRESSIONS, DAYS = 1_500_000, 14
@@ -60,7 +60,9 @@ def trained(place: str, rows: Examples | ShardedExamples) -> dict[str, Any]:
     held_out = workspace.scan("examples", workspace.days("examples")[-1:]).head(20_000).collect()
     validate = encode_examples(encoder, held_out, [LABEL + task.name for task in tasks])
     settings = project.training.model_copy(update={"epochs": 1, "batch_size": 1024})
-    run = train_ranker(make("mmoe", SMALL, len(tasks)), encoder, tasks, rows, validate, settings, 0)
+    run = train_ranker(
+        Design(make("mmoe", SMALL, len(tasks)), encoder, tasks), Rows(rows, validate), settings, 0
+    )
     return {"rows": len(rows), "seconds": run.seconds, "monitored": run.epochs[-1].monitored}
 
 

@@ -11,7 +11,8 @@ from measured import CONSOLE
 from prepared import folders, parse, parser, preset_of, real_examples
 from rich.table import Table
 
-from mtl_ranker.training.suite import model_specs, train_all
+from mtl_ranker.nightly.suite import train_all
+from mtl_ranker.training.network import model_specs
 from mtl_ranker.workspace import write_json
 
 

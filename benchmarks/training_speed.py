@@ -30,8 +30,9 @@ from mtl_ranker.config import Training
 from mtl_ranker.evaluation.metrics import auc
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.batches import Examples, take
-from mtl_ranker.training.loop import predict, train_ranker
-from mtl_ranker.training.suite import Prepared
+from mtl_ranker.training.dataset import Dataset
+from mtl_ranker.training.loop import Design, Rows, train_ranker
+from mtl_ranker.training.network import predict
 from mtl_ranker.workspace import write_json
 
 EXPERTS, EXPERT, TOWER, EMBEDDING, RATE = 8, 16, 8, 4, 1e-3
@@ -42,7 +43,7 @@ LARGE = 16_384  # rows a block in which the peers predict fastest
 class Job:
     """One library's model: fit on the training rows, predict the test rows, say how long."""
 
-    def __init__(self, parts: Prepared, batch: int, epochs: int) -> None:
+    def __init__(self, parts: Dataset, batch: int, epochs: int) -> None:
         self.parts, self.batch, self.epochs = parts, batch, epochs
         self.train, self.test = parts.examples["train"], parts.examples["test"]
 
@@ -66,7 +67,9 @@ class Ours(Job):
         few = take(self.test, torch.arange(min(1024, len(self.test))))
         spec = make("mmoe", settings, len(self.parts.tasks))
         encoder, tasks = self.parts.encoder, self.parts.tasks
-        self.model = train_ranker(spec, encoder, tasks, self.train, few, training, seed).model
+        self.model = train_ranker(
+            Design(spec, encoder, tasks), Rows(self.train, few), training, seed
+        ).model
 
     def predict(self, batch: int) -> np.ndarray:
         return predict(self.model, self.test, self.parts.tasks)
@@ -78,7 +81,7 @@ class Ours(Job):
 class Rechub(Job):
     name = RECHUB
 
-    def __init__(self, parts: Prepared, batch: int, epochs: int) -> None:
+    def __init__(self, parts: Dataset, batch: int, epochs: int) -> None:
         from torch_rechub.basic.features import DenseFeature, SparseFeature
 
         super().__init__(parts, batch, epochs)
@@ -86,7 +89,7 @@ class Rechub(Job):
         numbers = range(self.train.numeric.shape[1])
         self.features += [DenseFeature(f"number_{f}") for f in numbers]
 
-    def _columns(self, rows: Examples) -> dict[str, np.ndarray]:
+    def progress_columns(self, rows: Examples) -> dict[str, np.ndarray]:
         ids = {n: rows.categorical[:, i].numpy() for i, (n, _) in enumerate(self.fields())}
         numbers = range(rows.numeric.shape[1])
         return ids | {f"number_{f}": rows.numeric[:, f].numpy() for f in numbers}
@@ -136,7 +139,7 @@ class Rechub(Job):
 class DeepCTR(Job):
     name = DEEPCTR
 
-    def __init__(self, parts: Prepared, batch: int, epochs: int) -> None:
+    def __init__(self, parts: Dataset, batch: int, epochs: int) -> None:
         from deepctr_torch.inputs import DenseFeat, SparseFeat
 
         super().__init__(parts, batch, epochs)
@@ -197,7 +200,7 @@ def seconds(work: Callable[[], Any]) -> float:
         return time.perf_counter() - began
 
 
-def standardised(parts: Prepared) -> Prepared:
+def standardised(parts: Dataset) -> Dataset:
     """All numbers of all rows with mean 0 and deviation 1, gaps at 0, and no lists: what each of
     the three libraries can take.
     """

@@ -19,7 +19,10 @@ from mtl_ranker.config import Project
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.models.presets import make
-from mtl_ranker.training.suite import ModelRun, Prepared, compare_models, train_model
+from mtl_ranker.nightly.contenders import Contender
+from mtl_ranker.nightly.results import ModelRun, compare_models
+from mtl_ranker.nightly.suite import train_model
+from mtl_ranker.training.dataset import Dataset
 from mtl_ranker.workspace import write_json
 
 
@@ -38,7 +41,7 @@ class Compared:
 
     data: str
     project: Project
-    parts: Prepared
+    parts: Dataset
     runs: dict[str, list[ModelRun]]
     intervals: dict[tuple[str, str], Interval]
     gains: list[SharingGain]
@@ -61,7 +64,9 @@ def compare(
         own = project.model_copy(update={"training": training})
         settings = {"dropout": dropout, **variant.model}
         spec = make(variant.name, settings, len(parts.tasks), project.features.groups)
-        runs.setdefault(variant.name, []).append(train_model(own, parts, variant.name, spec, seed))
+        runs.setdefault(variant.name, []).append(
+            train_model(own, parts, Contender(variant.name, spec, seed))
+        )
     intervals, gains = compare_models(project, parts.tasks, runs, parts.held_out, reference)
     return Compared(preset_of(folder), project, parts, runs, intervals, gains, reference)
 

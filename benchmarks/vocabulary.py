@@ -17,10 +17,10 @@ from rich.table import Table
 
 from mtl_ranker.config import Categorical, Features, Training
 from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
-from mtl_ranker.objectives import Task
 from mtl_ranker.training.batches import encode_examples
-from mtl_ranker.training.loop import train_ranker
+from mtl_ranker.training.loop import Design, Execution, Rows, train_ranker
 from mtl_ranker.workspace import write_json
 
 WIDTH = 16
@@ -43,7 +43,9 @@ def train(values: int, rows: int, batch: int, sparse: bool) -> dict[str, Any]:
     tasks = [Task("a", "binary"), Task("b", "binary")]
     spec = make("mmoe", {"preset": "mmoe", "embedding_width": WIDTH}, len(tasks))
     settings = Training(batch_size=batch, epochs=1, sparse_rows=1 if sparse else NEVER)
-    trained = train_ranker(spec, encoder, tasks, examples, None, settings, 0, until=[1, 1])
+    trained = train_ranker(
+        Design(spec, encoder, tasks), Rows(examples), settings, 0, Execution(until=[1, 1])
+    )
     return {"rows": rows, "train_seconds": trained.epochs[0].seconds}
 
 

@@ -9,40 +9,42 @@ from prefect import flow, task, unmapped
 from prefect.artifacts import create_table_artifact
 
 from flows.cluster import runner_of
-from flows.night import HOOKS, RETRY, Night, open_night, say
-from mtl_ranker.features.blocks import Block
-from mtl_ranker.features.queries import (
+from flows.night import HOOKS, RETRY, say
+from mtl_ranker.context import Context
+from mtl_ranker.features.aggregates import aggregate_day
+from mtl_ranker.features.days import days_between, needed_history
+from mtl_ranker.features.examples import (
+    ExamplesPart,
     ExamplesPlan,
-    aggregate_day,
     build_examples_part,
     finish_examples,
-    needed_history,
     plan_examples,
 )
 from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import open_context
 
 
 @task(name="backfill-day", task_run_name="backfill {day}", **RETRY)
-def day_task(night: Night, day: date) -> dict[str, str]:
+def day_task(context: Context, day: date) -> dict[str, str]:
     """Events and aggregates of one day, which depend on no other day."""
-    report = ingest_day(night.project, night.source, night.workspace, day)
-    aggregated = aggregate_day(night.project, night.source, night.workspace, day)
+    report = ingest_day(context, day)
+    aggregated = aggregate_day(context, day)
     return {"day": str(day), "events": report.why or "", "aggregates": aggregated or ""}
 
 
 @task(name="plan-examples", task_run_name="plan examples {day}", **RETRY)
-def plan_task(night: Night, day: date) -> ExamplesPlan | None:
-    return plan_examples(night.project, night.source, night.workspace, day)
+def plan_task(context: Context, day: date) -> ExamplesPlan | None:
+    return plan_examples(context, day)
 
 
-@task(name="examples-part", task_run_name="examples {day} {file.stem}", **RETRY)
-def part_task(night: Night, day: date, block: Block, file: Path) -> None:
-    build_examples_part(night.project, night.source, night.workspace, day, block, file)
+@task(name="examples-part", task_run_name="examples {day} {part.file.stem}", **RETRY)
+def part_task(context: Context, day: date, part: ExamplesPart) -> None:
+    build_examples_part(context, day, part)
 
 
 @task(name="publish-examples", task_run_name="publish examples {plan.day}", **RETRY)
-def publish_task(night: Night, plan: ExamplesPlan) -> str:
-    return finish_examples(night.project, night.source, night.workspace, plan)
+def publish_task(context: Context, plan: ExamplesPlan) -> str:
+    return finish_examples(context, plan)
 
 
 @flow(name="backfill", validate_parameters=False, **HOOKS)
@@ -60,12 +62,12 @@ def backfill(
     Days are built `jobs` at a time; what is published and unchanged is skipped. Returns why each
     part of each day was built. `cluster`: see `runner_of`.
     """
-    night = open_night(config, data, workspace)
-    days = night.source.days_between(first, last)
-    wanted = needed_history(night.project, night.source.days(), days)
-    with night.workspace.lock(f"backfill {first}..{last}"):
+    context = open_context(config, Path(data), Path(workspace))
+    days = days_between(context.source.days(), first, last)
+    wanted = needed_history(context.project, context.source.days(), days)
+    with context.workspace.lock(f"backfill {first}..{last}"):
         runner = runner_of(cluster, jobs)
-        rows = run_days.with_options(task_runner=runner)(night, wanted, days)
+        rows = run_days.with_options(task_runner=runner)(context, wanted, days)
     built = [row for row in rows if any(row[k] for k in ("events", "aggregates", "examples"))]
     for row in built:
         parts = [f"{k} {row[k]}" for k in ("events", "aggregates", "examples") if row[k]]
@@ -76,16 +78,16 @@ def backfill(
 
 
 @flow(name="backfill-days", validate_parameters=False)
-def run_days(night: Night, wanted: list[date], days: list[date]) -> list[dict[str, str]]:
+def run_days(context: Context, wanted: list[date], days: list[date]) -> list[dict[str, str]]:
     """All events and aggregates in parallel, then the examples that look back at them: a large
     day's blocks of users each by itself.
     """
-    rows = day_task.map(unmapped(night), wanted).result()
-    plans = [plan for plan in plan_task.map(unmapped(night), days).result() if plan is not None]
-    parts = [(plan.day, *part) for plan in plans for part in plan.parts]
+    rows = day_task.map(unmapped(context), wanted).result()
+    plans = [plan for plan in plan_task.map(unmapped(context), days).result() if plan is not None]
+    parts = [(plan.day, part) for plan in plans for part in plan.parts]
     if parts:
-        dates, blocks, files = (list(column) for column in zip(*parts, strict=True))
-        part_task.map(unmapped(night), dates, blocks, files).result()
-    made = publish_task.map(unmapped(night), plans).result() if plans else []
+        dates, chosen = (list(column) for column in zip(*parts, strict=True))
+        part_task.map(unmapped(context), dates, chosen).result()
+    made = publish_task.map(unmapped(context), plans).result() if plans else []
     reasons = {plan.day: why for plan, why in zip(plans, made, strict=True)}
     return [row | {"examples": reasons.get(day, "")} for row, day in zip(rows, wanted, strict=True)]

@@ -1,4 +1,4 @@
-"""What every flow needs: the project, its log and its workspace, and a way to say things."""
+"""What every flow needs: messages, progress, retries and what happens on failure."""
 
 from __future__ import annotations
 
@@ -6,38 +6,19 @@ import logging
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import date
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.exceptions import MissingContextError
-from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from mtl_ranker.config import Project, load_project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.sources import Source, open_source
-from mtl_ranker.workspace import Workspace
-
-# Without a terminal (cron, a container's log) rich would fold lines at 80 columns.
-console = Console(width=None if sys.stdout.isatty() else 140)
-
-
-class Night(NamedTuple):
-    project: Project
-    source: Source
-    workspace: Workspace
-
-
-def open_night(config: str, data: str, workspace: str) -> Night:
-    project = load_project(config)
-    return Night(project, open_source(project, Path(data)), Workspace(Path(workspace)))
+from mtl_ranker.reports.console import console
 
 
 def await_api() -> None:
@@ -95,10 +76,3 @@ def tell_failure(flow: Any, run: Any, state: Any) -> None:
 
 
 HOOKS: dict[str, Any] = {"on_failure": [tell_failure], "on_crashed": [tell_failure]}
-
-
-def last_day(night: Night) -> date:
-    days = night.source.days()
-    if not days:
-        raise ProjectError(f"{night.source.root / night.project.log.path}: the log holds no day")
-    return days[-1]

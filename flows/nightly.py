@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from prefect import flow
@@ -15,15 +16,17 @@ from flows.backfill import run_days
 from flows.cluster import runner_of
 from flows.features import features
 from flows.ingest import ingest
-from flows.night import HOOKS, Night, last_day, open_night, say
+from flows.night import HOOKS, say
 from flows.promote import promote
 from flows.score import score
 from flows.train import train
-from mtl_ranker import registry
+from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.queries import needed_history
-from mtl_ranker.scoring import Ranked
-from mtl_ranker.training.suite import model_specs, needed_days, split_days
+from mtl_ranker.features.days import needed_days, needed_history, split_days
+from mtl_ranker.logs.sources import open_context
+from mtl_ranker.ranking.scoring import Ranked
+from mtl_ranker.tracking import connection, registry
+from mtl_ranker.training.network import model_specs
 
 
 def run_name() -> str:
@@ -49,29 +52,28 @@ def nightly(
     With a `cluster` (see `runner_of`) days, blocks of users and parts of the candidates are built
     and ranked there; the training stays here.
     """
-    night = open_night(config, data, workspace)
-    model_specs(night.project)
-    chosen = chosen_day(night, day)
-    with night.workspace.lock(f"nightly {chosen}"):
+    context = open_context(config, Path(data), Path(workspace))
+    model_specs(context.project)
+    chosen = chosen_day(context, day)
+    with context.workspace.lock(f"nightly {chosen}"):
         try:
-            await_log(night, chosen, wait_minutes, poll_seconds or min(30.0, 3 * wait_minutes))
-            arguments = (config, data, workspace, chosen)
+            await_log(context, chosen, wait_minutes, poll_seconds or min(30.0, 3 * wait_minutes))
             if cluster is not None:
-                build_on(cluster, night, chosen)
-            ingest(*arguments)
-            features(*arguments)
-            suite = train(*arguments)
-            decision = promote(*arguments)
+                build_on(cluster, context, chosen)
+            ingest(context, chosen)
+            features(context, chosen)
+            suite = train(context, chosen)
+            decision = promote(context, chosen)
         except Exception as failure:
             try:
-                bad_night(night, config, data, workspace, chosen, failure)
+                bad_night(context, chosen, failure)
             except Exception as second:
                 say(
                     f"[bold red]bad night[/] ranking failed too: {first_line(second)}",
                     logging.ERROR,
                 )
             raise
-        ranked = score(config, data, workspace, chosen + timedelta(days=1), cluster)
+        ranked = score(context, chosen + timedelta(days=1), cluster)
     say(f"[bold green]done[/]      {ranked.path}")
     create_markdown_artifact(
         key="night",
@@ -82,28 +84,28 @@ def nightly(
     return ranked
 
 
-def build_on(cluster: str, night: Night, day: date) -> None:
+def build_on(cluster: str, context: Context, day: date) -> None:
     """Events, aggregates and examples that a training on D reads, on a cluster."""
-    available = night.source.days()
-    split = split_days(night.project, needed_days(night.project, available, day), day)
+    available = context.source.days()
+    split = split_days(context.project, needed_days(context.project, available, day), day)
     days = [*split.train, *split.validate, *split.test]
-    wanted = needed_history(night.project, available, days)
-    run_days.with_options(task_runner=runner_of(cluster, 2))(night, wanted, days)
+    wanted = needed_history(context.project, available, days)
+    run_days.with_options(task_runner=runner_of(cluster, 2))(context, wanted, days)
 
 
-def chosen_day(night: Night, day: date | str | None) -> date:
+def chosen_day(context: Context, day: date | str | None) -> date:
     """The day D that is meant. Raises ProjectError for a text that names none."""
     if day == "yesterday":
-        return datetime.now(ZoneInfo(night.project.log.timezone)).date() - timedelta(days=1)
+        return datetime.now(ZoneInfo(context.project.log.timezone)).date() - timedelta(days=1)
     if isinstance(day, str):
         try:
             return date.fromisoformat(day)
         except ValueError as error:
             raise ProjectError(f"day {day!r}: expected YYYY-MM-DD or yesterday") from error
-    return day or last_day(night)
+    return day or context.last_day()
 
 
-def await_log(night: Night, day: date, wait_minutes: float, poll_seconds: float) -> None:
+def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: float) -> None:
     """Return once the log holds the day and, if it came late, no longer grows.
 
     Raises ProjectError when the deadline passes without it.
@@ -114,13 +116,13 @@ def await_log(night: Night, day: date, wait_minutes: float, poll_seconds: float)
     before: list[str] | None = None
     waited = False
     while True:
-        here = day in night.source.days()
-        now = night.source.state(day) if here else None
+        here = day in context.source.days()
+        now = context.source.state(day) if here else None
         if here and (not waited or now == before):
             return
         if time.monotonic() >= deadline:
             raise ProjectError(
-                f"{night.source.root / night.project.log.path}: the log of {day} did not arrive "
+                f"{context.log_path}: the log of {day} did not arrive "
                 f"within {wait_minutes:g} minutes"
             )
         if not waited:
@@ -134,14 +136,12 @@ def first_line(failure: Exception) -> str:
     return (str(failure).strip() or type(failure).__name__).splitlines()[0]
 
 
-def bad_night(
-    night: Night, config: str, data: str, workspace: str, day: date, failure: Exception
-) -> None:
+def bad_night(context: Context, day: date, failure: Exception) -> None:
     """Rank with yesterday's champion although something failed; say so. Never hides the failure."""
-    registry.connect(night.workspace)
-    version = registry.alias_version(night.project, "champion")
+    connection.connect(context.workspace)
+    version = registry.alias_version(context.project, "champion")
     reason = first_line(failure)
-    if version is None or not night.workspace.days("events"):
+    if version is None or not context.workspace.days("events"):
         say(
             f"[bold red]bad night[/] {reason}; there is no champion yet that could rank",
             logging.ERROR,
@@ -152,5 +152,5 @@ def bad_night(
         "published",
         logging.ERROR,
     )
-    ranked = score(config, data, workspace, day + timedelta(days=1))
+    ranked = score(context, day + timedelta(days=1))
     say(f"[bold yellow]ranked[/]    {ranked.path}, by version {version}, after a bad night")

@@ -9,29 +9,33 @@ from pathlib import Path
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-from flows.night import Night, console, open_night, say
-from mtl_ranker import registry
-from mtl_ranker.evaluation.report import warnings_of
+from flows.night import say
+from mtl_ranker.context import Context
 from mtl_ranker.evaluation.slices import worst
-from mtl_ranker.evaluation.summary import comparison_rows, comparison_table
+from mtl_ranker.nightly.contenders import Callbacks
+from mtl_ranker.nightly.results import Suite
+from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.reports.console import console, progress_bar
+from mtl_ranker.reports.page import warnings_of
+from mtl_ranker.reports.tables import comparison_rows, comparison_table
+from mtl_ranker.tracking import connection, registry, runs
 from mtl_ranker.training.loop import Epoch
-from mtl_ranker.training.suite import Suite, train_suite
 
 
 @task(name="train-suite", task_run_name="train {day}")
-def train_task(night: Night, day: date) -> Suite:
-    settings = night.project.training
-    runs = len(night.project.models) * len(settings.seeds) + settings.refit
+def train_task(context: Context, day: date) -> Suite:
+    settings = context.project.training
+    trainings = len(context.project.models) * len(settings.seeds) + settings.refit
     columns = (
         TextColumn("[bold]train[/]     {task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f} epochs"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("reading examples", total=runs * settings.epochs)
+    with progress_bar(*columns) as progress:
+        bar = progress.add_task("reading examples", total=trainings * settings.epochs)
         passed: dict[tuple[str, int], int] = {}
 
         def on_epoch(name: str, seed: int, epoch: Epoch) -> None:
@@ -47,25 +51,26 @@ def train_task(night: Night, day: date) -> Suite:
         def on_step(words: str) -> None:
             progress.update(bar, description=words)
 
-        suite = train_suite(night.project, night.workspace, day, on_epoch, on_step=on_step)
-        progress.update(bar, completed=runs * settings.epochs, description=f"{runs} models")
+        suite = train_suite(context, day, Callbacks(on_epoch, on_step))
+        progress.update(
+            bar, completed=trainings * settings.epochs, description=f"{trainings} models"
+        )
     return suite
 
 
 @task(name="log-and-register", retries=2, retry_delay_seconds=[2, 10])
-def register_task(night: Night, suite: Suite) -> tuple[registry.Logged, str, Path]:
-    logged, version, report = registry.record(night.project, night.workspace, suite)
+def register_task(context: Context, suite: Suite) -> tuple[runs.Logged, str, Path]:
+    logged, version, report = registry.record(context, suite)
     return logged, version.version, report
 
 
 @flow(name="train", flow_run_name="train {day}", validate_parameters=False)
-def train(config: str, data: str, workspace: str, day: date) -> Suite:
+def train(context: Context, day: date) -> Suite:
     """Train and evaluate every model on the split that ends with D; register the winner."""
-    night = open_night(config, data, workspace)
-    registry.connect(night.workspace)
-    suite = train_task(night, day)
+    connection.connect(context.workspace)
+    suite = train_task(context, day)
     with console.status("writing runs, pictures and the model to MLflow"):
-        logged, version, report = register_task(night, suite)
+        logged, version, report = register_task(context, suite)
     console.print(comparison_table(suite, console.width))
     for gain in suite.gains:
         if gain.verdict != "undecided":
@@ -83,7 +88,7 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
     say(f"[bold]mlflow[/]    {logged.link}")
     say(
         f"[bold]train[/]     {winner.label} wins on validation; registered as "
-        f"{night.project.name} version {version}, alias challenger"
+        f"{context.project.name} version {version}, alias challenger"
     )
     create_table_artifact(
         key="comparison",
@@ -93,8 +98,8 @@ def train(config: str, data: str, workspace: str, day: date) -> Suite:
     create_markdown_artifact(
         key="mlflow-run",
         markdown=f"MLflow experiment `{logged.experiment_id}`, run `{logged.run_id}`: "
-        f"`mtl-ranker ui --workspace {workspace}` and open [the run]({logged.link}) or "
-        f"[the comparison of its models]({logged.comparison_link}).\n\n"
+        f"`mtl-ranker ui --workspace {context.workspace.root}` and open [the run]({logged.link}) "
+        f"or [the comparison of its models]({logged.comparison_link}).\n\n"
         f"The report, `report.html` of that run, lies also in `{report}`.",
         description="Where the training lies in MLflow",
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.features import features
 from flows.ingest import ingest
-from flows.night import HOOKS, open_night
+from flows.night import HOOKS, say
 from flows.nightly import chosen_day
-from mtl_ranker.judging import as_toml, tune_command
-from mtl_ranker.training.tuning import Search
+from mtl_ranker.logs.sources import open_context
+from mtl_ranker.nightly.tuning import Budget, Search
+from mtl_ranker.tracking.search import run_search
 
 
 @flow(name="tune", validate_parameters=False, **HOOKS)
@@ -29,16 +31,22 @@ def tune(
 
     The project file is not changed: the artifact holds the lines to put there.
     """
-    night = open_night(config, data, workspace)
-    chosen = chosen_day(night, day)
-    with night.workspace.lock(f"tune {model} {chosen}"):
-        ingest(config, data, workspace, chosen)
-        features(config, data, workspace, chosen)
-        found = tune_command(night.project, night.workspace, chosen, model, trials, minutes, None)
+    context = open_context(config, Path(data), Path(workspace))
+    chosen = chosen_day(context, day)
+    budget = Budget(trials, None if minutes is None else 60 * minutes)
+    with context.workspace.lock(f"tune {model} {chosen}"):
+        ingest(context, chosen)
+        features(context, chosen)
+        recorded = run_search(context, chosen, model, budget)
+    search = recorded.search
+    say(
+        f"[bold]tune[/]      {model}: best validation quality {search.quality:.4f} of "
+        f"{search.trials} trials"
+    )
     create_markdown_artifact(
         key="tuned",
-        markdown=f"```toml\n{as_toml(night.project, model, found)}```\n\n{found.trials} trials, "
-        f"validation quality {found.quality:.4f}",
+        markdown=f"```toml\n{recorded.toml}```\n\n{search.trials} trials, "
+        f"validation quality {search.quality:.4f}",
         description="The best settings found",
     )
-    return found
+    return search

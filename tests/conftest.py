@@ -12,46 +12,12 @@ import pytest
 from mtl_ranker.environment import prepare
 from mtl_ranker.logs.simulate import Feed, simulate
 from tests.hosts import hosts
+from tests.projects import write_project
 
 __all__ = ["hosts"]
 
 SHARED = Path(os.environ.get("MTL_RANKER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
 FIRST = date(2026, 3, 2)
-
-PROJECT = """
-name = "tiny"
-[log]
-path = "log"
-user = "u"
-item = "i"
-timestamp = "ts"
-context = ["tab"]
-[log.ranges]
-play = { min = 0 }
-[[objectives]]
-name = "click"
-group = "engagement"
-label = "click"
-[[objectives]]
-name = "long"
-group = "satisfaction"
-label = "case when play > 10 then 1 else 0 end"
-where = "click = 1"
-[features]
-windows = [1, 3]
-entities = [["user_id"], ["item_id"], ["user_id", "tab"]]
-categoricals = [{ column = "tab" }, { column = "item_id", min_count = 2 }]
-[split]
-warmup_days = 1
-train_days = 3
-[models.mmoe]
-preset = "mmoe"
-experts = 2
-expert_hidden = [8]
-[training]
-epochs = 2
-refit = false
-"""
 
 
 def pytest_configure() -> None:
@@ -110,5 +76,5 @@ def write_day(root: Path, day: date, frame: pl.DataFrame) -> Path:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """A folder with the tiny project's log; the project file is `project.toml` in it."""
-    (tmp_path / "project.toml").write_text(PROJECT)
+    write_project(tmp_path)
     return write_log(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mtl_ranker.cli import EXAMPLES, app
+from mtl_ranker.commands.app import EXAMPLES, app
 
 COMMANDS = typer.main.get_command(app)
 

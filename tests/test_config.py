@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mtl_ranker.config import load_project, parse_project, preset_names
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.training.suite import model_specs
-from tests.conftest import PROJECT
+from mtl_ranker.training.network import model_specs
+from tests.projects import TINY, WITHOUT, changed, project_text
+
+
+def objective(index: int, **changes: Any) -> dict[str, Any]:
+    """Changes of the tiny project: one objective."""
+    return {"objectives": changed(TINY["objectives"], index, **changes)}
 
 
 def test_presets_load_and_their_models_are_known():
@@ -22,53 +28,62 @@ def test_presets_load_and_their_models_are_known():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("windows = [1, 3]", "window = [1, 3]"), ["features.window", "did you mean windows"]),
-        (("windows = [1, 3]", "windows = [3, 1]"), ["features.windows", "ascending"]),
-        (("windows = [1, 3]", 'windows = "all"'), ["features.windows", "'all'", "list"]),
         (
-            ('group = "engagement"', 'group = "fun"'),
-            ["objectives[0].group", "'fun'", "satisfaction"],
+            {"features": {"windows": WITHOUT, "window": [1, 3]}},
+            ["features.window", "did you mean windows"],
         ),
-        (('name = "long"', 'name = "click"'), ["'click'", "twice"]),
-        (("train_days = 3", "train_days = 0"), ["split.train_days", "0", "greater than or equal"]),
-        (('user = "u"', 'user = "u"\ntimezone = "Mars"'), ["log.timezone", "Mars", "IANA"]),
-        (('label = "click"', ""), ["objectives[0].label", "missing"]),
-        (("[training]", "[trainning]"), ["trainning", "did you mean training"]),
-        (("[training]", "training ="), ["not valid TOML"]),
-        (('where = "click = 1"', 'after = "view"'), ["objectives[1].after", "'view'", "'click'"]),
-        (('where = "click = 1"', 'after = "long"'), ["objectives[1].after", "wait for each other"]),
-        (('where = "click = 1"', 'kind = "ordinal"'), ["objectives[1]", "levels"]),
-        (('where = "click = 1"', 'transform = "log1p"'), ["objectives[1]", "regression"]),
+        ({"features": {"windows": [3, 1]}}, ["features.windows", "ascending"]),
+        ({"features": {"windows": "all"}}, ["features.windows", "'all'", "list"]),
+        (objective(0, group="fun"), ["objectives[0].group", "'fun'", "satisfaction"]),
+        (objective(1, name="click"), ["'click'", "twice"]),
+        ({"split": {"train_days": 0}}, ["split.train_days", "0", "greater than or equal"]),
+        ({"log": {"timezone": "Mars"}}, ["log.timezone", "Mars", "IANA"]),
+        (objective(0, label=WITHOUT), ["objectives[0].label", "missing"]),
         (
-            ("[split]", '[[features.histories]]\nsignal = "click"\ncolumns = ["play"]\n[split]'),
+            {"training": WITHOUT, "trainning": TINY["training"]},
+            ["trainning", "did you mean training"],
+        ),
+        (objective(1, where=WITHOUT, after="view"), ["objectives[1].after", "'view'", "'click'"]),
+        (objective(1, where=WITHOUT, after="long"), ["objectives[1].after", "wait for each other"]),
+        (objective(1, where=WITHOUT, kind="ordinal"), ["objectives[1]", "levels"]),
+        (objective(1, where=WITHOUT, transform="log1p"), ["objectives[1]", "regression"]),
+        (
+            {"features": {"histories": [{"signal": "click", "columns": ["play"]}]}},
             ["histories[0].columns", "'play'", "tab, item_id"],
         ),
         (
-            ("[split]", '[[features.histories]]\nsignal = "share"\ncolumns = ["tab"]\n[split]'),
+            {"features": {"histories": [{"signal": "share", "columns": ["tab"]}]}},
             ["histories[0].signal", "'share'", "click, long"],
         ),
-        (("[training]", '[training]\nbalancing = "fair"'), ["training.balancing", "'pcgrad'"]),
+        ({"training": {"balancing": "fair"}}, ["training.balancing", "'pcgrad'"]),
     ],
 )
 def test_errors_name_key_found_and_allowed(change, words):
     with pytest.raises(ProjectError) as error:
-        parse_project(PROJECT.replace(*change, 1), "project.toml")
+        parse_project(project_text(**change), "project.toml")
     for word in ["project.toml", *words]:
+        assert word in str(error.value)
+
+
+def test_text_that_is_no_toml_is_named():
+    with pytest.raises(ProjectError) as error:
+        parse_project(project_text() + "epochs =\n", "project.toml")
+    for word in ["project.toml", "not valid TOML"]:
         assert word in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("experts = 2", "expert = 2"), ["models.mmoe.expert", "did you mean expert"]),
-        (("experts = 2", "experts = 0"), ["models.mmoe.experts", "0", "at least 1"]),
-        (("experts = 2", 'expert_kinds = ["tree"]'), ["models.mmoe.expert_kinds", "cross"]),
-        (("experts = 2", 'expert_groups = ["user"]'), ["models.mmoe.expert_groups", "all"]),
-        (('preset = "mmoe"', 'preset = "moe"'), ["models.mmoe.preset", "'moe'", "omoe"]),
+        ({"experts": WITHOUT, "expert": 2}, ["models.mmoe.expert", "did you mean expert"]),
+        ({"experts": 0}, ["models.mmoe.experts", "0", "at least 1"]),
+        ({"experts": WITHOUT, "expert_kinds": ["tree"]}, ["models.mmoe.expert_kinds", "cross"]),
+        ({"experts": WITHOUT, "expert_groups": ["user"]}, ["models.mmoe.expert_groups", "all"]),
+        ({"preset": "moe"}, ["models.mmoe.preset", "'moe'", "omoe"]),
     ],
 )
 def test_model_errors(change, words):
-    project = parse_project(PROJECT.replace(*change, 1), "project.toml")
+    project = parse_project(project_text(models={"mmoe": change}), "project.toml")
     with pytest.raises(ProjectError) as error:
         model_specs(project)
     for word in words:

@@ -10,12 +10,15 @@ from datetime import timedelta
 import pytest
 
 from mtl_ranker.config import load_project
-from mtl_ranker.features import queries
-from mtl_ranker.features.queries import aggregate_day, build_examples
+from mtl_ranker.context import Context
+from mtl_ranker.features import sql
+from mtl_ranker.features.aggregates import aggregate_day
+from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, tiny_events, write_day
+from tests.projects import TINY, changed, edit_project
 
 DAY = FIRST + timedelta(days=4)
 
@@ -25,22 +28,15 @@ def build(root) -> dict[str, str | None]:
     project = load_project(str(root / "project.toml"))
     source, workspace = open_source(project, root), Workspace(root / "ws")
     days = [d for d in source.days() if d <= DAY]
-    ingested = [ingest_day(project, source, workspace, d).why for d in days]
-    aggregated = [aggregate_day(project, source, workspace, d) for d in days]
+    ingested = [ingest_day(Context(project, source, workspace), d).why for d in days]
+    aggregated = [aggregate_day(Context(project, source, workspace), d) for d in days]
     return {
         "ingest": next(filter(None, ingested), None),
         "ingested": len(list(filter(None, ingested))),
         "aggregate": next(filter(None, aggregated), None),
         "aggregated": len(list(filter(None, aggregated))),
-        "examples": build_examples(project, source, workspace, DAY),
+        "examples": build_examples(Context(project, source, workspace), DAY),
     }
-
-
-def change(root, old: str, new: str) -> None:
-    file = root / "project.toml"
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
 
 
 @pytest.fixture
@@ -52,17 +48,19 @@ def built(tiny):
 
 
 def test_a_window_rebuilds_examples_only(built):
-    change(built, "windows = [1, 3]", "windows = [2, 3]")
+    edit_project(built, features={"windows": [2, 3]})
     found = build(built)
     assert (found["ingest"], found["aggregate"]) == (None, None)
     assert found["examples"] == "changed: setting features.windows"
 
 
 def test_a_label_rebuilds_everything_and_a_loss_weight_or_the_encoder_nothing(built):
-    change(built, 'label = "click"', 'label = "click"\nweight = 3.0')
-    change(built, "[features]", "[features]\nbins = 16\nnumeric_encoding = 'standardise'")
+    weighing = changed(TINY["objectives"], 0, weight=3.0)
+    edit_project(built, objectives=weighing)
+    edit_project(built, features={"bins": 16, "numeric_encoding": "standardise"})
     assert build(built)["examples"] is None
-    change(built, "play > 10", "play > 12")
+    longer = changed(weighing, 1, label="case when play > 12 then 1 else 0 end")
+    edit_project(built, objectives=longer)
     found = build(built)
     assert found["ingest"] == "changed: setting objectives"
     assert found["ingested"] == found["aggregated"] == 5
@@ -83,12 +81,12 @@ def test_a_rewritten_day_rebuilds_itself_and_what_looks_back_at_it(built):
 
 
 def test_a_changed_sql_file_rebuilds_what_it_makes(built, monkeypatch):
-    original = queries.sql_text
+    original = sql.sql_text
 
     def changed(name: str) -> str:
         return original(name) + ("\n-- changed" if name == "features/join.sql" else "")
 
-    monkeypatch.setattr(queries, "sql_text", changed)
+    monkeypatch.setattr(sql, "sql_text", changed)
     found = build(built)
     assert (found["ingest"], found["aggregate"]) == (None, None)
     assert found["examples"] == "changed: sql/features/join.sql"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mtl_ranker.evaluation.metrics import evaluate, quality_metric
-from mtl_ranker.models.gates import SoftmaxGates
+from mtl_ranker.models.gates import SoftmaxGates, per_row
 from mtl_ranker.models.mixture import MixtureLayer
+from mtl_ranker.models.objectives import Task, predictions
 from mtl_ranker.models.ranker import Ranker
-from mtl_ranker.objectives import Task, predictions
 
 COLLAPSED = 0.95  # a gate with this mean weight on one expert has stopped choosing
 UNHEARD = 0.01  # an expert with less of every gate's weight than this is heard by nobody
@@ -144,7 +144,7 @@ def _traced(
             ):
                 assert isinstance(module, MixtureLayer)
                 both = [
-                    weights.mean(1).expand(-1, -1, len(a)).permute(2, 0, 1).numpy()
+                    per_row(weights, len(a)).numpy()
                     for weights in (gated.weights, module.listening(gated))
                 ]
                 made = experts.permute(3, 0, 1, 2).flatten(2)  # [B, E, K·H]

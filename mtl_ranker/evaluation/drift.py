@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from mtl_ranker.config import Project
-from mtl_ranker.features.queries import LABEL, feature_columns, numeric_features
+from mtl_ranker.features.columns import LABEL, feature_columns, numeric_features
 
 BINS = 10
 

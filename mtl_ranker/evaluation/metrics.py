@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import rankdata
 
+from mtl_ranker.models.objectives import Task
+
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve, ties counted half; NaN when only one class occurs."""
@@ -150,3 +152,23 @@ def evaluate(
         "rmse": float(np.sqrt(((label - prediction) ** 2).mean())),
         "calibration": calibration_ratio(label, prediction),
     }
+
+
+Metrics = dict[str, dict[str, float]]  # objective -> metric -> value
+
+
+def evaluate_all(
+    tasks: list[Task], labels: np.ndarray, prediction: np.ndarray, user: np.ndarray
+) -> Metrics:
+    return {
+        task.name: evaluate(task.kind, labels[:, t], prediction[:, t], user)
+        for t, task in enumerate(tasks)
+    }
+
+
+def blended_quality(tasks: list[Task], metrics: Metrics) -> float:
+    """The objectives' weighted mean of AUC (binary) and R² (regression)."""
+    values = [metrics[t.name][quality_metric(t.kind)] for t in tasks]
+    weights = [t.weight for t in tasks]
+    known = [(v, w) for v, w in zip(values, weights, strict=True) if not np.isnan(v)]
+    return sum(v * w for v, w in known) / sum(w for _, w in known) if known else float("nan")

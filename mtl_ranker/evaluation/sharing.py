@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtl_ranker.evaluation.intervals import Interval, interval
+from mtl_ranker.evaluation.intervals import Interval, Resampled, paired_difference
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class SharingGain:
 
 
 def sharing_gains(
-    values: Mapping[tuple[str, str], float],
-    draws: Mapping[tuple[str, str], np.ndarray],
+    qualities: Mapping[tuple[str, str], Resampled],
     reference: str,
     measures: Mapping[str, str],
     confidence: float,
@@ -50,29 +49,20 @@ def sharing_gains(
     """Every other model against `reference`, objective by objective.
 
     Args:
-        values: (model, objective) → mean quality over seeds.
-        draws: (model, objective) → the same under each resample [R]; paired: resample r drew the
-            same users for every model.
+        qualities: (model, objective) → quality, all resampled with the same weights.
         measures: objective → auc or r2.
     """
-    found = []
-    for (model, objective), value in values.items():
-        if model != reference:
-            difference = draws[model, objective] - draws[reference, objective]
-            gain = interval(value - values[reference, objective], difference, confidence)
-            found.append(SharingGain(model, reference, objective, measures[objective], gain))
-    return found
-
-
-def over_seeds(draws: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Resamples [S, R] of S trainings → [R], each the mean of S trainings drawn anew.
-
-    So an interval covers the luck of the random start as well as that of the users; with one
-    training only the latter.
-    """
-    count, resamples = draws.shape
-    chosen = np.random.default_rng(seed).integers(0, count, size=(count, resamples))
-    return np.take_along_axis(draws, chosen, 0).mean(0)
+    return [
+        SharingGain(
+            model,
+            reference,
+            objective,
+            measures[objective],
+            paired_difference(quality, qualities[reference, objective], confidence),
+        )
+        for (model, objective), quality in qualities.items()
+        if model != reference
+    ]
 
 
 def label_correlation(labels: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import polars as pl
 
 from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
 from mtl_ranker.evaluation.metrics import calibration_ratio, evaluate, quality_metric
-from mtl_ranker.objectives import Task
+from mtl_ranker.models.objectives import Task
 
 MOST_VALUES = 12  # of one context column; rarer ones are not sliced
 

@@ -7,11 +7,10 @@ from datetime import date
 
 import polars as pl
 
-from mtl_ranker.config import Project
+from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.contract import check_events
-from mtl_ranker.logs.sources import Source
-from mtl_ranker.workspace import Workspace, fingerprint
+from mtl_ranker.workspace import fingerprint
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,15 @@ class IngestReport:
         return self.why is None
 
 
-def ingest_day(project: Project, source: Source, workspace: Workspace, day: date) -> IngestReport:
+def ingest_day(context: Context, day: date) -> IngestReport:
     """Check one day and publish it; skips when nothing it depends on has changed.
 
     Raises ProjectError when the day is missing, has no rows, cannot be read, or when more than
     `log.max_bad_share` of it breaks the contract; then the quarantine is written for inspection
     and a previously published day stays as it was.
     """
-    made = events_made_from(project, source, day)
+    project, source, workspace = context.project, context.source, context.workspace
+    made = events_made_from(context, day)
     why = workspace.stale("events", day, made)
     if why is None:
         rows = workspace.scan("events", [day]).select(pl.len()).collect().item()
@@ -58,8 +58,9 @@ def ingest_day(project: Project, source: Source, workspace: Workspace, day: date
     return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons, why)
 
 
-def events_made_from(project: Project, source: Source, day: date) -> dict[str, str]:
+def events_made_from(context: Context, day: date) -> dict[str, str]:
     """What decides which rows of a day are good: its files, the contract, the labels."""
+    project, source = context.project, context.source
     contract = project.log.model_dump_json(exclude={"users", "items"})
     labels = [(o.name, o.kind, o.label, o.where, o.transform, o.levels) for o in project.objectives]
     return {

@@ -5,78 +5,48 @@ Every function is lazy; the only eager work is reading Parquet footers.
 
 from __future__ import annotations
 
-import csv
-import gzip
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
+from importlib import import_module
 from pathlib import Path
-from typing import IO, cast
 
 import polars as pl
 
-from mtl_ranker.config import CANONICAL, Log, Project, Table
+from mtl_ranker.config import CANONICAL, Log, Project, Table, load_project
+from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.workspace import file_state
-
-# fmt: off
-CENSUS_COLUMNS = [
-    "age", "class_of_worker", "industry_code", "occupation_code",
-    "education", "wage_per_hour", "enrolled", "marital_status",
-    "major_industry", "major_occupation", "race", "hispanic_origin",
-    "sex", "union_member", "unemployment_reason", "employment_stat",
-    "capital_gains", "capital_losses", "dividends", "tax_filer",
-    "previous_region", "previous_state", "household_stat", "household_summary",
-    "instance_weight", "migration_msa", "migration_region", "migration_within",
-    "lived_here", "migration_sunbelt", "employer_persons", "parents_present",
-    "father_birth", "mother_birth", "own_birth", "citizenship",
-    "own_business", "veteran_questionnaire", "veteran_benefits", "weeks_worked",
-    "year", "income",
-]
-# fmt: on
-CENSUS_NUMBERS = (
-    "age",
-    "wage_per_hour",
-    "capital_gains",
-    "capital_losses",
-    "dividends",
-    "instance_weight",
-    "employer_persons",
-    "weeks_worked",
-)
-CENSUS_EPOCH = date(1970, 1, 1)
+from mtl_ranker.workspace import Workspace, file_state
 
 
 @dataclass(frozen=True)
-class Source:
-    """A project's log at a place on disk."""
+class ParquetSource:
+    """A log of Parquet files, in folders of days or undivided, with its user and item tables."""
 
     log: Log
     root: Path
 
+    def path(self) -> Path:
+        """The log's file or folder. Raises ProjectError where there is none."""
+        path = self.root / self.log.path
+        if not path.exists():
+            raise ProjectError(
+                f"{path}: not found; [log] path = {self.log.path!r} must be a Parquet file, "
+                f"a folder of them, or a folder of {self.log.partition or 'date'}=YYYY-MM-DD "
+                "folders below --data"
+            )
+        return path
+
     def days(self) -> list[date]:
         """Days present in the log, ascending."""
-        if self.log.format == "census-income":
-            return [CENSUS_EPOCH + timedelta(days=n) for n in range(3)]
         partitions = self._partitions()
         if partitions:
             return sorted(partitions)
         found = self._undivided().select(pl.col("date").unique().sort()).collect()["date"]
         return found.drop_nulls().to_list()
 
-    def days_between(self, first: date, last: date) -> list[date]:
-        """The log's days `first`..`last`. Raises ProjectError when there is none."""
-        available = self.days()
-        days = [d for d in available if first <= d <= last]
-        if not days:
-            have = f"{available[0]} to {available[-1]}" if available else "none"
-            raise ProjectError(f"--from {first} --to {last}: no day of the log; days found: {have}")
-        return days
-
     def state(self, day: date) -> list[str]:
         """What the day's rows are made from; changes when a file of them is rewritten."""
-        files = [self._path()] if self.log.format == "census-income" else self._day_files(day)
-        return [file_state(f) for f in files]
+        return [file_state(f) for f in self._day_files(day)]
 
     def tables_state(self) -> list[str]:
         """The same of the user and item tables, with how they are read."""
@@ -88,16 +58,6 @@ class Source:
 
     def scan_day(self, day: date) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError."""
-        if self.log.format == "census-income":
-            rows = _scan_census(self._path()).filter(pl.col("date") == day)
-            have = rows.collect_schema().names()
-            for column in self.log.context:
-                if column not in have:
-                    raise ProjectError(
-                        f"{self._path()}: column {column!r} (named by log.context) is missing; "
-                        f"it has: {', '.join(have)}"
-                    )
-            return rows
         files = self._day_files(day)
         if self._partitions():
             lazy = _scan_files(files).with_columns(pl.lit(day).alias("date"))
@@ -112,18 +72,8 @@ class Source:
         key = {"users": "user_id", "items": "item_id"}[which]
         return _scan_table(settings, self.root / settings.path, key, f"log.{which}")
 
-    def _path(self) -> Path:
-        path = self.root / self.log.path
-        if not path.exists():
-            raise ProjectError(
-                f"{path}: not found; [log] path = {self.log.path!r} must be a Parquet file, "
-                f"a folder of them, or a folder of {self.log.partition or 'date'}=YYYY-MM-DD "
-                "folders below --data"
-            )
-        return path
-
     def _partitions(self) -> dict[date, Path]:
-        path, name = self._path(), self.log.partition
+        path, name = self.path(), self.log.partition
         if name is None or not path.is_dir():
             return {}
         found = {}
@@ -139,7 +89,7 @@ class Source:
 
     def _day_files(self, day: date) -> list[Path]:
         partitions = self._partitions()
-        path = self._path()
+        path = self.path()
         if partitions:
             if day not in partitions:
                 have = sorted(partitions)
@@ -154,7 +104,7 @@ class Source:
         return files
 
     def _undivided(self) -> pl.LazyFrame:
-        path = self._path()
+        path = self.path()
         files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
         if not files:
             raise ProjectError(f"{path}: holds no *.parquet file")
@@ -305,67 +255,23 @@ def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFra
     return lazy.select(chosen)
 
 
-def open_census(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8", errors="replace"))
-    return open(path, encoding="utf-8", errors="replace")
-
-
-def read_census(path: Path) -> pl.DataFrame:
-    """UCI's `census-income.data` or `.test`, plain or gzip, in 42 named columns plus the two tasks.
-
-    Raises ProjectError naming the line that does not have 42 fields or no known label.
-    """
-    rows = list(_census_rows(path))
-    frame = pl.DataFrame(rows, schema=dict.fromkeys(CENSUS_COLUMNS, pl.String), orient="row")
-    numbers = [pl.col(c).cast(pl.Float64, strict=False) for c in CENSUS_NUMBERS]
-    frame = frame.with_columns(numbers)
-    return frame.with_columns(
-        (pl.col("income") == "50000+").cast(pl.Int8).alias("income_50k"),
-        (pl.col("marital_status") == "Never married").cast(pl.Int8).alias("never_married"),
-    )
-
-
-def _census_rows(path: Path) -> Iterator[list[str]]:
-    labels = ("- 50000", "50000+")
-    try:
-        with open_census(path) as file:
-            for number, fields in enumerate(csv.reader(file, skipinitialspace=True), 1):
-                if not fields:
-                    continue
-                if len(fields) != len(CENSUS_COLUMNS):
-                    raise ProjectError(
-                        f"{path}: line {number} has {len(fields)} comma-separated fields; "
-                        f"UCI's Census-Income format has {len(CENSUS_COLUMNS)}"
-                    )
-                fields = [field.strip() for field in fields]
-                fields[-1] = fields[-1].removesuffix(".").strip()
-                if fields[-1] not in labels:
-                    raise ProjectError(
-                        f"{path}: line {number} ends in {fields[-1]!r}; allowed: {labels}"
-                    )
-                yield fields
-    except (OSError, EOFError) as error:
-        raise ProjectError(f"{path}: cannot be read: {error}") from error
-
-
-def _scan_census(path: Path) -> pl.LazyFrame:
-    """The rows as events: each its own user, dealt to three pseudo-days by a fixed hash."""
-    frame = read_census(path).drop("marital_status", "income", "instance_weight")
-    row = pl.int_range(pl.len(), dtype=pl.Int64)
-    # Knuth's multiplicative hash; independent of the polars version, unlike Expr.hash.
-    share = (row * 2654435761) % 2**32 / 2**32
-    fold = pl.when(share < 0.70).then(0).when(share < 0.85).then(1).otherwise(2)
-    return (
-        frame.lazy()
-        .with_columns(row.alias("user_id"), pl.lit(0).alias("item_id"), fold.alias("fold"))
-        .with_columns((pl.lit(CENSUS_EPOCH) + pl.duration(days="fold")).alias("date"))
-        .with_columns(pl.col("date").cast(pl.Datetime("us", "UTC")).alias("timestamp"))
-        .drop("fold")
-    )
+# Formats other than Parquet, and the module whose `open_source` reads each.
+READERS = {"census-income": "mtl_ranker.studies.census_data"}
 
 
 def open_source(project: Project, data: Path) -> Source:
+    """The project's log below `data`. Raises ProjectError where there is no such folder."""
     if not data.is_dir():
         raise ProjectError(f"--data {data}: no such folder")
-    return Source(project.log, data)
+    if project.log.format in READERS:
+        return import_module(READERS[project.log.format]).open_source(project.log, data)
+    return ParquetSource(project.log, data)
+
+
+def open_context(config: str, data: Path, workspace: Path) -> Context:
+    """Read the project file, and find its log and its workspace.
+
+    Raises ProjectError for a mistake in the project file and a missing folder of data.
+    """
+    project = load_project(config)
+    return Context(project, open_source(project, data), Workspace(workspace))

@@ -186,3 +186,12 @@ def imbalance(amount: Tensor) -> Tensor:
     """
     mean = amount.mean(-1)
     return (amount.var(-1, unbiased=False) / mean.square().clamp(min=1e-10)).mean()
+
+
+def per_row(weights: Tensor, rows: int) -> Tensor:
+    """Weights of gates as one mix a row, the mean over members: [O, K or 1, E, B or 1] → [B, O, E].
+
+    >>> per_row(torch.ones(2, 1, 3, 1), rows=5).shape
+    torch.Size([5, 2, 3])
+    """
+    return weights.mean(1).expand(-1, -1, rows).permute(2, 0, 1)

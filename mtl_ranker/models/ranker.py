@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtl_ranker.models.embedding import FeatureEmbedding, RowInput
 from mtl_ranker.models.experts import MultilayerBank
-from mtl_ranker.models.gates import Gated
+from mtl_ranker.models.gates import Gated, per_row
 from mtl_ranker.models.mixture import LayerSpec, MixtureLayer
 from mtl_ranker.models.towers import PositionBias, Towers
 
@@ -188,14 +188,17 @@ class Ranker(nn.Module):
         rise = torch.nn.functional.softplus(self.steps[:, 1:])
         return torch.cat([self.steps[:, :1], rise], 1).cumsum(1)
 
-    @torch.no_grad()
-    def gate_weights(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> list[Tensor]:
-        """Each layer's gates, the mean over members: [B, O, E]."""
-        rows = categorical.shape[0]
-        return [
-            gated.weights.mean(1).expand(-1, -1, rows).permute(2, 0, 1)
-            for gated in self.trace(categorical, bags, numeric).gated
-        ]
+    def expert_weights(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> list[Tensor]:
+        """How much each output of each layer takes of each expert, native experts (AdaTT) included.
+
+        Shape: for each layer [B, O, E], the mean over members.
+        """
+        with torch.no_grad():
+            trace = self.trace(categorical, bags, numeric)
+            return [
+                per_row(layer.listening(gated), len(categorical))  # type: ignore[operator]
+                for layer, gated in zip(self.layers, trace.gated, strict=True)
+            ]
 
     def objective_axes(self) -> dict[str, int]:
         """Of objectives that are `apart`: the axis along which each trained tensor is theirs."""

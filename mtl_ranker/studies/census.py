@@ -16,19 +16,20 @@ import torch
 
 from mtl_ranker.config import Categorical, Features, Training
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
+from mtl_ranker.evaluation.intervals import Interval, resampled_quality, user_draws
 from mtl_ranker.evaluation.metrics import auc
-from mtl_ranker.evaluation.sharing import SharingGain, over_seeds, sharing_gains
+from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.logs.sources import CENSUS_NUMBERS, read_census
+from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.models.trees import averaged as average
 from mtl_ranker.models.trees import tree_numbers
-from mtl_ranker.objectives import Task
+from mtl_ranker.studies.census_data import CENSUS_NUMBERS, read_census
 from mtl_ranker.training.batches import Examples, encode_examples
 from mtl_ranker.training.boosting import fit_forest
-from mtl_ranker.training.loop import build_ranker, predict, train_ranker
+from mtl_ranker.training.loop import Design, Rows, train_ranker
+from mtl_ranker.training.network import build_ranker, predict
 
 # Section 6.3's models with the sizes that `equal_size` makes alike.
 MODELS = (
@@ -202,7 +203,8 @@ def tune_ranker(
 
     def fit(training: Training, chosen: dict[str, Any], seed: int) -> Any:
         spec: RankerSpec = make(name, chosen, len(split.tasks))
-        return train_ranker(spec, split.encoder, split.tasks, train, validate, training, seed)
+        design = Design(spec, split.encoder, split.tasks)
+        return train_ranker(design, Rows(train, validate), training, seed)
 
     def setting(trial: optuna.Trial) -> tuple[Training, dict[str, Any]]:
         training = Training(
@@ -378,19 +380,15 @@ def compare(
     """Rows of the table, and each model's gain over `reference`; rows and seeds drawn anew."""
     labels = split.examples["test"].labels.numpy()
     weights = user_draws(np.arange(len(labels)), resamples)
-    rows, values, draws = [], {}, {}
+    rows, qualities = [], {}
     for model in models:
-        found = model.aucs(labels)
-        means = []
         for t, task in enumerate(split.tasks):
-            each = [
-                quality_draws("binary", labels[:, t], p[:, t], weights) for p in model.predictions
-            ]
-            key = (model.name, task.name)
-            draws[key], values[key] = over_seeds(np.stack(each)), float(found[:, t].mean())
-            means.append(interval(values[key], draws[key]))
-        best = found.max(0).tolist()
+            predictions = [p[:, t] for p in model.predictions]
+            quality = resampled_quality("binary", labels[:, t], predictions, weights)
+            qualities[model.name, task.name] = quality
+        means = [qualities[model.name, task.name].interval() for task in split.tasks]
+        best = model.aucs(labels).max(0).tolist()
         row = Row(model.name, best, means, model.parameters, model.validate_auc, model.seconds)
         rows.append(row)
     measures = {task.name: "auc" for task in split.tasks}
-    return rows, sharing_gains(values, draws, reference, measures, 0.95)
+    return rows, sharing_gains(qualities, reference, measures, 0.95)

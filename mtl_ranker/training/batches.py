@@ -11,8 +11,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from mtl_ranker.features.columns import SAMPLE_WEIGHT
 from mtl_ranker.features.encoders import Encoded, Encoder
-from mtl_ranker.features.queries import SAMPLE_WEIGHT
 
 GATHERED_BATCHES = 32
 

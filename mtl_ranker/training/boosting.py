@@ -15,8 +15,8 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss
 
+from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.trees import Forest, tree_numbers
-from mtl_ranker.objectives import Task
 from mtl_ranker.training.batches import Examples
 
 DEPTH = 4

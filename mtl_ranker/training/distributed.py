@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from mtl_ranker.objectives import Task, label_weights
+from mtl_ranker.models.objectives import Task, label_weights
 from mtl_ranker.training.batches import Examples, part_of
 
 

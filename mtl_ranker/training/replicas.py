@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtl_ranker.kernels import fast_matmul
+from mtl_ranker.models.matmul import fast_matmul
 
 Chunk = tuple[Tensor, Tensor]  # inputs [S, B, I] and labels [S, B, T] of S steps
 

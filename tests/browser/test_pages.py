@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mtl_ranker.evaluation.report import training_report
-from mtl_ranker.training.suite import train_suite
-from tests.training.test_suite import LAST, prepared
+from mtl_ranker.context import without_log
+from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.reports.page import training_report
+from tests.nightly.test_suite import LAST, prepared
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 # 1 = light, 0 = dark, as the page's prefers-color-scheme sees it.
@@ -46,7 +47,7 @@ def test_report_is_readable_light_and_dark_without_console_errors(tiny, tmp_path
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     project, workspace = prepared(tiny)
-    suite = train_suite(project, workspace, LAST)
+    suite = train_suite(without_log(project, workspace), LAST)
     page = tmp_path / "report.html"
     page.write_text(training_report(project, suite), "utf-8")
     brightness = {}

@@ -8,9 +8,9 @@ import torch
 from mtl_ranker.evaluation.diagnostics import diagnose, similarity
 from mtl_ranker.evaluation.metrics import auc
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
+from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import Ranker
-from mtl_ranker.objectives import Task
 
 TASKS = [Task("click", "binary"), Task("like", "binary")]
 ROWS = 5_000
@@ -43,7 +43,7 @@ def test_fresh_model_has_no_fault_and_its_gates_are_gates():
     assert found.warnings == []
     assert layer.outputs == ["click", "like"]
     np.testing.assert_allclose(layer.gate.sum(1), 1.0, rtol=1e-5)
-    expected = ranker(experts=3).gate_weights(*rows())[0].double().mean(0)
+    expected = ranker(experts=3).expert_weights(*rows())[0].double().mean(0)
     np.testing.assert_allclose(layer.gate, expected, rtol=1e-4)
     np.testing.assert_allclose(layer.utilisation, layer.gate.mean(0), rtol=1e-5)
     assert (layer.heard > 1).all()

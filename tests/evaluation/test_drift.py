@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl_ranker.config import parse_project
 from mtl_ranker.evaluation.drift import health, psi
-from tests.conftest import FIRST, PROJECT
+from tests import projects
+from tests.conftest import FIRST
 
 
 def test_psi_of_two_bins_by_hand():
@@ -49,8 +49,8 @@ def examples(day, rows: int, tab_null: bool = False, click: float = 0.3) -> pl.D
         "label_long": pl.Series([None] * rows, dtype=pl.Float32),
     }
     frame = pl.DataFrame(base, schema_overrides={"tab": pl.String})
-    project = parse_project(PROJECT, "project.toml")
-    from mtl_ranker.features.queries import numeric_features
+    project = projects.project()
+    from mtl_ranker.features.columns import numeric_features
 
     return frame.with_columns(
         pl.Series(n / rows + 0.0).cast(pl.Float32).alias(c) for c in numeric_features(project)
@@ -60,8 +60,7 @@ def examples(day, rows: int, tab_null: bool = False, click: float = 0.3) -> pl.D
 def test_what_changed_is_named_with_the_rule_it_breaks():
     from datetime import timedelta
 
-    text = PROJECT + "\n[drift]\nfail_nulls = 0.5\n"
-    project = parse_project(text, "project.toml")
+    project = projects.project(drift={"fail_nulls": 0.5})
     train = pl.concat([examples(FIRST + timedelta(days=d), 100) for d in range(3)])
     quiet = health(project, {"train": train, "test": examples(FIRST + timedelta(days=4), 100)})
     assert (quiet.warnings, quiet.failures) == ([], [])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtl_ranker.evaluation.intervals import quality_draws, user_draws
+from mtl_ranker.evaluation.intervals import over_seeds, resampled_quality, user_draws
 from mtl_ranker.evaluation.metrics import auc
-from mtl_ranker.evaluation.sharing import label_correlation, over_seeds, sharing_gains
+from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 
 
 def feed():
@@ -29,8 +29,8 @@ def test_help_and_hurt_are_told_from_noise():
     }
     weights = user_draws(user, 200)
     values = {key: auc(label, score) for key, score in scores.items()}
-    draws = {key: quality_draws("binary", label, s, weights) for key, s in scores.items()}
-    gains = sharing_gains(values, draws, "alone", {"click": "auc", "like": "auc"}, 0.95)
+    qualities = {k: resampled_quality("binary", label, [s], weights) for k, s in scores.items()}
+    gains = sharing_gains(qualities, "alone", {"click": "auc", "like": "auc"}, 0.95)
     found = {(g.model, g.objective): g for g in gains}
     assert len(gains) == 4
     assert found["mmoe", "click"].verdict == "helped"

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mtl_ranker.evaluation.slices import divide, slice_metrics, worst
-from mtl_ranker.objectives import Task
+from mtl_ranker.models.objectives import Task
 
 
 def test_rows_fall_into_thirds_cold_ones_apart_and_ages_into_bands():

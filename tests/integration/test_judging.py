@@ -8,7 +8,8 @@ import subprocess
 import polars as pl
 import pytest
 
-from tests.integration.test_night import SMALL, command, environment, night
+from tests.integration.test_night import command, environment, night
+from tests.projects import SMALL, write_project
 
 
 def run(name: str, folder, feed, *more: str) -> subprocess.CompletedProcess:
@@ -25,7 +26,7 @@ def run(name: str, folder, feed, *more: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory, feed):
     folder = tmp_path_factory.mktemp("judged")
-    (folder / "project.toml").write_text(SMALL)
+    write_project(folder, SMALL)
     done = night(folder, feed)
     assert done.returncode == 0, done.stderr
     return folder

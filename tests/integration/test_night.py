@@ -16,12 +16,11 @@ import pytest
 from mtl_ranker.logs.simulate import Feed, make_world, truth
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST
-
-SMALL = (Path(__file__).parents[1] / "data" / "small.toml").read_text()
+from tests.projects import SMALL, WITHOUT, project_text, write_project
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "mtl_ranker.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "mtl_ranker.commands.app", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -30,7 +29,7 @@ def environment() -> dict[str, str]:
 
 
 def night(folder: Path, feed: Path, name: str = "nightly", *more: str, more_env=None):
-    (folder / "project.toml").write_text(SMALL)
+    write_project(folder, SMALL)
     arguments = ["--config", str(folder / "project.toml"), "--data", str(feed)]
     return subprocess.run(
         command(name, *arguments, "--workspace", str(folder / "ws"), *more),
@@ -137,7 +136,7 @@ def test_given_candidates_with_unknown_users_and_items_are_all_scored(lived, fee
         (data / name).symlink_to(feed / name)
     given = pl.DataFrame({"user": [1, 1, 999_999], "item": [3, 888_888, 3]})
     given.write_parquet(data / "candidates.parquet")
-    project = SMALL.replace("top_k = 5", 'top_k = 5\ncandidates = "candidates.parquet"')
+    project = project_text(SMALL, scoring={"candidates": "candidates.parquet"})
     (folder / "given.toml").write_text(project)
     done = subprocess.run(
         command(
@@ -178,7 +177,7 @@ def test_a_night_killed_at_every_stage_leaves_nothing_half_written_and_finishes(
     """SIGKILL as soon as a place appears, again and again: in ingest, features, training,
     registering, scoring.
     """
-    (tmp_path / "project.toml").write_text(SMALL)
+    write_project(tmp_path, SMALL)
     workspace = Workspace(tmp_path / "ws")
     arguments = command(
         "nightly", "-c", tmp_path / "project.toml", "-d", feed, "-w", workspace.root
@@ -209,7 +208,8 @@ def test_a_night_killed_at_every_stage_leaves_nothing_half_written_and_finishes(
 
 @pytest.mark.slow
 def test_users_mistake_is_one_message_without_a_stack_trace(tmp_path, feed):
-    (tmp_path / "typo.toml").write_text(SMALL.replace("windows", "window"))
+    typo = {"windows": WITHOUT, "window": SMALL["features"]["windows"]}
+    (tmp_path / "typo.toml").write_text(project_text(SMALL, features=typo))
     for name in ("nightly", "check"):
         arguments = [name, "-c", str(tmp_path / "typo.toml"), "-d", str(feed)]
         more = [] if name == "check" else ["-w", str(tmp_path / "ws")]

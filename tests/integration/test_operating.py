@@ -15,7 +15,8 @@ import pytest
 
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.workspace import Workspace
-from tests.integration.test_night import SMALL, command, environment
+from tests.integration.test_night import command, environment
+from tests.projects import SMALL, edit_project, write_project
 
 
 def run(name: str, folder: Path, *more: str, data: Path | None = None, env=None):
@@ -31,16 +32,10 @@ def run(name: str, folder: Path, *more: str, data: Path | None = None, env=None)
     )
 
 
-def change(folder: Path, old: str, new: str) -> None:
-    text = (folder / "project.toml").read_text()
-    assert old in text
-    (folder / "project.toml").write_text(text.replace(old, new))
-
-
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory, feed):
     folder = tmp_path_factory.mktemp("operated")
-    (folder / "project.toml").write_text(SMALL)
+    write_project(folder, SMALL)
     done = run("nightly", folder, "--date", "2026-03-08", data=feed)
     assert done.returncode == 0, done.stderr
     return folder
@@ -52,8 +47,7 @@ def test_retrain_that_wins_rollback_and_freeze(lived, feed):
     nothing = run("rollback", lived)
     assert nothing.returncode == 2
     assert "nothing to roll back to; version 1 is the only one so far" in nothing.stderr
-    easy = "bootstrap = 50\nbetter_beyond_doubt = false\ntolerance = 1.0"
-    change(lived, "bootstrap = 50", easy)
+    edit_project(lived, promotion={"better_beyond_doubt": False, "tolerance": 1.0})
     won = run("nightly", lived, "--date", "2026-03-08", data=feed)
     assert won.returncode == 0, won.stderr
     assert "champion is version 2" in won.stdout
@@ -108,7 +102,7 @@ def test_explain_agrees_with_the_published_ranking(lived, feed):
 
 @pytest.mark.slow
 def test_backfill_builds_in_parallel_what_is_missing_and_says_why(tmp_path, feed):
-    (tmp_path / "project.toml").write_text(SMALL)
+    write_project(tmp_path, SMALL)
     span = ("--from", "2026-03-05", "--to", "2026-03-07")
     dry = run("backfill", tmp_path, *span, "--dry-run", data=feed)
     assert dry.returncode == 0, dry.stderr
@@ -120,7 +114,7 @@ def test_backfill_builds_in_parallel_what_is_missing_and_says_why(tmp_path, feed
     workspace = Workspace(tmp_path / "ws")
     assert [str(d) for d in workspace.days("examples")] == [f"2026-03-0{n}" for n in (5, 6, 7)]
     assert [str(d) for d in workspace.days("events")] == [f"2026-03-0{n}" for n in range(2, 8)]
-    change(tmp_path, "windows = [3]", "windows = [2]")
+    edit_project(tmp_path, features={"windows": [2]})
     figures = tmp_path / "why.json"
     again = run("backfill", tmp_path, *span, "--json", str(figures), data=feed)
     assert again.returncode == 0, again.stderr
@@ -164,7 +158,7 @@ def test_a_bad_night_leaves_yesterdays_champion_ranking(lived, feed, tmp_path):
 
 @pytest.mark.slow
 def test_a_late_log_is_waited_for_until_the_deadline(tmp_path, feed):
-    (tmp_path / "project.toml").write_text(SMALL)
+    write_project(tmp_path, SMALL)
     data = tmp_path / "data"
     shutil.copytree(feed, data)
     late = data / "log/date=2026-03-08"
@@ -195,7 +189,7 @@ def test_new_candidate_sets_are_ranked_once(lived, feed, tmp_path):
         pl.DataFrame({"user": [1, 1, 2], "item": [3, 4, 5]}).write_parquet(folder / "a.parquet")
     shutil.copytree(lived, tmp_path / "copy")
     copy = tmp_path / "copy"
-    change(copy, "top_k = 5", 'top_k = 5\ncandidates = "candidates"')
+    edit_project(copy, scoring={"candidates": "candidates"})
     # MLflow keeps where its artifacts lie, so the copy reads the original's.
     first = run("score-new", copy, data=data)
     assert first.returncode == 0, first.stderr
@@ -238,7 +232,7 @@ def test_two_ranks_train_a_challenger_together(lived, feed):
         return subprocess.run(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *("--nproc-per-node=2", "-m", "mtl_ranker.parallel"),
+                *("--nproc-per-node=2", "-m", "mtl_ranker.commands.train_ranks"),
                 *("-c", str(folder / "project.toml"), "-w", str(folder / "ws"), *more),
             ],
             capture_output=True,

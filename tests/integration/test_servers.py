@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_night import command, environment, night
+from tests.projects import SMALL, write_project
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -82,7 +83,7 @@ def test_night_reports_its_flows_and_artifacts_to_a_server(tmp_path, feed, prefe
 
 @pytest.mark.slow
 def test_prefect_yaml_deploys_a_nightly_schedule_that_a_worker_runs(tmp_path, feed, prefect_api):
-    (tmp_path / "project.toml").write_text((ROOT / "tests/data/small.toml").read_text())
+    write_project(tmp_path, SMALL)
     env = environment() | {
         "PREFECT_API_URL": prefect_api,
         "PREFECT_HOME": str(tmp_path / "home"),
@@ -121,7 +122,7 @@ def test_prefect_yaml_deploys_a_nightly_schedule_that_a_worker_runs(tmp_path, fe
 
 @pytest.mark.slow
 def test_each_part_of_the_night_runs_alone(tmp_path, feed):
-    (tmp_path / "project.toml").write_text((ROOT / "tests/data/small.toml").read_text())
+    write_project(tmp_path, SMALL)
     arguments = ["-c", str(tmp_path / "project.toml"), "-d", str(feed)]
     for name in ("ingest", "features", "train", "promote", "score"):
         day = "2026-03-09" if name == "score" else "2026-03-08"

@@ -26,9 +26,10 @@ import pytest
 
 from mtl_ranker.workspace import Workspace
 from tests.hosts import HERE
-from tests.integration.test_night import SMALL, environment
-from tests.integration.test_operating import change, run
+from tests.integration.test_night import environment
+from tests.integration.test_operating import run
 from tests.integration.test_servers import ask, free_port
+from tests.projects import SMALL, WITHOUT, edit_project, write_project
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
@@ -211,7 +212,7 @@ def status(address: str, user: str | None = None) -> int:
 
 @pytest.mark.slow
 def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path, feed):
-    (tmp_path / "project.toml").write_text(SMALL)
+    write_project(tmp_path, SMALL)
     day = ("--date", "2026-03-08")
 
     def on_stack(name: str, *more: str, data: Path | None = feed):
@@ -220,11 +221,10 @@ def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path
         return done.stdout
 
     assert "promoted: the first model becomes champion" in on_stack("nightly", *day)
-    easy = "better_beyond_doubt = false\ntolerance = 1.0"
-    change(tmp_path, "bootstrap = 50", f"bootstrap = 50\n{easy}")
+    edit_project(tmp_path, promotion={"better_beyond_doubt": False, "tolerance": 1.0})
     on_stack("train", *day)
     assert "champion is version 2" in on_stack("promote", *day)
-    change(tmp_path, easy, "better_beyond_doubt = true")
+    edit_project(tmp_path, promotion={"better_beyond_doubt": True, "tolerance": WITHOUT})
     on_stack("train", *day)
     lost = on_stack("promote", *day)
     assert "kept the champion" in lost
@@ -233,7 +233,7 @@ def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path
     on_stack("score", "--date", "2026-03-09")
     ranked = pl.read_parquet(tmp_path / "ws/rankings/date=2026-03-09/part-0.parquet")
     assert ranked["model_version"].unique().to_list() == ["1"]
-    change(tmp_path, "windows = [3]", "windows = [2]")
+    edit_project(tmp_path, features={"windows": [2]})
     span = ("--from", "2026-03-06", "--to", "2026-03-07")
     assert "setting features.windows" in on_stack("backfill", *span)
     assert len(Workspace(tmp_path / "ws").days("events")) == 7
@@ -286,11 +286,11 @@ def test_a_backfill_on_a_dask_cluster_outlives_a_lost_worker(stack, tmp_path, fe
     """Two workers of a running cluster; one is killed while the days are built."""
     if importlib.util.find_spec("prefect_dask") is None:
         pytest.skip("prefect-dask is not installed: pip install -e '.[cluster]'")
-    (tmp_path / "project.toml").write_text(SMALL)
+    write_project(tmp_path, SMALL)
     span = ("--from", "2026-03-04", "--to", "2026-03-08")
     alone = tmp_path / "alone"
     alone.mkdir()
-    (alone / "project.toml").write_text(SMALL)
+    write_project(alone, SMALL)
     assert run("backfill", alone, *span, data=feed, env=stack.env).returncode == 0
     env = (
         environment()
@@ -329,12 +329,10 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
 
     One worker is killed once it has blocks to build; the training runs where the night does.
     """
-    small = SMALL.replace("[features]", "[features]\nblock_rows = 400", 1)
-    small = small.replace("[scoring]", "[scoring]\nblock_rows = 50", 1)
     alone = tmp_path / "alone"
     alone.mkdir()
     for folder in (alone, tmp_path):
-        (folder / "project.toml").write_text(small)
+        write_project(folder, SMALL, features={"block_rows": 400}, scoring={"block_rows": 50})
     day = ("--date", "2026-03-08")
     done = run("nightly", alone, *day, data=feed)
     assert done.returncode == 0, done.stdout + done.stderr

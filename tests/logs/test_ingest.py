@@ -9,17 +9,19 @@ import polars as pl
 import pytest
 
 from mtl_ranker.config import load_project
+from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, midnight, tiny_events, write_day
+from tests.projects import write_project
 
 
 def ingest(root: Path, day=FIRST):
     project = load_project(str(root / "project.toml"))
     workspace = Workspace(root / "ws")
-    return ingest_day(project, open_source(project, root), workspace, day), workspace
+    return ingest_day(Context(project, open_source(project, root), workspace), day), workspace
 
 
 def test_good_day_keeps_every_row(tiny):
@@ -128,8 +130,7 @@ def test_single_file_log_is_cut_into_days_by_its_timestamps(tiny):
     whole = pl.concat([tiny_events(day, shift=n) for n, day in enumerate(days)])
     (tiny / "one").mkdir()
     whole.write_parquet(tiny / "one" / "log.parquet")
-    text = (tiny / "project.toml").read_text()
-    (tiny / "project.toml").write_text(text.replace('"log"', '"one/log.parquet"', 1))
+    write_project(tiny, log={"path": "one/log.parquet"})
     project = load_project(str(tiny / "project.toml"))
     assert open_source(project, tiny).days() == days
     report, _ = ingest(tiny, days[1])

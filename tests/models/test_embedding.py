@@ -7,7 +7,8 @@ import torch
 
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.training.batches import encode_examples
-from mtl_ranker.training.loop import build_ranker, train_ranker
+from mtl_ranker.training.loop import Design, Rows, train_ranker
+from mtl_ranker.training.network import build_ranker
 from tests.training import rows as made
 
 NOTHING = torch.zeros(2, 0)
@@ -55,7 +56,11 @@ def test_training_is_the_dense_one_where_every_batch_has_every_row(balancing: st
         settings = made.settings(
             batch_size=256, weight_decay=0.0, sparse_rows=sparse_rows, balancing=balancing
         )
-        found.append(train_ranker(made.spec(), encoder, made.TASKS, rows, rows, settings, 0).model)
+        found.append(
+            train_ranker(
+                Design(made.spec(), encoder, made.TASKS), Rows(rows, rows), settings, 0
+            ).model
+        )
     dense, sparse = found
     assert sparse.embedding.sparse == (balancing != "pcgrad")
     # SparseAdam adds its epsilon before the bias correction; rows move by some 0.05 here.
@@ -68,7 +73,9 @@ def test_rows_that_no_batch_has_stay_as_they_began() -> None:
     encoder = made.encoder(frame)
     rows = encode_examples(encoder, frame, made.LABELS)
     settings = made.settings(sparse_rows=1, weight_decay=0.5)
-    model = train_ranker(made.spec(), encoder, made.TASKS, rows, rows, settings, 0).model
+    model = train_ranker(
+        Design(made.spec(), encoder, made.TASKS), Rows(rows, rows), settings, 0
+    ).model
     torch.manual_seed(0)
     fresh = build_ranker(made.spec(), encoder, made.TASKS, rows.positions)
     moved = (model.embedding.table.weight != fresh.embedding.table.weight).any(1)

@@ -232,7 +232,7 @@ def test_sparse_gating_computes_only_the_chosen_experts():
     torch.manual_seed(1)
     ranker = make_ranker(sparse_mmoe(2, 6, 2, [8]))
     torch.nn.init.normal_(ranker.layers[0].gates.weight)
-    weights = ranker.gate_weights(*make_rows())[0]
+    weights = ranker.expert_weights(*make_rows())[0]
     assert ((weights > 0).sum(-1) == 2).all()
     untouched = (weights[:, :, 0] == 0).all(1)
     assert 0 < untouched.sum() < B
@@ -349,7 +349,7 @@ def test_gates_are_distributions_over_visible_experts():
     torch.manual_seed(1)
     visible = ((True, True, False), (False, True, True))
     ranker = make_ranker(RankerSpec((LayerSpec(visible, (0, 0, 0), (8,)),)))
-    weights = ranker.gate_weights(*make_rows())[0]
+    weights = ranker.expert_weights(*make_rows())[0]
     torch.testing.assert_close(weights.sum(-1), torch.ones(B, 2))
     assert (weights[:, 0, 2] == 0).all()
     assert (weights[:, 1, 0] == 0).all()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.sources import CENSUS_COLUMNS, CENSUS_NUMBERS, read_census
 from mtl_ranker.models.presets import make
 from mtl_ranker.studies.census import (
     MODELS,
@@ -21,7 +20,8 @@ from mtl_ranker.studies.census import (
     tune_ranker,
     tune_trees,
 )
-from mtl_ranker.training.loop import build_ranker
+from mtl_ranker.studies.census_data import CENSUS_COLUMNS, CENSUS_NUMBERS, read_census
+from mtl_ranker.training.network import build_ranker
 
 DEGREES = ["Children", "High school graduate", "Bachelors degree(BA AB BS)", "Some college"]
 

@@ -14,7 +14,7 @@ from tests.integration.test_night import environment
 
 def study(folder, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "mtl_ranker.cli", "study", *map(str, arguments)],
+        [sys.executable, "-m", "mtl_ranker.commands.app", "study", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment(),

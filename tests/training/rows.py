@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 
 from mtl_ranker.config import Features, Training
+from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.features.queries import LABEL
+from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
-from mtl_ranker.objectives import Task
 
 TASKS = [Task("click", "binary"), Task("seconds", "regression"), Task("like", "binary")]
 LABELS = [LABEL + task.name for task in TASKS]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
+from mtl_ranker.models.objectives import Task, losses
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import Ranker
-from mtl_ranker.objectives import Task, losses
 from mtl_ranker.training.balancing import (
     BALANCERS,
     DynamicWeightAverage,

@@ -8,8 +8,8 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss
 
+from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.trees import Forest, averaged
-from mtl_ranker.objectives import Task
 from mtl_ranker.training.batches import Examples
 from mtl_ranker.training.boosting import SETTINGS, fit_forest
 

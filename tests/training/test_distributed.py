@@ -19,9 +19,9 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from mtl_ranker.training.batches import encode_examples
-from mtl_ranker.training.checkpoints import Checkpoint
+from mtl_ranker.training.state import Checkpoint
 from mtl_ranker.training.distributed import ranks
-from mtl_ranker.training.loop import train_ranker
+from mtl_ranker.training.loop import Design, Execution, Rows, train_ranker
 from tests.training import rows as made
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
@@ -43,9 +43,9 @@ rows = encode_examples(encoder, frame, made.LABELS)
 held_out = encode_examples(encoder, made.frame(200, seed=9), made.LABELS)
 with ranks() as world:
     run = train_ranker(
-        made.spec(dropout=0.0), encoder, made.TASKS, rows, held_out,
+        Design(made.spec(dropout=0.0), encoder, made.TASKS), Rows(rows, held_out),
         made.settings(position_dropout=0.0, **more), 0,
-        checkpoint=Saving(folder / "a.pt", "key"), world=world,
+        Execution(checkpoint=Saving(folder / "a.pt", "key"), world=world),
     )
     if world.rank == 0:
         torch.save(run.model.state_dict(), folder / "weights.pt")

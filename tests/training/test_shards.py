@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from mtl_ranker.config import load_project
+from mtl_ranker.context import without_log
 from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.nightly.contenders import Callbacks
+from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.training import shards
 from mtl_ranker.training.batches import TENSORS, encode_examples, thin_negatives
-from mtl_ranker.training.loop import train_ranker
+from mtl_ranker.training.loop import Design, Rows, train_ranker
 from mtl_ranker.training.shards import write_shards
-from mtl_ranker.training.suite import train_suite
+from tests.nightly.test_suite import LAST, prepared
+from tests.projects import edit_project, write_project
 from tests.training import rows as made
-from tests.training.test_suite import LAST, prepared
 
 
 @pytest.fixture
@@ -83,7 +86,10 @@ def test_training_from_files_learns_what_training_in_memory_does(tmp_path, small
     losses = {}
     for name, rows in (("files", found), ("memory", encode_examples(encoder, frame, made.LABELS))):
         run = train_ranker(
-            made.spec(dropout=0.0), encoder, made.TASKS, rows, held_out, made.settings(), 0
+            Design(made.spec(dropout=0.0), encoder, made.TASKS),
+            Rows(rows, held_out),
+            made.settings(),
+            0,
         )
         losses[name] = [epoch.monitored for epoch in run.epochs]
     # The same start, another order of rows.
@@ -114,14 +120,17 @@ def test_vocabularies_and_gaps_of_a_stream_are_those_of_the_frame(tmp_path):
 
 
 def test_a_night_with_more_rows_than_fit_streams_them(tiny):
-    text = (tiny / "project.toml").read_text().replace("refit = false", "refit = true")
-    (tiny / "project.toml").write_text(text)
+    write_project(tiny, training={"refit": True})
     project, workspace = prepared(tiny)
-    whole = train_suite(project, workspace, LAST)
-    (tiny / "project.toml").write_text(text.replace("epochs = 2", "epochs = 2\nin_memory_rows = 9"))
+    whole = train_suite(without_log(project, workspace), LAST)
+    edit_project(tiny, training={"in_memory_rows": 9})
     seen = []
     project = load_project(str(tiny / "project.toml"))
-    suite = train_suite(project, workspace, LAST, lambda name, seed, epoch: seen.append(name))
+    suite = train_suite(
+        without_log(project, workspace),
+        LAST,
+        Callbacks(lambda name, seed, epoch: seen.append(name)),
+    )
     assert suite.train_rows == whole.train_rows > 9
     assert [run.label for run in suite.runs] == [run.label for run in whole.runs]
     assert "mmoe, refit" in seen

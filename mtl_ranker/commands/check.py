@@ -1,0 +1,73 @@
+"""Verify a project file against its data without training or writing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from mtl_ranker.config import load_project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.columns import (
+    LABEL,
+    check_feature_columns,
+    check_known_beforehand,
+    numeric_features,
+)
+from mtl_ranker.features.days import split_days
+from mtl_ranker.logs.contract import check_events, derived_columns
+from mtl_ranker.logs.sources import open_source
+from mtl_ranker.training.dataset import check_labels
+from mtl_ranker.training.network import model_specs
+
+
+def check_project(config: str, data: Path) -> Iterator[str]:
+    """Yield a line per thing found in order. Raises ProjectError at the first that is not."""
+    project = load_project(config)
+    model_specs(project)
+    yield f"ok  {config}: {len(project.objectives)} objectives, {len(project.models)} models"
+    source = open_source(project, data)
+    available = source.days()
+    if not available:
+        raise ProjectError(f"{data / project.log.path}: the log holds no day")
+    yield f"ok  log: {len(available)} days, {available[0]} to {available[-1]}"
+    days = split_days(project, available, available[-1])
+    counts = f"{len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
+    yield f"ok  split: {counts}"
+    last = available[-1]
+    place = f"{data / project.log.path} ({last})"
+    checked = check_events(project, source.scan_day(last), last, place)
+    if checked.rows == 0:
+        raise ProjectError(f"{place}: no rows on this day")
+    if checked.bad_share > project.log.max_bad_share:
+        raise ProjectError(
+            f"{place}: {checked.bad_share:.1%} of the rows break the contract "
+            f"({checked.reasons()}); allowed: log.max_bad_share = {project.log.max_bad_share:.1%}"
+        )
+    yield f"ok  contract on {last}: {checked.rows:,} rows, {checked.bad.height:,} put aside"
+    schema = dict(checked.good.collect_schema())
+    check_known_beforehand(project, schema)
+    for which in ("users", "items"):
+        table = source.table(which)
+        if table is not None:
+            schema |= {k: v for k, v in table.collect_schema().items() if k not in schema}
+            yield f"ok  {which} table: {table.select(pl.len()).collect().item():,} rows"
+    for keys in project.features.entities:
+        for key in keys:
+            if key not in schema:
+                raise ProjectError(
+                    f"features.entities: no column {key!r}; allowed: {', '.join(schema)}"
+                )
+    computed = set(numeric_features(project)) - set(project.features.numerics)
+    check_feature_columns(project, pl.Schema(schema | dict.fromkeys(computed, pl.Float32())))
+    yield f"ok  features: {len(numeric_features(project))} numeric"
+    labels = {o.name for o in project.objectives}
+    expressions = [
+        e.alias(LABEL + name) for name, e in derived_columns(project).items() if name in labels
+    ]
+    parts = [source.scan_day(day).select(expressions) for day in days.train]
+    check_labels(
+        project, pl.concat(parts), f"train days {days.train[0]}..{days.train[-1]}", "train"
+    )
+    yield "ok  every objective occurs in the training days"

@@ -1,0 +1,81 @@
+"""What a run would build, and why, without building it (`--dry-run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
+
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.aggregates import aggregate_dataset
+from mtl_ranker.features.days import needed_days, needed_history, split_days
+from mtl_ranker.features.examples import examples_made_from
+from mtl_ranker.logs.ingest import events_made_from
+from mtl_ranker.ranking.candidates import candidate_files
+from mtl_ranker.training.network import model_specs
+
+
+def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
+    """A line for each day whose events or examples would be built.
+
+    What is built anew changes what later days look back at, so a first change counts for all.
+    """
+    project, source, workspace = context.project, context.source, context.workspace
+    rebuilt: list[date] = []
+    longest = project.features.windows[-1]
+    up_to_date = 0
+    for day in needed_history(project, source.days(), list(days)):
+        why = workspace.stale("events", day, events_made_from(context, day))
+        parts = [f"events {why}"] if why else []
+        if why or day not in workspace.days(aggregate_dataset([])):
+            rebuilt.append(day)
+        if day in days:
+            looked_at = [d for d in rebuilt if 0 < (day - d).days <= longest]
+            if looked_at:
+                parts.append(f"examples: {looked_at[0]} would be built before them")
+            else:
+                made = examples_made_from(context, day)
+                reason = workspace.stale("examples", day, made)
+                parts += [f"examples {reason}"] if reason else []
+        if parts:
+            yield f"{day}  {'; '.join(parts)}"
+        else:
+            up_to_date += 1
+    yield f"{up_to_date} days up to date"
+
+
+def plan_night(context: Context, day: date) -> Iterator[tuple[str, str]]:
+    """What `nightly --date D` would do: part (build, train, rank) and line.
+
+    Raises ProjectError as the night itself would.
+    """
+    project, source = context.project, context.source
+    specs = model_specs(project)
+    available = source.days()
+    split = split_days(project, needed_days(project, available, day), day)
+    days = [*split.train, *split.validate, *split.test]
+    for line in plan_days(context, days):
+        yield "build", line
+    seeds = len(project.training.seeds)
+    yield (
+        "train",
+        f"train    {len(specs)} models x {seeds} seeds on {split.train[0]}..{split.train[-1]}, "
+        f"validate {split.validate[0]}..{split.validate[-1]}, "
+        f"test {split.test[0]}..{split.test[-1]}",
+    )
+    yield "rank", plan_ranking(context, day + timedelta(days=1))
+
+
+def plan_ranking(context: Context, day: date) -> str:
+    """Which candidates `score --date D` would rank. Raises ProjectError where a set is missing."""
+    project, source = context.project, context.source
+    given = project.scoring.candidates
+    if given is None:
+        return f"rank     candidates of {day}, made from the log"
+    files = candidate_files(context, day)
+    if not files:
+        raise ProjectError(
+            f"{source.root / given}: no candidate set for {day} (scoring.candidates = {given!r})"
+        )
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    return f"rank     candidates of {day}: {len(files)} files, {megabytes:,.1f} MB"

@@ -1,0 +1,67 @@
+"""`mtl-ranker explain`: print how the champion scores one pair."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from rich import box
+from rich.table import Table
+
+from mtl_ranker.context import Context
+from mtl_ranker.ranking.explain import Explanation, Pair, explain
+from mtl_ranker.reports.console import console
+from mtl_ranker.tracking import connection, registry
+
+
+def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
+    """Print how the champion scores one pair."""
+    project = context.project
+    connection.connect(context.workspace)
+    champion = registry.load_artifact(project, "champion")
+    artifact, version = champion
+    explanation = explain(context, champion, pair, day)
+    seen = [
+        w
+        for w, known in (("user", explanation.known_user), ("item", explanation.known_item))
+        if not known
+    ]
+    unknown = f"; never seen in the log: {', '.join(seen)}" if seen else ""
+    console.print(
+        f"user {explanation.user}, item {explanation.item}, {day}, {project.name} "
+        f"version {version}{unknown}",
+        highlight=False,
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("objective", "network", "calibrated", "weight", "adds to score", "experts"):
+        table.add_column(
+            heading, justify="left" if heading in ("objective", "experts") else "right"
+        )
+    for name, value in explanation.predictions.items():
+        table.add_row(
+            name,
+            f"{explanation.raw[name]:.4f}",
+            f"{value:.4f}",
+            f"{artifact.project.blend_weights[name]:g}",
+            f"{explanation.contributions[name]:+.4f}",
+            " ".join(f"{w:.2f}" for w in explanation.experts[name]),
+        )
+    console.print(table)
+    rank = "not in the published top" if explanation.rank is None else f"rank {explanation.rank}"
+    how = artifact.project.scoring.blend
+    console.print(f"score {explanation.score:.4f} ({how}); {rank} of {day}\n", highlight=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="what each feature does to the score",
+        caption="change when this one is made missing; the ten largest",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in ("feature", "value", "effect"):
+        table.add_column(heading, justify="left" if heading == "feature" else "right")
+    for name, effect in list(explanation.effects.items())[:10]:
+        value = explanation.features[name]
+        table.add_row(
+            name, f"{value:.4g}" if isinstance(value, float) else str(value), f"{effect:+.4f}"
+        )
+    console.print(table)
+    return explanation

@@ -1,0 +1,80 @@
+"""One night's training by several processes, on one machine or many.
+
+    torchrun --nproc-per-node 2 -m mtl_ranker.commands.train_ranks -c feed.toml -w /work
+
+Every rank reads the same workspace, as built by `mtl-ranker features` (on several machines, a
+shared folder). The first one logs the runs to MLflow and registers the winner as challenger;
+`mtl-ranker promote` and `score` follow as ever. A rank that is lost ends the others; with
+`--max-restarts 3` all are started again and go on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtl_ranker.context import without_log
+from mtl_ranker.environment import prepare as prepare_environment
+
+SUMMED = ("fixed", "normalised")  # balancings whose gradient is a sum over rows
+
+
+def main(
+    config: Annotated[str, typer.Option("--config", "-c", help="A preset or a project file.")],
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the examples.")],
+    day: Annotated[
+        datetime | None, typer.Option("--date", formats=["%Y-%m-%d"], help="Default: the last.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Only these models, repeatable.")
+    ] = None,
+) -> None:
+    """Train the project's models data-parallel and register the winner."""
+    prepare_environment(workspace)
+    from mtl_ranker.config import load_project
+    from mtl_ranker.errors import ProjectError
+    from mtl_ranker.nightly.suite import train_suite
+    from mtl_ranker.reports.console import console
+    from mtl_ranker.reports.tables import comparison_table
+    from mtl_ranker.tracking import connection, registry
+    from mtl_ranker.training.distributed import ranks
+    from mtl_ranker.workspace import Workspace
+
+    project, work = load_project(config), Workspace(workspace)
+    unknown = set(model or []) - set(project.models)
+    if unknown:
+        allowed = ", ".join(project.models)
+        raise ProjectError(f"--model {sorted(unknown)[0]}: allowed: {allowed}")
+    if model:
+        chosen = {name: project.models[name] for name in model}
+        project = project.model_copy(update={"models": chosen})
+    if project.training.balancing not in SUMMED:
+        raise ProjectError(
+            f"training.balancing = {project.training.balancing!r}: looks at each objective's own "
+            f"gradient or loss, which ranks do not share; allowed here: {', '.join(SUMMED)}"
+        )
+    built = work.days("examples")
+    if not built:
+        raise ProjectError(f"{workspace}: no examples; run `mtl-ranker features` first")
+    last = day.date() if day else built[-1]
+    with ranks() as world:
+        context = without_log(project, work)
+        suite = train_suite(context, last, world=world)
+        if world.rank == 0:
+            connection.connect(work)
+            _, version, _ = registry.record(context, suite)
+            console.print(comparison_table(suite, console.width))
+            typer.echo(
+                f"{world.size} ranks: {suite.winner.label} wins on validation; registered as "
+                f"{project.name} version {version.version}, alias challenger"
+            )
+        world.wait()
+
+
+if __name__ == "__main__":
+    from mtl_ranker.commands.app import run_app
+
+    run_app(lambda: typer.run(main))

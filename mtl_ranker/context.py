@@ -1,0 +1,80 @@
+"""What every step of a night is given: the project, its log and its workspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import polars as pl
+from pydantic_core import core_schema
+
+from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.workspace import Workspace
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A log of impressions with its user and item tables, whatever their format.
+
+    Attributes:
+        root: the folder that `--data` names.
+    """
+
+    @property
+    def root(self) -> Path: ...
+
+    def days(self) -> list[date]:
+        """Days present in the log, ascending."""
+
+    def state(self, day: date) -> list[str]:
+        """What the day's rows are made from; changes when a file of them is rewritten."""
+
+    def tables_state(self) -> list[str]:
+        """The same of the user and item tables, with how they are read."""
+
+    def scan_day(self, day: date) -> pl.LazyFrame:
+        """One day's rows in canonical columns, unchecked. Raises ProjectError."""
+
+    def table(self, which: str) -> pl.LazyFrame | None:
+        """The "users" or "items" table keyed by `user_id` or `item_id`, or None."""
+
+
+class NoSource:
+    """Stands for the log where a command reads only what is published."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ProjectError("this command reads no log; it was started without --data")
+
+
+@dataclass(frozen=True)
+class Context:
+    """A project with its log and its workspace."""
+
+    project: Project
+    source: Source
+    workspace: Workspace
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Prefect describes a flow's parameters with pydantic; a context is passed as it is."""
+        return core_schema.any_schema()
+
+    @property
+    def log_path(self) -> Path:
+        """Where the log lies, for messages."""
+        return self.source.root / self.project.log.path
+
+    def last_day(self) -> date:
+        """The log's last day. Raises ProjectError for an empty log."""
+        days = self.source.days()
+        if not days:
+            raise ProjectError(f"{self.log_path}: the log holds no day")
+        return days[-1]
+
+
+def without_log(project: Project, workspace: Workspace) -> Context:
+    """A context for steps that read only what is published in the workspace."""
+    return Context(project, NoSource(), workspace)

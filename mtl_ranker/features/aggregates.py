@@ -1,0 +1,127 @@
+"""One day of events as daily counts of every entity, published once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+import polars as pl
+
+from mtl_ranker.config import History, Project
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.columns import entity_name
+from mtl_ranker.features.sql import day_number, run_sql, sql_digest
+from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.logs.contract import derived_columns
+from mtl_ranker.workspace import fingerprint
+
+
+def aggregate_day(context: Context, day: date) -> str | None:
+    """Publish every entity's daily counts of one day; why, or None when all were up to date."""
+    project, source, workspace = context.project, context.source, context.workspace
+    events_mark = workspace.published_fingerprint("events", day)
+    if events_mark is None:
+        raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
+    events = join_tables(static_tables(source), workspace.scan("events", [day]))
+    schema = events.collect_schema()
+    signals = {
+        name: expression.log1p() if _is_log1p(project, name) else expression
+        for name, expression in derived_columns(project).items()
+    }
+    expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
+    common = {
+        "events": events_mark,
+        "user and item tables": fingerprint(*source.tables_state()),
+        "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
+    }
+    daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}  # dataset → made from, rows
+    text = "aggregates/entity.sql"
+    made = {**common, f"sql/{text}": sql_digest(text)}
+    for keys in [[], *project.features.entities]:
+        _need(schema, keys, "features.entities")
+        columns = [pl.col(key) for key in keys if key not in signals]
+        labelled = events.select(*columns, *(e.alias(n) for n, e in signals.items()))
+        counts = run_sql(text, {"events": labelled}, keys=keys, signals=list(signals))
+        daily[aggregate_dataset(keys)] = made, counts
+    text = "aggregates/history.sql"
+    for history in project.features.histories:
+        _need(schema, history.columns, f"features.histories ({history.signal})")
+        made = {
+            **common,
+            f"sql/{text}": sql_digest(text),
+            "setting features.histories": fingerprint(history),
+        }
+        # Of a list column the first value stands for the item.
+        columns = [
+            pl.col(c).list.first() if isinstance(schema[c], pl.List) else pl.col(c)
+            for c in {*history.columns, "item_id"}
+        ]
+        signal = signals[history.signal].alias(history.signal)
+        latest = run_sql(
+            text,
+            {"events": events.select("user_id", "timestamp", *columns, signal)},
+            signal=history.signal,
+            columns=history.columns,
+            length=history.length,
+        )
+        daily[history_dataset(history)] = made, latest
+    worked = None
+    for dataset, (made, rows) in daily.items():
+        why = workspace.stale(dataset, day, made)
+        if why is not None:
+            numbered = rows.with_columns(pl.lit(day_number(day), pl.Int32).alias("day"))
+            workspace.publish(dataset, day, numbered, made)
+            worked = worked or why
+    return worked
+
+
+def _need(schema: pl.Schema, columns: Sequence[str], place: str) -> None:
+    for column in columns:
+        if column not in schema:
+            raise ProjectError(
+                f"{place}: no column {column!r} in the events or joined tables; "
+                f"allowed: {', '.join(schema.names())}"
+            )
+
+
+def history_dataset(history: History) -> str:
+    return f"aggregates/{history.name}"
+
+
+def aggregate_dataset(keys: list[str]) -> str:
+    return f"aggregates/{entity_name(keys) if keys else 'all'}"
+
+
+def history_days(context: Context, day: date) -> list[date]:
+    """Aggregated days that the windows of day D may see: the longest window, strictly before D."""
+    project, workspace = context.project, context.workspace
+    longest = project.features.windows[-1]
+    days = workspace.days(aggregate_dataset([]))
+    return [d for d in days if 0 < (day - d).days <= longest]
+
+
+def history_fingerprint(context: Context, day: date) -> str:
+    """One hash of all aggregates that the windows of day D see."""
+    project, workspace = context.project, context.workspace
+    datasets = [aggregate_dataset(keys) for keys in [[], *project.features.entities]]
+    datasets += [history_dataset(history) for history in project.features.histories]
+    return fingerprint(
+        *(
+            workspace.published_fingerprint(dataset, d)
+            for d in history_days(context, day)
+            for dataset in datasets
+        )
+    )
+
+
+def _is_log1p(project: Project, name: str) -> bool:
+    return any(o.name == name and o.transform == "log1p" for o in project.objectives)
+
+
+def aggregate_history(context: Context, day: date) -> None:
+    """Publish the daily aggregates that features as of D look back at, where they are missing."""
+    longest = context.project.features.windows[-1]
+    for published in context.workspace.days("events"):
+        if 0 < (day - published).days <= longest:
+            aggregate_day(context, published)

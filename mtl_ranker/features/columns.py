@@ -1,0 +1,101 @@
+"""The names of feature and label columns, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import polars as pl
+
+from mtl_ranker.config import History, Project
+from mtl_ranker.errors import ProjectError
+
+LABEL = "label_"
+
+SAMPLE_WEIGHT = "sample_weight"
+
+
+def entity_name(keys: list[str]) -> str:
+    """`["user_id", "author_id"]` becomes `user_x_author`."""
+    return "_x_".join(key.removesuffix("_id") for key in keys)
+
+
+def signal_names(project: Project) -> list[str]:
+    return [o.name for o in project.objectives] + list(project.features.signals)
+
+
+def aggregate_feature_names(project: Project, keys: list[str]) -> list[str]:
+    prefix = entity_name(keys)
+    names = []
+    for window in project.features.windows:
+        names.append(f"{prefix}_daily_impressions_{window}d")
+        names += [f"{prefix}_{signal}_rate_{window}d" for signal in signal_names(project)]
+    return [*names, f"{prefix}_days_since"]
+
+
+def numeric_features(project: Project) -> list[str]:
+    """Every numeric model input: configured columns, item age, and the windowed aggregates."""
+    names = list(project.features.numerics)
+    if project.log.items is not None and project.log.items.published:
+        names.append("item_age_days")
+    for keys in project.features.entities:
+        names += aggregate_feature_names(project, keys)
+    return names
+
+
+def history_features(history: History) -> list[str]:
+    """The list columns of one history, in the order of its columns."""
+    return [history.feature(column) for column in history.columns]
+
+
+def feature_columns(project: Project) -> list[str]:
+    """All raw feature columns that the encoder reads, in a fixed order, none twice."""
+    features = project.features
+    names = [c.column for c in features.categoricals] + [c.column for c in features.lists]
+    for history in features.histories:
+        names += history_features(history)
+    return list(dict.fromkeys(names + numeric_features(project)))
+
+
+def check_feature_columns(project: Project, schema: pl.Schema) -> None:
+    """Every configured feature must exist with a fitting type. Raises ProjectError."""
+    features = project.features
+    available = [c for c in schema.names() if not c.startswith(LABEL)]
+    wanted = {f"features.categoricals ({c.column})": c.column for c in features.categoricals}
+    wanted |= {f"features.lists ({c.column})": c.column for c in features.lists}
+    wanted |= {f"features.numerics ({c})": c for c in features.numerics}
+    for place, column in wanted.items():
+        if column not in schema:
+            raise ProjectError(f"{place}: no such column; available: {', '.join(available)}")
+    for listed in features.lists:
+        if not isinstance(schema[listed.column], pl.List):
+            raise ProjectError(
+                f"features.lists ({listed.column}): is {schema[listed.column]}; "
+                "allowed: a list column (see log.items.lists)"
+            )
+
+
+def check_known_beforehand(project: Project, event_columns: Collection[str]) -> None:
+    """Whatever is read from the impression itself must be declared as context.
+
+    What an impression left behind (play time, another label) is not known when candidates are
+    ranked, and candidates would not carry it. Raises ProjectError naming the column.
+    """
+    features, context = project.features, project.log.context
+    wanted = {f"features.categoricals ({c.column})": c.column for c in features.categoricals}
+    wanted |= {f"features.lists ({c.column})": c.column for c in features.lists}
+    wanted |= {f"features.numerics ({c})": c for c in features.numerics}
+    wanted |= {f"features.entities ({key})": key for keys in features.entities for key in keys}
+    known = {"user_id", "item_id", *context}
+    for place, column in wanted.items():
+        if column in event_columns and column not in known:
+            raise ProjectError(
+                f"{place}: is a column of the log, which may only be known after the impression; "
+                f"allowed: log.context ({', '.join(context) or 'empty'}), where columns stand that "
+                "a candidate set has too, and columns of log.users and log.items"
+            )
+    for index, objective in enumerate(project.objectives):
+        if objective.label.strip('"') in context:
+            raise ProjectError(
+                f"log.context: {objective.label} is the label of objectives[{index}] "
+                f"({objective.name}); a label is not known when candidates are ranked"
+            )

@@ -1,0 +1,74 @@
+"""Which days a night reads: its split, and the history that windows look back at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError
+
+
+@dataclass(frozen=True)
+class SplitDays:
+    """The days of one training, each list ascending."""
+
+    train: list[date]
+    validate: list[date]
+    test: list[date]
+
+    @property
+    def all(self) -> list[date]:
+        """Training, validation and test days."""
+        return [*self.train, *self.validate, *self.test]
+
+
+def split_days(project: Project, available: list[date], day: date) -> SplitDays:
+    """Test days end with `day`, validation before them, then training, after the warm-up.
+
+    Raises ProjectError naming the part that would be empty.
+    """
+    split = project.split
+    first = day - timedelta(days=split.test_days - 1)
+    test = [d for d in available if first <= d <= day]
+    second = first - timedelta(days=split.validate_days)
+    validate = [d for d in available if second <= d < first]
+    third = second - timedelta(days=split.train_days)
+    warm = set(available[: split.warmup_days])
+    train = [d for d in available if third <= d < second and d not in warm]
+    for name, days, start, end in (
+        ("test", test, first, day),
+        ("validate", validate, second, first - timedelta(days=1)),
+        ("train", train, third, second - timedelta(days=1)),
+    ):
+        if not days:
+            have = f"{available[0]} to {available[-1]}" if available else "none"
+            warmed = f" after {split.warmup_days} warm-up days" if name == "train" else ""
+            raise ProjectError(
+                f"split.{name}_days: no day of the log lies in {start}..{end}{warmed}, so the "
+                f"{name} part is empty; days found: {have}"
+            )
+    return SplitDays(train, validate, test)
+
+
+def needed_days(project: Project, available: list[date], day: date) -> list[date]:
+    """Days that a training on `day` reads: its split and the longest window before it."""
+    split = project.split
+    rows = split.test_days + split.validate_days + split.train_days
+    earliest = day - timedelta(days=rows - 1 + project.features.windows[-1])
+    return [d for d in available if earliest <= d <= day]
+
+
+def needed_history(project: Project, available: list[date], days: list[date]) -> list[date]:
+    """`days` and the earlier days of the log that their windows look at, ascending."""
+    longest = project.features.windows[-1]
+    return [d for d in available if any(0 <= (day - d).days <= longest for day in days)]
+
+
+def days_between(available: list[date], first: date, last: date) -> list[date]:
+    """The log's days `first`..`last`. Raises ProjectError when there is none."""
+    days = [d for d in available if first <= d <= last]
+    if not days:
+        have = f"{available[0]} to {available[-1]}" if available else "none"
+        raise ProjectError(f"--from {first} --to {last}: no day of the log; days found: {have}")
+    return days

@@ -1,0 +1,156 @@
+"""A day's impressions with point-in-time features and labels, published once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+
+from mtl_ranker.context import Context
+from mtl_ranker.features.aggregates import history_fingerprint
+from mtl_ranker.features.blocks import Block, user_blocks
+from mtl_ranker.features.columns import (
+    LABEL,
+    SAMPLE_WEIGHT,
+    check_feature_columns,
+    check_known_beforehand,
+    feature_columns,
+)
+from mtl_ranker.features.point_in_time import join_features
+from mtl_ranker.features.sql import sql_digest
+from mtl_ranker.logs.contract import derived_columns, label_expression
+from mtl_ranker.workspace import fingerprint
+
+
+@dataclass(frozen=True)
+class ExamplesPart:
+    """A block of whole users, and the file of their examples until the day is published."""
+
+    block: Block
+    file: Path
+
+
+@dataclass(frozen=True)
+class ExamplesPlan:
+    """What is to be built of a day's examples.
+
+    Attributes:
+        why: in words.
+        made: what they are made from.
+        parts: of about `features.block_rows` rows each; empty for a day that is one block.
+    """
+
+    day: date
+    why: str
+    made: dict[str, str]
+    parts: list[ExamplesPart]
+
+
+def plan_examples(context: Context, day: date) -> ExamplesPlan | None:
+    """None when the published partition is made from the same events, history and SQL."""
+    project, workspace = context.project, context.workspace
+    made = examples_made_from(context, day)
+    why = workspace.stale("examples", day, made)
+    if why is None:
+        return None
+    events = workspace.scan("events", [day])
+    check_known_beforehand(project, events.collect_schema().names())
+    blocks = user_blocks(events, project.features.block_rows)
+    if len(blocks) <= 1:
+        return ExamplesPlan(day, why, made, [])
+    files = workspace.parts("examples", day, made, len(blocks))
+    parts = [ExamplesPart(*part) for part in zip(blocks, files, strict=True)]
+    return ExamplesPlan(day, why, made, parts)
+
+
+def build_examples(context: Context, day: date) -> str | None:
+    """Publish examples/date=D: the day's impressions with features and labels.
+
+    Of a day with more rows than `features.block_rows`, whole users are joined so many rows at a
+    time, and lie one block after the other; within a block, and of other days, in order of time.
+
+    Why, or None when the published partition is made from the same events, history and SQL.
+    """
+    plan = plan_examples(context, day)
+    if plan is None:
+        return None
+    for part in plan.parts:
+        build_examples_part(context, day, part)
+    return finish_examples(context, plan)
+
+
+def build_examples_part(context: Context, day: date, part: ExamplesPart) -> None:
+    """Write one block of a plan to its file, unless an earlier attempt has."""
+    if part.file.is_file():
+        return
+    rows = examples_of_block(context, day, part.block)
+    with context.workspace.aside(part.file) as temporary:
+        rows.sink_parquet(temporary, compression="lz4", engine="streaming")
+
+
+def finish_examples(context: Context, plan: ExamplesPlan) -> str:
+    """Publish the day, of which all parts are built; a day without parts is built here. Why."""
+    workspace = context.workspace
+    if plan.parts:
+        files = [part.file for part in plan.parts]
+        workspace.publish_parts("examples", plan.day, files, plan.made)
+    else:
+        everything = Block(None, None, 0, everything=True)
+        rows = examples_of_block(context, plan.day, everything)
+        workspace.publish("examples", plan.day, rows, plan.made)
+    return plan.why
+
+
+def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame:
+    """The examples of some users' impressions of one day, in order of time."""
+    project, workspace = context.project, context.workspace
+    events = workspace.scan("events", [day])
+    event_columns = events.collect_schema().names()
+    rows = events.with_columns(
+        *(
+            expression.cast(pl.Float32).alias(LABEL + name)
+            for name, expression in derived_columns(project).items()
+            if name not in project.features.signals
+        )
+    )
+    label_columns = [LABEL + o.name for o in project.objectives]
+    if project.training.sample_weight is not None:
+        weight = label_expression(project.training.sample_weight, "training.sample_weight")
+        rows = rows.with_columns(weight.cast(pl.Float32).alias(SAMPLE_WEIGHT))
+        label_columns.append(SAMPLE_WEIGHT)
+    carried = ["user_id", "item_id", "timestamp", "date"]
+    beside = ("position", "propensity", project.log.random_exposure)
+    carried += [c for c in beside if c is not None and c in event_columns]
+    wanted = set(carried) | set(project.log.context) | set(feature_columns(project))
+    rows = rows.select(*[c for c in event_columns if c in wanted], *label_columns)
+    chosen = dict.fromkeys([*carried, *project.log.context, *feature_columns(project)])
+    examples = join_features(context, block.of(rows), day)
+    check_feature_columns(project, examples.collect_schema())
+    return examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id")
+
+
+def examples_made_from(context: Context, day: date) -> dict[str, str]:
+    """What decides the examples of a day; the encoder's own settings do not, and are left out."""
+    project, source, workspace = context.project, context.source, context.workspace
+    features = project.features
+    columns = [c.column for c in features.categoricals] + [c.column for c in features.lists]
+    remembered = {
+        "sql/features/history.sql": sql_digest("features/history.sql"),
+        "setting features.histories": fingerprint(*features.histories),
+    }
+    return {
+        **(remembered if features.histories else {}),
+        "events": workspace.published_fingerprint("events", day) or "",
+        "aggregates of earlier days": history_fingerprint(context, day),
+        "sql/features/windows.sql": sql_digest("features/windows.sql"),
+        "sql/features/join.sql": sql_digest("features/join.sql"),
+        "user and item tables": fingerprint(*source.tables_state()),
+        "setting features.windows": fingerprint(features.windows),
+        "setting features.smoothing": fingerprint(features.smoothing),
+        "setting features.rates": fingerprint(features.rates),
+        "setting features.entities": fingerprint(features.entities),
+        "setting features.signals": fingerprint(list(features.signals)),
+        "setting features' columns": fingerprint(columns, features.numerics, project.log.context),
+    }

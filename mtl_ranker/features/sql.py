@@ -1,0 +1,44 @@
+"""Renders the templates in `sql/` and runs them with polars' SQLContext."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import polars as pl
+
+from mtl_ranker.workspace import fingerprint
+
+PACKAGED_SQL = Path(__file__).resolve().parent.parent / "sql"
+
+CHECKOUT_SQL = Path(__file__).resolve().parent.parent.parent / "sql"
+
+
+@cache
+def sql_text(name: str) -> str:
+    folder = PACKAGED_SQL if PACKAGED_SQL.is_dir() else CHECKOUT_SQL
+    return (folder / name).read_text("utf-8")
+
+
+def sql_digest(name: str) -> str:
+    """A hash of the text of `sql/<name>`."""
+    return fingerprint(sql_text(name))
+
+
+def run_sql(name: str, frames: Mapping[str, pl.LazyFrame], **variables: object) -> pl.LazyFrame:
+    """Render `sql/<name>` with `variables` and run it over `frames`."""
+    query = _template(sql_text(name)).render(**variables)
+    return pl.SQLContext(frames=dict(frames)).execute(query, eager=False)
+
+
+@cache
+def _template(text: str) -> jinja2.Template:
+    return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
+
+
+def day_number(day: date) -> int:
+    """Days since 1970-01-01, the unit of every `day` column."""
+    return (day - date(1970, 1, 1)).days

@@ -1,0 +1,29 @@
+"""The static user and item tables, joined to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from mtl_ranker.context import Source
+
+
+def static_tables(source: Source) -> dict[str, pl.LazyFrame]:
+    """The user and the item table by their key, where the project has them."""
+    tables = {"user_id": source.table("users"), "item_id": source.table("items")}
+    return {key: table for key, table in tables.items() if table is not None}
+
+
+def join_tables(tables: Mapping[str, pl.LazyFrame], rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Rows joined to the static user and item tables; a row's own columns win.
+
+    Rows without a user or an item are joined to the other table only.
+    """
+    for key, table in tables.items():
+        own = rows.collect_schema()
+        if key not in own:
+            continue
+        new = [c for c in table.collect_schema().names() if c == key or c not in own]
+        rows = rows.join(table.select(new).cast({key: own[key]}), on=key, how="left")
+    return rows

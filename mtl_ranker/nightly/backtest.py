@@ -1,0 +1,180 @@
+"""A rolling-origin back-test: every day of a span, ranked by the model of the night before.
+
+Three policies rank the same days: the first night's model is `kept`; the `champion` is replaced by
+a challenger only on evidence (`promotion.py`); a model is `retrained` every night.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import polars as pl
+
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.intervals import (
+    Interval,
+    paired_difference,
+    resampled_quality,
+    user_draws,
+)
+from mtl_ranker.evaluation.metrics import Metrics, evaluate_all, quality_metric
+from mtl_ranker.features.aggregates import aggregate_day
+from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.days import days_between, needed_days, split_days
+from mtl_ranker.features.examples import build_examples
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.nightly.build import build_split
+from mtl_ranker.nightly.promotion import compare_artifacts
+from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.training.batches import label_matrix
+from mtl_ranker.training.network import tasks_of
+
+POLICIES = ("kept", "champion", "retrained")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One policy on one day: which night's model ranked it, and how well."""
+
+    day: date
+    policy: str
+    night: date
+    model: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """Every policy on every day.
+
+    Attributes:
+        promotions: day → the promotion decision of the night before, in words.
+        gains: (policy, objective) → quality over all days minus that of `kept`, on the same rows,
+            users resampled.
+    """
+
+    days: list[date]
+    replayed: list[Replayed]
+    promotions: dict[date, str]
+    gains: dict[tuple[str, str], Interval]
+
+    def curve(self, policy: str, objective: str, metric: str) -> list[float]:
+        """The metric of a policy on each day."""
+        return [r.metrics[objective][metric] for r in self.replayed if r.policy == policy]
+
+
+@dataclass(frozen=True)
+class NightModel:
+    """The winner of a night."""
+
+    night: date
+    label: str
+    artifact: RankerArtifact
+
+
+def backtest(
+    context: Context,
+    first: date,
+    last: date,
+    on_step: Callable[[str], None] = lambda words: None,
+) -> Backtest:
+    """Replay the nights before `first`..`last`, and evaluate each day once, after its night.
+
+    The night of D - 1 trains on the split that ends with D - 1, as `nightly` does; its winner on
+    validation ranks day D. Raises ProjectError when a day is missing or its night has no split.
+    """
+    project = context.project
+    days = days_between(context.source.days(), first, last)
+    nights = [day - timedelta(days=1) for day in days]
+    _check_nights(context, first, nights)
+    tasks = tasks_of(project)
+    names = [task.name for task in tasks]
+    policies: dict[str, NightModel] = {}
+    replayed: list[Replayed] = []
+    promotions: dict[date, str] = {}
+    predictions: dict[str, list[np.ndarray]] = {policy: [] for policy in POLICIES}
+    labels, users = [], []
+    for day, night in zip(days, nights, strict=True):
+        build_split(context, night)
+        suite = train_suite(context, night)
+        fresh = NightModel(night, suite.winner.label, suite.winner.artifact)
+        if not policies:
+            policies = dict.fromkeys(POLICIES, fresh)
+            promotions[day] = "the first model is champion"
+        else:
+            champion = policies["champion"]
+            decision = compare_artifacts(context, night, fresh.artifact, champion.artifact)
+            promotions[day] = decision.reason
+            policies["champion"] = fresh if decision.promoted else champion
+            policies["retrained"] = fresh
+        frame = _examples_of(context, day)
+        labels.append(label_matrix(frame, [LABEL + n for n in names]))
+        users.append(frame["user_id"].to_numpy())
+        for policy, model in policies.items():
+            predicted = model.artifact.predict(frame).select(names).to_numpy()
+            predictions[policy].append(predicted)
+            metrics = evaluate_all(tasks, labels[-1], predicted, users[-1])
+            replayed.append(Replayed(day, policy, model.night, model.label, metrics))
+        on_step(f"{day}: night of {night}, {suite.winner.label}")
+    gains = _gains(project, np.concatenate(labels), np.concatenate(users), predictions)
+    return Backtest(days, replayed, promotions, gains)
+
+
+def _check_nights(context: Context, first: date, nights: Sequence[date]) -> None:
+    """Every night must be a day of the log, with a split that ends there."""
+    available = context.source.days()
+    for night in nights:
+        if night not in available:
+            raise ProjectError(
+                f"--from {first}: the night before needs {night}, which the log lacks; "
+                f"days found: {available[0]} to {available[-1]}"
+            )
+        split_days(context.project, needed_days(context.project, available, night), night)
+
+
+def _examples_of(context: Context, day: date) -> pl.DataFrame:
+    """The examples of a day that follows a night's split."""
+    ingest_day(context, day)
+    aggregate_day(context, day)
+    build_examples(context, day)
+    return context.workspace.scan("examples", [day]).collect(engine="streaming")
+
+
+def _gains(
+    project: Project,
+    labels: np.ndarray,
+    users: np.ndarray,
+    predictions: Mapping[str, Sequence[np.ndarray]],
+) -> dict[tuple[str, str], Interval]:
+    """Each policy against `kept` over all days' rows: AUC (or R²), paired, users resampled."""
+    weights = user_draws(users, project.promotion.bootstrap)
+    qualities = {
+        (policy, objective.name): resampled_quality(
+            objective.kind, labels[:, t], [np.concatenate(predictions[policy])[:, t]], weights
+        )
+        for policy in POLICIES
+        for t, objective in enumerate(project.objectives)
+    }
+    return {
+        (policy, objective.name): paired_difference(
+            qualities[policy, objective.name],
+            qualities["kept", objective.name],
+            project.promotion.confidence,
+        )
+        for policy in POLICIES[1:]
+        for objective in project.objectives
+    }
+
+
+def measures(project: Project) -> dict[str, list[str]]:
+    """The curves worth drawing of each objective."""
+    return {
+        o.name: ["auc", "gauc"] if quality_metric(o.kind) == "auc" else ["r2"]
+        for o in project.objectives
+    }

@@ -1,0 +1,188 @@
+"""Does the challenger deserve to be champion? Evidence on the same held-out rows, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.intervals import (
+    Interval,
+    Resampled,
+    resampled_quality,
+    user_draws,
+    weighted_mean,
+)
+from mtl_ranker.evaluation.metrics import ece
+from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.days import split_days
+from mtl_ranker.models.objectives import Task
+from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.ranking.load_test import MEASURED_ROWS, Serving, try_serving
+from mtl_ranker.training.batches import label_matrix
+
+
+@dataclass(frozen=True)
+class Decision:
+    promoted: bool
+    reason: str
+    blended: Interval | None = None
+    differences: dict[str, Interval] | None = None
+    serving: Serving | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the decision rests on: both models' predictions on the same test rows.
+
+    Attributes:
+        labels: [N, T], NaN = missing.
+        user: [N].
+        challenger, champion: [N, T].
+        serving: the saved challenger in a fresh process, if that was measured.
+    """
+
+    tasks: Sequence[Task]
+    labels: np.ndarray
+    user: np.ndarray
+    challenger: np.ndarray
+    champion: np.ndarray
+    serving: Serving | None = None
+
+
+def decide(project: Project, evidence: Evidence) -> Decision:
+    """Compare challenger and champion by a paired user bootstrap.
+
+    Promoted only when the blended quality (weighted mean of AUC and R²) is significantly better,
+    no objective is significantly worse, every binary objective's ECE is within bounds, and the
+    saved challenger was served within budget.
+    """
+    rule, tasks = project.promotion, evidence.tasks
+    weights = user_draws(evidence.user, rule.bootstrap)
+
+    def quality(t: int, prediction: np.ndarray) -> Resampled:
+        label = evidence.labels[:, t]
+        return resampled_quality(tasks[t].kind, label, [prediction[:, t]], weights)
+
+    gains = [
+        quality(t, evidence.challenger) - quality(t, evidence.champion) for t in range(len(tasks))
+    ]
+    differences = {
+        task.name: gain.interval(rule.confidence) for task, gain in zip(tasks, gains, strict=True)
+    }
+    overall = weighted_mean(
+        [(task.weight, gain) for task, gain in zip(tasks, gains, strict=True)]
+    ).interval(rule.confidence)
+    worse = [name for name, difference in differences.items() if difference.high < 0]
+    against = []
+    if worse:
+        against.append(f"the challenger is significantly worse on {', '.join(worse)}")
+    against += unfit(project, tasks, evidence.labels, evidence.challenger, evidence.serving)
+    enough = overall.low > 0 if rule.better_beyond_doubt else overall.low > -rule.tolerance
+    if not worse and not enough:
+        limit = "significant" if rule.better_beyond_doubt else f"above {-rule.tolerance:+.4f}"
+        against.append(
+            "the challenger's blended quality differs by "
+            f"{overall.value:+.4f} [{overall.low:+.4f}, {overall.high:+.4f}], not {limit}"
+        )
+    if against:
+        reason = "kept the champion: " + "; ".join(against)
+        return Decision(False, reason, overall, differences, evidence.serving)
+    reason = (
+        f"promoted: blended quality better by {overall.value:+.4f} "
+        f"[{overall.low:+.4f}, {overall.high:+.4f}] and no objective significantly worse"
+    )
+    return Decision(True, reason, overall, differences, evidence.serving)
+
+
+def unfit(
+    project: Project,
+    tasks: Sequence[Task],
+    labels: np.ndarray,
+    challenger: np.ndarray,
+    serving: Serving | None,
+) -> list[str]:
+    """What speaks against a model by itself, whoever is champion: calibration, serving."""
+    against, uncalibrated, rule = [], [], project.promotion
+    for t, task in enumerate(tasks):
+        known = ~np.isnan(labels[:, t])
+        if task.kind == "binary" and known.any():
+            error = ece(labels[known, t], challenger[known, t])
+            if error > rule.max_calibration_error:
+                uncalibrated.append(f"{task.name} ({error:.3f})")
+    if uncalibrated:
+        against.append(
+            f"its calibration error is above {rule.max_calibration_error} on "
+            f"{', '.join(uncalibrated)}"
+        )
+    if serving is not None:
+        if serving.failed is not None:
+            against.append(f"its artifact does not serve in a fresh process: {serving.failed}")
+        if serving.seconds_per_million > rule.max_seconds_per_million:
+            against.append(
+                f"it takes {serving.seconds_per_million:,.0f} s to score a million rows, allowed "
+                f"{rule.max_seconds_per_million:,.0f} (promotion.max_seconds_per_million)"
+            )
+        if serving.megabytes > rule.max_megabytes:
+            against.append(
+                f"it is {serving.megabytes:,.1f} MB, allowed {rule.max_megabytes:,.0f} "
+                "(promotion.max_megabytes)"
+            )
+    return against
+
+
+def compare_artifacts(
+    context: Context,
+    day: date,
+    challenger: RankerArtifact,
+    champion: RankerArtifact | None,
+    folder: Path | None = None,
+) -> Decision:
+    """Predict the test days that end with D with both models, and decide.
+
+    A champion of other objectives or features cannot be compared; the challenger then replaces it,
+    as it does where there is none, if by itself it is calibrated and serves.
+
+    Args:
+        folder: the challenger as saved; it is then loaded and timed in a fresh process.
+    """
+    project, workspace = context.project, context.workspace
+    days = split_days(project, workspace.days("events"), day).test
+    frame = workspace.scan("examples", days).collect(engine="streaming")
+    if frame.is_empty():
+        raise ProjectError(f"split.test_days: no examples on {days[0]}..{days[-1]}")
+    tasks = list(challenger.tasks)
+    names = [task.name for task in tasks]
+    labels = label_matrix(frame, [LABEL + n for n in names])
+    new = challenger.predict(frame)
+    serving = None
+    if folder is not None:
+        some = frame.select(challenger.columns).head(MEASURED_ROWS)
+        serving = try_serving(folder, some, new.head(MEASURED_ROWS))
+    other = None
+    if champion is None:
+        other = "the first model becomes champion"
+    elif [t.name for t in champion.tasks] != names:
+        other = "the project's objectives changed since the champion"
+    elif [c for c in champion.columns if c not in frame.columns]:
+        other = "the project's features changed since the champion"
+    if champion is None or other is not None:
+        against = unfit(project, tasks, labels, new.select(names).to_numpy(), serving)
+        if against:
+            return Decision(False, "not promoted: " + "; ".join(against), serving=serving)
+        return Decision(True, f"promoted: {other}", serving=serving)
+    evidence = Evidence(
+        tasks=tasks,
+        labels=labels,
+        user=frame["user_id"].to_numpy(),
+        challenger=new.select(names).to_numpy(),
+        champion=champion.predict(frame).select(names).to_numpy(),
+        serving=serving,
+    )
+    return decide(project, evidence)

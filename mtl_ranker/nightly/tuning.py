@@ -1,0 +1,226 @@
+"""Search a model's settings on the validation days: Optuna's TPE, pruned, resumable.
+
+The test days are never read. The first trial is what the project file says, so that the best of a
+search is never worse on validation than no search.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mtl_ranker.config import Project, Training
+from mtl_ranker.evaluation.metrics import blended_quality, evaluate_all
+from mtl_ranker.models.presets import make
+from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.training.dataset import Dataset
+from mtl_ranker.training.loop import Design, Epoch, Execution, Rows, train_ranker
+from mtl_ranker.training.network import predict
+
+if TYPE_CHECKING:
+    import optuna
+
+# What is searched of `[training]`.
+TRAINING = ("batch_size", "learning_rate", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a search: settings, validation quality (NaN where pruned), the epochs."""
+
+    number: int
+    training: dict[str, Any]
+    model: dict[str, Any]
+    quality: float
+    pruned: bool
+    epochs: list[Epoch] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The best settings found so far, of all trials that this study ever made."""
+
+    training: dict[str, Any]
+    model: dict[str, Any]
+    quality: float
+    trials: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a search goes on.
+
+    Attributes:
+        trials: trainings in all, those of an earlier, interrupted search of the same study
+            included.
+        seconds: no training starts after so many; None for no limit.
+    """
+
+    trials: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where Optuna keeps the trials of a search.
+
+    Attributes:
+        storage: a database URL, in which a search can be resumed; None for memory.
+    """
+
+    name: str = "tune"
+    storage: str | None = None
+    seed: int = 0
+
+
+def tune(
+    project: Project,
+    dataset: Dataset,
+    name: str,
+    budget: Budget,
+    study: Study = Study(),
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+) -> Search:
+    """Search `[models.NAME]` and the rates of `[training]` by mean validation AUC (or R²).
+
+    `on_trial` is told each training when it ends.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    given = dict(project.models[name])
+
+    def objective(trial: optuna.Trial) -> float:
+        training, model = suggest(trial, project, given)
+        epochs: list[Epoch] = []
+
+        def on_epoch(epoch: Epoch) -> None:
+            epochs.append(epoch)
+            trial.report(-epoch.monitored, epoch.number)  # the search maximises
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        spec = make(f"models.{name}", model, len(dataset.tasks), project.features.groups)
+        settings = project.training.model_copy(update=training)
+        try:
+            quality = _quality(dataset, spec, settings, study.seed, on_epoch)
+        except optuna.TrialPruned:
+            on_trial(Trial(trial.number, training, model, float("nan"), True, epochs))
+            raise
+        on_trial(Trial(trial.number, training, model, quality, False, epochs))
+        return quality
+
+    search = open_study(project, name, study)
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    done = len(search.get_trials(deepcopy=False, states=finished))
+    if done < budget.trials:
+        search.optimize(objective, n_trials=budget.trials - done, timeout=budget.seconds)
+    training, model = suggest(optuna.trial.FixedTrial(search.best_params), project, given)
+    every = search.get_trials(deepcopy=False, states=finished)
+    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in every)
+    return Search(training, model, float(search.best_value), len(every), pruned)
+
+
+def _quality(
+    dataset: Dataset,
+    spec: RankerSpec,
+    settings: Training,
+    seed: int,
+    on_epoch: Callable[[Epoch], None],
+) -> float:
+    """Validation quality of one training."""
+    validate = dataset.examples["validate"]
+    design = Design(spec, dataset.encoder, dataset.tasks)
+    rows, execution = Rows(dataset.train, validate), Execution(on_epoch)
+    trained = train_ranker(design, rows, settings, seed, execution)
+    prediction = predict(trained.model, validate, dataset.tasks)
+    user = dataset.frames["validate"]["user_id"].to_numpy()
+    metrics = evaluate_all(dataset.tasks, validate.labels.numpy(), prediction, user)
+    return blended_quality(dataset.tasks, metrics)
+
+
+def open_study(project: Project, name: str, study: Study) -> optuna.Study:
+    """The Optuna study, made if it is new: with the settings of the project file as first trial."""
+    import optuna
+
+    opened = optuna.create_study(
+        study_name=study.name,
+        storage=study.storage,
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=study.seed, n_startup_trials=8, multivariate=True),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+    )
+    if not opened.get_trials(deepcopy=False):
+        opened.enqueue_trial(default_trial(project, project.models[name]))
+    return opened
+
+
+def suggest(
+    trial: Any, project: Project, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of `[training]` and of the model, as an Optuna trial (or a fixed one) says."""
+    now = default_trial(project, given)
+    training = {
+        "batch_size": trial.suggest_categorical(
+            "batch_size", sorted({512, 1024, 2048, now["batch_size"]})
+        ),
+        "learning_rate": trial.suggest_float(
+            "learning_rate", *_around(now["learning_rate"], 3e-4, 5e-3), log=True
+        ),
+        "weight_decay": trial.suggest_float(
+            "weight_decay", *_around(now["weight_decay"], 1e-4, 0.3), log=True
+        ),
+    }
+    model = dict(given)
+    low, high = _around(now["dropout"], 0.0, 0.5)
+    model["dropout"] = trial.suggest_float("dropout", low, high)
+    model["embedding_width"] = trial.suggest_categorical(
+        "embedding_width", sorted({4, 8, 16, now["embedding_width"]})
+    )
+    if "members" in now:
+        model["members"] = trial.suggest_categorical("members", sorted({1, 4, now["members"]}))
+    if "experts" in now:
+        model["experts"] = trial.suggest_categorical("experts", sorted({2, 4, 8, now["experts"]}))
+    model["expert_hidden"] = [
+        trial.suggest_categorical("expert_units", sorted({32, 64, 128, now["expert_units"]}))
+    ] * trial.suggest_int("expert_layers", *_around(now["expert_layers"], 1, 2))
+    return training, model
+
+
+def default_trial(project: Project, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the project file says, in the search's own terms."""
+    preset = given.get("preset", "")
+    spec = make("models.x", dict(given), len(project.objectives), project.features.groups)
+    hidden = list(spec.layers[-1].hidden)
+    now: dict[str, Any] = {key: getattr(project.training, key) for key in TRAINING}
+    now |= {"dropout": spec.dropout, "embedding_width": spec.embedding_width}
+    now |= {"expert_units": hidden[0], "expert_layers": len(hidden)}
+    if not spec.apart:
+        now["members"] = spec.members
+    if preset in ("omoe", "mmoe", "sparse_mmoe"):
+        now["experts"] = spec.layers[-1].experts
+    return now
+
+
+def _around(now: Any, low: Any, high: Any) -> tuple[Any, Any]:
+    """The range, widened where the project file lies outside of it."""
+    return min(low, now), max(high, now)
+
+
+def as_toml(project: Project, name: str, search: Search) -> str:
+    """The found settings as lines of a project file."""
+
+    def lines(settings: dict[str, Any]) -> str:
+        return "\n".join(f"{key} = {_toml(value)}" for key, value in settings.items())
+
+    return f"[models.{name}]\n{lines(search.model)}\n\n[training]\n{lines(search.training)}\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if "." in f"{value:.6g}" or "e" in f"{value:.6g}" else f"{value:.1f}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)

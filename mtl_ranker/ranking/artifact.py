@@ -1,0 +1,213 @@
+"""A ranker as a folder: encoder, weights, wiring and project file. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtl_ranker.config import Project, parse_project
+from mtl_ranker.features.encoders import Encoder, numeric_matrix
+from mtl_ranker.models.matmul import in_blocks
+from mtl_ranker.models.objectives import Task, predictions
+from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, ItemSide, PairInput, Sides
+from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.models.trees import Forest, averaged, tree_numbers
+from mtl_ranker.ranking.blend import blend
+from mtl_ranker.ranking.calibration import Calibration
+from mtl_ranker.training.batches import encoded_tensors
+from mtl_ranker.training.network import build_ranker
+
+PARTS = ("user", "item", "pair")  # in the order of models/pairs.py
+
+
+@dataclass(frozen=True)
+class PairItems:
+    """Items ready to be paired with users.
+
+    Attributes:
+        side: encoded and embedded.
+        tree_columns: which of the trees' columns are a user's, an item's, a pair's.
+        tree_numbers: the items' own of them [V, F_i].
+    """
+
+    side: ItemSide
+    tree_columns: list[Tensor]
+    tree_numbers: Tensor
+
+
+@dataclass(frozen=True)
+class RankerArtifact:
+    """Everything that turns raw feature rows into predictions and one blended score."""
+
+    project: Project
+    encoder: Encoder
+    tasks: Sequence[Task]
+    model: Ranker
+    calibration: Calibration = field(default_factory=Calibration)
+    trees: Forest | None = None  # averaged with the model's predictions
+
+    def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
+        """The same predictions blended by other weights; objectives not named weigh 1."""
+        scoring = self.project.scoring.model_copy(update={"blend": how, "weights": dict(weights)})
+        project = self.project.model_copy(update={"scoring": scoring})
+        return replace(self, project=project)
+
+    @property
+    def columns(self) -> list[str]:
+        """The raw feature columns that `predict` reads."""
+        by = [] if self.calibration.by is None else [self.calibration.by]
+        return list(dict.fromkeys([*self.encoder.columns, *by]))
+
+    def save(self, folder: Path) -> Path:
+        """Write encoder, calibration and model as JSON, weights.safetensors and project.toml."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.encoder.save(folder / "encoder.json")
+        self.calibration.save(folder / "calibration.json")
+        weights = {k: v.contiguous() for k, v in self.model.state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
+        wiring = {
+            "spec": asdict(self.model.spec),
+            "tasks": [asdict(task) for task in self.tasks],
+            "positions": self.model.positions,
+        }
+        if self.trees is not None:
+            save_file(self.trees.state_dict(), folder / "trees.safetensors")
+            wiring["trees"] = {k: getattr(self.trees, k) for k in ("features", "trees", "depth")}
+        (folder / "model.json").write_text(json.dumps(wiring, indent=1), "utf-8")
+        (folder / "project.toml").write_text(self.project.source_text, "utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> RankerArtifact:
+        project = parse_project((folder / "project.toml").read_text("utf-8"), str(folder))
+        encoder = Encoder.load(folder / "encoder.json")
+        wiring = json.loads((folder / "model.json").read_text("utf-8"))
+        tasks = [Task(**task) for task in wiring["tasks"]]
+        spec = RankerSpec.from_dict(wiring["spec"])
+        model = build_ranker(spec, encoder, tasks, wiring["positions"])
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+        model.eval()
+        calibration = Calibration.load(folder / "calibration.json")
+        trees = None
+        if "trees" in wiring:
+            trees = Forest(**wiring["trees"])
+            trees.load_state_dict(load_file(folder / "trees.safetensors"))
+            trees.eval()
+        return cls(project, encoder, tasks, model, calibration, trees)
+
+    def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """One calibrated column per objective and `score`, for raw feature rows, in their order."""
+        by = self.calibration.by
+        surface = frame[by] if by in frame.columns else None
+        return self._calibrated(self.uncalibrated(frame).to_numpy(), surface)
+
+    @torch.inference_mode()
+    def items_of_pairs(self, items: pl.DataFrame, part: Mapping[str, str]) -> PairItems:
+        """Items encoded and embedded once for `predict_pairs` of many users.
+
+        Args:
+            items: V rows with their own features; the others may be missing.
+            part: of each feature: "user", "item" or "pair".
+        """
+        names = [v.column for v in (*self.encoder.categoricals, *self.encoder.lists)]
+        parts = [PARTS.index(part[name]) for name in (*names, *self.encoder.numerics)]
+        encoded = encoded_tensors(self.encoder.transform(self._padded(items)))
+        side = ItemSide(self.model.embedding, encoded, parts)
+        # The trees read numbers, then categories.
+        of_column = torch.tensor([*parts[len(names) :], *parts[: encoded[0].shape[1]]])
+        columns = [(of_column == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
+        return PairItems(
+            side, columns, tree_numbers(encoded[0], encoded[2]).index_select(1, columns[ITEM])
+        )
+
+    @torch.inference_mode()
+    def predict_pairs(
+        self,
+        users: pl.DataFrame,
+        items: PairItems,
+        pairs: pl.DataFrame,
+        user: np.ndarray,
+        item: np.ndarray,
+    ) -> pl.DataFrame:
+        """`predict` for many pairs of few users and items: the same values, several times faster.
+
+        Args:
+            users: U rows with their own features; the others may be missing.
+            items: see `items_of_pairs`.
+            pairs: [N], the features that only a pair has, and the surface to calibrate by.
+            user, item: [N], each pair's row in `users` and `items`.
+        """
+        encoded = encoded_tensors(self.encoder.transform(self._padded(users)))
+        sides = Sides(items.side, encoded)
+        own = [self.encoder.numerics[n] for n in items.side.pair_numbers]
+        numbers = torch.from_numpy(numeric_matrix(pairs, own))
+        users_of, items_of = (torch.from_numpy(np.asarray(i, np.int64)) for i in (user, item))
+        of_user = tree_numbers(encoded[0], encoded[2]).index_select(1, items.tree_columns[USER])
+        order = torch.cat(items.tree_columns).argsort()
+
+        def logits(rows: slice) -> Tensor:
+            row = PairInput(sides, users_of[rows], items_of[rows], numbers[rows])
+            return self.model.trace_row(row).logits
+
+        def for_trees(rows: slice) -> Tensor:
+            one = of_user.index_select(0, users_of[rows])
+            other = items.tree_numbers.index_select(0, items_of[rows])
+            return torch.cat([one, other, numbers[rows]], 1).index_select(1, order)
+
+        values = self._predicted(logits, for_trees, len(user))
+        by = self.calibration.by
+        return self._calibrated(values, pairs[by] if by in pairs.columns else None)
+
+    def uncalibrated(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """What the network, and the trees with it, predict: one column per objective."""
+        values = self.raw(encoded_tensors(self.encoder.transform(frame)))
+        return pl.DataFrame({task.name: values[:, t] for t, task in enumerate(self.tasks)})
+
+    @torch.inference_mode()
+    def raw(self, inputs: Inputs) -> np.ndarray:
+        """The same for encoded rows: [N, T]."""
+        self.model.eval()
+        return self._predicted(
+            lambda rows: self.model(*(tensor[rows] for tensor in inputs)),
+            lambda rows: tree_numbers(inputs[0][rows], inputs[2][rows]),
+            len(inputs[0]),
+        )
+
+    def _predicted(
+        self,
+        logits: Callable[[slice], Tensor],
+        numbers: Callable[[slice], Tensor],
+        rows: int,
+    ) -> np.ndarray:
+        def block(chosen: slice) -> Tensor:
+            found = predictions(logits(chosen), self.tasks, self.model.cutpoints)
+            return found if self.trees is None else averaged(found, self.trees(numbers(chosen)))
+
+        return torch.cat(in_blocks(block, rows, self.model.block_rows)).numpy()
+
+    def _calibrated(self, values: np.ndarray, surface: pl.Series | None) -> pl.DataFrame:
+        names = [task.name for task in self.tasks]
+        values = self.calibration.apply(names, values, surface)
+        columns = {name: values[:, t] for t, name in enumerate(names)}
+        return pl.DataFrame(columns).with_columns(blend(self.project).alias("score"))
+
+    def _padded(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """With the encoder's other columns, missing everywhere."""
+        absent = [c for c in self.encoder.columns if c not in frame.columns]
+        return frame.with_columns(pl.lit(None).alias(c) for c in absent)
+
+
+class RegisteredRanker(NamedTuple):
+    """A ranker and its version in the model registry."""
+
+    artifact: RankerArtifact
+    version: str

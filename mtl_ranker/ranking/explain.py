@@ -1,0 +1,161 @@
+"""Why a pair scores what it scores: features as of the day, predictions, experts, blend, rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import polars as pl
+
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.point_in_time import join_features
+from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
+from mtl_ranker.training.batches import encoded_tensors
+from mtl_ranker.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A user and an item as given on the command line, with context columns as text."""
+
+    user: str
+    item: str
+    context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """How the ranker scores one pair.
+
+    Attributes:
+        features: raw features as of the day; None = not known.
+        raw, predictions: per objective, before and after calibration.
+        contributions: objective → what it adds to the score: w·p, or w·ln p of a product.
+        experts: objective → the last layer's weights, expert by expert, native experts included.
+        effects: feature → change of the score when this feature is made missing, the largest
+            first.
+        rank: in the day's published ranking, None where it is not among the top k.
+        known_user, known_item: whether it occurs in the published events.
+    """
+
+    user: Any
+    item: Any
+    day: date
+    version: str
+    features: dict[str, Any]
+    raw: dict[str, float]
+    predictions: dict[str, float]
+    contributions: dict[str, float]
+    experts: dict[str, list[float]]
+    score: float
+    effects: dict[str, float]
+    rank: int | None
+    known_user: bool
+    known_item: bool
+
+
+def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -> Explanation:
+    """Follow one pair through features as of `day`, the model, and the blend.
+
+    Context columns not given are missing, as in a candidate set without them. Raises ProjectError
+    for an id that cannot be one of the log's, and for an unknown context column.
+    """
+    project, workspace = context.project, context.workspace
+    artifact = ranker.artifact
+    days = workspace.days("events")
+    if not days:
+        raise ProjectError("no events are published; run `mtl-ranker nightly` first")
+    candidate = _candidate(project, workspace.scan("events", days[-1:]).collect_schema(), pair)
+    user, item = candidate["user_id"][0], candidate["item_id"][0]
+    row = join_features(context, candidate.lazy(), day).collect()
+    names = [task.name for task in artifact.tasks]
+    calibrated, raw = artifact.predict(row), artifact.uncalibrated(row)
+    gates = artifact.model.expert_weights(*encoded_tensors(artifact.encoder.transform(row)))[-1][0]
+    weights = artifact.project.blend_weights
+    score = float(calibrated["score"][0])
+
+    def contribution(name: str) -> float:
+        value = float(calibrated[name][0])
+        if artifact.project.scoring.blend == "weighted_product":
+            value = math.log(max(value, 1e-9))
+        return weights[name] * value
+
+    known = (
+        workspace.scan("events", days)
+        .select(
+            (pl.col("user_id") == user).any().alias("user"),
+            (pl.col("item_id") == item).any().alias("item"),
+        )
+        .collect(engine="streaming")
+    )
+    return Explanation(
+        user=user,
+        item=item,
+        day=day,
+        version=ranker.version,
+        features={c: _plain(row[c][0]) for c in artifact.columns},
+        raw={n: float(raw[n][0]) for n in names},
+        predictions={n: float(calibrated[n][0]) for n in names},
+        contributions={n: contribution(n) for n in names},
+        experts={n: gates[t].tolist() for t, n in enumerate(names)},
+        score=score,
+        effects=_effects(artifact, row, score),
+        rank=_rank(workspace, day, user, item),
+        known_user=bool(known["user"][0]),
+        known_item=bool(known["item"][0]),
+    )
+
+
+def _candidate(project: Project, schema: pl.Schema, pair: Pair) -> pl.DataFrame:
+    """The pair as one candidate in the log's types."""
+    columns = project.log.context
+    for column in pair.context:
+        if column not in columns:
+            raise ProjectError(
+                f"--context {column}: no context column; allowed: {', '.join(columns) or 'none'}"
+            )
+    values: dict[str, pl.Series] = {}
+    given = {"user_id": pair.user, "item_id": pair.item} | {c: pair.context.get(c) for c in columns}
+    for column, text in given.items():
+        value = pl.Series(column, [text], pl.String)
+        if schema[column] != pl.String:
+            value = value.cast(schema[column], strict=False)
+        if text is not None and value[0] is None:
+            raise ProjectError(f"{column} {text!r}: is no {schema[column]}, the log's own type")
+        values[column] = value
+    return pl.DataFrame(values)
+
+
+def _effects(artifact: RankerArtifact, row: pl.DataFrame, score: float) -> dict[str, float]:
+    """The score with everything, minus the score without one feature: all at once, a row each."""
+    columns = artifact.columns
+    known = [c for c in columns if row[c][0] is not None]
+    many = pl.concat([row] * max(len(known), 1))
+    without = many.with_columns(
+        pl.when(pl.int_range(pl.len()) == number).then(None).otherwise(pl.col(c)).alias(c)
+        for number, c in enumerate(known)
+    )
+    scores = artifact.predict(without)["score"].to_list()
+    effects = {c: score - scores[number] for number, c in enumerate(known)}
+    return dict(sorted(effects.items(), key=lambda pair: -abs(pair[1])))
+
+
+def _rank(workspace: Workspace, day: date, user: Any, item: Any) -> int | None:
+    if day not in workspace.days("rankings"):
+        return None
+    ranking = (
+        workspace.scan("rankings", [day])
+        .filter((pl.col("user_id") == user) & (pl.col("item_id") == item))
+        .select("rank")
+        .collect()
+    )
+    return int(ranking["rank"][0]) if ranking.height else None
+
+
+def _plain(value: Any) -> Any:
+    return value.to_list() if isinstance(value, pl.Series) else value

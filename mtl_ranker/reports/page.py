@@ -1,0 +1,186 @@
+"""One self-contained HTML page per training: what to believe, what sharing did, who hears whom."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from mtl_ranker.config import Project
+from mtl_ranker.evaluation.pareto import PredictedRows, quality_of, try_weights
+from mtl_ranker.evaluation.slices import worst
+from mtl_ranker.nightly.promotion import Decision
+from mtl_ranker.nightly.results import ModelRun, Suite
+from mtl_ranker.reports import plots
+from mtl_ranker.reports.tables import comparison_rows
+
+DECISION = "<!-- decision -->", "<!-- /decision -->"
+
+FRONT_TRIES = 60
+
+# Readable on a light and on a dark page.
+NEUTRAL = "#7d8590"
+
+STYLE: dict[Any, Any] = {
+    **{f"{part}.color": NEUTRAL for part in ("text", "xtick", "ytick")},
+    "axes.labelcolor": NEUTRAL,
+    "axes.edgecolor": NEUTRAL,
+    "axes.titlecolor": NEUTRAL,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "svg.fonttype": "none",
+}
+
+
+def training_report(project: Project, suite: Suite) -> str:
+    """The page as text. It loads nothing from the network."""
+    names = [task.name for task in suite.tasks]
+    groups = {objective.name: objective.group for objective in project.objectives}
+    return _template("report.html").render(
+        project=project,
+        suite=suite,
+        names=names,
+        groups=groups,
+        rows=comparison_rows(suite),
+        models=[_model(names, suite, run) for run in suite.runs],
+        health_picture=_health(names, suite),
+        front=_front(project, suite),
+        slices=suite.slices,
+        worst=worst(suite.slices),
+        span=_span,
+        widest=max((abs(x) for g in suite.gains for x in (g.gain.low, g.gain.high)), default=1.0),
+    )
+
+
+def with_decision(
+    page: str, decision: Decision, challenger: str, champion: str | None, confidence: float
+) -> str:
+    """The same page with what `promote` found in its place; again gives the latest finding.
+
+    Args:
+        champion: the version that was champion before.
+    """
+    rows = [*(decision.differences or {}).items()]
+    if decision.blended is not None:
+        rows.append(("blended quality", decision.blended))
+    fragment = _template("decision.html").render(
+        decision=decision,
+        challenger=challenger,
+        champion=champion,
+        confidence=f"{100 * confidence:g}",
+        rows=rows,
+    )
+    start, end = DECISION
+    before, _, rest = page.partition(start)
+    return f"{before}{start}\n{fragment}\n{end}{rest.partition(end)[2]}"
+
+
+def warnings_of(suite: Suite) -> list[str]:
+    """What the diagnosis of each training found, with its name; once, also where trees joined."""
+    first = {id(run.trained): run for run in reversed(suite.runs)}
+    each = [run for run in suite.runs if first[id(run.trained)] is run]
+    return [f"{run.label}: {words}" for run in each for words in run.diagnosis.warnings]
+
+
+def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
+    epochs = run.trained.epochs
+    train = np.array([e.train_loss for e in epochs])
+    validate = np.array([e.validate_loss for e in epochs])
+    cosine = np.array([e.gradient_cosine for e in epochs])
+    best = run.trained.best_epochs
+    pictures = [
+        _picture(
+            lambda: plots.learning_curves(names, train, validate, best, ""),
+            f"Loss of {run.label} by epoch, training and validation, for {', '.join(names)}; "
+            f"best epochs {', '.join(map(str, best))}",
+        ),
+        _picture(
+            lambda: plots.calibration(
+                names,
+                suite.held_out.labels,
+                {"as trained": run.raw_prediction, "calibrated": run.test_prediction},
+                "",
+            ),
+            f"Predicted against observed means of {run.label} on the test days in ten bins, "
+            f"before and after calibration, for {', '.join(names)}",
+        ),
+    ]
+    if len(names) > 1:
+        last = "; ".join(
+            f"{names[a]} and {names[b]} {cosine[-1, a, b]:+.2f}"
+            for a in range(len(names))
+            for b in range(a)
+        )
+        pictures.append(
+            _picture(
+                lambda: plots.gradient_cosines(names, cosine, ""),
+                f"Cosine between objectives' gradients of {run.label} by epoch; at the end {last}",
+            )
+        )
+    return {"run": run, "pictures": pictures, "winner": run is suite.winner}
+
+
+def _front(project: Project, suite: Suite) -> dict[str, str] | None:
+    """The winner's trade-off between the groups of objectives on the test days, or None."""
+    if len({objective.group for objective in project.objectives}) < 2:
+        return None
+    how, held_out = project.scoring.blend, suite.held_out
+    rows = PredictedRows(held_out.labels, suite.winner.test_prediction, held_out.user)
+    now = quality_of(project, rows, project.blend_weights, how)
+    if np.isnan(now.engagement) or np.isnan(now.satisfaction):
+        return None
+    points = try_weights(project, rows, how, FRONT_TRIES)
+    best = [p for p in points if p.best]
+    return _picture(
+        lambda: plots.pareto_front(points, {"now": now}, ""),
+        f"Satisfaction against engagement NDCG@10 of {len(points)} choices of weights, "
+        f"{len(best)} of them on the front; the project's weights give "
+        f"{now.engagement:.4f} and {now.satisfaction:.4f}",
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"signed": _signed, "plain": _plain}
+    text = resources.files("mtl_ranker") / "reports" / name
+    return environment.from_string(text.read_text("utf-8"))
+
+
+def _health(names: list[str], suite: Suite) -> dict[str, str]:
+    days = suite.drift.days
+    curves = {"rows": {"rows": [float(d.rows) for d in days]}} | {
+        f"mean of {n}": {n: [d.label_rates[n] for d in days]} for n in names
+    }
+    return _picture(
+        lambda: plots.curves_over_days([d.day for d in days], curves, ""),
+        f"Rows and mean labels of {', '.join(names)} on each day of the split, "
+        f"{days[0].day} to {days[-1].day}",
+    )
+
+
+def _picture(draw: Callable[[], Figure], words: str) -> dict[str, str]:
+    with mpl.rc_context(STYLE):
+        figure = draw()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {"source": f"data:image/svg+xml;base64,{data}", "words": words}
+
+
+def _span(days: list[Any]) -> str:
+    return str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+
+def _signed(value: float, digits: int = 4) -> str:
+    return "–" if np.isnan(value) else f"{value:+.{digits}f}"
+
+
+def _plain(value: float, digits: int = 2) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"

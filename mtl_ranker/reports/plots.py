@@ -1,0 +1,161 @@
+"""The pictures of a training, drawn with matplotlib's object interface (no display, no state)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mtl_ranker.evaluation.metrics import calibration_bins
+from mtl_ranker.evaluation.pareto import Point
+
+
+def learning_curves(
+    names: Sequence[str],
+    train: np.ndarray,
+    validate: np.ndarray,
+    best_epochs: Sequence[int],
+    title: str,
+) -> Figure:
+    """Loss per objective over epochs; train and validate are [epochs, T]."""
+    figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    epochs = np.arange(1, len(train) + 1)
+    for t, (axis, name) in enumerate(zip(axes, names, strict=True)):
+        axis.plot(epochs, train[:, t], marker="o", markersize=3, label="train")
+        axis.plot(epochs, validate[:, t], marker="o", markersize=3, label="validation")
+        axis.axvline(best_epochs[t], color="0.6", linestyle=":", label="best epoch")
+        axis.set(title=name, xlabel="epoch", ylabel="loss" if t == 0 else "")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend(frameon=False)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Figure:
+    """Cosine between each two objectives' gradients over epochs; cosine is [epochs, T, T].
+
+    Below zero, a step for one objective hurts the other.
+    """
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axis = figure.subplots()
+    epochs = np.arange(1, len(cosine) + 1)
+    for a in range(len(names)):
+        for b in range(a):
+            axis.plot(epochs, cosine[:, a, b], marker="o", label=f"{names[b]} and {names[a]}")
+    axis.axhline(0.0, color="0.6", linestyle=":")
+    axis.set(xlabel="epoch", ylabel="gradient cosine", ylim=(-1.05, 1.05))
+    axis.set_xticks(epochs)
+    axis.legend(frameon=False)
+    if title:
+        axis.set_title(title)
+    return figure
+
+
+def calibration(
+    names: Sequence[str], labels: np.ndarray, predictions: Mapping[str, np.ndarray], title: str
+) -> Figure:
+    """Observed against predicted in bins of equal rows; labels and each prediction are [N, T]."""
+    figure = Figure(figsize=(3.8 * len(names), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for t, (axis, name) in enumerate(zip(axes, names, strict=True)):
+        known = ~np.isnan(labels[:, t])
+        top = 1e-6
+        for said, prediction in predictions.items():
+            predicted, observed, _ = calibration_bins(labels[known, t], prediction[known, t])
+            axis.plot(predicted, observed, marker="o", markersize=4, label=f"{said}, 10 bins")
+            top = max(top, 1.05 * predicted.max(), 1.05 * observed.max())
+        axis.plot([0, top], [0, top], color="0.7", linestyle="--", label="perfect", zorder=0)
+        axis.set(title=name, xlabel="predicted", ylabel="observed" if t == 0 else "")
+    axes[0].legend(frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def gate_heatmap(names: Sequence[str], mean_gate: np.ndarray, title: str) -> Figure:
+    """Mean gate weight of each objective (row) on each expert (column); mean_gate is [T, E]."""
+    objectives, experts = mean_gate.shape
+    size = (1.6 + 0.75 * experts, 1.4 + 0.55 * objectives)
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(mean_gate, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axis.set_xticks(range(experts), [f"expert {e}" for e in range(experts)], rotation=45)
+    axis.set_yticks(range(objectives), list(names))
+    for t in range(objectives):
+        for e in range(experts):
+            weight = mean_gate[t, e]
+            colour = "white" if weight > 0.6 else "black"
+            axis.text(e, t, f"{weight:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, label="mean gate weight")
+    axis.set_title(title, fontsize=9)
+    return figure
+
+
+def pareto_front(points: Sequence[Point], marked: Mapping[str, Point], title: str) -> Figure:
+    """Engagement against satisfaction NDCG of every choice of weights, some of them named."""
+    figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+    axis = figure.subplots()
+    front = sorted((p for p in points if p.best), key=lambda p: p.engagement)
+    others = [p for p in points if not p.best]
+    axis.plot(
+        [p.engagement for p in others],
+        [p.satisfaction for p in others],
+        ".",
+        color="0.7",
+        label=f"{len(others)} other choices",
+    )
+    axis.plot(
+        [p.engagement for p in front],
+        [p.satisfaction for p in front],
+        "o-",
+        markersize=4,
+        label="front: none is better in both",
+    )
+    for number, (name, point) in enumerate(marked.items()):
+        words = ", ".join(f"{n} {w:g}" for n, w in point.weights.items())
+        axis.plot(
+            point.engagement,
+            point.satisfaction,
+            "*X^"[number % 3],
+            markersize=13,
+            color=f"C{number + 1}",
+            label=f"{name}: {words}",
+        )
+    axis.set(xlabel="engagement NDCG@10", ylabel="satisfaction NDCG@10")
+    axis.legend(frameon=False, fontsize=8)
+    if title:
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def curves_over_days(
+    days: Sequence[object], curves: Mapping[str, Mapping[str, Sequence[float]]], title: str
+) -> Figure:
+    """A panel per measure, a line per policy: panel → policy → value of each day."""
+    columns = min(len(curves), 4)
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.9 * columns, 3.0 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (measure, policies) in zip(axes, curves.items(), strict=False):
+        for number, (policy, values) in enumerate(policies.items()):
+            style = ("o-", "s--", "^:")[number % 3]
+            axis.plot(range(len(days)), values, style, markersize=4, label=policy)
+        axis.set_title(measure, fontsize=10)
+        axis.set_xticks(range(len(days)), [str(d)[5:] for d in days], rotation=45, fontsize=8)
+    for axis in axes[len(curves) :]:
+        axis.set_visible(False)
+    if len(next(iter(curves.values()))) > 1:
+        axes[0].legend(frameon=False, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

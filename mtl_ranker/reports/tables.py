@@ -1,0 +1,93 @@
+"""What a training found, as a table of objectives × models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from mtl_ranker.evaluation.metrics import quality_metric
+from mtl_ranker.nightly.results import Suite
+
+LEAST = 4  # columns: objective, model, quality, interval
+
+SHOWN = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
+
+
+def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
+    """One row per objective and model (baselines first), metrics averaged over seeds."""
+    rows = []
+    models = list(dict.fromkeys(run.name for run in suite.runs))
+    for task in suite.tasks:
+        for name in [*suite.baselines, *models]:
+            if name in suite.baselines:
+                metrics = suite.baselines[name][task.name]
+            else:
+                seeds = [r.metrics[task.name] for r in suite.runs if r.name == name]
+                metrics = {k: float(np.mean([m[k] for m in seeds])) for k in seeds[0]}
+            found = suite.intervals.get((name, task.name))
+            quality = quality_metric(task.kind)
+            rows.append(
+                {
+                    "objective": task.name,
+                    "model": name,
+                    "measure": quality,
+                    "quality": _number(metrics[quality]),
+                    "interval": f"[{found.low:.4f}, {found.high:.4f}]" if found else "",
+                    **{key: _number(metrics[key]) for key in SHOWN if key in metrics},
+                }
+            )
+    return rows
+
+
+def comparison_table(suite: Suite, width: int) -> Table:
+    """The same rows for a terminal so many characters wide; the winner on validation is marked.
+
+    Where it is too narrow for all, the last metrics are left out: half a number is none.
+    """
+    winner = suite.winner.name
+    days = suite.days
+    span = f"{days.test[0]}" if len(days.test) == 1 else f"{days.test[0]}..{days.test[-1]}"
+    table = Table(
+        title=f"Test {span}: {len(suite.held_out.user):,} rows; trained on "
+        f"{suite.train_rows:,} rows of {days.train[0]}..{days.train[-1]}, "
+        f"validated on {days.validate[0]}..{days.validate[-1]}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption="* wins on validation; intervals: 95 % or as configured, users drawn anew",
+        caption_justify="left",
+    )
+    rows = comparison_rows(suite)
+    marks = {winner: f"{winner} *"}
+    columns = [
+        [row["objective"] for row in rows],
+        [marks.get(r["model"], r["model"]) for r in rows],
+    ]
+    columns += [[row.get(key, "") for row in rows] for key in ("quality", "interval", *SHOWN)]
+    headings = ["objective", "model", "AUC|R²", "interval"]
+    headings += ["GAUC", "NDCG@10", "log loss", "calib", "ECE"]
+    room, shown = width - 1, 0  # the frame; a column has a blank on each side and a divider
+    for heading, cells in zip(headings, columns, strict=True):
+        room -= 3 + max(len(text) for text in [heading, *cells])
+        if room < 0 and shown >= LEAST:
+            break
+        table.add_column(heading, justify="left" if shown < 2 else "right", no_wrap=True)
+        shown += 1
+    if shown < len(headings):
+        left_out = ", ".join(headings[shown:])
+        table.caption = f"{table.caption}\n{left_out}: in a wider terminal, and in the report"
+    previous = None
+    for row, values in zip(rows, zip(*columns[:shown], strict=True), strict=True):
+        if previous not in (None, row["objective"]):
+            table.add_section()
+        first = row["objective"] if row["objective"] != previous else ""
+        previous = row["objective"]
+        style = "bold" if row["model"] == winner else None
+        table.add_row(first, *values[1:], style=style)
+    return table
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.4f}"

@@ -1,5 +1,0 @@
-"""MLflow runs this file to rebuild the model ("models from code"): nothing is pickled."""
-
-from mtl_ranker.registry import serve
-
-serve()

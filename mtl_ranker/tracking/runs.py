@@ -1,0 +1,287 @@
+"""Trainings, searches and studies as MLflow runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
+
+import mlflow
+import mlflow.pyfunc
+import numpy as np
+from matplotlib.figure import Figure
+
+from mtl_ranker import __version__
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context
+from mtl_ranker.nightly.results import ModelRun, Suite
+from mtl_ranker.nightly.tuning import Search, Trial
+from mtl_ranker.reports import plots
+from mtl_ranker.tracking.connection import artifact_root, page_address
+from mtl_ranker.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Where a training lies in MLflow."""
+
+    run_id: str
+    experiment_id: str
+    child_runs: dict[str, str]
+
+    @property
+    def link(self) -> str:
+        """The experiment's page, in the view for models (MLflow opens on language models')."""
+        page = f"{page_address()}/#/experiments/{self.experiment_id}/runs"
+        return f"{page}?workflowType=machine_learning"
+
+    @property
+    def comparison_link(self) -> str:
+        """The page that compares this training's runs."""
+        runs = quote(json.dumps(list(self.child_runs.values())))
+        experiments = quote(json.dumps([self.experiment_id]))
+        return f"{page_address()}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logged:
+    """A parent run for the training and a child run per model × seed, with plots and tables.
+
+    `report` is the training's HTML page (`evaluation/report.py`).
+    """
+    project, workspace = context.project, context.workspace
+    experiment_id = _experiment(project.name, workspace)
+    span = {
+        "train_days": f"{suite.days.train[0]}..{suite.days.train[-1]}",
+        "validate_days": f"{suite.days.validate[0]}..{suite.days.validate[-1]}",
+        "test_days": f"{suite.days.test[0]}..{suite.days.test[-1]}",
+    }
+    tags = {"git_commit": _git_commit(), "dataset_digest": digest, "mtl_ranker": __version__}
+    children = {}
+    with mlflow.start_run(
+        experiment_id=experiment_id, run_name=f"training {suite.days.test[-1]}", tags=tags
+    ) as parent:
+        mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
+        mlflow.log_text(project.source_text, "project.toml")
+        mlflow.log_text(report, "report.html")
+        mlflow.log_dict(_sharing(suite), "sharing.json")
+        mlflow.log_table(_comparison(suite), "comparison.json")
+        looked_at = {
+            "slices": [asdict(each) for each in suite.slices],
+            "off_policy": [asdict(each) for each in suite.off_policy],
+            "drift_warnings": suite.drift.warnings,
+            "days": [asdict(each) | {"day": str(each.day)} for each in suite.drift.days],
+        }
+        mlflow.log_dict(_plain_numbers(looked_at), "slices.json")
+        for name, metrics in suite.baselines.items():
+            mlflow.log_metrics(
+                {f"{name}_{k}": v for k, v in _flat(metrics).items() if not np.isnan(v)}
+            )
+        mlflow.set_tags({"winner": suite.winner.name, "winner_seed": suite.winner.seed})
+        for run in suite.runs:
+            with mlflow.start_run(
+                experiment_id=experiment_id, run_name=run.label, nested=True, tags=tags
+            ) as child:
+                children[run.label] = child.info.run_id
+                _log_run(project, suite, run, span)
+    return Logged(parent.info.run_id, experiment_id, children)
+
+
+def log_study(
+    workspace: Workspace,
+    name: str,
+    params: Mapping[str, Any],
+    runs: Mapping[str, Mapping[str, float]],
+    figures: Mapping[str, Figure],
+    content: Mapping[str, Any],
+) -> Logged:
+    """A study as an experiment `study-NAME`: a parent run with pictures, a child run per model.
+
+    Args:
+        params: of the whole study.
+        runs: child run's name → metrics.
+        figures: file name → picture.
+        content: all figures, stored as `study.json`.
+    """
+    experiment_id = _experiment(f"study-{name}", workspace)
+    children = {}
+    tags = {"git_commit": _git_commit(), "mtl_ranker": __version__}
+    with mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=tags) as parent:
+        mlflow.log_params(dict(params))
+        mlflow.log_dict(_plain_numbers(dict(content)), "study.json")
+        for file, figure in figures.items():
+            mlflow.log_figure(figure, f"plots/{file}")
+        for child_name, metrics in runs.items():
+            with mlflow.start_run(
+                experiment_id=experiment_id, run_name=child_name, nested=True, tags=tags
+            ) as child:
+                children[child_name] = child.info.run_id
+                mlflow.log_params(dict(params))
+                mlflow.log_metrics({k: v for k, v in metrics.items() if not np.isnan(v)})
+    return Logged(parent.info.run_id, experiment_id, children)
+
+
+@contextmanager
+def tuning_run(
+    context: Context, name: str, params: Mapping[str, Any], run_id: str | None
+) -> Iterator[tuple[Logged, Callable[[Trial], None]]]:
+    """A parent run for a search; the function it gives logs each trial as a nested run.
+
+    `run_id` continues the parent of an interrupted search.
+    """
+    experiment_id = _experiment(context.project.name, context.workspace)
+    tags = {"git_commit": _git_commit(), "mtl_ranker": __version__, "tuning": name}
+    with mlflow.start_run(
+        run_id=run_id, experiment_id=experiment_id, run_name=f"tune {name}", tags=tags
+    ) as parent:
+        if run_id is None:
+            mlflow.log_params(dict(params))
+
+        def log_trial(trial: Trial) -> None:
+            state = "pruned" if trial.pruned else "complete"
+            with mlflow.start_run(
+                experiment_id=experiment_id,
+                run_name=f"tune {name}, trial {trial.number}",
+                nested=True,
+                tags=tags | {"trial_state": state},
+            ):
+                mlflow.log_params({"trial": trial.number, **trial.training, **trial.model})
+                for epoch in trial.epochs:
+                    values = {"validate_normalised_loss": epoch.monitored}
+                    mlflow.log_metrics(values, step=epoch.number)
+                if not trial.pruned:
+                    mlflow.log_metric("validate_quality", trial.quality)
+
+        yield Logged(parent.info.run_id, experiment_id, {}), log_trial
+
+
+def log_search(search: Search, toml: str) -> None:
+    """What a search found, on the running parent run."""
+    mlflow.log_metric("validate_quality", search.quality)
+    mlflow.set_tags({"trials": search.trials, "pruned": search.pruned})
+    mlflow.log_text(toml, "best.toml")
+
+
+def _experiment(name: str, workspace: Workspace) -> str:
+    found = mlflow.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    # Without a kind, the page opens on dashboards for language models.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    local = mlflow.get_tracking_uri().startswith("sqlite")
+    place = artifact_root(workspace) if local else None
+    return mlflow.create_experiment(name, artifact_location=place, tags=tags)
+
+
+def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
+    names = [task.name for task in suite.tasks]
+    spec = run.spec
+    mlflow.log_params(
+        {
+            **span,
+            "model": run.name,
+            "seed": run.seed,
+            "layers": len(spec.layers),
+            "experts": spec.layers[-1].experts,
+            "expert_hidden": [list(layer.hidden) for layer in spec.layers],
+            "gate": spec.layers[-1].gate,
+            "members": spec.members,
+            "tower_hidden": list(spec.tower_hidden),
+            "embedding_width": spec.embedding_width,
+            "dropout": spec.dropout,
+            "parameters": run.trained.model.parameter_count(),
+            **project.training.model_dump(exclude={"seeds"}),
+        }
+    )
+    for epoch in run.trained.epochs:
+        values = {"validate_normalised_loss": epoch.monitored, "epoch_seconds": epoch.seconds}
+        for t, name in enumerate(names):
+            values[f"train_loss_{name}"] = epoch.train_loss[t]
+            values[f"validate_loss_{name}"] = epoch.validate_loss[t]
+        known = {key: value for key, value in values.items() if not np.isnan(value)}
+        mlflow.log_metrics(known, step=epoch.number)
+    final = {k: v for k, v in _flat(run.metrics).items() if not np.isnan(v)}
+    final |= {"validate_quality": run.validate_quality, "train_seconds": run.trained.seconds}
+    mlflow.log_metrics(final | {"best_epoch": float(run.trained.best_epoch)})
+    train = np.array([e.train_loss for e in run.trained.epochs])
+    validate = np.array([e.validate_loss for e in run.trained.epochs])
+    labels = suite.held_out.labels
+    figures = {
+        "learning_curves.png": plots.learning_curves(
+            names, train, validate, run.trained.best_epochs, run.label
+        ),
+        "calibration.png": plots.calibration(
+            names,
+            labels,
+            {"as trained": run.raw_prediction, "calibrated": run.test_prediction},
+            f"{run.label}: calibration on the test days",
+        ),
+        "gates.png": plots.gate_heatmap(
+            run.diagnosis.layers[-1].outputs,
+            run.diagnosis.layers[-1].gate,
+            f"{run.label}: gates on the test days",
+        ),
+    }
+    if len(names) > 1:
+        cosine = np.array([e.gradient_cosine for e in run.trained.epochs])
+        figures["gradient_cosine.png"] = plots.gradient_cosines(names, cosine, run.label)
+    for file, figure in figures.items():
+        mlflow.log_figure(figure, f"plots/{file}")
+    mlflow.log_dict(_plain_numbers(asdict(run.diagnosis)), "diagnosis.json")
+
+
+def _comparison(suite: Suite) -> dict[str, list[Any]]:
+    rows: dict[str, list[Any]] = {
+        "model": [],
+        "seed": [],
+        "objective": [],
+        "metric": [],
+        "value": [],
+    }
+    for run in suite.runs:
+        for objective, metrics in run.metrics.items():
+            for metric, value in metrics.items():
+                for key, item in zip(
+                    rows, (run.name, run.seed, objective, metric, value), strict=True
+                ):
+                    rows[key].append(item)
+    return rows
+
+
+def _sharing(suite: Suite) -> dict[str, Any]:
+    names = [task.name for task in suite.tasks]
+    return {
+        "label_correlation": {
+            "objectives": names,
+            "pearson": _plain_numbers(suite.label_correlation),
+        },
+        "gains": [{**asdict(gain), "verdict": gain.verdict} for gain in suite.gains],
+    }
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Arrays as lists and NaN as null, for JSON."""
+    if isinstance(value, np.ndarray):
+        return _plain_numbers(value.tolist())
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {f"{o}_{metric}": v for o, values in metrics.items() for metric, v in values.items()}
+
+
+def _git_commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,0 +1,80 @@
+"""A search for better settings, recorded in MLflow and resumed after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.nightly.tuning import Budget, Search, Study, Trial, as_toml, open_study, tune
+from mtl_ranker.tracking import connection, runs
+from mtl_ranker.training.dataset import load_dataset
+from mtl_ranker.workspace import fingerprint
+
+
+@dataclass(frozen=True)
+class RecordedSearch:
+    """What a search found.
+
+    Attributes:
+        study: Optuna's name of it.
+        toml: the best settings as lines of a project file.
+        link: its page in MLflow.
+    """
+
+    search: Search
+    study: str
+    toml: str
+    link: str
+
+
+def run_search(
+    context: Context,
+    day: date,
+    name: str,
+    budget: Budget,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+    on_start: Callable[[int], None] = lambda trials: None,
+) -> RecordedSearch:
+    """Search `[models.NAME]` on the split that ends with D; called again, it is resumed.
+
+    `on_start` is told how many trials an earlier search made, `on_trial` each new one. Raises
+    ProjectError for an unknown model, and as `load_dataset` does.
+    """
+    project, workspace = context.project, context.workspace
+    if name not in project.models:
+        raise ProjectError(
+            f"--model {name}: no [models.{name}]; allowed: {', '.join(project.models)}"
+        )
+    connection.connect(workspace)
+    dataset = load_dataset(context, day)
+    days = dataset.days
+    marks = [workspace.published_fingerprint("examples", d) for d in [*days.train, *days.validate]]
+    settings = project.digest("objectives", "features", "training")
+    digest = fingerprint(settings, project.models[name], *marks)[:12]
+    study = Study(
+        f"{project.name} {name} {day} {digest}",
+        f"sqlite:///{workspace.root.resolve() / 'optuna.db'}",
+    )
+    # The study knows its MLflow run before the first trial, so that a killed search finds it again.
+    record = open_study(project, name, study)
+    parent = record.user_attrs.get("mlflow_run")
+    on_start(sum(t.state.is_finished() for t in record.get_trials(deepcopy=False)))
+    params = {
+        "model": name,
+        "train_days": f"{days.train[0]}..{days.train[-1]}",
+        "validate_days": f"{days.validate[0]}..{days.validate[-1]}",
+    }
+    with runs.tuning_run(context, name, params, parent) as (logged, log_trial):
+        record.set_user_attr("mlflow_run", logged.run_id)
+
+        def record_trial(trial: Trial) -> None:
+            log_trial(trial)
+            on_trial(trial)
+
+        search = tune(project, dataset, name, budget, study, record_trial)
+        text = as_toml(project, name, search)
+        runs.log_search(search, text)
+    return RecordedSearch(search, study.name, text, logged.link)

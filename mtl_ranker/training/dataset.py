@@ -1,0 +1,169 @@
+"""The examples of one split, read and encoded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.columns import LABEL, numeric_features
+from mtl_ranker.features.days import SplitDays, needed_days, split_days
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.sql import run_sql
+from mtl_ranker.models.objectives import Task
+from mtl_ranker.training.batches import Examples, encode_examples
+from mtl_ranker.training.distributed import ALONE, World
+from mtl_ranker.training.network import tasks_of
+from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
+from mtl_ranker.workspace import Workspace, fingerprint
+
+SAMPLE_ROWS = 1_000_000  # of training rows that do not fit into memory
+ENCODED = "encoded"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test rows: labels [N, T] (NaN = missing) and the user of each row [N]."""
+
+    labels: np.ndarray
+    user: np.ndarray
+    frame: pl.DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The examples of one split, raw and encoded, by part: train, validate, test.
+
+    Of more training rows than `training.in_memory_rows`, these are an even sample, and all of them
+    stream from files.
+
+    Attributes:
+        frames: part → raw examples.
+        examples: part → the same as tensors.
+        shards: the training rows, where they stream from files.
+        files: part → its partitions.
+        workspace: where files may be put.
+        digest: a hash of what the training and validation examples were made from.
+    """
+
+    days: SplitDays
+    tasks: list[Task]
+    encoder: Encoder
+    frames: dict[str, pl.DataFrame]
+    examples: dict[str, Examples]
+    shards: ShardedExamples | None
+    files: dict[str, list[Path]]
+    workspace: Workspace
+    digest: str
+
+    @property
+    def train(self) -> Examples | ShardedExamples:
+        """All training rows."""
+        return self.examples["train"] if self.shards is None else self.shards
+
+    @property
+    def held_out(self) -> HeldOut:
+        frame = self.frames["test"]
+        return HeldOut(self.examples["test"].labels.numpy(), frame["user_id"].to_numpy(), frame)
+
+
+def load_dataset(context: Context, day: date, world: World = ALONE) -> Dataset:
+    """Read the split that ends with `day`; encode it with an encoder fitted on its training days.
+
+    Of several ranks the first writes what streams from files. Raises ProjectError for an empty
+    split, and for an objective that never occurs, always occurs or has no label in the training
+    days.
+    """
+    project, workspace = context.project, context.workspace
+    days = split_days(project, needed_days(project, workspace.days("events"), day), day)
+    by_part = {"train": days.train, "validate": days.validate, "test": days.test}
+    unbuilt = set(days.all) - set(workspace.days("examples"))
+    if unbuilt:
+        raise ProjectError(
+            f"examples of {min(unbuilt)} are not built; "
+            f"run `mtl-ranker features --date {day}` first"
+        )
+    tasks = tasks_of(project)
+    lazy = {part: workspace.scan("examples", own) for part, own in by_part.items()}
+    for part, own in by_part.items():
+        check_labels(project, lazy[part], f"{part} days {_span(own)}", part)
+    rows = lazy["train"].select(pl.len()).collect().item()
+    files = {part: [workspace.path("examples", d) for d in own] for part, own in by_part.items()}
+    labels = [LABEL + task.name for task in tasks]
+    numerics = numeric_features(project)
+    shards = None
+    if rows > project.training.in_memory_rows:
+        encoder = Encoder.fit(project.features, numerics, lazy["train"], SAMPLE_ROWS)
+        lazy["train"] = lazy["train"].gather_every(-(-rows // SAMPLE_ROWS))
+        folder = workspace.root / ENCODED / "train"
+        shards = encode_to_files(encoder, files["train"], labels, folder, world)
+    frames = {part: rows.collect(engine="streaming") for part, rows in lazy.items()}
+    if shards is None:
+        encoder = Encoder.fit(project.features, numerics, frames["train"])
+    return Dataset(
+        days=days,
+        tasks=tasks,
+        encoder=encoder,
+        frames=frames,
+        examples={part: encode_examples(encoder, f, labels) for part, f in frames.items()},
+        shards=shards,
+        files=files,
+        workspace=workspace,
+        digest=fingerprint(
+            *(workspace.published_fingerprint("examples", d) for d in days.train + days.validate)
+        ),
+    )
+
+
+def encode_to_files(
+    encoder: Encoder, files: Sequence[Path], labels: list[str], folder: Path, world: World
+) -> ShardedExamples:
+    """Encoded rows in a folder that is removed at the training's end."""
+    if world.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_shards(encoder, files, labels, folder)
+    world.wait()
+    return open_shards(folder)
+
+
+def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str) -> None:
+    """Each objective must occur, and not always. Raises ProjectError naming it."""
+    names = [o.name for o in project.objectives]
+    counts = run_sql("checks/labels.sql", {"examples": examples}, objectives=names)
+    row = counts.collect(engine="streaming").to_dicts()[0]
+    if row["example_count"] == 0:
+        raise ProjectError(f"split.{part}_days: {place} hold no rows")
+    for index, objective in enumerate(project.objectives):
+        count, total = row[f"{objective.name}_count"], row[f"{objective.name}_sum"] or 0.0
+        where = f"objectives[{index}] ({objective.name}), {place}"
+        if count == 0:
+            raise ProjectError(
+                f"{where}: no row has this label (label = {objective.label!r}, "
+                f"where = {objective.where!r}); allowed: at least one"
+            )
+        if objective.after is not None:
+            child, parent = (pl.col(LABEL + n) for n in (objective.name, objective.after))
+            odd = examples.filter((child == 1) & ~(parent == 1).fill_null(False))
+            alone = odd.select(pl.len()).collect(engine="streaming").item()
+            if alone:
+                raise ProjectError(
+                    f"{where}: after = {objective.after!r}, but {alone:,} of {int(total):,} "
+                    f"positive rows have {objective.after} = 0; allowed: none"
+                )
+        if part == "train" and objective.kind == "binary" and total in (0.0, float(count)):
+            found = "never occurs (all 0)" if total == 0 else "always occurs (all 1)"
+            raise ProjectError(
+                f"{where}: the label {found} in {count:,} rows; allowed: both 0 and 1"
+            )
+
+
+def _span(days: Sequence[date]) -> str:
+    return str(days[0]) if len(days) == 1 else f"{days[0]}..{days[-1]}"

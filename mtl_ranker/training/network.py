@@ -1,0 +1,97 @@
+"""A ranker's network: built from a specification and an encoder, started, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
+from mtl_ranker.models.matmul import in_blocks
+from mtl_ranker.models.objectives import (
+    Task,
+    base_cutpoints,
+    base_logits,
+    cutpoints_needed,
+    predictions,
+)
+from mtl_ranker.models.presets import make
+from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.training.batches import Examples
+
+
+def tasks_of(project: Project) -> list[Task]:
+    return [
+        Task(o.name, o.kind, o.weight, o.transform, o.after, o.levels) for o in project.objectives
+    ]
+
+
+def model_specs(project: Project) -> dict[str, RankerSpec]:
+    """Each `[models.*]` as a specification. Raises ProjectError naming the key."""
+    try:
+        return {
+            name: make(f"models.{name}", settings, len(project.objectives), project.features.groups)
+            for name, settings in project.models.items()
+        }
+    except ValueError as error:
+        raise ProjectError(str(error)) from error
+
+
+def build_ranker(
+    spec: RankerSpec,
+    encoder: Encoder,
+    tasks: Sequence[Task],
+    positions: int = 0,
+    position_dropout: float = 0.1,
+) -> Ranker:
+    """A ranker with fresh weights for this encoder's fields.
+
+    Raises ValueError when a group of features matches none of them.
+    """
+    numerics = PiecewiseLinear(
+        encoder.edges, encoder.missing, encoder.numeric_encoding == "standardise"
+    )
+    embedding = FeatureEmbedding(
+        [v.size for v in encoder.categoricals],
+        [(v.size, v.max_length or 1) for v in encoder.lists],
+        numerics,
+        spec.embedding_width * (spec.objectives if spec.apart else 1),
+        [*(v.column for v in (*encoder.categoricals, *encoder.lists)), *encoder.numerics],
+        [v.share for v in (*encoder.categoricals, *encoder.lists)],
+        encoder.histories,
+        heads=spec.objectives if spec.apart else 1,
+    )
+    return Ranker(spec, embedding, positions, cutpoints_needed(tasks), position_dropout)
+
+
+def start_at_prior(
+    model: Ranker, labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = None
+) -> None:
+    """Let each tower's last bias, and the cut points, start at the training means."""
+    model.towers.start_at(base_logits(labels, tasks, weight))
+    cuts = base_cutpoints(labels, tasks)
+    if cuts is not None and model.steps is not None:
+        with torch.no_grad():
+            model.steps.copy_(torch.cat([cuts[:, :1], torch.log(torch.expm1(cuts.diff()))], 1))
+
+
+@torch.inference_mode()
+def predict_logits(model: Ranker, examples: Examples) -> Tensor:
+    """Logits [K, N, T] in evaluation mode, without positions, in blocks of bounded memory."""
+    model.eval()
+
+    def block(rows: slice) -> Tensor:
+        return model(*(tensor[rows] for tensor in examples.inputs))
+
+    return torch.cat(in_blocks(block, len(examples), model.block_rows), 1)
+
+
+@torch.no_grad()
+def predict(model: Ranker, examples: Examples, tasks: Sequence[Task]) -> np.ndarray:
+    """Predictions [N, T]: probabilities, or values in the label's own unit."""
+    return predictions(predict_logits(model, examples), tasks, model.cutpoints).numpy()

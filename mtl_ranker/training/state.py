@@ -1,0 +1,189 @@
+"""The state of one training, and the checkpoints from which a killed one is resumed bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.training.balancing import Balancer
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training rows.
+
+    Attributes:
+        train_loss, validate_loss: [T], mean losses; NaN without validation rows.
+        monitored: the value by which trainings are stopped and compared, lower is better.
+        gradient_cosine: [T][T], cosine between the objectives' gradients on shared parameters.
+    """
+
+    number: int
+    train_loss: list[float]
+    validate_loss: list[float]
+    monitored: float
+    seconds: float
+    gradient_cosine: list[list[float]]
+
+
+@dataclass
+class TrainingState:
+    """Everything that decides the rest of a training.
+
+    Attributes:
+        epochs: those that have ended.
+        epoch: the one that is running, from 1.
+        batches: how many of its batches are trained.
+        step: of the optimisers, over all epochs.
+        loss: [T], sum over the running epoch's batches.
+        epoch_start: state of `generator` when the running epoch began, from which its order of
+            rows can be drawn again.
+    """
+
+    model: Ranker
+    optimisers: list[Optimizer]
+    balancer: Balancer
+    best: BestWeights
+    generator: torch.Generator
+    loss: Tensor
+    epoch_start: Tensor
+    epochs: list[Epoch] = field(default_factory=list)
+    epoch: int = 1
+    batches: int = 0
+    step: int = 0
+    spent: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this training so far, by earlier processes too."""
+        return self.spent + time.perf_counter() - self.began
+
+    def next_epoch(self, ended: Epoch) -> None:
+        self.epochs.append(ended)
+        self.epoch, self.batches, self.loss = self.epoch + 1, 0, torch.zeros_like(self.loss)
+        self.epoch_start = self.generator.get_state()
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "model": self.model.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "balancer": self.balancer.state(),
+            "best": self.best.state(),
+            "epochs": [asdict(each) for each in self.epochs],
+            "epoch": self.epoch,
+            "batches": self.batches,
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "epoch_start": self.epoch_start,
+            "random": torch.get_rng_state(),
+        }
+
+    def resume(self, content: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint held, torch's random state included."""
+        self.model.load_state_dict(content["model"])
+        for optimiser, its_state in zip(self.optimisers, content["optimisers"], strict=True):
+            optimiser.load_state_dict(its_state)
+        self.balancer.restore(content["balancer"])
+        self.best.resume(content["best"])
+        self.epochs = [Epoch(**epoch) for epoch in content["epochs"]]
+        self.epoch, self.batches, self.step = (content[k] for k in ("epoch", "batches", "step"))
+        self.loss, self.epoch_start = content["loss"], content["epoch_start"]
+        self.spent, self.began = content["seconds"], time.perf_counter()
+        torch.set_rng_state(content["random"])
+
+
+class BestWeights:
+    """The weights of the best epoch, of each objective its own where they share nothing.
+
+    With `until`, each objective's epoch is given beforehand and nothing is compared.
+    """
+
+    def __init__(
+        self,
+        model: Ranker,
+        objectives: int,
+        patience: int,
+        until: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.patience, self.until = model, patience, until
+        self.values = [math.inf] * objectives
+        self.epochs = [0] * objectives
+        self.states: dict[int, dict[str, Tensor]] = {}
+
+    def keep(self, epoch: int, values: Sequence[float]) -> None:
+        """Remember this epoch for the objectives whose value, lower is better, it improved."""
+        for t, value in enumerate(values):
+            if epoch == self.until[t] if self.until else value < self.values[t]:
+                self.values[t], self.epochs[t] = value, epoch
+        if epoch in self.epochs:
+            self.states[epoch] = copy.deepcopy(self.model.state_dict())
+        self.states = {number: s for number, s in self.states.items() if number in self.epochs}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"values": self.values, "epochs": self.epochs, "states": self.states}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.values, self.epochs, self.states = (state[k] for k in ("values", "epochs", "states"))
+
+    def exhausted(self, epoch: int) -> bool:
+        if self.until:
+            return epoch >= max(self.until)
+        return epoch - max(self.epochs) >= self.patience
+
+    def restore(self) -> None:
+        chosen = self.states[self.epochs[0]]
+        if len(self.states) > 1:
+            parts = [self.states[epoch] for epoch in self.epochs]
+            for name, axis in self.model.objective_axes().items():
+                blocks = [s[name].chunk(len(parts), axis)[t] for t, s in enumerate(parts)]
+                chosen[name] = torch.cat(blocks, axis)
+        self.model.load_state_dict(chosen)
+
+
+@dataclass
+class Checkpoint:
+    """Where and how often one training is saved.
+
+    Args:
+        path: of the file; written aside, then renamed.
+        key: what decides the training (`workspace.fingerprint` of settings and rows); a file with
+            another key is of another training and is ignored.
+        seconds: at least so long between two files.
+    """
+
+    path: Path
+    key: str
+    seconds: float = 60.0
+    _last: float = field(default_factory=time.monotonic)
+
+    def load(self) -> dict[str, Any] | None:
+        """What was saved last, or None."""
+        if not self.path.is_file():
+            return None
+        state = torch.load(self.path, weights_only=True)
+        return state if state["key"] == self.key else None
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}")
+        torch.save(state | {"key": self.key}, temporary)
+        os.replace(temporary, self.path)
+        self._last = time.monotonic()

@@ -1,0 +1,181 @@
+"""A killed training goes on where it was and ends with the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from mtl_ranker.training.balancing import BALANCERS
+from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
+from mtl_ranker.training.shards import write_shards
+from mtl_ranker.training.state import Checkpoint
+from tests.training import rows as made
+
+STEPS = 3 * 8  # epochs x batches of 64 of 500 rows
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+class Dying(Checkpoint):
+    """Saves after every batch; the process dies after some of them."""
+
+    after = 0
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, state) -> None:
+        super().save(state)
+        self.after -= 1
+        if self.after == 0:
+            raise Killed
+
+
+def train(rows, encoder, checkpoint: Checkpoint | None, **more) -> Trained:
+    held_out = encode_examples(encoder, made.frame(200, seed=9), made.LABELS)
+    return train_ranker(
+        Design(made.spec(**more.pop("spec", {})), encoder, made.TASKS),
+        Rows(rows, held_out),
+        made.settings(**more),
+        0,
+        Execution(checkpoint=checkpoint),
+    )
+
+
+def resumes(folder: Path, rows, encoder, after: int, **more) -> Trained:
+    """A training that is killed after some batches ends as one that is not, which is returned."""
+    whole = train(rows, encoder, None, **more)
+    dying = Dying(folder / "a.pt", "key")
+    dying.after = after
+    with pytest.raises(Killed):
+        train(rows, encoder, dying, **more)
+    torch.manual_seed(123)  # what else the process did
+    same(train(rows, encoder, Checkpoint(folder / "a.pt", "key"), **more), whole)
+    return whole
+
+
+def same(one: Trained, other: Trained) -> None:
+    mine, its = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(mine[name], its[name]) for name in mine)
+    assert [e.train_loss for e in one.epochs] == [e.train_loss for e in other.epochs]
+    assert [e.monitored for e in one.epochs] == [e.monitored for e in other.epochs]
+    assert one.best_epochs == other.best_epochs
+
+
+@pytest.mark.parametrize("after", [1, 8, 9, 20])
+@pytest.mark.parametrize("balancing", sorted(BALANCERS))
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, after, balancing):
+    frame = made.frame(500)
+    encoder = made.encoder(frame)
+    rows = encode_examples(encoder, frame, made.LABELS)
+    resumes(tmp_path, rows, encoder, after, balancing=balancing)
+
+
+def test_also_from_files_and_with_objectives_apart(tmp_path, monkeypatch):
+    from mtl_ranker.training import shards
+
+    monkeypatch.setattr(shards, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(shards, "POOL_BLOCKS", 3)
+    frame = made.frame(500)
+    encoder = made.encoder(frame)
+    files = made.partitions(frame, tmp_path, [200, 300])
+    rows = write_shards(encoder, files, made.LABELS, tmp_path / "encoded")
+    apart = {"spec": {"preset": "single_task", "experts": None, "expert_hidden": [8]}}
+    apart["spec"].pop("experts")
+    whole = train(rows, encoder, None)
+    dying = Dying(tmp_path / "a.pt", "key")
+    dying.after = 11
+    with pytest.raises(Killed):
+        train(rows, encoder, dying)
+    same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key")), whole)
+
+
+def test_also_with_pairs_of_users_rows(tmp_path):
+    frame = made.frame(500).with_columns(user_id=pl.col("row") % 37)
+    encoder = made.encoder(frame)
+    rows = encode_examples(encoder, frame, made.LABELS)
+    plain, whole = train(rows, encoder, None), resumes(tmp_path, rows, encoder, 11, pairwise=0.5)
+    assert [e.train_loss for e in plain.epochs] != [e.train_loss for e in whole.epochs]
+
+
+def test_also_with_sparse_embeddings(tmp_path):
+    frame = made.frame(500)
+    encoder = made.encoder(frame)
+    rows = encode_examples(encoder, frame, made.LABELS)
+    assert resumes(tmp_path, rows, encoder, 11, sparse_rows=1).model.embedding.sparse
+
+
+def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
+    frame = made.frame(500)
+    encoder = made.encoder(frame)
+    rows = encode_examples(encoder, frame, made.LABELS)
+    dying = Dying(tmp_path / "a.pt", "of other rows")
+    dying.after = 3
+    with pytest.raises(Killed):
+        train(rows, encoder, dying)
+    other = Checkpoint(tmp_path / "a.pt", "of these rows")
+    assert other.load() is None
+    same(train(rows, encoder, other), train(rows, encoder, None))
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    frame = made.frame(500)
+    encoder = made.encoder(frame)
+    rows = encode_examples(encoder, frame, made.LABELS)
+    first = train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key", seconds=0.0))
+    seen = []
+    again = train_ranker(
+        Design(made.spec(), encoder, made.TASKS),
+        Rows(rows, encode_examples(encoder, made.frame(200, seed=9), made.LABELS)),
+        made.settings(),
+        0,
+        Execution(on_epoch=seen.append, checkpoint=Checkpoint(tmp_path / "a.pt", "key")),
+    )
+    assert seen == []
+    same(again, first)
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.test_state import *
+
+class Fatal(Checkpoint):
+    saves = 0
+    def due(self): return True
+    def save(self, state):
+        super().save(state)
+        self.saves += 1
+        if self.saves == 13 and sys.argv[2] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(1)
+frame = made.frame(500)
+encoder = made.encoder(frame)
+rows = encode_examples(encoder, frame, made.LABELS)
+done = train(rows, encoder, Fatal(Path(sys.argv[1]) / "a.pt", "key"))
+torch.save(done.model.state_dict(), Path(sys.argv[1]) / "weights.pt")
+"""
+
+
+def test_a_process_killed_by_sigkill_is_continued_by_another(tmp_path):
+    def run(folder: Path, how: str) -> int:
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", CHILD, str(folder), how]
+        return subprocess.run(command, env=os.environ | {"PYTHONPATH": os.getcwd()}).returncode
+
+    assert run(tmp_path / "whole", "live") == 0
+    assert run(tmp_path / "killed", "die") == -signal.SIGKILL
+    assert run(tmp_path / "killed", "live") == 0
+    one, two = (torch.load(tmp_path / n / "weights.pt") for n in ("whole", "killed"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
