@@ -46,7 +46,7 @@ def follow(days: Sequence[date], words: str) -> Iterable[date]:
     return track(days, description=words, console=console, transient=True)
 
 
-def worth_retrying(task: object, run: object, state: object) -> bool:
+def is_retryable(task: object, run: object, state: object) -> bool:
     """Retry what may pass by itself (I/O, a busy database), never a user's mistake."""
     try:
         state.result()  # type: ignore[attr-defined]
@@ -60,11 +60,11 @@ def worth_retrying(task: object, run: object, state: object) -> bool:
 RETRY: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": [1.0, 5.0, 20.0],
-    "retry_condition_fn": worth_retrying,
+    "retry_condition_fn": is_retryable,
 }
 
 
-def tell_failure(flow: Any, run: Any, state: Any) -> None:
+def notify_failure(flow: Any, run: Any, state: Any) -> None:
     """A flow's on_failure hook: an artifact on the run, and the command in
     $MTL_RANKER_ON_FAILURE with the message on its standard input (a mail, a chat).
     """
@@ -75,4 +75,4 @@ def tell_failure(flow: Any, run: Any, state: Any) -> None:
         subprocess.run(shlex.split(command), input=message, text=True, timeout=60, check=False)
 
 
-HOOKS: dict[str, Any] = {"on_failure": [tell_failure], "on_crashed": [tell_failure]}
+HOOKS: dict[str, Any] = {"on_failure": [notify_failure], "on_crashed": [notify_failure]}

@@ -69,7 +69,7 @@ def nightly(
                 bad_night(context, chosen, failure)
             except Exception as second:
                 say(
-                    f"[bold red]bad night[/] ranking failed too: {first_line(second)}",
+                    f"[bold red]failed[/]    ranking failed too: {first_line(second)}",
                     logging.ERROR,
                 )
             raise
@@ -143,12 +143,12 @@ def bad_night(context: Context, day: date, failure: Exception) -> None:
     reason = first_line(failure)
     if version is None or not context.workspace.days("events"):
         say(
-            f"[bold red]bad night[/] {reason}; there is no champion yet that could rank",
+            f"[bold red]failed[/]    {reason}; there is no champion yet that could rank",
             logging.ERROR,
         )
         return
     say(
-        f"[bold red]bad night[/] {reason}; the champion (version {version}) ranks with what is "
+        f"[bold red]failed[/]    {reason}; the champion (version {version}) ranks with what is "
         "published",
         logging.ERROR,
     )

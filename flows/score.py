@@ -22,7 +22,7 @@ from mtl_ranker.ranking.scoring import (
     plan_scoring,
     publish_ranking,
     rank_part,
-    rankings_made_from,
+    rankings_provenance,
     score_day,
 )
 from mtl_ranker.reports.console import console, progress_bar
@@ -98,7 +98,7 @@ def score_new(config: str, data: str, workspace: str, dry_run: bool = False) -> 
     ended = max(context.workspace.days("events"), default=date.min)
     rankings, waiting = [], 0
     for day in candidate_days(context):
-        made = rankings_made_from(context, champion, day)
+        made = rankings_provenance(context, champion, day)
         why = context.workspace.stale("rankings", day, made)
         if day > ended and why is not None:
             say(f"[bold]score-new[/] {day}: {why}")

@@ -23,6 +23,7 @@ from pydantic import (
 
 from mtl_ranker.errors import ProjectError
 
+Place = tuple[int | str, ...]  # of a key in the project file
 IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 CANONICAL = ("user_id", "item_id", "timestamp", "date", "position", "propensity")
 
@@ -110,7 +111,9 @@ class Objective(Settings):
     where: str | None = Field(None, description="SQL condition; elsewhere the label is missing")
     weight: float = Field(1.0, gt=0, description="weight of this objective's loss")
     transform: Literal["identity", "log1p"] = "identity"
-    after: str | None = Field(None, description="objective without which this cannot happen")
+    conditional_on: str | None = Field(
+        None, description="binary objective without which this one cannot happen"
+    )
     levels: int = Field(0, ge=0, description="of an ordinal label: 0, 1, …, levels - 1")
 
     @model_validator(mode="after")
@@ -119,10 +122,14 @@ class Objective(Settings):
             raise ValueError(f"transform = {self.transform!r} is for kind = 'regression' only")
         if (self.kind == "ordinal") != (self.levels > 0) or self.levels == 1:
             raise ValueError("levels: needed, and at least 2, for kind = 'ordinal' only")
-        if self.after is not None and self.kind != "binary":
-            raise ValueError(f"after: for kind = 'binary' only, found kind = {self.kind!r}")
-        if self.after is not None and self.where is not None:
-            raise ValueError("where: not with after, whose label is known on every impression")
+        if self.conditional_on is not None and self.kind != "binary":
+            raise ValueError(
+                f"conditional_on: for kind = 'binary' only, found kind = {self.kind!r}"
+            )
+        if self.conditional_on is not None and self.where is not None:
+            raise ValueError(
+                "where: not with conditional_on, whose label is known on every impression"
+            )
         return self
 
     _check_name = field_validator("name")(_identifier)
@@ -312,10 +319,10 @@ class Promotion(Settings):
     bootstrap: int = Field(200, ge=20, description="resamples of users for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     max_calibration_error: float = Field(0.1, gt=0, description="largest ECE of a binary objective")
-    better_beyond_doubt: bool = Field(
+    require_significance: bool = Field(
         True, description="the blended quality's interval must lie above 0; else above -tolerance"
     )
-    tolerance: float = Field(0.0, ge=0, description="see better_beyond_doubt")
+    tolerance: float = Field(0.0, ge=0, description="see require_significance")
     max_seconds_per_million: float = Field(
         120.0, gt=0, description="time to score a million raw rows, measured in a fresh process"
     )
@@ -389,18 +396,20 @@ class Project(Settings):
             raise ValueError(f"objectives: {twice} named twice")
         by_name = {objective.name: objective for objective in self.objectives}
         for index, objective in enumerate(self.objectives):
-            seen, after = [objective.name], objective.after
-            while after is not None:
-                if after not in by_name or by_name[after].kind != "binary":
+            seen, parent = [objective.name], objective.conditional_on
+            while parent is not None:
+                if parent not in by_name or by_name[parent].kind != "binary":
                     allowed = [o.name for o in self.objectives if o.kind == "binary"]
                     raise ValueError(
-                        f"objectives[{index}].after: {after!r} is no binary objective; "
+                        f"objectives[{index}].conditional_on: {parent!r} is no binary objective; "
                         f"allowed: {allowed}"
                     )
-                if after in seen:
-                    raise ValueError(f"objectives[{index}].after: {seen} wait for each other")
-                seen.append(after)
-                after = by_name[after].after
+                if parent in seen:
+                    raise ValueError(
+                        f"objectives[{index}].conditional_on: {seen} depend on each other"
+                    )
+                seen.append(parent)
+                parent = by_name[parent].conditional_on
         if self.training.negative_keep < 1 and all(o.kind != "binary" for o in self.objectives):
             raise ValueError("training.negative_keep: needs at least one binary objective")
         for name in self.scoring.weights:
@@ -473,11 +482,35 @@ def read_project_text(preset_or_file: str) -> tuple[str, str]:
         raise ProjectError(f"{path}: not UTF-8 text ({error})") from error
 
 
-def parse_project(text: str, source: str) -> Project:
+# Keys of earlier versions, as places in the file, and their names now. `*` is any name or index.
+RENAMED = {
+    ("objectives", "*", "after"): "conditional_on",
+    ("models", "*", "embedding_width"): "embedding_dim",
+    ("models", "*", "closeness"): "l2_weight",
+    ("promotion", "better_beyond_doubt"): "require_significance",
+}
+
+
+def parse_project(text: str, source: str, rename: bool = False) -> Project:
+    """Settings from a project file's text.
+
+    Args:
+        source: the file's name, for messages.
+        rename: read keys of earlier versions by their new names, as in the project file of a saved
+            model. Otherwise a renamed key is refused with its new name.
+
+    Raises ProjectError naming each key that is wrong, what was found and what is allowed.
+    """
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ProjectError(f"{source}: not valid TOML: {error}") from error
+    renamed = _renamed_keys(content)
+    if renamed and not rename:
+        lines = [f"  {_dotted(place)}: renamed to {new}" for _, place, new in renamed]
+        raise ProjectError("\n".join([f"{source}:", *lines]))
+    for table, place, new in renamed:
+        table[new] = table.pop(str(place[-1]))
     try:
         project = Project.model_validate(content)
         project._source_text = text
@@ -485,6 +518,28 @@ def parse_project(text: str, source: str) -> Project:
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise ProjectError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def _renamed_keys(content: dict[str, Any]) -> list[tuple[dict[str, Any], Place, str]]:
+    """Keys of earlier versions: the table that holds each, its place, and its name now."""
+    found: list[tuple[dict[str, Any], Place, str]] = []
+
+    def search(value: Any, place: Place, rest: tuple[str, ...], new: str) -> None:
+        key, *more = rest
+        if key == "*":
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for name, inner in items:
+                search(inner, (*place, name), tuple(more), new)
+        elif isinstance(value, dict) and key in value:
+            if more:
+                search(value[key], (*place, key), tuple(more), new)
+            else:
+                found.append((value, (*place, key), new))
+
+    for old, new in RENAMED.items():
+        if isinstance(content.get(old[0]), dict | list):
+            search(content, (), old, new)
+    return found
 
 
 def _explain(problem: Any) -> str:
@@ -504,14 +559,14 @@ def _explain(problem: Any) -> str:
     return f"{place}: {message}{shown}"
 
 
-def _dotted(location: tuple[int | str, ...]) -> str:
+def _dotted(location: Place) -> str:
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(location: Place) -> list[str]:
     model: Any = Project
     for part in location:
         if isinstance(part, str) and isinstance(model, type) and issubclass(model, BaseModel):

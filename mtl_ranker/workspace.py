@@ -26,10 +26,10 @@ import polars as pl
 
 from mtl_ranker.errors import ProjectError
 
-MADE_FROM = "mtl_ranker.made_from"
+PROVENANCE = "mtl_ranker.made_from"
 ABANDONED = 7 * 86_400.0  # seconds
 _HELD: set[str] = set()  # roots of workspaces that this process has locked
-Made = Mapping[str, str]  # what a partition was made from: name → fingerprint
+Provenance = Mapping[str, str]  # what a partition was made from: name → fingerprint
 
 
 def fingerprint(*parts: object) -> str:
@@ -88,35 +88,35 @@ class Workspace:
             [self.path(dataset, day) for day in days], missing_columns="insert", glob=False
         )
 
-    def made_from(self, dataset: str, day: date) -> dict[str, str] | None:
+    def provenance(self, dataset: str, day: date) -> dict[str, str] | None:
         """What the published partition was made from, or None without one."""
         path = self.path(dataset, day)
         if not path.is_file():
             return None
-        return json.loads(pl.read_parquet_metadata(path).get(MADE_FROM, "{}"))
+        return json.loads(pl.read_parquet_metadata(path).get(PROVENANCE, "{}"))
 
     def published_fingerprint(self, dataset: str, day: date) -> str | None:
         """One hash of all that the published partition was made from, or None without one."""
-        made = self.made_from(dataset, day)
+        made = self.provenance(dataset, day)
         return None if made is None else fingerprint(json.dumps(made, sort_keys=True))
 
-    def stale(self, dataset: str, day: date, made: Made) -> str | None:
+    def stale(self, dataset: str, day: date, made: Provenance) -> str | None:
         """Why the partition has to be built, in words; None when it is up to date."""
-        known = self.made_from(dataset, day)
+        known = self.provenance(dataset, day)
         if known is None:
             return "not built yet"
         changed = [name for name in {**known, **made} if known.get(name) != made.get(name)]
         return f"changed: {', '.join(changed)}" if changed else None
 
     def publish(
-        self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, made: Made
+        self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, made: Provenance
     ) -> Path:
         """Write `frame` as the day's partition of `dataset`, atomically, streaming."""
         target = self.path(dataset, day)
-        with self.aside(target) as temporary:
+        with self.staged(target) as temporary:
             frame.lazy().sink_parquet(
                 temporary,
-                metadata={MADE_FROM: json.dumps(dict(made))},
+                metadata={PROVENANCE: json.dumps(dict(made))},
                 engine="streaming",
                 mkdir=True,
             )
@@ -125,7 +125,7 @@ class Workspace:
     def publish_file(self, place: str, content: str | bytes) -> Path:
         """Write a report, a picture or figures at a path below the root, atomically."""
         target = self.root / place
-        with self.aside(target) as temporary:
+        with self.staged(target) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         return target
 
@@ -160,7 +160,7 @@ class Workspace:
                 _HELD.discard(root)
 
     @contextmanager
-    def aside(self, target: Path) -> Iterator[Path]:
+    def staged(self, target: Path) -> Iterator[Path]:
         """A temporary path on the same file system that replaces `target` on success."""
         temporary = self.staging()
         try:
@@ -172,7 +172,7 @@ class Workspace:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def parts(self, dataset: str, day: date, made: Made, count: int) -> list[Path]:
+    def parts(self, dataset: str, day: date, made: Provenance, count: int) -> list[Path]:
         """Where the parts of a partition lie until `publish_parts`, whoever makes them.
 
         What an earlier attempt made from the same stays; what was made from anything else goes.
@@ -185,7 +185,7 @@ class Workspace:
         own.mkdir(parents=True, exist_ok=True)
         return [own / f"{number:06d}.parquet" for number in range(count)]
 
-    def publish_parts(self, dataset: str, day: date, parts: list[Path], made: Made) -> Path:
+    def publish_parts(self, dataset: str, day: date, parts: list[Path], made: Provenance) -> Path:
         """Publish the parts, one after the other, as the day's partition, and remove them."""
         target = self.publish(dataset, day, pl.scan_parquet(parts, glob=False), made)
         shutil.rmtree(self._parts_of(dataset, day))

@@ -43,8 +43,14 @@ def test_presets_load_and_their_models_are_known():
             {"training": WITHOUT, "trainning": TINY["training"]},
             ["trainning", "did you mean training"],
         ),
-        (objective(1, where=WITHOUT, after="view"), ["objectives[1].after", "'view'", "'click'"]),
-        (objective(1, where=WITHOUT, after="long"), ["objectives[1].after", "wait for each other"]),
+        (
+            objective(1, where=WITHOUT, conditional_on="view"),
+            ["objectives[1].conditional_on", "'view'", "'click'"],
+        ),
+        (
+            objective(1, where=WITHOUT, conditional_on="long"),
+            ["objectives[1].conditional_on", "depend on each other"],
+        ),
         (objective(1, where=WITHOUT, kind="ordinal"), ["objectives[1]", "levels"]),
         (objective(1, where=WITHOUT, transform="log1p"), ["objectives[1]", "regression"]),
         (
@@ -56,6 +62,18 @@ def test_presets_load_and_their_models_are_known():
             ["histories[0].signal", "'share'", "click, long"],
         ),
         ({"training": {"balancing": "fair"}}, ["training.balancing", "'pcgrad'"]),
+        (
+            objective(1, where=WITHOUT, after="click"),
+            ["objectives[1].after: renamed to conditional_on"],
+        ),
+        (
+            {"models": {"mmoe": {"embedding_width": 8}}},
+            ["models.mmoe.embedding_width: renamed to embedding_dim"],
+        ),
+        (
+            {"promotion": {"better_beyond_doubt": True}},
+            ["promotion.better_beyond_doubt: renamed to require_significance"],
+        ),
     ],
 )
 def test_errors_name_key_found_and_allowed(change, words):
@@ -93,3 +111,15 @@ def test_model_errors(change, words):
 def test_unknown_file(tmp_path: Path):
     with pytest.raises(ProjectError, match="presets: census, kuairand, simulated"):
         load_project(str(tmp_path / "nothing.toml"))
+
+
+def test_a_saved_models_project_file_is_read_with_the_names_that_its_keys_had():
+    old = {
+        "objectives": changed(TINY["objectives"], 1, where=WITHOUT, after="click"),
+        "models": {"mmoe": {"embedding_width": 5}},
+        "promotion": {"better_beyond_doubt": False},
+    }
+    project = parse_project(project_text(**old), "project.toml", rename=True)
+    assert project.objectives[1].conditional_on == "click"
+    assert project.models["mmoe"] == TINY["models"]["mmoe"] | {"embedding_dim": 5}
+    assert not project.promotion.require_significance

@@ -112,7 +112,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_litter(tmp_path):
     workspace.publish_file("reports/a.html", "old")
 
     def fail() -> None:
-        with workspace.aside(tmp_path / "reports/a.html") as temporary:
+        with workspace.staged(tmp_path / "reports/a.html") as temporary:
             temporary.write_text("half")
             raise RuntimeError("killed")
 

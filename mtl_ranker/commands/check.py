@@ -45,7 +45,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
             f"{place}: {checked.bad_share:.1%} of the rows break the contract "
             f"({checked.reasons()}); allowed: log.max_bad_share = {project.log.max_bad_share:.1%}"
         )
-    yield f"ok  contract on {last}: {checked.rows:,} rows, {checked.bad.height:,} put aside"
+    yield f"ok  contract on {last}: {checked.rows:,} rows, {checked.bad.height:,} quarantined"
     schema = dict(checked.good.collect_schema())
     check_known_beforehand(project, schema)
     for which in ("users", "items"):

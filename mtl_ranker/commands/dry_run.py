@@ -9,8 +9,8 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_dataset
 from mtl_ranker.features.days import needed_days, needed_history, split_days
-from mtl_ranker.features.examples import examples_made_from
-from mtl_ranker.logs.ingest import events_made_from
+from mtl_ranker.features.examples import examples_provenance
+from mtl_ranker.logs.ingest import events_provenance
 from mtl_ranker.ranking.candidates import candidate_files
 from mtl_ranker.training.network import model_specs
 
@@ -25,7 +25,7 @@ def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
     longest = project.features.windows[-1]
     up_to_date = 0
     for day in needed_history(project, source.days(), list(days)):
-        why = workspace.stale("events", day, events_made_from(context, day))
+        why = workspace.stale("events", day, events_provenance(context, day))
         parts = [f"events {why}"] if why else []
         if why or day not in workspace.days(aggregate_dataset([])):
             rebuilt.append(day)
@@ -34,7 +34,7 @@ def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
             if looked_at:
                 parts.append(f"examples: {looked_at[0]} would be built before them")
             else:
-                made = examples_made_from(context, day)
+                made = examples_provenance(context, day)
                 reason = workspace.stale("examples", day, made)
                 parts += [f"examples {reason}"] if reason else []
         if parts:

@@ -343,8 +343,8 @@ def _in_words(row: Any) -> str:
     elif row.gain.high < 0:
         verdict = "ends higher than shared_bottom"
     else:
-        verdict = "does not differ from shared_bottom beyond doubt"
-    steady = "no difference in spread beyond doubt"
+        verdict = "does not differ from shared_bottom significantly"
+    steady = "no difference in spread significantly"
     if row.steadier < 0.05:
         steady = "steadier" if row.spread_ratio < 1 else "less steady"
     return f"{where} {verdict}; {steady}"

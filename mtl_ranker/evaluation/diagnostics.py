@@ -16,40 +16,41 @@ from mtl_ranker.models.objectives import Task, predictions
 from mtl_ranker.models.ranker import Ranker
 
 COLLAPSED = 0.95  # a gate with this mean weight on one expert has stopped choosing
-UNHEARD = 0.01  # an expert with less of every gate's weight than this is heard by nobody
+UNUSED = 0.01  # an expert is unused when no output gives it more weight than this
 SAME = 0.98  # two experts with this similarity are nearly the same function
 DEAD = 0.99  # an expert with this share of units that are always zero
 BLOCK = 4_096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerDiagnosis:
     """One layer of O outputs and E experts, over N rows.
 
     Attributes:
         outputs: what each output feeds: an objective, or an expert of the next layer.
-        gate: [O, E] mean weight of the gate, without AdaTT's native experts.
-        heard: [O] effective number of experts a row: exp of the mean entropy of its weights.
-        chosen: [O] how much the weights depend on the row: the mutual information between row and
-            expert, of log E; 0 = the same mix for every row, 1 = one expert a row, all used
-            alike. NaN, like `heard`, where weights are no gate's.
-        listening: [O, E] mean weight with the native experts.
+        gate_weights: [O, E] mean weight of the gate, without AdaTT's native experts.
+        effective_experts: [O] effective number of experts a row: exp of the mean entropy of the
+            gate's weights. NaN where weights are not a gate's.
+        gate_information: [O] mutual information between row and expert, as a share of log E: 0 =
+            the same mixture for every row, 1 = one expert a row, all used equally often. NaN where
+            weights are not a gate's.
+        expert_weights: [O, E] mean weight with the native experts.
         utilisation: [E] share of all outputs' weight, native experts included.
         similarity: [E, E] linear CKA of the experts' outputs (Kornblith et al., ICML 2019, eq. 3
             of section 3): 1 = the same function up to rotation and scale.
         dead_units: [E] share of units that are zero on every row.
-        removal: [E, T] change of each objective's quality when the expert is silenced.
+        ablation: [E, T] change of each objective's quality when the expert is ablated.
     """
 
     outputs: list[str]
-    gate: np.ndarray
-    heard: np.ndarray
-    chosen: np.ndarray
-    listening: np.ndarray
+    gate_weights: np.ndarray
+    effective_experts: np.ndarray
+    gate_information: np.ndarray
+    expert_weights: np.ndarray
     utilisation: np.ndarray
     similarity: np.ndarray
     dead_units: np.ndarray
-    removal: np.ndarray
+    ablation: np.ndarray
 
     @property
     def experts(self) -> int:
@@ -81,29 +82,26 @@ def diagnose(
     for depth, module in enumerate(model.layers):
         assert isinstance(module, MixtureLayer)
         last = depth == len(model.layers) - 1
-        weights, listening, experts = traces[depth]
-        count = weights.shape[1]
-        outputs = names if last else [f"next layer, stream {o + 1}" for o in range(count)]
-        removal = np.stack(
-            [
-                _quality(model, inputs, labels, tasks, {depth: [e]}) - base
-                for e in range(experts.shape[1])
-            ]
-        )
+        gate_weights, expert_weights, experts = traces[depth]
+        count = gate_weights.shape[1]
         gated = isinstance(module.gates, SoftmaxGates)
-        heard, chosen = _choice(weights) if gated else _none(count)
-        share = np.abs(listening).sum((0, 1))
+        effective, information = _choice(gate_weights) if gated else _none(count)
+        share = np.abs(expert_weights).sum((0, 1))
+        ablation = [
+            _quality(model, inputs, labels, tasks, {depth: [e]}) - base
+            for e in range(experts.shape[1])
+        ]
         layers.append(
             LayerDiagnosis(
-                outputs,
-                weights.mean(0),
-                heard,
-                chosen,
-                listening.mean(0),
-                share / max(share.sum(), 1e-12),
-                similarity(experts),
-                (experts <= 0).all(0).mean(1) if gated else np.zeros(experts.shape[1]),
-                removal,
+                outputs=names if last else [f"next layer, stream {o + 1}" for o in range(count)],
+                gate_weights=gate_weights.mean(0),
+                effective_experts=effective,
+                gate_information=information,
+                expert_weights=expert_weights.mean(0),
+                utilisation=share / max(share.sum(), 1e-12),
+                similarity=similarity(experts),
+                dead_units=(experts <= 0).all(0).mean(1) if gated else np.zeros(len(ablation)),
+                ablation=np.stack(ablation),
             )
         )
     return Diagnosis(layers, _warnings(layers))
@@ -132,24 +130,24 @@ def similarity(experts: np.ndarray) -> np.ndarray:
 def _traced(
     model: Ranker, inputs: tuple[Tensor, Tensor, Tensor]
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Each layer's gates and what outputs listen to [N, O, E], and experts [N, E, K·H]."""
+    """Each layer's gate weights and expert weights [N, O, E], and experts [N, E, K·H]."""
     blocks: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
     with torch.no_grad():
         for start in range(0, len(inputs[0]), BLOCK):
             a, b, c = (tensor[start : start + BLOCK] for tensor in inputs)
             trace = model.trace(a, b, c)
-            found = []
-            for module, gated, experts in zip(
-                model.layers, trace.gated, trace.experts, strict=True
+            layers_of_block = []
+            for module, gates, experts in zip(
+                model.layers, trace.gates, trace.experts, strict=True
             ):
                 assert isinstance(module, MixtureLayer)
                 both = [
                     per_row(weights, len(a)).numpy()
-                    for weights in (gated.weights, module.listening(gated))
+                    for weights in (gates.weights, module.expert_weights(gates))
                 ]
                 made = experts.permute(3, 0, 1, 2).flatten(2)  # [B, E, K·H]
-                found.append((both[0], both[1], made.numpy()))
-            blocks.append(found)
+                layers_of_block.append((both[0], both[1], made.numpy()))
+            blocks.append(layers_of_block)
     layers = zip(*blocks, strict=True)
     return [tuple(np.concatenate(part) for part in zip(*layer, strict=True)) for layer in layers]  # type: ignore[misc]
 
@@ -159,13 +157,13 @@ def _quality(
     inputs: tuple[Tensor, Tensor, Tensor],
     labels: np.ndarray,
     tasks: Sequence[Task],
-    silent: dict[int, list[int]] | None = None,
+    ablated: dict[int, list[int]] | None = None,
 ) -> np.ndarray:
     blocks = []
     with torch.no_grad():
         for start in range(0, len(inputs[0]), BLOCK):
             a, b, c = (tensor[start : start + BLOCK] for tensor in inputs)
-            logits = model.trace(a, b, c, silent=silent).logits
+            logits = model.trace(a, b, c, ablated=ablated).logits
             blocks.append(predictions(logits, tasks, model.cutpoints).numpy())
     predicted = np.concatenate(blocks)
     user = np.zeros(len(predicted), np.int64)
@@ -194,38 +192,42 @@ def _none(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _warnings(layers: Sequence[LayerDiagnosis]) -> list[str]:
-    found = []
+    warnings = []
     for depth, layer in enumerate(layers):
         place = f"layer {depth + 1}: " if len(layers) > 1 else ""
         for o, output in enumerate(layer.outputs):
-            e = int(layer.gate[o].argmax())
-            several = (layer.gate[o] > 0).sum() > 1
-            if several and not np.isnan(layer.heard[o]) and layer.gate[o, e] >= COLLAPSED:
-                found.append(
-                    f"{place}the gate of {output} has collapsed: {layer.gate[o, e]:.0%} of its "
-                    f"weight is on expert {e + 1}; try gate_dropout = 0.1, balance = 0.01 or "
+            e = int(layer.gate_weights[o].argmax())
+            several = (layer.gate_weights[o] > 0).sum() > 1
+            if (
+                several
+                and not np.isnan(layer.effective_experts[o])
+                and layer.gate_weights[o, e] >= COLLAPSED
+            ):
+                warnings.append(
+                    f"{place}the gate of {output} has collapsed: {layer.gate_weights[o, e]:.0%} of "
+                    f"its weight is on expert {e + 1}; try gate_dropout = 0.1, balance = 0.01 or "
                     "fewer experts"
                 )
         alive = []
         for e in range(layer.experts):
             if layer.dead_units[e] >= DEAD:
-                found.append(
+                warnings.append(
                     f"{place}expert {e + 1} is dead: {layer.dead_units[e]:.0%} of its units are "
                     "zero on every row; try a lower training.learning_rate or fewer experts"
                 )
-            elif layer.experts > 1 and np.abs(layer.listening[:, e]).max() < UNHEARD:
-                found.append(
-                    f"{place}expert {e + 1} is heard by nobody: no gate gives it more than "
-                    f"{np.abs(layer.listening[:, e]).max():.1%} of its weight; try balance = 0.01 "
-                    "or fewer experts"
+            elif layer.experts > 1 and np.abs(layer.expert_weights[:, e]).max() < UNUSED:
+                warnings.append(
+                    f"{place}expert {e + 1} is unused: no output gives it more than "
+                    f"{np.abs(layer.expert_weights[:, e]).max():.1%} of its weight; try "
+                    "balance = 0.01 or fewer experts"
                 )
             else:
                 alive.append(e)
         same = [(i, j) for i in alive for j in alive if i < j and layer.similarity[i, j] >= SAME]
         for i, j in same:
-            found.append(
+            warnings.append(
                 f"{place}experts {i + 1} and {j + 1} are nearly the same function (CKA "
                 f"{layer.similarity[i, j]:.3f}); try fewer experts, gate_dropout = 0.1, or "
                 "expert_groups or expert_kinds that make them differ"
             )
-    return found
+    return warnings

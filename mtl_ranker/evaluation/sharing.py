@@ -31,7 +31,7 @@ class SharingGain:
         words = {
             "helped": "sharing helped",
             "hurt": "sharing hurt (negative transfer)",
-            "undecided": "sharing made no difference beyond doubt to",
+            "undecided": "sharing made no significant difference to",
         }[self.verdict]
         g = self.gain
         return (

@@ -22,7 +22,7 @@ class Slice:
 
     Attributes:
         kind: what the rows are divided by, such as `tab` or `user activity`.
-        quality: AUC or R² with an interval over users drawn anew.
+        quality: AUC or R² with an interval over users resampled.
         gap: quality minus that of all rows.
         calibration: sum of predictions over sum of labels.
     """

@@ -51,7 +51,7 @@ class ExamplesPlan:
 def plan_examples(context: Context, day: date) -> ExamplesPlan | None:
     """None when the published partition is made from the same events, history and SQL."""
     project, workspace = context.project, context.workspace
-    made = examples_made_from(context, day)
+    made = examples_provenance(context, day)
     why = workspace.stale("examples", day, made)
     if why is None:
         return None
@@ -86,7 +86,7 @@ def build_examples_part(context: Context, day: date, part: ExamplesPart) -> None
     if part.file.is_file():
         return
     rows = examples_of_block(context, day, part.block)
-    with context.workspace.aside(part.file) as temporary:
+    with context.workspace.staged(part.file) as temporary:
         rows.sink_parquet(temporary, compression="lz4", engine="streaming")
 
 
@@ -131,7 +131,7 @@ def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame
     return examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id")
 
 
-def examples_made_from(context: Context, day: date) -> dict[str, str]:
+def examples_provenance(context: Context, day: date) -> dict[str, str]:
     """What decides the examples of a day; the encoder's own settings do not, and are left out."""
     project, source, workspace = context.project, context.source, context.workspace
     features = project.features

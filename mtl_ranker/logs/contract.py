@@ -1,6 +1,6 @@
 """What a trustworthy event is, as a dataframely schema made from the project file.
 
-A bad row is put aside with every reason that applies to it; it is never repaired or dropped.
+A bad row is quarantined with every reason that applies to it; it is never repaired or dropped.
 """
 
 from __future__ import annotations

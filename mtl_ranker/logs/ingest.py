@@ -34,7 +34,7 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     and a previously published day stays as it was.
     """
     project, source, workspace = context.project, context.source, context.workspace
-    made = events_made_from(context, day)
+    made = events_provenance(context, day)
     why = workspace.stale("events", day, made)
     if why is None:
         rows = workspace.scan("events", [day]).select(pl.len()).collect().item()
@@ -58,7 +58,7 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons, why)
 
 
-def events_made_from(context: Context, day: date) -> dict[str, str]:
+def events_provenance(context: Context, day: date) -> dict[str, str]:
     """What decides which rows of a day are good: its files, the contract, the labels."""
     project, source = context.project, context.source
     contract = project.log.model_dump_json(exclude={"users", "items"})

@@ -115,7 +115,7 @@ def simulate(feed: Feed, folder: Path, progress: Callable[[int], None] | None = 
             log, hidden = _impressions(feed, world, number, day, chunk, size)
             for name, frame in (("log", log), ("truth", hidden)):
                 target = folder / name / f"date={day}" / f"part-{chunk}.parquet"
-                with Workspace(folder).aside(target) as temporary:
+                with Workspace(folder).staged(target) as temporary:
                     frame.write_parquet(temporary)
             done += size * SLATE
             if progress is not None:
@@ -150,7 +150,7 @@ def _write_tables(feed: Feed, world: World, folder: Path) -> None:
         }
     )
     for name, frame in (("users", users), ("items", items)):
-        with Workspace(folder).aside(folder / f"{name}.parquet") as temporary:
+        with Workspace(folder).staged(folder / f"{name}.parquet") as temporary:
             frame.write_parquet(temporary)
 
 

@@ -1,4 +1,4 @@
-"""Gates: how much each output of a layer listens to each expert."""
+"""Gates: the weight that each output of a layer gives to each expert."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtl_ranker.models.embedding import RowInput
 from mtl_ranker.models.experts import batched_linear, read_streams
 
 
-class Gated(NamedTuple):
+class GateOutput(NamedTuple):
     """Weights [O, K or 1, E, B], and each expert's smooth load [O, E] where noise decides."""
 
     weights: Tensor
@@ -24,7 +24,7 @@ class SoftmaxGates(nn.Module):
 
     Args:
         inputs: width of what the gates read.
-        visible: [O, E] booleans, which experts output o may listen to.
+        visible: [O, E] booleans, which experts output o may use.
         reads: [O], which stream each gate reads; ignored for rows.
         tied: all outputs share one gate (OMoE, eq. 5).
         dropout: probability with which a gate ignores an expert for a row, in training.
@@ -64,31 +64,31 @@ class SoftmaxGates(nn.Module):
     def _of_gates(self, product: Tensor) -> Tensor:
         return product.unflatten(0, (-1, self.experts)).unsqueeze(1)
 
-    def weigh(self, logits: Tensor) -> Gated:
-        weights = torch.softmax(self.hide(logits), 2)
-        return Gated(weights.expand(self.outputs, -1, -1, -1))
+    def weigh(self, logits: Tensor) -> GateOutput:
+        weights = torch.softmax(self.mask(logits), 2)
+        return GateOutput(weights.expand(self.outputs, -1, -1, -1))
 
-    def of_product(self, product: Tensor) -> Gated:
+    def of_product(self, product: Tensor) -> GateOutput:
         """What `forward` gives for rows whose product with the weight is made: [G·E, B]."""
         return self.weigh(self._of_gates(product))
 
-    def hide(self, logits: Tensor) -> Tensor:
-        """Minus infinity where an output may not, or now shall not, listen: [O, K or 1, E, B]."""
+    def mask(self, logits: Tensor) -> Tensor:
+        """Logits [O, K or 1, E, B], minus infinity where an output does not use an expert."""
         hidden = ~self.visible[:, None, :, None]  # [O, 1, E, 1]
         if self.training and self.dropout > 0:
             dropped = torch.rand_like(logits) < self.dropout
-            deaf = (dropped | hidden).all(2, keepdim=True)
-            hidden = hidden | (dropped & ~deaf)
+            nothing_left = (dropped | hidden).all(2, keepdim=True)
+            hidden = hidden | (dropped & ~nothing_left)
         elif self.all_visible:
             return logits.expand(self.outputs, -1, -1, -1)
         return logits.masked_fill(hidden, float("-inf"))
 
-    def forward(self, x: RowInput | Tensor) -> Gated:
+    def forward(self, x: RowInput | Tensor) -> GateOutput:
         return self.weigh(self.logits(x, self.weight))
 
 
 class TopKGates(SoftmaxGates):
-    """Noisy top-k gates, which listen to k experts a row (Shazeer et al., ICLR 2017, eq. 3 to 5).
+    """Noisy top-k gates, which use k experts a row (Shazeer et al., ICLR 2017, eq. 3 to 5).
 
     H(x)_i = (W_g x)_i + N(0, 1) · softplus((W_noise x)_i); G(x) = softmax(KeepTopK(H(x), k)).
     Without noise (at scoring) H(x) = W_g x. Both weights start at zero, as in the paper.
@@ -110,18 +110,18 @@ class TopKGates(SoftmaxGates):
         self.noise = nn.Parameter(torch.zeros_like(self.weight))
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: RowInput | Tensor) -> Gated:
+    def forward(self, x: RowInput | Tensor) -> GateOutput:
         clean = self.logits(x, self.weight)
         load = None
         if self.training:
             spread = nn.functional.softplus(self.logits(x, self.noise)) + 1e-2
-            noisy = self.hide(clean + torch.randn_like(clean) * spread)
+            noisy = self.mask(clean + torch.randn_like(clean) * spread)
             load = self._load(clean, spread, noisy)
         else:
-            noisy = self.hide(clean)
+            noisy = self.mask(clean)
         kept = noisy.topk(min(self.k, self.experts), 2)
         lost = torch.full_like(noisy, float("-inf"))
-        return Gated(torch.softmax(lost.scatter(2, kept.indices, kept.values), 2), load)
+        return GateOutput(torch.softmax(lost.scatter(2, kept.indices, kept.values), 2), load)
 
     def _load(self, clean: Tensor, spread: Tensor, noisy: Tensor) -> Tensor | None:
         if self.k >= self.experts:
@@ -149,12 +149,12 @@ class StitchGates(nn.Module):
         other = (1.0 - own) * (0.1 / max(experts - 1, 1))
         self.weight = nn.Parameter(0.9 * own + other if experts > 1 else own)
 
-    def forward(self, x: RowInput | Tensor) -> Gated:
-        return Gated(self.weight[:, None, :, None])
+    def forward(self, x: RowInput | Tensor) -> GateOutput:
+        return GateOutput(self.weight[:, None, :, None])
 
 
 class FixedGates(nn.Module):
-    """Each output listens to its only visible expert (single-task, shared-bottom).
+    """Each output uses its only visible expert (single-task, shared-bottom).
 
     Shape: → weights [O, 1, E, 1] of zeros and ones; `choice` [O] is the expert.
     """
@@ -166,12 +166,12 @@ class FixedGates(nn.Module):
         self.register_buffer("visible", visible)
         self.choice: list[int] = visible.int().argmax(1).tolist()
 
-    def forward(self, x: RowInput | Tensor) -> Gated:
-        return Gated(self.visible[:, None, :, None].float())
+    def forward(self, x: RowInput | Tensor) -> GateOutput:
+        return GateOutput(self.visible[:, None, :, None].float())
 
 
 def combine(weights: Tensor, experts: Tensor) -> Tensor:
-    """What each output hears, f^k(x) = Σ_i g^k(x)_i f_i(x) (Ma et al., eq. 6).
+    """The mixture of each output, f^k(x) = Σ_i g^k(x)_i f_i(x) (Ma et al., eq. 6).
 
     Shape: weights [O, K or 1, E, B or 1], experts [E, K, H, B] → [O, K, H, B].
     """

@@ -1,4 +1,4 @@
-"""The one layer that gives every model: experts, and gates that say who listens to whom."""
+"""The one layer that every model is made of: experts, and gates that weigh them for each output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_ranker.models.embedding import RowInput
 from mtl_ranker.models.experts import BANKS, MultilayerBank, read_streams
 from mtl_ranker.models.gates import (
     FixedGates,
-    Gated,
+    GateOutput,
     SoftmaxGates,
     StitchGates,
     TopKGates,
@@ -29,7 +29,7 @@ class LayerSpec:
     """The wiring of one layer of E experts and O outputs.
 
     Attributes:
-        visible: [O][E], which experts output o may listen to.
+        visible: [O][E], which experts output o may use.
         reads: [E], which stream expert e reads; a first layer has one stream, the row.
         hidden: units of the experts' layers; the last is H.
         gate: softmax, tied (one for all), top_k (noisy), or stitch (constants).
@@ -57,14 +57,12 @@ class LayerSpec:
         return len(self.reads)
 
 
-class Heard(NamedTuple):
-    """What a layer gives: outputs [O, K, H, B] ([1, K, H, B] where all are the same), experts
-    [E, K, H, B], and the gates' weights.
-    """
+class LayerOutput(NamedTuple):
+    """Outputs [O, K, H, B] ([1, K, H, B] where all are the same), experts [E, K, H, B], gates."""
 
     outputs: Tensor
     experts: Tensor
-    gated: Gated
+    gates: GateOutput
 
 
 class MixtureLayer(nn.Module):
@@ -133,33 +131,38 @@ class MixtureLayer(nn.Module):
     def units(self) -> int:
         return self.spec.hidden[-1]
 
-    def forward(self, x: RowInput | Tensor, row: RowInput, silent: Sequence[int] = ()) -> Heard:
-        """`silent` experts are heard by nobody; the other weights grow to the same sum."""
-        made = None
+    def forward(
+        self, x: RowInput | Tensor, row: RowInput, ablated: Sequence[int] = ()
+    ) -> LayerOutput:
+        """`ablated` experts get no weight; the other weights are scaled up to the same sum."""
+        product = None
         if isinstance(x, RowInput) and self._product_in_common():
-            made, gated = self._read_once(x)
+            product, gates = self._read_once(x)
         else:
-            gated = self.gates(x if self.spec.gate_reads else row)
-        if silent:
-            gated = Gated(silence(gated.weights, silent))
-        experts = self._experts(x, gated) if made is None else self.banks[0](x, made)
-        if isinstance(self.gates, FixedGates) and self.native is None and not silent:
+            gates = self.gates(x if self.spec.gate_reads else row)
+        if ablated:
+            gates = GateOutput(ablate(gates.weights, ablated))
+        experts = self._experts(x, gates) if product is None else self.banks[0](x, product)
+        if isinstance(self.gates, FixedGates) and self.native is None and not ablated:
             alike = self.spec.experts == 1  # every output is this expert
-            heard = experts if alike else read_streams(experts, self.gates.choice)
-            return Heard(heard, experts, gated)
-        listening = self.listening(gated, silent)
+            outputs = experts if alike else read_streams(experts, self.gates.choice)
+            return LayerOutput(outputs, experts, gates)
+        weights = self.expert_weights(gates, ablated)
         if self.spec.gate == "tied" and self.native is None and self.gates.all_visible:
-            listening = listening[:1]  # every output hears the same
-        return Heard(combine(listening, experts), experts, gated)
+            weights = weights[:1]  # every output is the same mixture
+        return LayerOutput(combine(weights, experts), experts, gates)
 
-    def listening(self, gated: Gated, silent: Sequence[int] = ()) -> Tensor:
-        """What each output takes of each expert: the gate's weights and the native ones."""
+    def expert_weights(self, gates: GateOutput, ablated: Sequence[int] = ()) -> Tensor:
+        """The weight of each expert in each output: the gate's and the native one (AdaTT).
+
+        Shape: [O, K or 1, E, B or 1].
+        """
         if self.native is None:
-            return gated.weights
+            return gates.weights
         native = self.native * self.native_mask
-        if silent:
-            native = silence(native.unsqueeze(2), silent, rescale=False).squeeze(2)
-        return gated.weights + native[:, None, :, None]
+        if ablated:
+            native = ablate(native.unsqueeze(2), ablated, rescale=False).squeeze(2)
+        return gates.weights + native[:, None, :, None]
 
     def _product_in_common(self) -> bool:
         """Whether experts and gates read the rows with one product; in training, where gradients
@@ -173,7 +176,7 @@ class MixtureLayer(nn.Module):
             and len(self.banks) == 1
         )
 
-    def _read_once(self, row: RowInput) -> tuple[Tensor, Gated]:
+    def _read_once(self, row: RowInput) -> tuple[Tensor, GateOutput]:
         """The experts' first product and the gates, of one product that reads x once."""
         bank, gates = self.banks[0], self.gates
         assert isinstance(bank, MultilayerBank)
@@ -186,7 +189,7 @@ class MixtureLayer(nn.Module):
         made, seen = product.split([len(weight), len(own)])
         return made, gates.of_product(seen)
 
-    def _experts(self, x: RowInput | Tensor, gated: Gated) -> Tensor:
+    def _experts(self, x: RowInput | Tensor, gates: GateOutput) -> Tensor:
         bank = self.banks[0]
         if (
             isinstance(self.gates, TopKGates)
@@ -196,7 +199,7 @@ class MixtureLayer(nn.Module):
             and self.members == 1
             and not torch.compiler.is_exporting()  # shapes that depend on the data
         ):
-            chosen = (gated.weights[:, 0] > 0).any(0)  # [E, B]
+            chosen = (gates.weights[:, 0] > 0).any(0)  # [E, B]
             return bank.of_selected(x, chosen)
         made = [bank(x) for bank in self.banks]
         if len(made) == 1:
@@ -204,15 +207,15 @@ class MixtureLayer(nn.Module):
         wide = [m.expand(-1, self.members, -1, -1) for m in made]
         return torch.cat(wide).index_select(0, self.order)
 
-    def imbalance(self, gated: Gated) -> Tensor:
+    def imbalance(self, gates: GateOutput) -> Tensor:
         """How unevenly experts are used in this batch: importance and load (Shazeer, eq. 6, 11)."""
         if not isinstance(self.gates, SoftmaxGates):
             return torch.zeros(())
-        total = imbalance(gated.weights.sum((1, 3)))
-        return total if gated.load is None else total + imbalance(gated.load)
+        total = imbalance(gates.weights.sum((1, 3)))
+        return total if gates.load is None else total + imbalance(gates.load)
 
 
-def silence(weights: Tensor, experts: Sequence[int], rescale: bool = True) -> Tensor:
+def ablate(weights: Tensor, experts: Sequence[int], rescale: bool = True) -> Tensor:
     """Weights [..., E, B] with some experts at zero, the others scaled up to the same sum."""
     left = torch.ones(weights.shape[-2], 1)
     left[list(experts)] = 0.0

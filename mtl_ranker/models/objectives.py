@@ -21,7 +21,7 @@ class Task:
     Attributes:
         kind: binary, regression, watch_time or ordinal.
         transform: of a regression's label, identity or log1p.
-        after: the binary objective without which this binary one cannot happen.
+        conditional_on: the binary objective without which this binary one cannot happen.
         levels: of an ordinal label, which is 0, 1, …, levels - 1.
     """
 
@@ -29,7 +29,7 @@ class Task:
     kind: str
     weight: float = 1.0
     transform: str = "identity"
-    after: str | None = None
+    conditional_on: str | None = None
     levels: int = 0
 
 
@@ -53,7 +53,7 @@ def predictions(logits: Tensor, tasks: Sequence[Task], cutpoints: Tensor | None 
     Binary: a probability, of a chained objective that of the whole chain. Watch time and
     regression: in the label's own unit. Ordinal: the expected level.
     """
-    chained = any(task.after for task in tasks)
+    chained = any(task.conditional_on for task in tasks)
     if not chained and all(task.kind == "binary" for task in tasks):
         value = torch.sigmoid(logits)
         return value.flatten(0, -3).mean(0) if value.dim() > 2 else value
@@ -62,7 +62,7 @@ def predictions(logits: Tensor, tasks: Sequence[Task], cutpoints: Tensor | None 
     for t, task in enumerate(tasks):
         z = logits[..., t]
         if task.kind == "binary":
-            value = torch.exp(chain[..., t]) if task.after else torch.sigmoid(z)
+            value = torch.exp(chain[..., t]) if task.conditional_on else torch.sigmoid(z)
         elif task.kind == "watch_time":
             value = torch.exp(z.clamp(max=30.0))
         elif task.kind == "ordinal":
@@ -86,9 +86,9 @@ def losses(
 ) -> Tensor:
     """Mean loss of each objective over the rows where its label is present: [T].
 
-    Binary: cross-entropy on the logit; with `after`, on the product of the chain's probabilities
-    over all impressions (ESMM, Ma et al., SIGIR 2018, eq. 3). Regression: squared error on the
-    transformed scale. Watch time y: logistic regression weighted by y (Covington et al., RecSys
+    Binary: cross-entropy on the logit; with `conditional_on`, on the product of the chain's
+    probabilities over all impressions (ESMM, Ma et al., SIGIR 2018, eq. 3). Regression: squared
+    error on the transformed scale. Watch time y: logistic regression weighted by y (Covington et al., RecSys
     2016, 4.2), where every impression is also a negative of weight 1, so that the learned odds
     are E[y] exactly and not only for rare positives; the mean is over weights 1 + y. Ordinal:
     cross-entropy of P(y > c) = σ(z − θ_c), summed over cut points (McCullagh 1980).
@@ -106,9 +106,9 @@ def losses(
     each = functional.binary_cross_entropy_with_logits(
         logits, target.clamp(0.0, 1.0).expand_as(logits), reduction="none"
     )
-    if any(task.after for task in tasks):
+    if any(task.conditional_on for task in tasks):
         log_p, log_not = chain_log_probability(logits, tasks)
-        chained = torch.tensor([task.after is not None for task in tasks])
+        chained = torch.tensor([task.conditional_on is not None for task in tasks])
         each = torch.where(chained, -(target * log_p + (1 - target) * log_not), each)
     if kinds != {"binary"}:
         columns = list(each.unbind(-1))
@@ -144,7 +144,7 @@ def pairwise_losses(logits: Tensor, labels: Tensor, user: Tensor, tasks: Sequenc
         labels: [B, T], NaN = missing: in no pair.
         user: [B].
     """
-    if any(task.after for task in tasks):
+    if any(task.conditional_on for task in tasks):
         log_p, log_not = chain_log_probability(logits, tasks)
         logits = log_p - log_not
     same = user.unsqueeze(1) == user.unsqueeze(0)
@@ -182,10 +182,10 @@ def chain_log_probability(logits: Tensor, tasks: Sequence[Task]) -> tuple[Tensor
     log_sigmoid = functional.logsigmoid(logits)
     columns: list[Tensor] = []
     for t, task in enumerate(tasks):
-        total, parent = log_sigmoid[..., t], task.after
+        total, parent = log_sigmoid[..., t], task.conditional_on
         while parent is not None:
             total = total + log_sigmoid[..., index[parent]]
-            parent = tasks[index[parent]].after
+            parent = tasks[index[parent]].conditional_on
         columns.append(total)
     log_p = torch.stack(columns, -1).clamp(max=-1e-7)
     return log_p, torch.log(-torch.expm1(log_p))
@@ -201,8 +201,8 @@ def base_logits(labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = N
     for t, task in enumerate(tasks):
         mean = means[t]
         if task.kind == "binary":
-            if task.after is not None:
-                mean = mean / means[index[task.after]].clamp(min=1e-6)
+            if task.conditional_on is not None:
+                mean = mean / means[index[task.conditional_on]].clamp(min=1e-6)
             values.append(torch.logit(mean.clamp(1e-6, 1 - 1e-6)))
         elif task.kind == "watch_time":
             values.append(torch.log(mean.clamp(min=1e-6)))

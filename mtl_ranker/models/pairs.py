@@ -47,7 +47,7 @@ class ItemSide:
     def products(self, weight: Tensor, reader: object) -> tuple[Tensor, Tensor, Tensor]:
         """W_i x_i of all items [V, N], and the other weights W_u [N, I_u] and W_p [N, I_p].
 
-        Made once for each reader, whose weight [N, I] must not change meanwhile.
+        Computed once for each reader, whose weight [N, I] must not change meanwhile.
         """
         if id(reader) not in self._products:
             user, item, pair = (weight.index_select(1, c) for c in self.columns)

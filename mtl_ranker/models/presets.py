@@ -1,7 +1,8 @@
 """The model family as presets: the same mixture layer, wired differently.
 
-A preset takes the number of objectives T and says which experts there are, what each reads and who
-listens to whom. What all models share (towers, embeddings, dropout, members, …) is in `COMMON`.
+A preset takes the number of objectives T and says which experts there are, what each reads and
+which outputs use it. What all models have (towers, embeddings, dropout, members, …) is in
+`COMMON`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mtl_ranker.models.ranker import RankerSpec
 
 COMMON: dict[str, Any] = {
     "tower_hidden": (16,),
-    "embedding_width": 8,
+    "embedding_dim": 8,
     "dropout": 0.1,
     "members": 1,
     "balance": 0.0,
@@ -34,11 +35,11 @@ def single_task(objectives: int, expert_hidden: Sequence[int] = (64,)) -> Ranker
     One network with a block for each objective; each has its own share of every embedding, and
     training restores each objective's own best epoch (`training/loop.py`).
     """
-    return replace(_alone(objectives, expert_hidden), apart=True)
+    return replace(_alone(objectives, expert_hidden), unshared=True)
 
 
 def shared_bottom(objectives: int, expert_hidden: Sequence[int] = (128,)) -> RankerSpec:
-    """One expert that every objective listens to (Caruana 1997; Ma et al., eq. 1)."""
+    """One expert that every objective uses (Caruana 1997; Ma et al., eq. 1)."""
     return _one(LayerSpec(((True,),) * objectives, (0,), tuple(expert_hidden)))
 
 
@@ -53,8 +54,9 @@ def mmoe(
 ) -> RankerSpec:
     """Multi-gate mixture-of-experts: one gate per objective (Ma et al., eq. 6 and 7).
 
-    With several layers, each expert of the next layer has a gate of its own and reads what it
-    lets through; the last layer's gates are the objectives'. All gates read the row.
+    With several layers, each expert of the next layer reads a mixture of the experts below,
+    weighed by a gate of its own; the last layer's gates are the objectives'. All gates read the
+    row.
     """
     below = [
         LayerSpec(_every(experts, experts), _reads(depth, experts), tuple(expert_hidden))
@@ -92,8 +94,8 @@ def ple(
 ) -> RankerSpec:
     """Progressive layered extraction: stacked CGC (Tang et al., RecSys 2020, 4.3).
 
-    The gate of objective t hears its own and the shared experts; below the last layer a further
-    gate, which hears all, feeds the shared experts above. Gates read what their experts read.
+    The gate of objective t weighs its own and the shared experts; below the last layer a further
+    gate, over all experts, feeds the shared experts above. Gates read what their experts read.
     """
     own = _own(objectives, own_experts, shared=shared_experts)
     everything = (True,) * (objectives * own_experts + shared_experts)
@@ -122,10 +124,10 @@ def cross_stitch(objectives: int, expert_hidden: Sequence[int] = (64, 32)) -> Ra
 
 
 def l2_constrained(
-    objectives: int, expert_hidden: Sequence[int] = (64,), closeness: float = 1e-4
+    objectives: int, expert_hidden: Sequence[int] = (64,), l2_weight: float = 1e-4
 ) -> RankerSpec:
     """A network per objective, drawn together by a penalty (Duong et al., ACL 2015)."""
-    return replace(_alone(objectives, expert_hidden), closeness=closeness)
+    return replace(_alone(objectives, expert_hidden), l2_weight=l2_weight)
 
 
 def tensor_factorisation(objectives: int, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
@@ -143,7 +145,7 @@ def adatt(
 ) -> RankerSpec:
     """Adaptive task-to-task fusion (Li et al., KDD 2023, 3.2).
 
-    Every gate hears all experts, those of other objectives too, and an objective's own ("native")
+    Every gate weighs all experts, those of other objectives too, and an objective's own ("native")
     experts are added once more with learned weights, as a residual.
     """
     modules = objectives + 1 if shared_experts else objectives
@@ -228,10 +230,10 @@ def make(
     chosen: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in common.items()
-        if key in ("tower_hidden", "embedding_width", "dropout", "members", "balance")
+        if key in ("tower_hidden", "embedding_dim", "dropout", "members", "balance")
     }
-    if spec.apart and common.get("expert_groups"):
-        raise ValueError(f"{place}.expert_groups: not with {name}, whose experts are apart already")
+    if spec.unshared and common.get("expert_groups"):
+        raise ValueError(f"{place}.expert_groups: not with {name}, whose experts share nothing")
     layers = list(spec.layers)
     if "gate_dropout" in common:
         layers = [replace(layer, gate_dropout=common["gate_dropout"]) for layer in layers]
@@ -280,7 +282,7 @@ def _every(outputs: int, experts: int) -> Mask:
 
 
 def _own(objectives: int, each: int, shared: int = 0) -> Mask:
-    """Each objective hears its own experts and the shared ones, which come last."""
+    """Each objective uses its own experts and the shared ones, which come last."""
     return tuple(
         tuple(own == t for own in range(objectives) for _ in range(each)) + (True,) * shared
         for t in range(objectives)

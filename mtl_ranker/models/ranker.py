@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtl_ranker.models.embedding import FeatureEmbedding, RowInput
 from mtl_ranker.models.experts import MultilayerBank
-from mtl_ranker.models.gates import Gated, per_row
+from mtl_ranker.models.gates import GateOutput, per_row
 from mtl_ranker.models.mixture import LayerSpec, MixtureLayer
 from mtl_ranker.models.towers import PositionBias, Towers
 
@@ -25,22 +25,22 @@ class RankerSpec:
     Attributes:
         layers: mixture layers, the last with one output per objective.
         tower_hidden: units of the towers' hidden layers.
-        embedding_width: D.
+        embedding_dim: D.
         dropout: on experts' and towers' units.
         members: K networks in one, of which the mean prediction counts (TabM).
         balance: weight of the penalty on unevenly used experts.
-        closeness: weight of the penalty on experts' distance (Duong et al., ACL 2015).
-        apart: the objectives share nothing, embeddings included: expert t is objective t's.
+        l2_weight: weight of the penalty on experts' distance (Duong et al., ACL 2015).
+        unshared: the objectives share nothing, embeddings included: expert t is objective t's.
     """
 
     layers: tuple[LayerSpec, ...]
     tower_hidden: tuple[int, ...] = (16,)
-    embedding_width: int = 8
+    embedding_dim: int = 8
     dropout: float = 0.1
     members: int = 1
     balance: float = 0.0
-    closeness: float = 0.0
-    apart: bool = False
+    l2_weight: float = 0.0
+    unshared: bool = False
 
     @property
     def objectives(self) -> int:
@@ -66,7 +66,7 @@ class Trace(NamedTuple):
     """All that one forward pass computed: logits [K, B, T], each layer's gates and experts."""
 
     logits: Tensor
-    gated: list[Gated]
+    gates: list[GateOutput]
     experts: list[Tensor]
 
 
@@ -74,7 +74,7 @@ class Ranker(nn.Module):
     """A multi-task ranker of the family that Ma et al. (KDD 2018) compare.
 
     f^k(x) = Σ_i g^k(x)_i f_i(x) and y_k = h^k(f^k(x)) (eq. 5 to 7), where the specification says
-    which experts there are, who listens to whom, and how layers are stacked.
+    which experts there are, which of them each output uses, and how layers are stacked.
 
     Args:
         spec: the wiring.
@@ -102,7 +102,7 @@ class Ranker(nn.Module):
         width = embedding.outputs
         for depth, layer in enumerate(spec.layers):
             mask = None
-            if spec.apart:
+            if spec.unshared:
                 parts = range(spec.objectives)
                 mask = torch.stack([embedding.columns_of_part(t, len(parts)) for t in parts])
             elif layer.groups:
@@ -134,29 +134,29 @@ class Ranker(nn.Module):
         bags: Tensor,
         numeric: Tensor,
         position: Tensor | None = None,
-        silent: Mapping[int, Sequence[int]] | None = None,
+        ablated: Mapping[int, Sequence[int]] | None = None,
     ) -> Trace:
-        """Logits with what led to them; `silent` maps a layer to experts that nobody may hear."""
-        return self.trace_row(self.embedding(categorical, bags, numeric), position, silent)
+        """Logits with what led to them; `ablated`: layer → experts without weight."""
+        return self.trace_row(self.embedding(categorical, bags, numeric), position, ablated)
 
     def trace_row(
         self,
         row: RowInput,
         position: Tensor | None = None,
-        silent: Mapping[int, Sequence[int]] | None = None,
+        ablated: Mapping[int, Sequence[int]] | None = None,
     ) -> Trace:
         """The same for rows that are embedded already."""
         x: RowInput | Tensor = row
-        gated, experts = [], []
+        gates, experts = [], []
         for depth, layer in enumerate(self.layers):
-            heard = layer(x, row, (silent or {}).get(depth, ()))
-            gated.append(heard.gated)
-            experts.append(heard.experts)
-            x = heard.outputs  # [O, K, H, B]
+            output = layer(x, row, (ablated or {}).get(depth, ()))
+            gates.append(output.gates)
+            experts.append(output.experts)
+            x = output.outputs  # [O, K, H, B]
         logits = self.towers(x)
         if self.position_bias is not None and position is not None:
             logits = logits + self.position_bias(position)
-        return Trace(logits, gated, experts)
+        return Trace(logits, gates, experts)
 
     @property
     def block_rows(self) -> int:
@@ -169,15 +169,15 @@ class Ranker(nn.Module):
         return min(4_096, max(256, CACHED_FLOATS // widest // 128 * 128))
 
     def penalty(self, trace: Trace) -> Tensor:
-        """What the specification adds to the loss for uneven gates and for experts far apart."""
+        """What the specification adds to the loss: for uneven gates, and for distant experts."""
         total = torch.zeros(())
         if self.spec.balance > 0:
-            for layer, gated in zip(self.layers, trace.gated, strict=True):
-                total = total + self.spec.balance * layer.imbalance(gated)  # type: ignore[operator]
-        if self.spec.closeness > 0:
+            for layer, gates in zip(self.layers, trace.gates, strict=True):
+                total = total + self.spec.balance * layer.imbalance(gates)  # type: ignore[operator]
+        if self.spec.l2_weight > 0:
             for module in self.modules():
                 if isinstance(module, MultilayerBank):
-                    total = total + self.spec.closeness * module.distance()
+                    total = total + self.spec.l2_weight * module.distance()
         return total
 
     @property
@@ -196,19 +196,19 @@ class Ranker(nn.Module):
         with torch.no_grad():
             trace = self.trace(categorical, bags, numeric)
             return [
-                per_row(layer.listening(gated), len(categorical))  # type: ignore[operator]
-                for layer, gated in zip(self.layers, trace.gated, strict=True)
+                per_row(layer.expert_weights(gates), len(categorical))  # type: ignore[operator]
+                for layer, gates in zip(self.layers, trace.gates, strict=True)
             ]
 
     def objective_axes(self) -> dict[str, int]:
-        """Of objectives that are `apart`: the axis along which each trained tensor is theirs."""
+        """Of `unshared` objectives: the axis along which each trained tensor is theirs."""
         by_column = ("embedding.table", "position_bias")
         return {n: int(n.startswith(by_column)) for n, _ in self.named_parameters()}
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters below the towers, where objectives meet; without a sparse table."""
-        meeting = [self.layers] if self.embedding.sparse else [self.embedding, self.layers]
-        return [p for module in meeting for p in module.parameters() if p.requires_grad]
+        """Parameters below the towers, which the objectives share; without a sparse table."""
+        shared = [self.layers] if self.embedding.sparse else [self.embedding, self.layers]
+        return [p for module in shared for p in module.parameters() if p.requires_grad]
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -1,4 +1,4 @@
-"""Towers: from what an objective hears to its logit, and what the position adds to it."""
+"""Towers: from an objective's mixture of experts to its logit, and what the position adds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Towers(nn.Module):
     """Equal networks, one per objective and member, y_k = h^k(f^k(x)) (Ma et al., eq. 6).
 
     Args:
-        inputs: H, width of what each objective hears.
+        inputs: H, width of each objective's mixture.
         hidden: units of each hidden layer; may be empty.
         objectives: T.
         members: K; each member has towers of its own.
@@ -58,7 +58,7 @@ class Towers(nn.Module):
         return h.squeeze(1).unflatten(0, (-1, self.members)).permute(1, 2, 0)  # [K, B, T]
 
     def _read_once(self, h: Tensor, weight: Tensor) -> Tensor:
-        """Products of all objectives' weights with what all hear: [K, H, B] → [T·K, ·, B]."""
+        """Products of all objectives' weights with one mixture: [K, H, B] → [T·K, ·, B]."""
         wide = weight.unflatten(0, (-1, self.members)).transpose(0, 1).flatten(1, 2) @ h
         units = weight.shape[1]
         return wide.unflatten(1, (-1, units)).transpose(0, 1).flatten(0, 1)

@@ -25,7 +25,7 @@ from mtl_ranker.ranking.calibration import fit_calibration
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
 from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.dataset import ENCODED, SAMPLE_ROWS, Dataset, encode_to_files
-from mtl_ranker.training.distributed import ALONE, World
+from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
 from mtl_ranker.training.shards import ShardedExamples
 from mtl_ranker.training.state import Checkpoint, Epoch
@@ -62,13 +62,14 @@ class Fitted:
     """A trained contender before it is evaluated.
 
     Attributes:
-        started: when the training began, seconds since 1970.
+        started, ended: when it was trained, seconds since 1970.
         diagnosis: of its network, where that was made before.
     """
 
     name: str
     seed: int
     started: float
+    ended: float
     trained: Trained
     artifact: RankerArtifact
     diagnosis: Diagnosis | None = None
@@ -87,7 +88,7 @@ def train_model(
     dataset: Dataset,
     contender: Contender,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> ModelRun:
     """Train one model with one seed, and evaluate it on the held-out rows."""
     tasks, seed, started = dataset.tasks, contender.seed, time.time()
@@ -102,6 +103,7 @@ def train_model(
         name=contender.name,
         seed=seed,
         started=started,
+        ended=time.time(),
         trained=trained,
         artifact=RankerArtifact(project, dataset.encoder, tasks, trained.model),
     )
@@ -125,6 +127,7 @@ def with_trees(project: Project, dataset: Dataset, run: ModelRun) -> ModelRun:
         name=f"{run.name}, trees",
         seed=run.seed,
         started=run.started,
+        ended=time.time(),
         trained=run.trained,
         artifact=replace(run.artifact, trees=trees),
         diagnosis=run.diagnosis,
@@ -137,7 +140,7 @@ def refit(
     dataset: Dataset,
     run: ModelRun,
     callbacks: Callbacks = Callbacks(),
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> ModelRun:
     """The same model trained again on training and validation days together, for as many epochs
     as were best.
@@ -171,6 +174,7 @@ def refit(
         name=contender.name,
         seed=run.seed,
         started=started,
+        ended=time.time(),
         trained=trained,
         artifact=RankerArtifact(project, encoder, tasks, trained.model, calibration, trees),
     )
@@ -227,6 +231,7 @@ def _evaluate(dataset: Dataset, fitted: Fitted, validation: Validation) -> Model
         seed=fitted.seed,
         trained=fitted.trained,
         started=fitted.started,
+        ended=fitted.ended,
         validate_quality=validation.quality,
         validate_prediction=validation.prediction,
         raw_prediction=raw,

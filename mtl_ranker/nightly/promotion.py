@@ -84,9 +84,9 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     if worse:
         against.append(f"the challenger is significantly worse on {', '.join(worse)}")
     against += unfit(project, tasks, evidence.labels, evidence.challenger, evidence.serving)
-    enough = overall.low > 0 if rule.better_beyond_doubt else overall.low > -rule.tolerance
+    enough = overall.low > 0 if rule.require_significance else overall.low > -rule.tolerance
     if not worse and not enough:
-        limit = "significant" if rule.better_beyond_doubt else f"above {-rule.tolerance:+.4f}"
+        limit = "significant" if rule.require_significance else f"above {-rule.tolerance:+.4f}"
         against.append(
             "the challenger's blended quality differs by "
             f"{overall.value:+.4f} [{overall.low:+.4f}, {overall.high:+.4f}], not {limit}"

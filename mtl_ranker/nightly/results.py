@@ -35,13 +35,14 @@ class ModelRun:
     days.
 
     Attributes:
-        started: when the training began, seconds since 1970.
+        started, ended: when it was trained, seconds since 1970.
     """
 
     name: str
     seed: int
     trained: Trained
     started: float
+    ended: float
     validate_quality: float
     validate_prediction: np.ndarray
     raw_prediction: np.ndarray

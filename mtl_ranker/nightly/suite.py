@@ -29,7 +29,7 @@ from mtl_ranker.nightly.contenders import (
 from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities
 from mtl_ranker.ranking.blend import blended
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
-from mtl_ranker.training.distributed import ALONE, World
+from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import model_specs
 from mtl_ranker.training.process_pool import side_by_side
 
@@ -37,7 +37,7 @@ WORTH_A_PROCESS = 200_000  # rows x epochs of one training
 
 
 def train_suite(
-    context: Context, day: date, callbacks: Callbacks = Callbacks(), world: World = ALONE
+    context: Context, day: date, callbacks: Callbacks = Callbacks(), world: World = SINGLE_PROCESS
 ) -> Suite:
     """Train every model × seed and evaluate it; the winner is chosen on validation, never on test.
 
@@ -63,7 +63,7 @@ def train_all(
     project: Project,
     dataset: Dataset,
     callbacks: Callbacks = Callbacks(),
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> list[ModelRun]:
     """Every model × seed, side by side where that pays (`training.jobs`, `training.threads`).
 
@@ -129,7 +129,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
     confidence = project.promotion.confidence
     quality = qualities(project.promotion, tasks, _by_model(runs), held_out)
     specs = model_specs(project)
-    reference = next((name for name, spec in specs.items() if spec.apart), None)
+    reference = next((name for name, spec in specs.items() if spec.unshared), None)
     # Trees and more days are no comparison of sharing with the model that shares nothing.
     comparable = {key: value for key, value in quality.items() if key[0] in specs}
     measures = {task.name: quality_metric(task.kind) for task in tasks}

@@ -178,8 +178,8 @@ def suggest(
     model = dict(given)
     low, high = _around(now["dropout"], 0.0, 0.5)
     model["dropout"] = trial.suggest_float("dropout", low, high)
-    model["embedding_width"] = trial.suggest_categorical(
-        "embedding_width", sorted({4, 8, 16, now["embedding_width"]})
+    model["embedding_dim"] = trial.suggest_categorical(
+        "embedding_dim", sorted({4, 8, 16, now["embedding_dim"]})
     )
     if "members" in now:
         model["members"] = trial.suggest_categorical("members", sorted({1, 4, now["members"]}))
@@ -197,9 +197,9 @@ def default_trial(project: Project, given: Mapping[str, Any]) -> dict[str, Any]:
     spec = make("models.x", dict(given), len(project.objectives), project.features.groups)
     hidden = list(spec.layers[-1].hidden)
     now: dict[str, Any] = {key: getattr(project.training, key) for key in TRAINING}
-    now |= {"dropout": spec.dropout, "embedding_width": spec.embedding_width}
+    now |= {"dropout": spec.dropout, "embedding_dim": spec.embedding_dim}
     now |= {"expert_units": hidden[0], "expert_layers": len(hidden)}
-    if not spec.apart:
+    if not spec.unshared:
         now["members"] = spec.members
     if preset in ("omoe", "mmoe", "sparse_mmoe"):
         now["experts"] = spec.layers[-1].experts

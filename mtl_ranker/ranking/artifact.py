@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -88,9 +88,10 @@ class RankerArtifact:
 
     @classmethod
     def load(cls, folder: Path) -> RankerArtifact:
-        project = parse_project((folder / "project.toml").read_text("utf-8"), str(folder))
+        text = (folder / "project.toml").read_text("utf-8")
+        project = parse_project(text, str(folder), rename=True)
         encoder = Encoder.load(folder / "encoder.json")
-        wiring = json.loads((folder / "model.json").read_text("utf-8"))
+        wiring = _renamed(json.loads((folder / "model.json").read_text("utf-8")))
         tasks = [Task(**task) for task in wiring["tasks"]]
         spec = RankerSpec.from_dict(wiring["spec"])
         model = build_ranker(spec, encoder, tasks, wiring["positions"])
@@ -211,3 +212,19 @@ class RegisteredRanker(NamedTuple):
 
     artifact: RankerArtifact
     version: str
+
+
+# Keys in `model.json` of earlier versions, whose models stay in the registry.
+RENAMED = {
+    "after": "conditional_on",
+    "apart": "unshared",
+    "closeness": "l2_weight",
+    "embedding_width": "embedding_dim",
+}
+
+
+def _renamed(value: Any) -> Any:
+    """The same content with the keys' names of today."""
+    if isinstance(value, dict):
+        return {RENAMED.get(key, key): _renamed(inner) for key, inner in value.items()}
+    return [_renamed(inner) for inner in value] if isinstance(value, list) else value

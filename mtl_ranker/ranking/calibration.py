@@ -68,13 +68,13 @@ class Calibration:
         by: the context column that names the surface, or None for one map an objective.
         everywhere: objective → map fitted on all rows.
         surfaces: objective → surface (as text) → map.
-        after: objective → the one it cannot exceed (chained objectives).
+        conditional_on: objective → the one it cannot exceed (chained objectives).
     """
 
     by: str | None = None
     everywhere: dict[str, Map] = field(default_factory=dict)
     surfaces: dict[str, dict[str, Map]] = field(default_factory=dict)
-    after: dict[str, str] = field(default_factory=dict)
+    conditional_on: dict[str, str] = field(default_factory=dict)
 
     def apply(
         self, names: Sequence[str], prediction: np.ndarray, surface: pl.Series | None
@@ -92,7 +92,7 @@ class Calibration:
                     made[rows, t] = own(prediction[rows, t])
         index = {name: t for t, name in enumerate(names)}
         for t, name in enumerate(names):  # parents come first or are clipped by their own
-            for parent in _ancestors(name, self.after):
+            for parent in _ancestors(name, self.conditional_on):
                 made[:, t] = np.minimum(made[:, t], made[:, index[parent]])
         return made
 
@@ -118,7 +118,8 @@ class Calibration:
             name: {value: Map(**own) for value, own in maps.items()}
             for name, maps in content["surfaces"].items()
         }
-        return cls(content["by"], everywhere, surfaces, content["after"])
+        chained = content.get("conditional_on", content.get("after", {}))  # "after" until 0.1
+        return cls(content["by"], everywhere, surfaces, chained)
 
 
 def fit_calibration(
@@ -157,8 +158,8 @@ def fit_calibration(
             if _enough(labels[rows, t], settings.min_positives):
                 own = fit(labels[rows, t], prediction[rows, t])
                 surfaces.setdefault(task.name, {})[value] = own
-    after = {task.name: task.after for task in tasks if task.after is not None}
-    return Calibration(settings.by, everywhere, surfaces, after)
+    chained = {t.name: t.conditional_on for t in tasks if t.conditional_on is not None}
+    return Calibration(settings.by, everywhere, surfaces, chained)
 
 
 def platt(label: np.ndarray, probability: np.ndarray) -> Map:
@@ -192,9 +193,9 @@ def _enough(label: np.ndarray, least: int) -> bool:
     return min(positive, len(label) - positive) >= least
 
 
-def _ancestors(name: str, after: Mapping[str, str]) -> list[str]:
+def _ancestors(name: str, conditional_on: Mapping[str, str]) -> list[str]:
     found = []
-    while name in after:
-        name = after[name]
+    while name in conditional_on:
+        name = conditional_on[name]
         found.append(name)
     return found

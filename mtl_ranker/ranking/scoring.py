@@ -35,7 +35,7 @@ class Ranked:
     rows: int
 
 
-def rankings_made_from(context: Context, ranker: RegisteredRanker, day: date) -> dict[str, str]:
+def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -> dict[str, str]:
     """What decides the ranking of a day."""
     own = ranker.artifact.project.digest("scoring")
     states = [file_state(file) for file in candidate_files(context, day)]
@@ -88,7 +88,7 @@ def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> Ranki
     blocks = user_blocks(candidates, project.scoring.block_rows)
     if not blocks:
         raise ProjectError(f"the candidate set of {day} holds no rows")
-    made = rankings_made_from(context, ranker, day)
+    made = rankings_provenance(context, ranker, day)
     size = WINDOWS_FOR * min(len(blocks), cores())
     grouped = [blocks[begin : begin + size] for begin in range(0, len(blocks), size)]
     key = {**made, "project": project.digest(), "blocks": fingerprint(*blocks)}
@@ -170,7 +170,7 @@ def rank_part(
                 on_block(block.rows)
     finally:
         torch.set_num_threads(before)
-    with context.workspace.aside(part.file) as temporary:
+    with context.workspace.staged(part.file) as temporary:
         version = pl.lit(ranker.version).alias("model_version")
         pl.concat(rankings).with_columns(version).write_parquet(temporary)
 

@@ -83,7 +83,7 @@ def gate_heatmap(names: Sequence[str], mean_gate: np.ndarray, title: str) -> Fig
     figure = Figure(figsize=size, layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(mean_gate, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    axis.set_xticks(range(experts), [f"expert {e}" for e in range(experts)], rotation=45)
+    axis.set_xticks(range(experts), [f"expert {e + 1}" for e in range(experts)], rotation=45)
     axis.set_yticks(range(objectives), list(names))
     for t in range(objectives):
         for e in range(experts):

@@ -56,7 +56,7 @@ def comparison_table(suite: Suite, width: int) -> Table:
         f"validated on {days.validate[0]}..{days.validate[-1]}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
-        caption="* wins on validation; intervals: 95 % or as configured, users drawn anew",
+        caption="* wins on validation; intervals: 95 % or as configured, users resampled",
         caption_justify="left",
     )
     rows = comparison_rows(suite)

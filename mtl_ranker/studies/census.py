@@ -215,7 +215,7 @@ def tune_ranker(
             weight_decay=trial.suggest_float("weight_decay", 1e-4, 0.3, log=True),
         )
         chosen = settings | {"dropout": trial.suggest_float("dropout", 0.0, 0.4)}
-        chosen["embedding_width"] = trial.suggest_categorical("embedding_width", [4, 8, 16])
+        chosen["embedding_dim"] = trial.suggest_categorical("embedding_dim", [4, 8, 16])
         if len(members) > 1:
             chosen["members"] = trial.suggest_categorical("members", list(members))
         return training, chosen
@@ -238,7 +238,7 @@ def tune_ranker(
             "learning_rate": 5e-3,
             "weight_decay": 1e-4,
             "dropout": 0.1,
-            "embedding_width": 8,
+            "embedding_dim": 8,
         }
     )
     search.optimize(objective, n_trials=trials)
@@ -377,7 +377,7 @@ class Row:
 def compare(
     split: Split, models: Sequence[Tuned], reference: str, resamples: int = 500
 ) -> tuple[list[Row], list[SharingGain]]:
-    """Rows of the table, and each model's gain over `reference`; rows and seeds drawn anew."""
+    """Rows of the table, and each model's gain over `reference`; rows and seeds resampled."""
     labels = split.examples["test"].labels.numpy()
     weights = user_draws(np.arange(len(labels)), resamples)
     rows, qualities = [], {}

@@ -39,7 +39,7 @@ def create_database(workspace: Workspace) -> None:
     target = workspace.root / "mlflow.db"
     if target.is_file():
         return
-    with tempfile.TemporaryDirectory() as folder, workspace.aside(target) as temporary:
+    with tempfile.TemporaryDirectory() as folder, workspace.staged(target) as temporary:
         fresh = Path(folder) / "fresh.db"
         mlflow.MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
         with closing(sqlite3.connect(fresh)) as database:

@@ -21,7 +21,7 @@ from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.tracking.pyfunc import SERVED, signature_of
-from mtl_ranker.tracking.runs import Logged, log_suite
+from mtl_ranker.tracking.runs import Logged, log_suite, set_ends
 from mtl_ranker.workspace import fingerprint
 
 BLEND_TAG = "blend"
@@ -67,7 +67,9 @@ def record(context: Context, suite: Suite) -> tuple[Logged, ModelVersion, Path]:
     page = training_report(project, suite)
     report = workspace.publish_file(f"reports/{suite.days.test[-1]}.html", page)
     logged = log_suite(context, suite, fingerprint(*marks), page)
-    return logged, register(project, suite, logged), report
+    version = register(project, suite, logged)
+    set_ends(suite, logged)
+    return logged, version, report
 
 
 def alias_version(project: Project, alias: str) -> str | None:
@@ -133,7 +135,7 @@ def record_decision(project: Project, version: str, decision: Decision) -> None:
     for key, value in tags.items():
         client.set_model_version_tag(project.name, version, key, value)
     if decision.promoted:
-        _crown(project, [*champions(project), version])
+        _set_champions(project, [*champions(project), version])
 
 
 def replace_report(project: Project, version: str, page: str) -> None:
@@ -170,7 +172,7 @@ def roll_back(project: Project, dry_run: bool = False) -> tuple[str, str]:
         return left, back
     client = mlflow.MlflowClient()
     client.set_model_version_tag(project.name, left, "rolled_back", "true")
-    _crown(project, known[:-1])
+    _set_champions(project, known[:-1])
     return left, back
 
 
@@ -199,7 +201,7 @@ def frozen(project: Project) -> str | None:
         return None
 
 
-def _crown(project: Project, known: list[str]) -> None:
+def _set_champions(project: Project, known: list[str]) -> None:
     client = mlflow.MlflowClient()
     client.set_registered_model_tag(project.name, CHAMPIONS_TAG, json.dumps(known[-50:]))
     client.set_registered_model_alias(project.name, "champion", known[-1])

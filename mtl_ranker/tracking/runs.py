@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from getpass import getuser
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ import mlflow
 import mlflow.pyfunc
 import numpy as np
 from matplotlib.figure import Figure
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
@@ -50,7 +52,8 @@ class Logged:
 def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logged:
     """A parent run for the training and a child run per model × seed, with plots and tables.
 
-    `report` is the training's HTML page (`evaluation/report.py`).
+    Runs begin when their training began; `set_ends` ends them when it ended. `report` is the
+    training's HTML page (`reports/page.py`).
     """
     project, workspace = context.project, context.workspace
     experiment_id = _experiment(project.name, workspace)
@@ -61,33 +64,53 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logge
     }
     tags = {"git_commit": _git_commit(), "dataset_digest": digest, "mtl_ranker": __version__}
     children = {}
-    with mlflow.start_run(
-        experiment_id=experiment_id, run_name=f"training {suite.days.test[-1]}", tags=tags
-    ) as parent:
+    started = min(run.started for run in suite.runs)
+    name = f"training {suite.days.test[-1]}"
+    with _run_started(experiment_id, name, tags, started) as parent:
         mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
         mlflow.log_text(project.source_text, "project.toml")
         mlflow.log_text(report, "report.html")
         mlflow.log_dict(_sharing(suite), "sharing.json")
         mlflow.log_table(_comparison(suite), "comparison.json")
-        looked_at = {
+        details = {
             "slices": [asdict(each) for each in suite.slices],
             "off_policy": [asdict(each) for each in suite.off_policy],
             "drift_warnings": suite.drift.warnings,
             "days": [asdict(each) | {"day": str(each.day)} for each in suite.drift.days],
         }
-        mlflow.log_dict(_plain_numbers(looked_at), "slices.json")
+        mlflow.log_dict(_plain_numbers(details), "slices.json")
         for name, metrics in suite.baselines.items():
             mlflow.log_metrics(
                 {f"{name}_{k}": v for k, v in _flat(metrics).items() if not np.isnan(v)}
             )
         mlflow.set_tags({"winner": suite.winner.name, "winner_seed": suite.winner.seed})
         for run in suite.runs:
-            with mlflow.start_run(
-                experiment_id=experiment_id, run_name=run.label, nested=True, tags=tags
-            ) as child:
-                children[run.label] = child.info.run_id
+            own = tags | {MLFLOW_PARENT_RUN_ID: parent}
+            with _run_started(experiment_id, run.label, own, run.started) as child:
+                children[run.label] = child
                 _log_run(project, suite, run, span)
-    return Logged(parent.info.run_id, experiment_id, children)
+    return Logged(parent, experiment_id, children)
+
+
+def set_ends(suite: Suite, logged: Logged) -> None:
+    """End each run of a suite when its training ended, not when it was logged."""
+    client = mlflow.MlflowClient()
+    for run in suite.runs:
+        client.set_terminated(logged.child_runs[run.label], end_time=round(1_000 * run.ended))
+    client.set_terminated(logged.run_id, end_time=round(1_000 * max(r.ended for r in suite.runs)))
+
+
+@contextmanager
+def _run_started(
+    experiment_id: str, name: str, tags: Mapping[str, str], started: float
+) -> Iterator[str]:
+    """A new active run that began at `started`, seconds since 1970; its id."""
+    own = {MLFLOW_USER: getuser(), MLFLOW_SOURCE_NAME: "mtl-ranker"} | dict(tags)
+    milliseconds = round(1_000 * started)
+    client = mlflow.MlflowClient()
+    run_id = client.create_run(experiment_id, milliseconds, own, name).info.run_id
+    with mlflow.start_run(run_id=run_id, nested=True):
+        yield run_id
 
 
 def log_study(
@@ -190,7 +213,7 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             "gate": spec.layers[-1].gate,
             "members": spec.members,
             "tower_hidden": list(spec.tower_hidden),
-            "embedding_width": spec.embedding_width,
+            "embedding_dim": spec.embedding_dim,
             "dropout": spec.dropout,
             "parameters": run.trained.model.parameter_count(),
             **project.training.model_dump(exclude={"seeds"}),
@@ -221,7 +244,7 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
         ),
         "gates.png": plots.gate_heatmap(
             run.diagnosis.layers[-1].outputs,
-            run.diagnosis.layers[-1].gate,
+            run.diagnosis.layers[-1].gate_weights,
             f"{run.label}: gates on the test days",
         ),
     }

@@ -20,7 +20,7 @@ from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.sql import run_sql
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples
-from mtl_ranker.training.distributed import ALONE, World
+from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
 from mtl_ranker.workspace import Workspace, fingerprint
@@ -75,7 +75,7 @@ class Dataset:
         return HeldOut(self.examples["test"].labels.numpy(), frame["user_id"].to_numpy(), frame)
 
 
-def load_dataset(context: Context, day: date, world: World = ALONE) -> Dataset:
+def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> Dataset:
     """Read the split that ends with `day`; encode it with an encoder fitted on its training days.
 
     Of several ranks the first writes what streams from files. Raises ProjectError for an empty
@@ -149,14 +149,15 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
                 f"{where}: no row has this label (label = {objective.label!r}, "
                 f"where = {objective.where!r}); allowed: at least one"
             )
-        if objective.after is not None:
-            child, parent = (pl.col(LABEL + n) for n in (objective.name, objective.after))
+        if objective.conditional_on is not None:
+            child, parent = (pl.col(LABEL + n) for n in (objective.name, objective.conditional_on))
             odd = examples.filter((child == 1) & ~(parent == 1).fill_null(False))
             alone = odd.select(pl.len()).collect(engine="streaming").item()
             if alone:
                 raise ProjectError(
-                    f"{where}: after = {objective.after!r}, but {alone:,} of {int(total):,} "
-                    f"positive rows have {objective.after} = 0; allowed: none"
+                    f"{where}: conditional_on = {objective.conditional_on!r}, but {alone:,} "
+                    f"of {int(total):,} positive rows have {objective.conditional_on} = 0; "
+                    "allowed: none"
                 )
         if part == "train" and objective.kind == "binary" and total in (0.0, float(count)):
             found = "never occurs (all 0)" if total == 0 else "always occurs (all 1)"

@@ -39,7 +39,7 @@ class World:
         """Until every rank is here."""
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 class Ranks(World):
@@ -77,7 +77,7 @@ class Ranks(World):
 def ranks() -> Iterator[World]:
     """The group that `torchrun` describes in the environment, over gloo; alone without it."""
     if "WORLD_SIZE" not in os.environ:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # The launcher's store outlives a restart: under one name, a restarted rank would find the

@@ -29,7 +29,7 @@ from mtl_ranker.models.objectives import (
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.training.balancing import BALANCERS, Balancer, gradient_cosine
 from mtl_ranker.training.batches import Examples
-from mtl_ranker.training.distributed import ALONE, World
+from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import build_ranker, predict_logits, start_at_prior
 from mtl_ranker.training.shards import ShardedExamples
 from mtl_ranker.training.state import BestWeights, Checkpoint, Epoch, TrainingState
@@ -71,7 +71,7 @@ class Execution:
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
     until: Sequence[int] | None = None
     checkpoint: Checkpoint | None = None
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Trained:
     """A trained ranker in evaluation mode.
 
     Attributes:
-        best_epochs: of each objective; all the same unless objectives are `apart`.
+        best_epochs: of each objective; all the same unless the model is `unshared`.
     """
 
     model: Ranker
@@ -104,7 +104,7 @@ def train_ranker(
 
     The monitored value is the objectives' weighted mean of validation loss over the loss of
     predicting the training mean (normalised entropy, He et al., ADKDD 2014): lower is better.
-    Models whose objectives are `apart` stop, and are restored, each objective by itself. Without
+    Of `unshared` models each objective stops, and is restored, by itself. Without
     validation rows nothing is monitored, and `execution.until` decides.
 
     Raises FloatingPointError when the loss becomes NaN or infinite.
@@ -142,7 +142,7 @@ def train_ranker(
             seconds=time.perf_counter() - started,
         )
         execution.on_epoch(epoch)
-        by_objective = relative.tolist() if design.spec.apart else [epoch.monitored] * len(tasks)
+        by_objective = relative.tolist() if design.spec.unshared else [epoch.monitored] * len(tasks)
         state.best.keep(epoch.number, by_objective)
         state.next_epoch(epoch)
     seconds = state.seconds
@@ -248,9 +248,9 @@ def _optimisers(model: Ranker, balancer: Balancer, settings: Training) -> list[O
     """
     table = model.embedding.table.weight
     model.embedding.sparse = len(table) > settings.sparse_rows and settings.balancing != "pcgrad"
-    apart = {id(table)} if model.embedding.sparse else set()
+    sparse = {id(table)} if model.embedding.sparse else set()
     learned: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in apart]},
+        {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in sparse]},
         *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
     ]
     rate, decay = settings.learning_rate, settings.weight_decay

@@ -27,7 +27,8 @@ from mtl_ranker.training.batches import Examples
 
 def tasks_of(project: Project) -> list[Task]:
     return [
-        Task(o.name, o.kind, o.weight, o.transform, o.after, o.levels) for o in project.objectives
+        Task(o.name, o.kind, o.weight, o.transform, o.conditional_on, o.levels)
+        for o in project.objectives
     ]
 
 
@@ -60,11 +61,11 @@ def build_ranker(
         [v.size for v in encoder.categoricals],
         [(v.size, v.max_length or 1) for v in encoder.lists],
         numerics,
-        spec.embedding_width * (spec.objectives if spec.apart else 1),
+        spec.embedding_dim * (spec.objectives if spec.unshared else 1),
         [*(v.column for v in (*encoder.categoricals, *encoder.lists)), *encoder.numerics],
         [v.share for v in (*encoder.categoricals, *encoder.lists)],
         encoder.histories,
-        heads=spec.objectives if spec.apart else 1,
+        heads=spec.objectives if spec.unshared else 1,
     )
     return Ranker(spec, embedding, positions, cutpoints_needed(tasks), position_dropout)
 

@@ -42,15 +42,15 @@ def test_fresh_model_has_no_fault_and_its_gates_are_gates():
     layer = found.layers[0]
     assert found.warnings == []
     assert layer.outputs == ["click", "like"]
-    np.testing.assert_allclose(layer.gate.sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(layer.gate_weights.sum(1), 1.0, rtol=1e-5)
     expected = ranker(experts=3).expert_weights(*rows())[0].double().mean(0)
-    np.testing.assert_allclose(layer.gate, expected, rtol=1e-4)
-    np.testing.assert_allclose(layer.utilisation, layer.gate.mean(0), rtol=1e-5)
-    assert (layer.heard > 1).all()
-    assert (layer.heard <= 3).all()
+    np.testing.assert_allclose(layer.gate_weights, expected, rtol=1e-4)
+    np.testing.assert_allclose(layer.utilisation, layer.gate_weights.mean(0), rtol=1e-5)
+    assert (layer.effective_experts > 1).all()
+    assert (layer.effective_experts <= 3).all()
 
 
-def test_collapsed_gate_and_unheard_expert_are_named():
+def test_collapsed_gate_and_unused_expert_are_named():
     model = ranker(experts=3)
     gate = model.layers[0].gates.weight
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_collapsed_gate_and_unheard_expert_are_named():
     words = " | ".join(look(model).warnings)
     for part in ("gate of click has collapsed", "gate of like", "expert 2; try gate_dropout"):
         assert part in words
-    assert "expert 3 is heard by nobody" in words
+    assert "expert 3 is unused" in words
 
 
 def test_identical_experts_are_named():
@@ -86,7 +86,7 @@ def test_dead_expert_is_named():
 
 def test_removal_is_the_quality_without_the_expert():
     model, truth = ranker(experts=3), labels()
-    found = look(model).layers[0].removal
+    found = look(model).layers[0].ablation
     gates = model.layers[0].gates
     with torch.no_grad():
         before = torch.sigmoid(model(*rows()))[0].numpy()
@@ -101,9 +101,9 @@ def test_removal_is_the_quality_without_the_expert():
 def test_expert_of_another_objective_is_worth_nothing():
     torch.manual_seed(0)
     model = ranker(preset="ple", layers=1)
-    removal = look(model).layers[0].removal
-    assert removal[0, 1] == removal[1, 0] == 0
-    assert removal[0, 0] != 0
+    ablation = look(model).layers[0].ablation
+    assert ablation[0, 1] == ablation[1, 0] == 0
+    assert ablation[0, 0] != 0
 
 
 def test_every_layer_and_every_kind_of_gate_is_diagnosed():
@@ -111,14 +111,14 @@ def test_every_layer_and_every_kind_of_gate_is_diagnosed():
         found = look(ranker(preset=preset))
         assert len(found.layers) == depth
         for layer in found.layers:
-            assert layer.gate.shape == (len(layer.outputs), layer.experts)
-            assert layer.removal.shape == (layer.experts, 2)
-            assert np.isfinite(layer.removal).all()
+            assert layer.gate_weights.shape == (len(layer.outputs), layer.experts)
+            assert layer.ablation.shape == (layer.experts, 2)
+            assert np.isfinite(layer.ablation).all()
             assert abs(layer.utilisation.sum() - 1) < 1e-5
             if preset != "cross_stitch":
-                np.testing.assert_allclose(layer.gate.sum(1), 1.0, rtol=1e-4)
+                np.testing.assert_allclose(layer.gate_weights.sum(1), 1.0, rtol=1e-4)
                 native = {"adatt": 1.0}.get(preset, 0.0)
-                np.testing.assert_allclose(layer.listening.sum(1), 1.0 + native, rtol=1e-4)
+                np.testing.assert_allclose(layer.expert_weights.sum(1), 1.0 + native, rtol=1e-4)
 
 
 def test_similarity_is_one_for_a_rotation_and_a_scale_and_small_for_noise():

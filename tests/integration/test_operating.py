@@ -47,7 +47,7 @@ def test_retrain_that_wins_rollback_and_freeze(lived, feed):
     nothing = run("rollback", lived)
     assert nothing.returncode == 2
     assert "nothing to roll back to; version 1 is the only one so far" in nothing.stderr
-    edit_project(lived, promotion={"better_beyond_doubt": False, "tolerance": 1.0})
+    edit_project(lived, promotion={"require_significance": False, "tolerance": 1.0})
     won = run("nightly", lived, "--date", "2026-03-08", data=feed)
     assert won.returncode == 0, won.stderr
     assert "champion is version 2" in won.stdout

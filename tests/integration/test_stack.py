@@ -221,10 +221,10 @@ def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path
         return done.stdout
 
     assert "promoted: the first model becomes champion" in on_stack("nightly", *day)
-    edit_project(tmp_path, promotion={"better_beyond_doubt": False, "tolerance": 1.0})
+    edit_project(tmp_path, promotion={"require_significance": False, "tolerance": 1.0})
     on_stack("train", *day)
     assert "champion is version 2" in on_stack("promote", *day)
-    edit_project(tmp_path, promotion={"better_beyond_doubt": True, "tolerance": WITHOUT})
+    edit_project(tmp_path, promotion={"require_significance": True, "tolerance": WITHOUT})
     on_stack("train", *day)
     lost = on_stack("promote", *day)
     assert "kept the champion" in lost

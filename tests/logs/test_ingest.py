@@ -1,4 +1,4 @@
-"""Ingest: bad rows are put aside with reasons, bad files named, nothing half-written."""
+"""Ingest: bad rows are quarantined with reasons, bad files named, nothing half-written."""
 
 from __future__ import annotations
 

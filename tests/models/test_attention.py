@@ -58,7 +58,7 @@ def test_what_is_not_there_does_not_matter_and_order_only_by_recency():
 
 
 def test_heads_share_nothing():
-    """Objectives that are `apart` own a part of every embedding, and of every output."""
+    """Objectives of `unshared` models own a part of every embedding, and of every output."""
     attention, target, history, filled = made(heads=2)
     before = attention(target, history, filled).view(6, 2 * COLUMNS, 2, WIDTH // 2)
     for tensor in (target, history):

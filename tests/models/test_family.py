@@ -37,7 +37,7 @@ NAMES = ["user_city", "item_kind", "item_tags", "user_age", "item_age"]
 
 def make_ranker(spec: RankerSpec, **more) -> Ranker:
     numerics = PiecewiseLinear([[0.0, 0.5, 1.0], [-1.0, 1.0]], [True, False])
-    width = 4 * (spec.objectives if spec.apart else 1)
+    width = 4 * (spec.objectives if spec.unshared else 1)
     embedding = FeatureEmbedding([5, 3], [(4, 2)], numerics, width, NAMES)
     return Ranker(spec, embedding, **more).eval()
 
@@ -128,11 +128,11 @@ def naive(ranker: Ranker, rows: tuple[torch.Tensor, ...]) -> np.ndarray:
                 place |= {
                     e: (bank, n) for n, e in enumerate(e for e, k in enumerate(kinds) if k == kind)
                 }
-            heard = [
+            outputs = [
                 naive_expert(*place[e], streams[layer.spec.reads[e]]) for e in range(len(kinds))
             ]
             weights = [naive_gates(layer, o, streams, row) for o in range(len(layer.spec.visible))]
-            streams = [sum(w[e] * heard[e] for e in range(len(heard))) for w in weights]
+            streams = [sum(w[e] * outputs[e] for e in range(len(outputs))) for w in weights]
         for k, h in enumerate(streams):
             layers = list(zip(ranker.towers.weights, ranker.towers.biases, strict=True))
             for depth, (w, c) in enumerate(layers):
@@ -201,7 +201,7 @@ def test_omoe_is_mmoe_with_tied_gates():
 def test_ple_without_shared_experts_is_single_task(layers):
     torch.manual_seed(1)
     alone = make_ranker(ple(3, 1, 0, [8], layers=layers))
-    single = make_ranker(replace(single_task(3, [8] * layers), apart=False))
+    single = make_ranker(replace(single_task(3, [8] * layers), unshared=False))
     state = {k: v for k, v in alone.state_dict().items() if "layers" not in k}
     state |= {k: v for k, v in single.state_dict().items() if "gates" in k}
     for depth in range(layers):
@@ -297,10 +297,10 @@ def test_members_are_networks_of_their_own_that_share_the_big_product():
         product = torch.einsum("bi,ehi->ebh", x, bank.weights[0])
         h = torch.relu(product * bank.signs[:, m].mT + bank.biases[0][:, m].mT)
         gate = torch.softmax(torch.einsum("bi,oei->obe", x, layer.gates.weight), -1)
-        heard = torch.einsum("obe,ebh->obh", gate, h)
+        mixture = torch.einsum("obe,ebh->obh", gate, h)
         tower = [
             torch.relu(
-                heard[t] @ ranker.towers.weights[0][t * 4 + m].T
+                mixture[t] @ ranker.towers.weights[0][t * 4 + m].T
                 + ranker.towers.biases[0][t * 4 + m]
             )
             @ ranker.towers.weights[1][t * 4 + m].T
@@ -373,22 +373,22 @@ def test_top_k_load_is_the_chance_of_being_kept():
     torch.testing.assert_close(loads, kept, atol=0.05, rtol=0)
 
 
-def test_silent_experts_are_not_heard():
+def test_ablated_experts_get_no_weight():
     torch.manual_seed(1)
     ranker = make_ranker(mmoe(2, 3, [8]))
     rows = make_rows()
-    quiet = ranker.trace(*rows, silent={0: [1]})
-    weights = quiet.gated[0].weights
+    quiet = ranker.trace(*rows, ablated={0: [1]})
+    weights = quiet.gates[0].weights
     assert (weights[:, :, 1] == 0).all()
     torch.testing.assert_close(weights.sum(2), torch.ones(2, 1, B))
     with torch.no_grad():
         ranker.layers[0].banks[0].weights[0][1] += 5.0
-    torch.testing.assert_close(ranker.trace(*rows, silent={0: [1]}).logits, quiet.logits)
+    torch.testing.assert_close(ranker.trace(*rows, ablated={0: [1]}).logits, quiet.logits)
 
 
 def test_closeness_is_the_sum_over_pairs():
     torch.manual_seed(1)
-    ranker = make_ranker(l2_constrained(3, [8], closeness=0.5))
+    ranker = make_ranker(l2_constrained(3, [8], l2_weight=0.5))
     bank = ranker.layers[0].banks[0]
     expected = sum(
         float((p[s] - p[t]).detach().square().sum())

@@ -73,9 +73,9 @@ def test_watch_time_odds_are_the_mean_watch_time():
 
 def test_chain_is_the_product_of_its_probabilities():
     tasks = [
-        Task("like", "binary", after="click"),
+        Task("like", "binary", conditional_on="click"),
         Task("click", "binary"),
-        Task("share", "binary", after="like"),
+        Task("share", "binary", conditional_on="like"),
     ]
     rng = np.random.default_rng(1)
     z = torch.tensor(rng.normal(size=(20, 3)), dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_chain_is_the_product_of_its_probabilities():
 
 
 def test_chained_gradient_reaches_the_parent():
-    tasks = [Task("click", "binary"), Task("like", "binary", after="click")]
+    tasks = [Task("click", "binary"), Task("like", "binary", conditional_on="click")]
     z = torch.zeros(1, 2, requires_grad=True)
     losses(z, torch.tensor([[NAN, 1.0]]), tasks).sum().backward()
     np.testing.assert_allclose(z.grad.numpy(), [[-0.5, -0.5]], rtol=1e-5)
@@ -151,7 +151,7 @@ def test_pairwise_losses_are_those_of_a_loop_over_pairs() -> None:
 
 
 def test_pairwise_losses_of_a_chain_compare_the_chains_odds() -> None:
-    tasks = [Task("click", "binary"), Task("like", "binary", after="click")]
+    tasks = [Task("click", "binary"), Task("like", "binary", conditional_on="click")]
     logits = torch.tensor([[2.0, 0.0], [-1.0, 1.0]])
     labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
     p = [1 / (1 + math.exp(-a)) / (1 + math.exp(-b)) for a, b in logits.tolist()]

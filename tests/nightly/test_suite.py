@@ -175,7 +175,7 @@ KINDS = [
         "name": "finish",
         "group": "satisfaction",
         "label": "case when click = 1 and play > 10 then 1 else 0 end",
-        "after": "click",
+        "conditional_on": "click",
     },
     {"name": "seconds", "group": "engagement", "kind": "watch_time", "label": "play"},
     {
@@ -213,7 +213,9 @@ def test_chained_objective_without_its_parent_is_named(tiny):
     alone = "case when play > 10 then 1 else 0 end"
     write_project(tiny, objectives=changed(KINDS, 2, label=alone))
     project, workspace = prepared(tiny)
-    with pytest.raises(ProjectError, match=r"objectives\[2\] \(finish\).*after = 'click'.*allowed"):
+    with pytest.raises(
+        ProjectError, match=r"objectives\[2\] \(finish\).*conditional_on = 'click'.*allowed"
+    ):
         train_suite(without_log(project, workspace), LAST)
 
 

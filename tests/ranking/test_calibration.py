@@ -14,7 +14,7 @@ from mtl_ranker.evaluation.metrics import auc, ece
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.ranking.calibration import Calibration, fit_calibration, isotonic, platt
 
-CLICK, LIKE = Task("click", "binary"), Task("like", "binary", after="click")
+CLICK, LIKE = Task("click", "binary"), Task("like", "binary", conditional_on="click")
 
 
 def rows(seed: int, count: int = 6_000, slope: float = 2.0, shift: float = -1.0):

@@ -70,7 +70,7 @@ def test_models_are_of_equal_size():
 
 @pytest.mark.slow
 def test_with_low_correlation_mmoe_beats_shared_bottom():
-    """The paper's figure 4 at a small size, beyond doubt."""
+    """The paper's figure 4 at a small size, significantly."""
     found = run_starts([0.5], starts=30, steps=1_500, models=("shared_bottom", "mmoe"))
     [contrast] = contrasts(found)
     assert contrast.gain.low > 0
