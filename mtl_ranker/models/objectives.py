@@ -88,10 +88,10 @@ def losses(
 
     Binary: cross-entropy on the logit; with `conditional_on`, on the product of the chain's
     probabilities over all impressions (ESMM, Ma et al., SIGIR 2018, eq. 3). Regression: squared
-    error on the transformed scale. Watch time y: logistic regression weighted by y (Covington et al., RecSys
-    2016, 4.2), where every impression is also a negative of weight 1, so that the learned odds
-    are E[y] exactly and not only for rare positives; the mean is over weights 1 + y. Ordinal:
-    cross-entropy of P(y > c) = σ(z − θ_c), summed over cut points (McCullagh 1980).
+    error on the transformed scale. Watch time y: logistic regression weighted by y (Covington et
+    al., RecSys 2016, 4.2), where every impression is also a negative of weight 1, so that the
+    learned odds are E[y] exactly and not only for rare positives; the mean is over weights 1 + y.
+    Ordinal: cross-entropy of P(y > c) = σ(z − θ_c), summed over cut points (McCullagh 1980).
 
     Args:
         logits: [..., B, T].
