@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from datetime import date
 
-from prefect import flow
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 
-from flows.night import say
+from flows.night import RETRY, say
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.nightly.promotion import Decision, compare_artifacts
+from mtl_ranker.nightly.promotion import Decision, accept_by_hand, compare_artifacts
 from mtl_ranker.reports.page import with_decision
 from mtl_ranker.tracking import connection, registry
 
 
+@task(name="decide", task_run_name="decide {day}", cache_policy=NO_CACHE, **RETRY)
+def decide_task(context: Context, day: date, champion: str | None, accept: bool) -> Decision:
+    """The challenger against the version that is champion, if there is one."""
+    project = context.project
+    new = registry.load_artifact(project, "challenger")
+    folder = registry.artifact_folder(project, new.version)
+    if accept:
+        return accept_by_hand(context, day, new.artifact, folder)
+    old = None if champion is None else registry.load_version(project, champion).artifact
+    return compare_artifacts(context, day, new.artifact, old, folder)
+
+
 @flow(name="promote", flow_run_name="promote {day}", validate_parameters=False)
-def promote(context: Context, day: date, dry_run: bool = False) -> Decision:
+def promote(context: Context, day: date, dry_run: bool = False, accept: bool = False) -> Decision:
     """Give the challenger the alias `champion` if it earned it; say why either way.
 
-    With `dry_run` only says what would be decided.
+    With `dry_run` only says what would be decided. With `accept` the challenger is not compared
+    with the champion; it must serve all the same.
     """
     project = context.project
     connection.connect(context.workspace)
@@ -33,10 +47,7 @@ def promote(context: Context, day: date, dry_run: bool = False) -> Decision:
     elif champion is not None and frozen is not None:
         decision = Decision(False, f"kept the champion: it is frozen ({frozen})")
     else:
-        new = registry.load_artifact(project, "challenger")
-        old = registry.load_artifact(project, "champion").artifact if champion else None
-        folder = registry.artifact_folder(project, new.version)
-        decision = compare_artifacts(context, day, new.artifact, old, folder)
+        decision = decide_task(context, day, champion, accept)
     if dry_run:
         say(f"[bold]promote[/]   would be: {decision.reason}; champion stays version {champion}")
         return decision

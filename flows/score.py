@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from flows.cluster import runner_of
 from flows.night import HOOKS, RETRY, say
 from mtl_ranker.context import Context
-from mtl_ranker.features.aggregates import aggregate_history
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.candidates import candidate_days
 from mtl_ranker.ranking.scoring import (
@@ -31,7 +30,6 @@ from mtl_ranker.tracking import connection, registry
 
 @task(name="score-day", task_run_name="score {day}", **RETRY)
 def score_task(context: Context, day: date) -> Ranked:
-    aggregate_history(context, day)
     champion = registry.load_artifact(context.project, "champion")
     columns = (
         TextColumn("[bold]score[/]     {task.description}"),
@@ -50,7 +48,6 @@ def score_task(context: Context, day: date) -> Ranked:
 
 @task(name="plan-score", task_run_name="plan score {day}", **RETRY)
 def plan_task(context: Context, day: date) -> RankingPlan:
-    aggregate_history(context, day)
     return plan_scoring(context, registry.load_artifact(context.project, "champion"), day)
 
 

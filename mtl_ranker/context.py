@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import polars as pl
 from pydantic_core import core_schema
 
-from mtl_ranker.config import Project
+from mtl_ranker.config import Log, Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.workspace import Workspace
 
@@ -28,6 +29,9 @@ class Source(Protocol):
 
     def days(self) -> list[date]:
         """Days present in the log, ascending."""
+
+    def with_log(self, log: Log) -> Source:
+        """The same files read by other settings."""
 
     def state(self, day: date) -> list[str]:
         """What the day's rows are made from; changes when a file of them is rewritten."""
@@ -51,11 +55,20 @@ class NoSource:
 
 @dataclass(frozen=True)
 class Context:
-    """A project with its log and its workspace."""
+    """A project with its log and its workspace.
+
+    Attributes:
+        sql: template name → text of a saved model's features; None for those of this version.
+        aggregates_in, examples_in: folders of the workspace in which a saved model's aggregates
+            and examples lie, where they differ from those of the project file; "" otherwise.
+    """
 
     project: Project
     source: Source
     workspace: Workspace
+    sql: Mapping[str, str] | None = None
+    aggregates_in: str = ""
+    examples_in: str = ""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

@@ -175,11 +175,14 @@ def promote(
     workspace: Work = DEFAULT_WORK,
     day: Day = None,
     dry_run: Dry = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Make the challenger champion without a comparison.")
+    ] = False,
     write: Write = None,
 ) -> None:
     """Compare challenger and champion on D's test days; the better one becomes champion."""
     context = _open(config, data, workspace)
-    _write(write, _run_step("promote", context, day, dry_run=dry_run))
+    _write(write, _run_step("promote", context, day, dry_run=dry_run, accept=accept))
 
 
 @command("score", NIGHT)

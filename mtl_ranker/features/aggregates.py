@@ -7,12 +7,12 @@ from datetime import date
 
 import polars as pl
 
-from mtl_ranker.config import History, Project
+from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.columns import entity_name
-from mtl_ranker.features.sql import day_number, run_sql, sql_digest
+from mtl_ranker.features.sql import day_number, run_sql
 from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.workspace import fingerprint
 
@@ -36,20 +36,20 @@ def aggregate_day(context: Context, day: date) -> str | None:
         "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
     }
     daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}  # dataset → made from, rows
-    text = "aggregates/entity.sql"
-    made = {**common, f"sql/{text}": sql_digest(text)}
+    name, sql = "aggregates/entity.sql", view_sql(context)
+    made = {**common, f"sql/{name}": fingerprint(sql[name])}
     for keys in [[], *project.features.entities]:
         _need(schema, keys, "features.entities")
         columns = [pl.col(key) for key in keys if key not in signals]
         labelled = events.select(*columns, *(e.alias(n) for n, e in signals.items()))
-        counts = run_sql(text, {"events": labelled}, keys=keys, signals=list(signals))
-        daily[aggregate_dataset(keys)] = made, counts
-    text = "aggregates/history.sql"
+        counts = run_sql(sql[name], {"events": labelled}, keys=keys, signals=list(signals))
+        daily[aggregate_dataset(context, keys)] = made, counts
+    name = "aggregates/history.sql"
     for history in project.features.histories:
         _need(schema, history.columns, f"features.histories ({history.signal})")
         made = {
             **common,
-            f"sql/{text}": sql_digest(text),
+            f"sql/{name}": fingerprint(sql[name]),
             "setting features.histories": fingerprint(history),
         }
         # Of a list column the first value stands for the item.
@@ -59,13 +59,13 @@ def aggregate_day(context: Context, day: date) -> str | None:
         ]
         signal = signals[history.signal].alias(history.signal)
         latest = run_sql(
-            text,
+            sql[name],
             {"events": events.select("user_id", "timestamp", *columns, signal)},
             signal=history.signal,
             columns=history.columns,
             length=history.length,
         )
-        daily[history_dataset(history)] = made, latest
+        daily[history_dataset(context, history)] = made, latest
     worked = None
     for dataset, (made, rows) in daily.items():
         why = workspace.stale(dataset, day, made)
@@ -85,27 +85,19 @@ def _need(schema: pl.Schema, columns: Sequence[str], place: str) -> None:
             )
 
 
-def history_dataset(history: History) -> str:
-    return f"aggregates/{history.name}"
-
-
-def aggregate_dataset(keys: list[str]) -> str:
-    return f"aggregates/{entity_name(keys) if keys else 'all'}"
-
-
 def history_days(context: Context, day: date) -> list[date]:
     """Aggregated days that the windows of day D may see: the longest window, strictly before D."""
     project, workspace = context.project, context.workspace
     longest = project.features.windows[-1]
-    days = workspace.days(aggregate_dataset([]))
+    days = workspace.days(aggregate_dataset(context, []))
     return [d for d in days if 0 < (day - d).days <= longest]
 
 
 def history_fingerprint(context: Context, day: date) -> str:
     """One hash of all aggregates that the windows of day D see."""
     project, workspace = context.project, context.workspace
-    datasets = [aggregate_dataset(keys) for keys in [[], *project.features.entities]]
-    datasets += [history_dataset(history) for history in project.features.histories]
+    datasets = [aggregate_dataset(context, keys) for keys in [[], *project.features.entities]]
+    datasets += [history_dataset(context, history) for history in project.features.histories]
     return fingerprint(
         *(
             workspace.published_fingerprint(dataset, d)

@@ -14,7 +14,7 @@ import polars as pl
 
 from mtl_ranker.config import History, Project
 from mtl_ranker.context import Context
-from mtl_ranker.features.aggregates import aggregate_dataset, history_dataset, history_days
+from mtl_ranker.features.aggregates import history_days
 from mtl_ranker.features.columns import (
     aggregate_feature_names,
     entity_name,
@@ -25,6 +25,7 @@ from mtl_ranker.features.columns import (
 )
 from mtl_ranker.features.sql import day_number, run_sql
 from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class AsOf:
     Attributes:
         tables: the user and the item table by their key.
         entities: of each, its name, keys, features and table.
+        sql: template name → text.
     """
 
     project: Project
     day: date
     tables: dict[str, pl.LazyFrame]
     entities: list[Entity]
+    sql: dict[str, str]
 
     @classmethod
     def build(cls, context: Context, rows: pl.LazyFrame, day: date) -> AsOf:
@@ -48,7 +51,7 @@ class AsOf:
         Keys take the types that `rows` have.
         """
         project, source, workspace = context.project, context.source, context.workspace
-        features = project.features
+        features, sql = project.features, view_sql(context)
         static = static_tables(source)
         schema = join_tables(static, rows).collect_schema()
         own = {"user_id", "item_id"} & {key for keys in features.entities for key in keys}
@@ -69,12 +72,12 @@ class AsOf:
             names = aggregate_feature_names(project, keys)
             names_of.append(names)
             if days:
-                daily = workspace.scan(aggregate_dataset(keys), days)
+                daily = workspace.scan(aggregate_dataset(context, keys), days)
                 for key in present.keys() & set(keys):
                     daily = daily.filter(pl.col(key).is_in(present[key].implode()))
-                totals = workspace.scan(aggregate_dataset([]), days)
+                totals = workspace.scan(aggregate_dataset(context, []), days)
                 windows = run_sql(
-                    "features/windows.sql",
+                    sql["features/windows.sql"],
                     {"daily": daily, "totals": totals},
                     keys=keys,
                     prefix=entity_name(keys),
@@ -97,7 +100,7 @@ class AsOf:
             _remembered(context, history, days, day, schema, users)
             for history in features.histories
         ]
-        return cls(project, day, static, entities)
+        return cls(project, day, static, entities, sql)
 
     def join(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
         """Features for `rows`: impressions or candidates, or a part of a candidate's columns.
@@ -116,7 +119,7 @@ class AsOf:
         present = frames["rows"].collect_schema().names()
         published = "item_id_published_day" if has_age else None
         joined = run_sql(
-            "features/join.sql",
+            self.sql["features/join.sql"],
             frames,
             entities=[{"name": e.name, "keys": e.keys, "features": e.features} for e in chosen],
             published=published if published in present else None,
@@ -148,11 +151,11 @@ def _remembered(
     project, workspace = context.project, context.workspace
     names = history_features(history)
     if days:
-        daily = workspace.scan(history_dataset(history), days)
+        daily = workspace.scan(history_dataset(context, history), days)
         if users is not None:
             daily = daily.filter(pl.col("user_id").is_in(users.implode()))
         latest = run_sql(
-            "features/history.sql",
+            view_sql(context)["features/history.sql"],
             {"daily": daily},
             prefix=history.name,
             columns=history.columns,

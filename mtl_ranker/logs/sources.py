@@ -5,7 +5,7 @@ Every function is lazy; the only eager work is reading Parquet footers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +43,10 @@ class ParquetSource:
             return sorted(partitions)
         found = self._undivided().select(pl.col("date").unique().sort()).collect()["date"]
         return found.drop_nulls().to_list()
+
+    def with_log(self, log: Log) -> Source:
+        """The same files read by other settings."""
+        return replace(self, log=log)
 
     def state(self, day: date) -> list[str]:
         """What the day's rows are made from; changes when a file of them is rewritten."""

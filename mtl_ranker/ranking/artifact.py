@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtl_ranker.config import Project, parse_project
+from mtl_ranker.context import Context
 from mtl_ranker.features.encoders import Encoder, numeric_matrix
+from mtl_ranker.features.view import model_context
 from mtl_ranker.models.matmul import in_blocks
 from mtl_ranker.models.objectives import Task, predictions
 from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, ItemSide, PairInput, Sides
@@ -54,6 +56,7 @@ class RankerArtifact:
     model: Ranker
     calibration: Calibration = field(default_factory=Calibration)
     trees: Forest | None = None  # averaged with the model's predictions
+    sql: Mapping[str, str] | None = None  # template name → text, by which its features were built
 
     def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
         """The same predictions blended by other weights; objectives not named weigh 1."""
@@ -84,6 +87,8 @@ class RankerArtifact:
             wiring["trees"] = {k: getattr(self.trees, k) for k in ("features", "trees", "depth")}
         (folder / "model.json").write_text(json.dumps(wiring, indent=1), "utf-8")
         (folder / "project.toml").write_text(self.project.source_text, "utf-8")
+        if self.sql is not None:
+            (folder / "sql.json").write_text(json.dumps(dict(self.sql), indent=1), "utf-8")
         return folder
 
     @classmethod
@@ -103,7 +108,9 @@ class RankerArtifact:
             trees = Forest(**wiring["trees"])
             trees.load_state_dict(load_file(folder / "trees.safetensors"))
             trees.eval()
-        return cls(project, encoder, tasks, model, calibration, trees)
+        sql = folder / "sql.json"
+        texts = json.loads(sql.read_text("utf-8")) if sql.is_file() else None
+        return cls(project, encoder, tasks, model, calibration, trees, texts)
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """One calibrated column per objective and `score`, for raw feature rows, in their order."""
@@ -212,6 +219,10 @@ class RegisteredRanker(NamedTuple):
 
     artifact: RankerArtifact
     version: str
+
+    def context(self, context: Context) -> Context:
+        """The context in which this model's features are built."""
+        return model_context(context, self.artifact.project, self.artifact.sql)
 
 
 # Keys in `model.json` of earlier versions, whose models stay in the registry.

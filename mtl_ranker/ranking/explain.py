@@ -65,8 +65,8 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
     Context columns not given are missing, as in a candidate set without them. Raises ProjectError
     for an id that cannot be one of the log's, and for an unknown context column.
     """
+    context, artifact = ranker.context(context), ranker.artifact
     project, workspace = context.project, context.workspace
-    artifact = ranker.artifact
     days = workspace.days("events")
     if not days:
         raise ProjectError("no events are published; run `mtl-ranker nightly` first")

@@ -13,7 +13,7 @@ import torch
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.aggregates import history_fingerprint
+from mtl_ranker.features.aggregates import aggregate_history, history_fingerprint
 from mtl_ranker.features.blocks import Block, joined, user_blocks
 from mtl_ranker.features.columns import feature_columns
 from mtl_ranker.features.point_in_time import AsOf, FeatureSides, feature_sides
@@ -38,6 +38,7 @@ class Ranked:
 def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -> dict[str, str]:
     """What decides the ranking of a day."""
     own = ranker.artifact.project.digest("scoring")
+    context = ranker.context(context)
     states = [file_state(file) for file in candidate_files(context, day)]
     return {
         "model version": ranker.version,
@@ -83,7 +84,9 @@ def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> Ranki
 
     Raises ProjectError for candidates that cannot be read, and for an empty set.
     """
+    context = ranker.context(context)
     project = context.project
+    aggregate_history(context, day)
     candidates = prepared_candidates(context, day)
     blocks = user_blocks(candidates, project.scoring.block_rows)
     if not blocks:
@@ -137,6 +140,7 @@ def rank_part(
     if part.file.is_file():
         on_block(part.candidates)
         return
+    context = ranker.context(context)
     project, artifact, blocks = context.project, ranker.artifact, part.blocks
     everyone = prepared_candidates(context, day, checked=True)
     # Read once: a candidate file need not lie in the order of users.

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import mlflow
 import mlflow.pyfunc
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
@@ -49,7 +50,7 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
             pip_requirements=[f"mtl_ranker=={__version__}"],
         )
     client = mlflow.MlflowClient()
-    if not client.search_registered_models(f"name = '{project.name}'"):
+    if registered_model(project) is None:
         client.create_registered_model(project.name)
     version = client.create_model_version(
         project.name, info.model_uri, run_id=logged.child_runs[winner.label], model_id=info.model_id
@@ -73,12 +74,23 @@ def record(context: Context, suite: Suite) -> tuple[Logged, ModelVersion, Path]:
 
 
 def alias_version(project: Project, alias: str) -> str | None:
-    """The version that an alias points to, or None."""
+    """The version that an alias points to, or None.
+
+    Raises MlflowException when the registry does not answer; only "does not exist" means None.
+    """
+    model = registered_model(project)
+    version = None if model is None else model.aliases.get(alias)
+    return None if version is None else str(version)
+
+
+def registered_model(project: Project) -> RegisteredModel | None:
+    """The project's entry in the registry, or None before the first model."""
     try:
-        found = mlflow.MlflowClient().get_model_version_by_alias(project.name, alias)
-    except MlflowException:
-        return None
-    return str(found.version)  # MLflow gives an int here and a text elsewhere
+        return mlflow.MlflowClient().get_registered_model(project.name)
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return None
+        raise
 
 
 def load_artifact(project: Project, alias: str) -> RegisteredRanker:
@@ -99,8 +111,15 @@ def load_version(project: Project, version: str) -> RegisteredRanker:
     """One model version, as `load_artifact`."""
     artifact = RankerArtifact.load(artifact_folder(project, version))
     chosen = stored_blend(project, version)
-    how, weights = chosen or (project.scoring.blend, project.scoring.weights)
+    how, weights = chosen or (project.scoring.blend, _weights(project, artifact.project))
     return RegisteredRanker(artifact.with_blend(how, weights), version)
+
+
+def _weights(tonight: Project, own: Project) -> dict[str, float]:
+    """Tonight's weights of a model's objectives; its own for those that tonight does not have."""
+    return {
+        name: tonight.blend_weights.get(name, weight) for name, weight in own.blend_weights.items()
+    }
 
 
 def stored_blend(project: Project, version: str) -> tuple[str, dict[str, float]] | None:
@@ -195,10 +214,8 @@ def freeze(project: Project, reason: str | None) -> str:
 
 def frozen(project: Project) -> str | None:
     """Why the champion is frozen, or None."""
-    try:
-        return mlflow.MlflowClient().get_registered_model(project.name).tags.get(FROZEN_TAG)
-    except MlflowException:
-        return None
+    model = registered_model(project)
+    return None if model is None else model.tags.get(FROZEN_TAG)
 
 
 def _set_champions(project: Project, known: list[str]) -> None:
