@@ -49,6 +49,9 @@ class Source(Protocol):
 class NoSource:
     """Stands for the log where a command reads only what is published."""
 
+    def with_log(self, log: Log) -> NoSource:
+        return self
+
     def __getattr__(self, name: str) -> Any:
         raise ProjectError("this command reads no log; it was started without --data")
 

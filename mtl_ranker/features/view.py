@@ -14,8 +14,8 @@ from typing import Any
 
 from mtl_ranker.config import History, Project, Table
 from mtl_ranker.context import Context
+from mtl_ranker.features import sql as templates
 from mtl_ranker.features.columns import entity_name
-from mtl_ranker.features.sql import sql_text
 from mtl_ranker.workspace import fingerprint
 
 AGGREGATE_SQL = ("aggregates/entity.sql", "aggregates/history.sql")
@@ -25,8 +25,8 @@ VIEWS = "views"
 
 def view_sql(context: Context) -> dict[str, str]:
     """Template name → text: of the saved model, or of this version."""
-    given = context.sql or {}
-    return {name: given.get(name) or sql_text(name) for name in (*AGGREGATE_SQL, *FEATURE_SQL)}
+    given, names = context.sql or {}, (*AGGREGATE_SQL, *FEATURE_SQL)
+    return {name: given.get(name) or templates.sql_text(name) for name in names}
 
 
 def aggregates_digest(context: Context) -> str:
