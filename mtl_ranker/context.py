@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -39,8 +39,15 @@ class Source(Protocol):
     def tables_state(self) -> list[str]:
         """The same for the user and item tables, including how they are read."""
 
-    def scan_day(self, day: date) -> pl.LazyFrame:
-        """One day's rows in canonical columns, unchecked. Raises ProjectError."""
+    def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
+        """One day's rows in canonical columns, unchecked. Raises ProjectError.
+
+        Args:
+            used: columns beside the canonical ones; None for all.
+        """
+
+    def columns(self, day: date) -> list[str]:
+        """The log's own columns on a day, for messages."""
 
     def table(self, which: str) -> pl.LazyFrame | None:
         """The "users" or "items" table keyed by `user_id` or `item_id`, or None."""

@@ -11,7 +11,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.sql import day_number, run_sql
-from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.features.tables import join_tables, scan_events, static_tables
 from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.workspace import fingerprint
@@ -23,7 +23,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
     events_mark = workspace.published_fingerprint("events", day)
     if events_mark is None:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-    events = join_tables(static_tables(source), workspace.scan("events", [day]))
+    events = join_tables(static_tables(source), scan_events(context, [day]))
     schema = events.collect_schema()
     signals = {
         name: expression.log1p() if _is_log1p(project, name) else expression

@@ -20,6 +20,7 @@ from mtl_ranker.features.columns import (
     feature_columns,
 )
 from mtl_ranker.features.point_in_time import join_features
+from mtl_ranker.features.tables import scan_events
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.logs.contract import derived_columns, label_expression
 from mtl_ranker.workspace import fingerprint
@@ -56,7 +57,7 @@ def plan_examples(context: Context, day: date) -> ExamplesPlan | None:
     why = workspace.stale(examples_dataset(context), day, made)
     if why is None:
         return None
-    events = workspace.scan("events", [day])
+    events = scan_events(context, [day])
     check_known_beforehand(project, events.collect_schema().names())
     blocks = user_blocks(events, project.features.block_rows)
     if len(blocks) <= 1:
@@ -106,8 +107,8 @@ def finish_examples(context: Context, plan: ExamplesPlan) -> str:
 
 def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame:
     """The examples of some users' impressions of one day, in order of time."""
-    project, workspace = context.project, context.workspace
-    events = workspace.scan("events", [day]).with_row_index(EVENT)
+    project = context.project
+    events = scan_events(context, [day]).with_row_index(EVENT)
     event_columns = events.collect_schema().names()
     rows = events.with_columns(
         *(

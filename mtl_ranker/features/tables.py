@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 
 import polars as pl
 
-from mtl_ranker.context import Source
+from mtl_ranker.context import Context, Source
+from mtl_ranker.logs.contract import used_columns
 
 
 def static_tables(source: Source) -> dict[str, pl.LazyFrame]:
@@ -27,3 +29,26 @@ def join_tables(tables: Mapping[str, pl.LazyFrame], rows: pl.LazyFrame) -> pl.La
         new = [c for c in table.collect_schema().names() if c == key or c not in own]
         rows = rows.join(table.select(new).cast({key: own[key]}), on=key, how="left")
     return rows
+
+
+def scan_events(context: Context, days: list[date]) -> pl.LazyFrame:
+    """Published events with every column that the project's settings read.
+
+    A column that the log does not have any more is null; it takes the type of the latest day that
+    has it.
+    """
+    workspace = context.workspace
+    rows = workspace.scan("events", days)
+    have = set(rows.collect_schema())
+    tables = static_tables(context.source)
+    have |= {name for table in tables.values() for name in table.collect_schema()}
+    missing = used_columns(context.project) - have
+    if not missing:
+        return rows
+    types: dict[str, pl.DataType] = {}
+    for day in reversed(workspace.days("events")):
+        schema = workspace.scan("events", [day]).collect_schema()
+        types = {name: schema[name] for name in missing if name in schema} | types
+        if missing <= set(types):
+            break
+    return rows.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in types.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -101,7 +101,7 @@ class CensusSource(ParquetSource):
     def state(self, day: date) -> list[str]:
         return [file_state(self.path())]
 
-    def scan_day(self, day: date) -> pl.LazyFrame:
+    def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         rows = scan_census(self.path()).filter(pl.col("date") == day)
         have = rows.collect_schema().names()
         for column in self.log.context:
@@ -111,6 +111,9 @@ class CensusSource(ParquetSource):
                     f"it has: {', '.join(have)}"
                 )
         return rows
+
+    def columns(self, day: date) -> list[str]:
+        return CENSUS_COLUMNS
 
 
 def open_source(log: Log, data: Path) -> CensusSource:

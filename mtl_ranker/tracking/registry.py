@@ -17,6 +17,8 @@ from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.contract import used_columns
+from mtl_ranker.logs.ingest import keep_columns
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
@@ -69,6 +71,7 @@ def record(context: Context, suite: Suite) -> tuple[Logged, ModelVersion, Path]:
     report = workspace.publish_file(f"reports/{suite.days.test[-1]}.html", page)
     logged = log_suite(context, suite, fingerprint(*marks), page)
     version = register(project, suite, logged)
+    keep_columns(workspace, used_columns(project))
     set_ends(suite, logged)
     return logged, version, report
 
