@@ -59,7 +59,7 @@ class Table(Settings):
 
 
 class Log(Settings):
-    """Where the impression log lies and what its columns mean."""
+    """Where the impression log is stored and what its columns mean."""
 
     format: Literal["parquet", "census-income"] = "parquet"
     path: str = "log"
@@ -75,7 +75,7 @@ class Log(Settings):
     position: str | None = None
     propensity: str | None = Field(
         None,
-        description="with a position: of being looked at there; without: of being shown at all",
+        description="with a position: P(examined at that position); without: P(shown at all)",
     )
     random_exposure: str | None = Field(
         None, description="flag column, 1 where the item was chosen at random"
@@ -150,7 +150,7 @@ class ListColumn(Settings):
 
 
 class History(Settings):
-    """What each user did last, as a sequence that attends to the item in question."""
+    """Each user's latest impressions with a positive signal, a sequence for target attention."""
 
     signal: Name = Field(description="objective or signal; impressions where it is above 0 count")
     columns: list[Name] = Field(min_length=1, description="of those, also categoricals or lists")
@@ -161,7 +161,7 @@ class History(Settings):
         return f"history_{self.signal}"
 
     def feature(self, column: str) -> str:
-        """The feature column that holds what was remembered of `column`."""
+        """The feature column that holds the history of `column`."""
         return f"{self.name}_{column}"
 
 
@@ -170,8 +170,8 @@ class Features(Settings):
     smoothing: float = Field(20.0, gt=0, description="pseudo-impressions at the global rate")
     rates: Literal["absolute", "relative"] = Field(
         "absolute",
-        description="relative: divided by the rate of all events in the window, so that a level "
-        "that moves from day to day does not tell the days apart; for signals of 0 or more",
+        description="relative: divided by the rate of all events in the window, so that a rate "
+        "does not depend on the overall level, which changes from day to day; for signals >= 0",
     )
     entities: list[list[str]] = [["user_id"], ["item_id"]]
     signals: dict[str, str] = Field({}, description="further SQL sums to aggregate: name -> expr")
@@ -199,15 +199,15 @@ class Features(Settings):
         return value
 
     @model_validator(mode="after")
-    def _sharing(self) -> Features:
-        buckets: dict[str, set[int | None]] = {}
+    def _check_sharing(self) -> Features:
+        buckets: dict[str, set[int | None]] = {}  # shared name -> hash_buckets of its columns
         columns = [(c.share, c.hash_buckets) for c in self.categoricals]
         for share, count in [*columns, *((c.share, None) for c in self.lists)]:
             if share is not None:
                 buckets.setdefault(share, set()).add(count)
-        for name, found in buckets.items():
-            if len(found) > 1:
-                values = sorted(found, key=lambda b: b or 0)
+        for name, counts in buckets.items():
+            if len(counts) > 1:
+                values = sorted(counts, key=lambda b: b or 0)
                 raise ValueError(
                     f"share = {name!r}: hash_buckets {values}; allowed: the same for all its "
                     "columns, and none where a list shares"
@@ -215,7 +215,7 @@ class Features(Settings):
         return self
 
     @model_validator(mode="after")
-    def _remembered(self) -> Features:
+    def _check_histories(self) -> Features:
         known = [c.column for c in self.categoricals] + [c.column for c in self.lists]
         for index, history in enumerate(self.histories):
             for column in history.columns:
@@ -258,35 +258,37 @@ class Training(Settings):
     weight_decay: float = Field(1e-4, ge=0)
     threads: int | None = Field(None, ge=1, description="of a training; default: cores / jobs")
     jobs: int | None = Field(
-        None, ge=1, description="trainings at a time; default: as many as cores if it is worth it"
+        None,
+        ge=1,
+        description="trainings in parallel; default: up to one per core where that is faster",
     )
     balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
     pairwise: float = Field(
-        0.0, ge=0, description="weight of a loss on the order of each user's own impressions"
+        0.0, ge=0, description="weight of a pairwise loss on the order of each user's impressions"
     )
     sample_weight: str | None = Field(None, description="column or SQL expression over the event")
     negative_keep: float = Field(
         1.0, gt=0, le=1, description="share of all-negative training rows kept, weighing 1/share"
     )
     refit: bool = Field(
-        True, description="train the winner again, on the validation days too, before it serves"
+        True, description="train the winner on the validation days too before it is registered"
     )
     trees: int = Field(
         0,
         ge=0,
-        description="boosted trees an objective at most, averaged with the winner",
+        description="boosted trees per objective at most; predictions are averaged with theirs",
     )
     position_dropout: float = Field(0.1, ge=0, lt=1)
     sparse_rows: int = Field(
         200_000,
         ge=1,
-        description="of a larger embedding table, only a batch's rows are updated",
+        description="a larger embedding table gets sparse updates: only the batch's rows",
     )
     in_memory_rows: int = Field(
-        5_000_000, ge=1, description="with more training rows, they stream from encoded Parquet"
+        5_000_000, ge=1, description="more training rows are streamed from encoded Parquet"
     )
     checkpoint_seconds: float = Field(
-        60.0, gt=0, description="between checkpoints, from which a killed training goes on"
+        60.0, gt=0, description="between checkpoints, from which a killed training is resumed"
     )
 
     @field_validator("seeds")
@@ -298,18 +300,19 @@ class Training(Settings):
 
 
 class Calibrating(Settings):
-    """How predicted probabilities are put right on the validation days."""
+    """How predicted probabilities are calibrated on the validation days."""
 
     method: Literal["platt", "isotonic", "none"] = "platt"
-    by: str | None = Field(None, description="context column with a map of its own per value")
+    by: str | None = Field(None, description="context column; one calibration map per value")
     min_positives: int = Field(
-        50, ge=2, description="positives and negatives a map needs; a surface with fewer shares one"
+        50, ge=2, description="least positives and negatives of a map; values with fewer share one"
     )
     refit_share: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="how far a map moves what a refit model predicts, which knows those days",
+        description="share of a map's correction applied to a refit model, which was trained on "
+        "the validation days",
     )
 
 
@@ -330,7 +333,7 @@ class Promotion(Settings):
 
 
 class DriftRules(Settings):
-    """When a held-out day differs so much from the training days that it is said, or fails."""
+    """Thresholds at which a held-out day's drift from the training days warns or fails."""
 
     warn_volume: float = Field(0.5, gt=0, description="relative change of a day's rows")
     fail_volume: float | None = Field(None, gt=0)
@@ -343,7 +346,7 @@ class DriftRules(Settings):
 
 
 class OffPolicy(Settings):
-    """When an estimate from another policy's log may be printed, and of which policy."""
+    """When an off-policy estimate has enough support to be printed, and of which policy."""
 
     min_support: float = Field(200.0, gt=0, description="least effective sample size")
     keep: float = Field(0.2, gt=0, lt=1, description="share of random exposures the policy shows")
@@ -355,14 +358,18 @@ class Scoring(Settings):
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
     weights: dict[str, float] = Field({}, description="objective -> weight; missing ones weigh 1")
     block_rows: int = Field(
-        131_072, ge=1, description="candidates of whole users at a time, on each core"
+        131_072, ge=1, description="rows of candidates, of whole users, scored at a time per core"
     )
-    generated_items: int = Field(50, ge=1, description="fresh items per user when none are given")
+    generated_items: int = Field(
+        50,
+        ge=1,
+        description="most shown recent items, for each user, where no candidates are given",
+    )
     generated_users: int | None = Field(None, ge=1)
 
 
 class Project(Settings):
-    """Everything a night needs to know."""
+    """All settings of a project."""
 
     name: Name = "project"
     log: Log = Log()
@@ -396,7 +403,7 @@ class Project(Settings):
             raise ValueError(f"objectives: {twice} named twice")
         by_name = {objective.name: objective for objective in self.objectives}
         for index, objective in enumerate(self.objectives):
-            seen, parent = [objective.name], objective.conditional_on
+            chain, parent = [objective.name], objective.conditional_on
             while parent is not None:
                 if parent not in by_name or by_name[parent].kind != "binary":
                     allowed = [o.name for o in self.objectives if o.kind == "binary"]
@@ -404,11 +411,11 @@ class Project(Settings):
                         f"objectives[{index}].conditional_on: {parent!r} is no binary objective; "
                         f"allowed: {allowed}"
                     )
-                if parent in seen:
+                if parent in chain:
                     raise ValueError(
-                        f"objectives[{index}].conditional_on: {seen} depend on each other"
+                        f"objectives[{index}].conditional_on: {chain} depend on each other"
                     )
-                seen.append(parent)
+                chain.append(parent)
                 parent = by_name[parent].conditional_on
         if self.training.negative_keep < 1 and all(o.kind != "binary" for o in self.objectives):
             raise ValueError("training.negative_keep: needs at least one binary objective")
@@ -444,7 +451,7 @@ class Project(Settings):
 
     @property
     def source_text(self) -> str:
-        """The TOML text this project was read from; travels in the model artifact."""
+        """The TOML text this project was read from; stored in the model artifact."""
         return self._source_text
 
     @property
@@ -522,7 +529,7 @@ def parse_project(text: str, source: str, rename: bool = False) -> Project:
 
 def _renamed_keys(content: dict[str, Any]) -> list[tuple[dict[str, Any], Place, str]]:
     """Keys of earlier versions: the table that holds each, its place, and its name now."""
-    found: list[tuple[dict[str, Any], Place, str]] = []
+    renamed: list[tuple[dict[str, Any], Place, str]] = []
 
     def search(value: Any, place: Place, rest: tuple[str, ...], new: str) -> None:
         key, *more = rest
@@ -534,12 +541,12 @@ def _renamed_keys(content: dict[str, Any]) -> list[tuple[dict[str, Any], Place, 
             if more:
                 search(value[key], (*place, key), tuple(more), new)
             else:
-                found.append((value, (*place, key), new))
+                renamed.append((value, (*place, key), new))
 
     for old, new in RENAMED.items():
         if isinstance(content.get(old[0]), dict | list):
             search(content, (), old, new)
-    return found
+    return renamed
 
 
 def _explain(problem: Any) -> str:
@@ -554,9 +561,10 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error" and not place:
         return message
-    found = problem["input"]
-    shown = "" if kind == "value_error" else f"; found {found!r} ({type(found).__name__})"
-    return f"{place}: {message}{shown}"
+    if kind == "value_error":
+        return f"{place}: {message}"
+    value = problem["input"]
+    return f"{place}: {message}; found {value!r} ({type(value).__name__})"
 
 
 def _dotted(location: Place) -> str:
@@ -580,9 +588,9 @@ def _inner_model(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _inner_model(inner)
-        if found is not None:
-            return found
+        model = _inner_model(inner)
+        if model is not None:
+            return model
     return None
 
 

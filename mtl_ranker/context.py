@@ -1,4 +1,4 @@
-"""What every step of a night is given: the project, its log and its workspace."""
+"""What every step of a run needs: the project, its log and its workspace."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Source(Protocol):
         """Days present in the log, ascending."""
 
     def state(self, day: date) -> list[str]:
-        """What the day's rows are made from; changes when a file of them is rewritten."""
+        """One text per file that the day's rows are read from; changes when it is rewritten."""
 
     def tables_state(self) -> list[str]:
-        """The same of the user and item tables, with how they are read."""
+        """The same for the user and item tables, including how they are read."""
 
     def scan_day(self, day: date) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError."""
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 class NoSource:
-    """Stands for the log where a command reads only what is published."""
+    """Placeholder for the log in commands that read only published partitions."""
 
     def __getattr__(self, name: str) -> Any:
         raise ProjectError("this command reads no log; it was started without --data")
@@ -59,12 +59,12 @@ class Context:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Prefect describes a flow's parameters with pydantic; a context is passed as it is."""
+        """Prefect describes a flow's parameters with pydantic; a context is passed unchanged."""
         return core_schema.any_schema()
 
     @property
     def log_path(self) -> Path:
-        """Where the log lies, for messages."""
+        """Path of the log, for messages."""
         return self.source.root / self.project.log.path
 
     def last_day(self) -> date:
@@ -76,5 +76,5 @@ class Context:
 
 
 def without_log(project: Project, workspace: Workspace) -> Context:
-    """A context for steps that read only what is published in the workspace."""
+    """A context for steps that read only published partitions."""
     return Context(project, NoSource(), workspace)

@@ -1,8 +1,9 @@
-"""Defaults of our commands for Prefect and MLflow, set before either is imported.
+"""Defaults of the commands for Prefect and MLflow, set before either is imported.
 
-Whatever the user has set wins. Telemetry is off. Without PREFECT_API_URL, Prefect's ephemeral API
-keeps its SQLite database in the workspace, and the server loops that a single run does not need
-(and that make SQLite say `database is locked`, PrefectHQ/prefect#18934) stay off.
+Variables that the user has set take precedence. Telemetry is off. Without PREFECT_API_URL,
+Prefect's ephemeral API keeps its SQLite database in the workspace, and the server's background
+services that a single run does not need are off (they cause `database is locked` in SQLite,
+PrefectHQ/prefect#18934).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ALWAYS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     "MPLBACKEND": "Agg",
-    # Run logs go to the API, where the Prefect page shows them; the terminal shows ours.
+    # Run logs go to the API, where the Prefect page shows them; the terminal shows the commands'.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_CLI_PROMPT": "false",
 }
@@ -38,6 +39,7 @@ EPHEMERAL = {
 
 
 def prepare(workspace: Path) -> None:
+    """Set the defaults in `os.environ`."""
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:

@@ -1,8 +1,12 @@
-"""Where each dataset lives, and how a partition is published: written aside, then renamed.
+"""Where each dataset is stored, and how its partitions are published atomically.
 
-A partition is one Parquet file, so that `os.replace` makes publishing atomic: a reader sees the
-previous partition or the new one, never a part. What the partition was made from travels, name by
-name, in the file's own metadata, so the two cannot disagree, and a rebuild can say why.
+A partition is one Parquet file: the rows of one day. It is staged (written to a temporary path,
+then renamed with `os.replace`), so that a reader finds the previous partition or the new one, never
+half of one. A large partition can be built in parts, files that are kept until all are there and
+are then published as one.
+
+A partition's provenance (name → fingerprint of each input it was built from) is stored in the
+file's metadata, so the two cannot disagree, and a rebuild can name what has changed.
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ import polars as pl
 
 from mtl_ranker.errors import ProjectError
 
-PROVENANCE = "mtl_ranker.made_from"
+PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
 ABANDONED = 7 * 86_400.0  # seconds
 _HELD: set[str] = set()  # roots of workspaces that this process has locked
-Provenance = Mapping[str, str]  # what a partition was made from: name → fingerprint
+Provenance = Mapping[str, str]  # input of a partition, by name → its fingerprint
 
 
 def fingerprint(*parts: object) -> str:
@@ -38,13 +42,13 @@ def fingerprint(*parts: object) -> str:
 
 
 def file_state(path: Path) -> str:
-    """A file's name, size and modification time: changes whenever the file was rewritten."""
+    """A file's name, size and modification time: changes when the file is rewritten."""
     stat = path.stat()
     return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
-    """Figures to the file that `--json` names, if it was given."""
+    """Write figures to the file that `--json` names; without it, do nothing."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1, default=str), "utf-8")
@@ -61,7 +65,7 @@ def _alive(pid: int) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Seconds since it was written to; 0 once it is gone."""
+    """Seconds since the file was written; 0 if it has been removed."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
@@ -70,18 +74,19 @@ def _age(path: Path) -> float:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder with everything a project produced: datasets, MLflow's database, Prefect's."""
+    """A folder with all outputs of a project: datasets, and the databases of MLflow and Prefect."""
 
     root: Path
 
     def path(self, dataset: str, day: date) -> Path:
+        """The day's partition."""
         return self.root / dataset / f"date={day.isoformat()}" / "part-0.parquet"
 
     def days(self, dataset: str) -> list[date]:
         """Published days of a dataset, ascending."""
         folder = self.root / dataset
-        found = folder.glob("date=*/part-0.parquet") if folder.is_dir() else []
-        return sorted(date.fromisoformat(p.parent.name.removeprefix("date=")) for p in found)
+        files = folder.glob("date=*/part-0.parquet") if folder.is_dir() else []
+        return sorted(date.fromisoformat(f.parent.name.removeprefix("date=")) for f in files)
 
     def scan(self, dataset: str, days: list[date]) -> pl.LazyFrame:
         return pl.scan_parquet(
@@ -89,41 +94,46 @@ class Workspace:
         )
 
     def provenance(self, dataset: str, day: date) -> dict[str, str] | None:
-        """What the published partition was made from, or None without one."""
+        """Provenance of the published partition, or None without one."""
         path = self.path(dataset, day)
         if not path.is_file():
             return None
         return json.loads(pl.read_parquet_metadata(path).get(PROVENANCE, "{}"))
 
     def published_fingerprint(self, dataset: str, day: date) -> str | None:
-        """One hash of all that the published partition was made from, or None without one."""
-        made = self.provenance(dataset, day)
-        return None if made is None else fingerprint(json.dumps(made, sort_keys=True))
+        """One hash of the published partition's provenance, or None without a partition."""
+        published = self.provenance(dataset, day)
+        return None if published is None else fingerprint(json.dumps(published, sort_keys=True))
 
-    def stale(self, dataset: str, day: date, made: Provenance) -> str | None:
-        """Why the partition has to be built, in words; None when it is up to date."""
-        known = self.provenance(dataset, day)
-        if known is None:
+    def stale(self, dataset: str, day: date, provenance: Provenance) -> str | None:
+        """Why the partition must be built, naming the changed inputs; None if it is up to date.
+
+        Args:
+            provenance: of the partition if it were built now.
+        """
+        published = self.provenance(dataset, day)
+        if published is None:
             return "not built yet"
-        changed = [name for name in {**known, **made} if known.get(name) != made.get(name)]
+        names = {**published, **provenance}
+        changed = [name for name in names if published.get(name) != provenance.get(name)]
         return f"changed: {', '.join(changed)}" if changed else None
 
     def publish(
-        self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, made: Provenance
+        self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, provenance: Provenance
     ) -> Path:
-        """Write `frame` as the day's partition of `dataset`, atomically, streaming."""
+        """Publish `frame` as the day's partition of `dataset`; a lazy frame is streamed."""
         target = self.path(dataset, day)
         with self.staged(target) as temporary:
             frame.lazy().sink_parquet(
                 temporary,
-                metadata={PROVENANCE: json.dumps(dict(made))},
+                metadata={PROVENANCE: json.dumps(dict(provenance))},
                 engine="streaming",
                 mkdir=True,
             )
         return target
 
     def publish_file(self, place: str, content: str | bytes) -> Path:
-        """Write a report, a picture or figures at a path below the root, atomically."""
+        """Publish a report, a picture or figures at a path below the root."""
         target = self.root / place
         with self.staged(target) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -131,9 +141,13 @@ class Workspace:
 
     @contextmanager
     def lock(self, what: str) -> Iterator[None]:
-        """One run at a time builds in a workspace; a killed run's lock is free at once.
+        """Hold the workspace's lock, so that only one run builds in it.
 
-        A run may take the lock it already holds. Raises ProjectError naming the other run.
+        The operating system releases the lock when a run is killed. A process that holds the lock
+        may take it again. Raises ProjectError naming the other run.
+
+        Args:
+            what: the run, for the message of another one.
         """
         root = str(self.root.resolve())
         if root in _HELD:
@@ -161,8 +175,8 @@ class Workspace:
 
     @contextmanager
     def staged(self, target: Path) -> Iterator[Path]:
-        """A temporary path on the same file system that replaces `target` on success."""
-        temporary = self.staging()
+        """A temporary path on the same file system, renamed to `target` on success."""
+        temporary = self._staging_path()
         try:
             yield temporary
             with open(temporary, "rb") as file:
@@ -172,44 +186,46 @@ class Workspace:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def parts(self, dataset: str, day: date, made: Provenance, count: int) -> list[Path]:
-        """Where the parts of a partition lie until `publish_parts`, whoever makes them.
+    def parts(self, dataset: str, day: date, provenance: Provenance, count: int) -> list[Path]:
+        """Files of the `count` parts of a partition, kept until `publish_parts`.
 
-        What an earlier attempt made from the same stays; what was made from anything else goes.
+        Parts that an earlier attempt wrote with the same provenance are kept, others are removed.
         """
-        folder = self._parts_of(dataset, day)
-        own = folder / fingerprint(json.dumps(dict(made), sort_keys=True), count)
-        for other in folder.iterdir() if folder.is_dir() else []:
-            if other != own:
-                shutil.rmtree(other, ignore_errors=True)
-        own.mkdir(parents=True, exist_ok=True)
-        return [own / f"{number:06d}.parquet" for number in range(count)]
+        every = self._parts_folder(dataset, day)
+        current = every / fingerprint(json.dumps(dict(provenance), sort_keys=True), count)
+        for folder in every.iterdir() if every.is_dir() else []:
+            if folder != current:
+                shutil.rmtree(folder, ignore_errors=True)
+        current.mkdir(parents=True, exist_ok=True)
+        return [current / f"{number:06d}.parquet" for number in range(count)]
 
-    def publish_parts(self, dataset: str, day: date, parts: list[Path], made: Provenance) -> Path:
-        """Publish the parts, one after the other, as the day's partition, and remove them."""
-        target = self.publish(dataset, day, pl.scan_parquet(parts, glob=False), made)
-        shutil.rmtree(self._parts_of(dataset, day))
+    def publish_parts(
+        self, dataset: str, day: date, parts: list[Path], provenance: Provenance
+    ) -> Path:
+        """Publish the parts, concatenated in order, as the day's partition, and remove them."""
+        target = self.publish(dataset, day, pl.scan_parquet(parts, glob=False), provenance)
+        shutil.rmtree(self._parts_folder(dataset, day))
         return target
 
-    def _parts_of(self, dataset: str, day: date) -> Path:
+    def _parts_folder(self, dataset: str, day: date) -> Path:
         return self.root / ".parts" / dataset / f"date={day.isoformat()}"
 
-    def staging(self) -> Path:
-        """A path, named after this host and process, for what is not published yet."""
-        self.clean_staging()
-        found = self.root / ".staging"
-        found.mkdir(parents=True, exist_ok=True)
-        return found / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    def _staging_path(self) -> Path:
+        """A new temporary path, named after this host and process."""
+        self._clean_staging()
+        folder = self.root / ".staging"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
-    def clean_staging(self) -> None:
-        """Remove what killed runs left behind.
+    def _clean_staging(self) -> None:
+        """Remove temporary files of killed runs.
 
-        Files of this host's living processes stay, and those of other hosts, which may share this
-        folder, for a week.
+        Files of this host's living processes are kept. Other hosts may share this folder: their
+        files are kept for a week.
         """
-        staging = self.root / ".staging"
-        for left in staging.glob("*-*-*") if staging.is_dir() else []:
-            host, pid, _ = left.name.rsplit("-", 2)
+        folder = self.root / ".staging"
+        for file in folder.glob("*-*-*") if folder.is_dir() else []:
+            host, pid, _ = file.name.rsplit("-", 2)
             here = host == socket.gethostname()
-            if not _alive(int(pid)) if here else _age(left) > ABANDONED:
-                left.unlink(missing_ok=True)
+            if not _alive(int(pid)) if here else _age(file) > ABANDONED:
+                file.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small simulated feed of seven days."""
+    """Folder of a small simulated feed of seven days."""
     size = Feed(impressions=12_000, days=7, users=300, items=200, first_day=FIRST)
     return simulate(size, tmp_path_factory.mktemp("feed"))
 
@@ -75,6 +75,6 @@ def write_day(root: Path, day: date, frame: pl.DataFrame) -> Path:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """A folder with the tiny project's log; the project file is `project.toml` in it."""
+    """Folder with the tiny project's `project.toml` and log."""
     write_project(tmp_path)
     return write_log(tmp_path)

@@ -26,7 +26,7 @@ def test_presets_load_and_their_models_are_known():
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "fragments"),
     [
         (
             {"features": {"windows": WITHOUT, "window": [1, 3]}},
@@ -76,22 +76,22 @@ def test_presets_load_and_their_models_are_known():
         ),
     ],
 )
-def test_errors_name_key_found_and_allowed(change, words):
+def test_errors_name_key_found_and_allowed(change, fragments):
     with pytest.raises(ProjectError) as error:
         parse_project(project_text(**change), "project.toml")
-    for word in ["project.toml", *words]:
-        assert word in str(error.value)
+    for fragment in ["project.toml", *fragments]:
+        assert fragment in str(error.value)
 
 
 def test_text_that_is_no_toml_is_named():
     with pytest.raises(ProjectError) as error:
         parse_project(project_text() + "epochs =\n", "project.toml")
-    for word in ["project.toml", "not valid TOML"]:
-        assert word in str(error.value)
+    for fragment in ["project.toml", "not valid TOML"]:
+        assert fragment in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "fragments"),
     [
         ({"experts": WITHOUT, "expert": 2}, ["models.mmoe.expert", "did you mean expert"]),
         ({"experts": 0}, ["models.mmoe.experts", "0", "at least 1"]),
@@ -100,12 +100,12 @@ def test_text_that_is_no_toml_is_named():
         ({"preset": "moe"}, ["models.mmoe.preset", "'moe'", "omoe"]),
     ],
 )
-def test_model_errors(change, words):
+def test_model_errors(change, fragments):
     project = parse_project(project_text(models={"mmoe": change}), "project.toml")
     with pytest.raises(ProjectError) as error:
         model_specs(project)
-    for word in words:
-        assert word in str(error.value)
+    for fragment in fragments:
+        assert fragment in str(error.value)
 
 
 def test_unknown_file(tmp_path: Path):
@@ -113,7 +113,7 @@ def test_unknown_file(tmp_path: Path):
         load_project(str(tmp_path / "nothing.toml"))
 
 
-def test_a_saved_models_project_file_is_read_with_the_names_that_its_keys_had():
+def test_a_saved_models_project_file_may_use_renamed_keys():
     old = {
         "objectives": changed(TINY["objectives"], 1, where=WITHOUT, after="click"),
         "models": {"mmoe": {"embedding_width": 5}},

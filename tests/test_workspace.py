@@ -1,4 +1,4 @@
-"""A rebuild says why, touches exactly what depends on the change, and is never half-written."""
+"""A rebuild gives its reason, rebuilds only what depends on the change, and is atomic."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from datetime import timedelta
 
 import pytest
 
-from mtl_ranker.config import load_project
-from mtl_ranker.context import Context
 from mtl_ranker.features import sql
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
-from mtl_ranker.logs.sources import open_source
+from mtl_ranker.logs.sources import open_context
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.projects import TINY, changed, edit_project
@@ -24,18 +22,17 @@ DAY = FIRST + timedelta(days=4)
 
 
 def build(root) -> dict[str, str | None]:
-    """Everything that examples of DAY need; why each step ran, None where it did not."""
-    project = load_project(str(root / "project.toml"))
-    source, workspace = open_source(project, root), Workspace(root / "ws")
-    days = [d for d in source.days() if d <= DAY]
-    ingested = [ingest_day(Context(project, source, workspace), d).why for d in days]
-    aggregated = [aggregate_day(Context(project, source, workspace), d) for d in days]
+    """Build the examples of DAY and their inputs: why each step ran, None where it did not."""
+    context = open_context(str(root / "project.toml"), root, root / "ws")
+    days = [d for d in context.source.days() if d <= DAY]
+    ingested = [ingest_day(context, d).why for d in days]
+    aggregated = [aggregate_day(context, d) for d in days]
     return {
         "ingest": next(filter(None, ingested), None),
         "ingested": len(list(filter(None, ingested))),
         "aggregate": next(filter(None, aggregated), None),
         "aggregated": len(list(filter(None, aggregated))),
-        "examples": build_examples(Context(project, source, workspace), DAY),
+        "examples": build_examples(context, DAY),
     }
 
 
@@ -49,9 +46,9 @@ def built(tiny):
 
 def test_a_window_rebuilds_examples_only(built):
     edit_project(built, features={"windows": [2, 3]})
-    found = build(built)
-    assert (found["ingest"], found["aggregate"]) == (None, None)
-    assert found["examples"] == "changed: setting features.windows"
+    reasons = build(built)
+    assert (reasons["ingest"], reasons["aggregate"]) == (None, None)
+    assert reasons["examples"] == "changed: setting features.windows"
 
 
 def test_a_label_rebuilds_everything_and_a_loss_weight_or_the_encoder_nothing(built):
@@ -61,23 +58,20 @@ def test_a_label_rebuilds_everything_and_a_loss_weight_or_the_encoder_nothing(bu
     assert build(built)["examples"] is None
     longer = changed(weighing, 1, label="case when play > 12 then 1 else 0 end")
     edit_project(built, objectives=longer)
-    found = build(built)
-    assert found["ingest"] == "changed: setting objectives"
-    assert found["ingested"] == found["aggregated"] == 5
-    assert "events" in found["aggregate"]
-    assert "aggregates of earlier days" in found["examples"]
+    reasons = build(built)
+    assert reasons["ingest"] == "changed: setting objectives"
+    assert reasons["ingested"] == reasons["aggregated"] == 5
+    assert "events" in reasons["aggregate"]
+    assert "aggregates of earlier days" in reasons["examples"]
 
 
-def test_a_rewritten_day_rebuilds_itself_and_what_looks_back_at_it(built):
+def test_a_rewritten_day_rebuilds_itself_and_what_aggregates_it(built):
     day = FIRST + timedelta(days=2)
     write_day(built, day, tiny_events(day, rows=30, shift=9))
-    found = build(built)
-    assert (found["ingest"], found["ingested"], found["aggregated"]) == (
-        "changed: source files",
-        1,
-        1,
-    )
-    assert found["examples"] == "changed: aggregates of earlier days"
+    reasons = build(built)
+    assert reasons["ingest"] == "changed: source files"
+    assert reasons["ingested"] == reasons["aggregated"] == 1
+    assert reasons["examples"] == "changed: aggregates of earlier days"
 
 
 def test_a_changed_sql_file_rebuilds_what_it_makes(built, monkeypatch):
@@ -87,16 +81,16 @@ def test_a_changed_sql_file_rebuilds_what_it_makes(built, monkeypatch):
         return original(name) + ("\n-- changed" if name == "features/join.sql" else "")
 
     monkeypatch.setattr(sql, "sql_text", changed)
-    found = build(built)
-    assert (found["ingest"], found["aggregate"]) == (None, None)
-    assert found["examples"] == "changed: sql/features/join.sql"
+    reasons = build(built)
+    assert (reasons["ingest"], reasons["aggregate"]) == (None, None)
+    assert reasons["examples"] == "changed: sql/features/join.sql"
 
 
-def test_what_other_hosts_write_is_left_alone_for_a_week(tmp_path):
-    """Several machines share the folder of a workspace; their process numbers mean nothing here."""
+def test_temporary_files_of_other_hosts_are_kept_for_a_week(tmp_path):
+    """Hosts may share a workspace; whether another host's process is alive cannot be checked."""
     staging = tmp_path / ".staging"
     staging.mkdir()
-    gone = 4_000_000  # no process has this number
+    gone = 4_000_000  # no process has this id
     living = staging / f"{socket.gethostname()}-{os.getpid()}-a"
     dead = staging / f"{socket.gethostname()}-{gone}-b"
     other, abandoned = staging / f"far-away-host-{gone}-c", staging / f"far-away-host-{gone}-d"
@@ -107,7 +101,7 @@ def test_what_other_hosts_write_is_left_alone_for_a_week(tmp_path):
     assert sorted(staging.iterdir()) == sorted([living, other])
 
 
-def test_a_failure_while_writing_leaves_the_old_file_and_no_litter(tmp_path):
+def test_a_failure_while_writing_keeps_the_old_file_and_removes_the_temporary_one(tmp_path):
     workspace = Workspace(tmp_path)
     workspace.publish_file("reports/a.html", "old")
 

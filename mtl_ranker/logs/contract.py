@@ -1,4 +1,4 @@
-"""What a trustworthy event is, as a dataframely schema made from the project file.
+"""The contract that events must fulfil, as a dataframely schema built from the project file.
 
 A bad row is quarantined with every reason that applies to it; it is never repaired or dropped.
 """
@@ -18,8 +18,8 @@ from mtl_ranker.errors import ProjectError
 if TYPE_CHECKING:
     import dataframely as dy
 
-# Names of dataframely's column types. It is imported where a contract is made: it takes a third of
-# a second, which commands that check no log do not spend.
+# Names of dataframely's column types. dataframely is imported only where a contract is built: the
+# import takes a third of a second, and most commands check no log.
 COLUMN_TYPES: dict[Any, str] = {
     pl.Int8: "Int8",
     pl.Int16: "Int16",
@@ -36,7 +36,12 @@ COLUMN_TYPES: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Checked:
-    """A day's rows, divided: `good` is lazy; `bad` has a `reason` column beside the row."""
+    """A day's rows, divided into good and bad ones.
+
+    Attributes:
+        bad: with a column `reason`.
+        rows: number of all rows.
+    """
 
     good: pl.LazyFrame
     bad: pl.DataFrame
@@ -47,12 +52,13 @@ class Checked:
         return self.bad.height / self.rows if self.rows else 0.0
 
     def reasons(self) -> dict[str, int]:
+        """Number of rows for each reason, the most frequent first."""
         counts = self.bad.select(pl.col("reason").str.split("; ").explode().value_counts(sort=True))
         return {row["reason"]: row["count"] for row in counts.unnest("reason").to_dicts()}
 
 
 def label_expression(expression: str, place: str) -> pl.Expr:
-    """A SQL expression over the event as a polars one, Float64. Raises ProjectError."""
+    """A SQL expression over the event as a polars expression of Float64. Raises ProjectError."""
     try:
         return pl.sql_expr(expression).cast(pl.Float64)
     except pl.exceptions.PolarsError as error:
@@ -61,7 +67,7 @@ def label_expression(expression: str, place: str) -> pl.Expr:
 
 
 def derived_columns(project: Project) -> dict[str, pl.Expr]:
-    """Each objective's label and each signal, as expressions over the event; null = missing."""
+    """Each objective's label and each signal as an expression over the event; null = missing."""
     derived: dict[str, pl.Expr] = {}
     for index, objective in enumerate(project.objectives):
         place = f"objectives[{index}] ({objective.name})"
@@ -76,7 +82,7 @@ def derived_columns(project: Project) -> dict[str, pl.Expr]:
 
 
 def check_expressions(project: Project, schema: pl.Schema, place: str) -> None:
-    """Every label and signal must be computable on a log of this schema. Raises ProjectError."""
+    """Raise ProjectError unless every label and signal can be computed on a log of this schema."""
     empty = pl.DataFrame(schema=schema).lazy()
     texts = {o.name: o.label for o in project.objectives} | project.features.signals
     derived = derived_columns(project)
@@ -100,7 +106,10 @@ def check_expressions(project: Project, schema: pl.Schema, place: str) -> None:
 
 
 def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Schema]:
-    """The contract of one day's events with these columns, as a dataframely schema."""
+    """The contract of one day's events with these columns, as a dataframely schema.
+
+    The names of its rules become the reasons in the quarantine.
+    """
     import dataframely as dy
 
     log = project.log
@@ -110,7 +119,7 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
     for name, dtype in schema.items():
         members[name] = _column(dtype, name not in never_null)
     for name, allowed in log.ranges.items():
-        members[f"{name} {_words(allowed)}"] = _rule(_within(pl.col(name), allowed))
+        members[f"{name} {_outside(allowed)}"] = _rule(_within(pl.col(name), allowed))
     members["timestamp outside the day"] = _rule(_inside_day(log, day))
     members[f"duplicate of an earlier row in {', '.join(log.unique)}"] = _rule(
         pl.struct(log.unique).is_first_distinct()
@@ -141,7 +150,10 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
 
 
 def check_events(project: Project, lazy: pl.LazyFrame, day: date, place: str) -> Checked:
-    """Divide one day's canonical rows into good ones and bad ones with their reasons."""
+    """Divide one day's canonical rows into good ones, and bad ones with their reasons.
+
+    Raises ProjectError where a setting names a column that is missing.
+    """
     schema = lazy.collect_schema()
     for name in project.log.unique:
         if name not in schema:
@@ -156,7 +168,7 @@ def check_events(project: Project, lazy: pl.LazyFrame, day: date, place: str) ->
     details = divided.failure.details()
     rules = [c for c in details.columns if c not in schema]
     reason = pl.concat_str(
-        [pl.when(pl.col(rule) == "invalid").then(pl.lit(_say(rule))) for rule in rules],
+        [pl.when(pl.col(rule) == "invalid").then(pl.lit(_reason(rule))) for rule in rules],
         separator="; ",
         ignore_nulls=True,
     )
@@ -210,13 +222,14 @@ def _inside_day(log: Log, day: date) -> pl.Expr:
     )
 
 
-def _words(allowed: Range) -> str:
+def _outside(allowed: Range) -> str:
     low = "-inf" if allowed.min is None else f"{allowed.min:g}"
     high = "inf" if allowed.max is None else f"{allowed.max:g}"
     return f"outside [{low}, {high}]"
 
 
-def _say(rule: str) -> str:
+def _reason(rule: str) -> str:
+    """The reason for a broken rule; dataframely's own rules are named `column|kind`."""
     column, _, kind = rule.partition("|")
-    said = {"nullability": "missing", "nan": "NaN", "inf": "infinite"}.get(kind, kind)
-    return f"{column} {said}" if kind else rule
+    problem = {"nullability": "missing", "nan": "NaN", "inf": "infinite"}.get(kind, kind)
+    return f"{column} {problem}" if kind else rule

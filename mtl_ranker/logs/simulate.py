@@ -1,12 +1,13 @@
-"""A feed that behaves like one, for newcomers and for tests that need to know the truth.
+"""A simulated feed with known true probabilities, for demonstrations and tests.
 
-Users and items have latent tastes. Some items are clickbait: they raise the click and lower the
-like. A logging policy shows items by noisy taste and freshness at ten positions; the higher the
-position, the likelier the examination, and so the click. Items appear every day, weekends are
-busier, some users are new. The true probabilities are written beside the log, never into it.
+Users and items have latent tastes. Some items are clickbait: their clicks are more likely and
+their likes less likely. A logging policy shows items by noisy affinity and freshness at ten
+positions; the probability of examination, and so of a click, falls with the position. Items appear
+every day, weekends are busier, and some users are new. The true probabilities are written beside
+the log, never into it.
 
-Everything is drawn from `SeedSequence(seed, day, chunk)`: the same seed gives the same bytes, and
-memory depends on the chunk, not on the number of impressions.
+All random numbers come from `SeedSequence` of the seed, the day and the chunk: the same seed gives
+the same bytes, and memory depends on the size of a chunk, not on the number of impressions.
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ class Feed:
     items: int = 3_000
 
     def day_slates(self) -> list[int]:
-        """Slates of each day: a weekly rhythm with busier weekends."""
+        """Number of slates on each day, higher at weekends."""
         weekdays = [(self.first_day + timedelta(days=n)).weekday() for n in range(self.days)]
         rhythm = np.array([1.3 if weekday >= 5 else 1.0 for weekday in weekdays])
         share = rhythm / rhythm.sum()
         return [max(1, round(self.impressions / SLATE * s)) for s in share]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class World:
-    """The latent truth: who likes what."""
+    """The latent attributes of users and items."""
 
     user_taste: np.ndarray  # [users, TASTES]
     user_activity: np.ndarray  # [users], relative
@@ -64,7 +65,22 @@ class World:
     item_creator: np.ndarray  # [items]
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """The slates of a day that are simulated at a time.
+
+    Attributes:
+        day: number of the day, from 0.
+        number: of the chunk within the day, from 0.
+    """
+
+    day: int
+    number: int
+    slates: int
+
+
 def make_world(feed: Feed) -> World:
+    """Sample the latent attributes."""
     rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 1]))
     topics = rng.normal(size=(TOPICS, TASTES))
     item_topic = rng.integers(0, TOPICS, feed.items)
@@ -91,7 +107,12 @@ def make_world(feed: Feed) -> World:
 def truth(
     world: World, user: np.ndarray, item: np.ndarray, examined: np.ndarray | float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True P(click), P(like | click) and the expected log watch seconds, each [rows]."""
+    """True P(click), P(like | click) and E[log(1 + watch seconds) | click], each [N].
+
+    Args:
+        user, item: [N], index of each.
+        examined: [N] or one, probability that the position is examined.
+    """
     affinity = (world.user_taste[user] * world.item_taste[item]).sum(1) / TASTES
     bait, quality = world.item_clickbait[item], world.item_quality[item]
     click = _sigmoid(0.9 * affinity + 0.8 * quality + 0.9 * bait - 0.8) * examined
@@ -101,25 +122,26 @@ def truth(
 
 
 def simulate(feed: Feed, folder: Path, progress: Callable[[int], None] | None = None) -> Path:
-    """Write `log/date=D/`, `users.parquet`, `items.parquet` and, aside, `truth/date=D/`.
+    """Write `log/date=D/`, `users.parquet`, `items.parquet` and `truth/date=D/` to `folder`.
 
-    `progress` is called with the number of impressions written so far.
+    Args:
+        progress: called with the number of impressions written so far.
     """
     world = make_world(feed)
     _write_tables(feed, world, folder)
-    done = 0
-    for number, slates in enumerate(feed.day_slates()):
-        day = feed.first_day + timedelta(days=number)
-        for chunk, start in enumerate(range(0, slates, CHUNK_SLATES)):
-            size = min(CHUNK_SLATES, slates - start)
-            log, hidden = _impressions(feed, world, number, day, chunk, size)
+    written = 0
+    for day, slates in enumerate(feed.day_slates()):
+        date_folder = f"date={feed.first_day + timedelta(days=day)}"
+        for number, start in enumerate(range(0, slates, CHUNK_SLATES)):
+            chunk = Chunk(day, number, min(CHUNK_SLATES, slates - start))
+            log, hidden = _impressions(feed, world, chunk)
             for name, frame in (("log", log), ("truth", hidden)):
-                target = folder / name / f"date={day}" / f"part-{chunk}.parquet"
+                target = folder / name / date_folder / f"part-{number}.parquet"
                 with Workspace(folder).staged(target) as temporary:
                     frame.write_parquet(temporary)
-            done += size * SLATE
+            written += chunk.slates * SLATE
             if progress is not None:
-                progress(done)
+                progress(written)
     return folder
 
 
@@ -154,24 +176,24 @@ def _write_tables(feed: Feed, world: World, folder: Path) -> None:
             frame.write_parquet(temporary)
 
 
-def _impressions(
-    feed: Feed, world: World, number: int, day: date, chunk: int, slates: int
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 3, number, chunk]))
-    here = np.flatnonzero(world.user_joins <= number)
-    activity = world.user_activity[here] / world.user_activity[here].sum()
-    slate_user = rng.choice(here, slates, p=activity)
+def _impressions(feed: Feed, world: World, chunk: Chunk) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The log's rows of a chunk, and their true probabilities."""
+    slates = chunk.slates
+    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 3, chunk.day, chunk.number]))
+    joined = np.flatnonzero(world.user_joins <= chunk.day)
+    activity = world.user_activity[joined] / world.user_activity[joined].sum()
+    slate_user = rng.choice(joined, slates, p=activity)
     user = slate_user.repeat(SLATE)
     rows = slates * SLATE
-    available = int(np.searchsorted(world.item_appears, number, side="right"))
-    # Two draws, one favouring fresh items; the policy keeps the one its noisy taste prefers.
+    available = int(np.searchsorted(world.item_appears, chunk.day, side="right"))
+    # Two proposals, the second favouring fresh items; the policy shows the one of higher affinity.
     one = rng.integers(0, available, rows)
     two = (available * rng.beta(3, 1, rows)).astype(np.int64)
-    liking = [
+    affinity = [
         (world.user_taste[user] * world.item_taste[i]).sum(1) / TASTES + rng.gumbel(size=rows)
         for i in (one, two)
     ]
-    item = np.where(liking[0] > liking[1], one, two)
+    item = np.where(affinity[0] > affinity[1], one, two)
     position = np.tile(np.arange(1, SLATE + 1), slates)
     propensity = EXAMINATION[position - 1]
     click_p, like_p, watch_mean = truth(world, user, item, propensity)
@@ -179,6 +201,7 @@ def _impressions(
     like = click & (rng.random(rows) < like_p)
     watch = np.where(click, np.expm1(np.clip(rng.normal(watch_mean, 0.5), 0, 8)), 0.0)
     hour = np.clip(rng.normal(19, 4, slates), 0, 23.99).repeat(SLATE)
+    day = feed.first_day + timedelta(days=chunk.day)
     midnight = (day - date(1970, 1, 1)).days * 86_400_000
     shown = midnight + (hour * 3_600_000).astype(np.int64) + position
     surface = SURFACES[rng.choice(3, slates, p=[0.7, 0.2, 0.1])].repeat(SLATE)

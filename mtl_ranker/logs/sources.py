@@ -1,6 +1,7 @@
-"""Read a log in its own columns, one day at a time, and say precisely what is wrong with it.
+"""Read a log of Parquet files one day at a time, with its columns renamed to the canonical ones.
 
-Every function is lazy; the only eager work is reading Parquet footers.
+Scans are lazy; only Parquet footers, the days of an undivided log and the keys of a table are read
+eagerly. Errors name the file and the column.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ class ParquetSource:
         partitions = self._partitions()
         if partitions:
             return sorted(partitions)
-        found = self._undivided().select(pl.col("date").unique().sort()).collect()["date"]
-        return found.drop_nulls().to_list()
+        days = self._undivided().select(pl.col("date").unique().sort()).collect()["date"]
+        return days.drop_nulls().to_list()
 
     def state(self, day: date) -> list[str]:
-        """What the day's rows are made from; changes when a file of them is rewritten."""
+        """One text per file that the day's rows are read from; changes when it is rewritten."""
         return [file_state(f) for f in self._day_files(day)]
 
     def tables_state(self) -> list[str]:
-        """The same of the user and item tables, with how they are read."""
+        """The same for the user and item tables, including how they are read."""
         tables = [t for t in (self.log.users, self.log.items) if t is not None]
         missing = [self.root / t.path for t in tables if not (self.root / t.path).is_file()]
         if missing:
@@ -76,16 +77,16 @@ class ParquetSource:
         path, name = self.path(), self.log.partition
         if name is None or not path.is_dir():
             return {}
-        found = {}
+        folders = {}
         for folder in sorted(path.glob(f"{name}=*")):
             text = folder.name.removeprefix(f"{name}=")
             try:
-                found[date.fromisoformat(text)] = folder
+                folders[date.fromisoformat(text)] = folder
             except ValueError as error:
                 raise ProjectError(
                     f"{folder}: partition {text!r} is not a day; expected {name}=YYYY-MM-DD"
                 ) from error
-        return found
+        return folders
 
     def _day_files(self, day: date) -> list[Path]:
         partitions = self._partitions()
@@ -121,7 +122,7 @@ class ParquetSource:
 
 
 def _scan_files(files: list[Path]) -> pl.LazyFrame:
-    """Scan files whose footers were all read first, so that an error names the file."""
+    """Scan files of one schema; all footers are read first, so that an error names the file."""
     first: tuple[Path, pl.Schema] | None = None
     for file in files:
         if file.stat().st_size == 0:
@@ -134,8 +135,10 @@ def _scan_files(files: list[Path]) -> pl.LazyFrame:
         if first is None:
             first = (file, schema)
         elif set(schema) != set(first[1]):
-            odd = sorted(set(schema) ^ set(first[1]))
-            raise ProjectError(f"{file}: its columns differ from those of {first[0]} in {odd}")
+            difference = sorted(set(schema) ^ set(first[1]))
+            raise ProjectError(
+                f"{file}: its columns differ from those of {first[0]} in {difference}"
+            )
         else:
             for name, dtype in schema.items():
                 if dtype != first[1][name]:
@@ -188,13 +191,14 @@ def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:
                 f"{place}: has a column {role!r} besides {mapped[role][1]!r}, which "
                 f"{mapped[role][0]} maps to that name; rename one of them"
             )
-    lazy = lazy.with_columns(_moment(log, schema[log.timestamp], place)).rename(renames)
+    lazy = lazy.with_columns(_utc_timestamp(log, schema[log.timestamp], place)).rename(renames)
     rest = [c for c in lazy.collect_schema().names() if c not in CANONICAL]
     present = [c for c in CANONICAL if c in lazy.collect_schema().names()]
     return lazy.select(*present, *rest)
 
 
-def _moment(log: Log, dtype: pl.DataType, place: Path) -> pl.Expr:
+def _utc_timestamp(log: Log, dtype: pl.DataType, place: Path) -> pl.Expr:
+    """The log's timestamp in UTC, in microseconds. Raises ProjectError for a wrong type."""
     column = pl.col(log.timestamp)
     unit = log.timestamp_unit
     wrong = ProjectError(

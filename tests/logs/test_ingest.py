@@ -9,19 +9,18 @@ import polars as pl
 import pytest
 
 from mtl_ranker.config import load_project
-from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.contract import check_events
 from mtl_ranker.logs.ingest import ingest_day
-from mtl_ranker.logs.sources import open_source
+from mtl_ranker.logs.sources import open_context, open_source
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, midnight, tiny_events, write_day
 from tests.projects import write_project
 
 
 def ingest(root: Path, day=FIRST):
-    project = load_project(str(root / "project.toml"))
-    workspace = Workspace(root / "ws")
-    return ingest_day(Context(project, open_source(project, root), workspace), day), workspace
+    context = open_context(str(root / "project.toml"), root, root / "ws")
+    return ingest_day(context, day), context.workspace
 
 
 def test_good_day_keeps_every_row(tiny):
@@ -32,7 +31,7 @@ def test_good_day_keeps_every_row(tiny):
     assert events["user_id"].to_list() == tiny_events(FIRST)["u"].to_list()
 
 
-def test_every_bad_row_is_put_aside_with_its_reason(tiny):
+def test_every_bad_row_is_quarantined_with_its_reason(tiny):
     frame = tiny_events(FIRST, rows=400)
     frame = frame.with_columns(ts=pl.lit(midnight(FIRST)) + pl.int_range(400) * 1000)
     bad = pl.DataFrame(
@@ -60,9 +59,9 @@ def test_every_bad_row_is_put_aside_with_its_reason(tiny):
         "duplicate of an earlier row in user_id, item_id, timestamp": 1,
         "play infinite": 1,
     }
-    aside = workspace.scan("quarantine", [FIRST]).collect()
-    assert aside.height == 7
-    assert aside.filter(pl.col("user_id").is_null())["reason"].item() == "user_id missing"
+    quarantined = workspace.scan("quarantine", [FIRST]).collect()
+    assert quarantined.height == 7
+    assert quarantined.filter(pl.col("user_id").is_null())["reason"].item() == "user_id missing"
 
 
 def test_too_many_bad_rows_fail_the_day_and_keep_the_published_one(tiny):
@@ -78,16 +77,16 @@ def test_too_many_bad_rows_fail_the_day_and_keep_the_published_one(tiny):
 def test_ingest_is_idempotent_and_skips_what_is_published(tiny):
     _, workspace = ingest(tiny)
     first = workspace.path("events", FIRST).read_bytes()
-    again, _ = ingest(tiny)
-    assert again.skipped
+    second, _ = ingest(tiny)
+    assert second.skipped
     workspace.path("events", FIRST).unlink()
-    once_more, _ = ingest(tiny)
-    assert not once_more.skipped
+    rebuilt, _ = ingest(tiny)
+    assert not rebuilt.skipped
     assert workspace.path("events", FIRST).read_bytes() == first
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "fragments"),
     [
         (lambda f: f.write_bytes(b""), ["part-0.parquet", "empty file"]),
         (lambda f: f.write_bytes(f.read_bytes()[:200]), ["part-0.parquet", "not a whole Parquet"]),
@@ -116,16 +115,16 @@ def test_ingest_is_idempotent_and_skips_what_is_published(tiny):
         ),
     ],
 )
-def test_bad_input_is_named_and_nothing_is_published(tiny, spoil, words):
+def test_bad_input_is_named_and_nothing_is_published(tiny, spoil, fragments):
     spoil(tiny / "log" / f"date={FIRST}" / "part-0.parquet")
     with pytest.raises(ProjectError) as error:
         ingest(tiny)
-    for word in words:
-        assert word in str(error.value)
+    for fragment in fragments:
+        assert fragment in str(error.value)
     assert Workspace(tiny / "ws").days("events") == []
 
 
-def test_single_file_log_is_cut_into_days_by_its_timestamps(tiny):
+def test_a_single_file_log_is_divided_into_days_by_its_timestamps(tiny):
     days = [FIRST, FIRST + timedelta(days=1)]
     whole = pl.concat([tiny_events(day, shift=n) for n, day in enumerate(days)])
     (tiny / "one").mkdir()
@@ -147,8 +146,6 @@ def test_missing_day_names_the_days_that_exist(tiny):
 def test_real_kuairand_day(shared_data):
     project = load_project("kuairand")
     source = open_source(project, shared_data / "kuairand-pure")
-    from mtl_ranker.logs.contract import check_events
-
     day = source.days()[0]
     checked = check_events(project, source.scan_day(day), day, "kuairand")
     raw = pl.read_parquet(

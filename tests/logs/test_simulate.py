@@ -1,4 +1,4 @@
-"""The simulated feed: reproducible, and truly a feed."""
+"""The simulated feed: reproducible, with labels that follow the true probabilities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_same_seed_same_bytes_and_other_seed_other_bytes(tmp_path):
     assert all_bytes(simulate(other, tmp_path / "c")) != one
 
 
-def test_labels_follow_the_truth_kept_aside(feed):
+def test_labels_follow_the_true_probabilities(feed):
     log = pl.read_parquet(feed / "log/**/*.parquet")
     truth = pl.read_parquet(feed / "truth/**/*.parquet")
     assert log.height == truth.height == 12_000
