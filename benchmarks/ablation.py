@@ -1,30 +1,30 @@
 """What each idea in the preset for KuaiRand gives: the preset with one idea taken away or added.
 
 Every variant builds its own features, trains the same MMoE with every seed on the same days and is
-compared with the preset on the same test rows (users and seeds drawn anew, paired). `--test-days`
+compared with the preset on the same test rows (users and seeds resampled, paired). `--test-days`
 counts back from `--date`, so that the days which `quality.py` reports can be left alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prepared import examples_of, parse, parser
-from quality import CONSOLE, Contender, compare, gain_text
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import markdown, results
+from benchmarks.prepared import examples_of, parser
+from benchmarks.quality import CONSOLE, Predictions, compare, gain_text
 from mtl_ranker.config import History, Project, load_project
 from mtl_ranker.models.presets import make
-from mtl_ranker.nightly.contenders import Contender
-from mtl_ranker.nightly.suite import refit, train_model, with_trees
+from mtl_ranker.nightly.contenders import Contender, refit, train_model, with_trees
 from mtl_ranker.training.dataset import Dataset
-from mtl_ranker.workspace import write_json
 
 Change = Callable[[Project], Project]
 PRESET = "preset"
@@ -54,6 +54,15 @@ def entity(*keys: str) -> Change:
         return section("features", entities=entities)(project)
 
     return change
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained: seeds of each variant, up to which day; and resampled."""
+
+    seeds: int
+    resamples: int
+    last: date | None = None
 
 
 VARIANTS: dict[str, Change] = {
@@ -91,37 +100,34 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--resamples", type=int, default=200)
     options.add_argument("--only", nargs="*", help="these variants (and the preset)")
-    chosen = parse(options)
+    chosen = results.parse(options)
     unknown = set(chosen.only or ()) - set(VARIANTS)
     if unknown:
         raise SystemExit(f"--only {sorted(unknown)}: allowed: {', '.join(VARIANTS)}")
     names = [n for n in VARIANTS if n == PRESET or not chosen.only or n in chosen.only]
     split = section("split", test_days=chosen.test_days, train_days=28)
     projects = {name: VARIANTS[name](split(load_project("kuairand"))) for name in names}
-    ablate(projects, chosen.data, chosen.date, chosen.seeds, chosen.resamples, chosen.json)
+    size = Size(chosen.seeds, chosen.resamples, chosen.date)
+    results.write(chosen, ablate(projects, chosen.data, size))
 
 
-def ablate(
-    projects: dict[str, Project],
-    data: Path,
-    last: date | None,
-    seeds: int,
-    resamples: int,
-    json: Path | None,
-) -> None:
-    """Train, compare, print and write the variants of a project; the first is the reference."""
-    contenders, parts = [], None
+def ablate(projects: Mapping[str, Project], data: Path, size: Size) -> dict[str, Any]:
+    """Train, compare and print the variants of a project; the first is the reference.
+
+    Returns the figures of each variant.
+    """
+    models, parts = [], None
     for name, project in track(projects.items(), description="variants", console=CONSOLE):
-        parts = examples_of(project, data, last)
-        contenders.append(train(name, project, parts, seeds))
+        parts = examples_of(project, data, size.last)
+        models.append(train(name, project, parts, size.seeds))
     assert parts is not None
-    reference = contenders[0].name
-    found = compare(parts, contenders, reference, resamples)
+    reference = models[0].name
+    found = compare(parts, models, reference, size.resamples)
     days = parts.days
     CONSOLE.print(
         f"train {days.train[0]}..{days.train[-1]}, validate {days.validate[0]}, "
         f"test {days.test[0]}..{days.test[-1]} ({len(parts.held_out.user):,} rows), "
-        f"{seeds} seeds; * beyond doubt"
+        f"{size.seeds} seeds; * significant"
     )
     for task in parts.tasks:
         table = Table(title=task.name, title_justify="left")
@@ -137,29 +143,26 @@ def ablate(
             texts = ["" if name == reference else gain_text(gains[k]) for k in ("auc", "gauc")]
             table.add_row(name, *values, *texts)
         CONSOLE.print(table)
-    CONSOLE.print("seconds  " + "; ".join(f"{c.name}: {c.seconds:,.0f}" for c in contenders))
-    seconds = {c.name: c.seconds for c in contenders}
-    write_json(
-        json,
-        {
-            name: {
-                "seconds": seconds[name],
-                "objectives": {
-                    objective: {
-                        **each.metrics[objective],
-                        "over_reference": {
-                            k: [g.value, g.low, g.high] for k, g in each.gains[objective].items()
-                        },
-                    }
-                    for objective in each.metrics
-                },
-            }
-            for name, each in found.items()
-        },
-    )
+    CONSOLE.print("seconds  " + "; ".join(f"{m.name}: {m.seconds:,.0f}" for m in models))
+    seconds = {m.name: m.seconds for m in models}
+    return {
+        name: {
+            "seconds": seconds[name],
+            "objectives": {
+                objective: {
+                    **each.metrics[objective],
+                    "over_reference": {
+                        k: [g.value, g.low, g.high] for k, g in each.gains[objective].items()
+                    },
+                }
+                for objective in each.metrics
+            },
+        }
+        for name, each in found.items()
+    }
 
 
-def train(name: str, project: Project, parts: Dataset, seeds: int) -> Contender:
+def train(name: str, project: Project, parts: Dataset, seeds: int) -> Predictions:
     spec = make("mmoe", project.models["mmoe"], len(parts.tasks), project.features.groups)
     predictions: list[np.ndarray] = []
     began = time.perf_counter()
@@ -170,7 +173,38 @@ def train(name: str, project: Project, parts: Dataset, seeds: int) -> Contender:
         if project.training.refit:
             run = refit(project, parts, run)
         predictions.append(run.test_prediction)
-    return Contender(name, predictions, time.perf_counter() - began)
+    return Predictions(name, predictions, time.perf_counter() - began)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """AUC / GAUC of the preset, each variant's AUC over it, and its first objective's ECE."""
+    return {"ablation": variants_table(figures)}
+
+
+def variants_table(figures: Mapping[str, Any]) -> str:
+    reference, first = next(iter(figures.items()))
+    objectives = list(first["objectives"])
+    rows = []
+    for name, each in figures.items():
+        cells = [
+            f"{own['auc']:.4f} / {own['gauc']:.4f}"
+            if name == reference
+            else markdown.gain(*own["over_reference"]["auc"])
+            for own in each["objectives"].values()
+        ]
+        rows.append([name, *cells, f"{each['objectives'][objectives[0]]['ece']:.4f}"])
+    return markdown.table(["variant", *objectives, "ECE"], rows)
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """The variants that differ significantly from the first in any AUC."""
+    reference, *others = figures
+    words = []
+    for name in others:
+        gains = {n: o["over_reference"]["auc"] for n, o in figures[name]["objectives"].items()}
+        sure = {n: v for n, (v, low, high) in gains.items() if low > 0 or high < 0}
+        words += [f"{name} {v:+.4f} on {n}" for n, v in list(sure.items())[:1]]
+    return f"AUC over {reference}, significant: {'; '.join(words) or 'none'}"
 
 
 if __name__ == "__main__":

@@ -1,16 +1,29 @@
 """How many experts? MMoE with 1 to 16 experts, at equal width and at equal total units.
 
 `n x h` is n experts of h units. One expert is a shared bottom; the reference is the first. Beside
-quality: how many experts a row hears, how alike the most alike two are, and what is warned of.
+quality: the effective number of experts a row, the similarity of the two most similar experts, and
+the number of warnings.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from rich.table import Table
-from variants import CONSOLE, Compared, Variant, benchmark, options
+
+from benchmarks.variants import (
+    CONSOLE,
+    Benchmark,
+    Compared,
+    Variant,
+    columns_of,
+    options,
+    run,
+    significant,
+)
 
 
 def sizes(chosen: argparse.Namespace) -> list[Variant]:
@@ -26,22 +39,28 @@ def look(found: Compared) -> dict[str, dict[str, float | None]]:
     """What each variant's experts do, printed and as figures."""
     made: dict[str, dict[str, float | None]] = {}
     table = Table(title=f"{found.data}: what the experts do")
-    for heading in ("experts", "heard a row", "depends on row", "most alike (CKA)", "warnings"):
+    for heading in (
+        "experts",
+        "effective experts",
+        "gate information",
+        "most alike (CKA)",
+        "warnings",
+    ):
         table.add_column(heading, justify="left" if heading == "experts" else "right")
     for name, runs in found.runs.items():
         layers = [r.diagnosis.layers[-1] for r in runs]
         apart = [m.similarity[np.triu_indices(m.experts, 1)] for m in layers]
         alike = float(np.mean([a.max() for a in apart])) if len(apart[0]) else None
         made[name] = {
-            "heard": float(np.mean([m.heard.mean() for m in layers])),
-            "depends_on_row": float(np.mean([m.chosen.mean() for m in layers])),
+            "effective_experts": float(np.mean([m.effective_experts.mean() for m in layers])),
+            "gate_information": float(np.mean([m.gate_information.mean() for m in layers])),
             "most_alike": alike,
             "warned": sum(len(r.diagnosis.warnings) for r in runs),
         }
         table.add_row(
             name,
-            f"{made[name]['heard']:.2f}",
-            f"{made[name]['depends_on_row']:.3f}",
+            f"{made[name]['effective_experts']:.2f}",
+            f"{made[name]['gate_information']:.3f}",
             "" if alike is None else f"{alike:.2f}",
             str(made[name]["warned"]),
         )
@@ -49,9 +68,26 @@ def look(found: Compared) -> dict[str, dict[str, float | None]]:
     return made
 
 
-if __name__ == "__main__":
+def main() -> None:
     found = options(__doc__, "experts.png")
     found.add_argument("--experts", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     found.add_argument("--units", type=int, default=64, help="of each expert at equal width")
     found.add_argument("--total", type=int, default=128, help="of all experts together")
-    benchmark(found, sizes, None, "number and width of experts", look)
+    run(found, sizes, Benchmark("number and width of experts", look=look))
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    more = {
+        "experts a row": lambda model: f"{model['effective_experts']:.2f}",
+        "CKA": lambda model: "-" if model["most_alike"] is None else f"{model['most_alike']:.2f}",
+        "warnings": lambda model: str(model["warned"]),
+    }
+    return {"experts": columns_of(figures, more)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    return significant(figures)
+
+
+if __name__ == "__main__":
+    main()

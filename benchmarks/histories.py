@@ -6,12 +6,13 @@ The two binary objectives of the simulated feed; everything else as in `ablation
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
-from ablation import ablate, section
-
+from benchmarks import ablation, results
+from benchmarks.ablation import Size, ablate, section
 from mtl_ranker.config import History, load_project
 from mtl_ranker.logs.simulate import Feed, simulate
 
@@ -32,18 +33,26 @@ VARIANTS = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = results.parser(__doc__)
     options.add_argument("--impressions", type=int, default=150_000)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--resamples", type=int, default=200)
-    options.add_argument("--json", type=Path, help="write the figures to this file")
-    chosen = options.parse_args()
+    chosen = results.parse(options)
     feed = simulate(Feed(impressions=chosen.impressions), Path(mkdtemp(prefix="benchmark-")))
     preset = load_project("simulated")
     binary = [o for o in preset.objectives if o.kind == "binary"]
     preset = preset.model_copy(update={"objectives": binary})
     projects = {n: section("features", histories=h)(preset) for n, h in VARIANTS.items()}
-    ablate(projects, feed, None, chosen.seeds, chosen.resamples, chosen.json)
+    found = ablate(projects, feed, Size(chosen.seeds, chosen.resamples))
+    results.write(chosen, found)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    return {"histories": ablation.variants_table(figures)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    return ablation.summary(figures)
 
 
 if __name__ == "__main__":

@@ -5,68 +5,59 @@ The same feed, day sizes and windows. A rebuild of all days (ingest and aggregat
 
 from __future__ import annotations
 
-import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from measured import CONSOLE, in_process, stage_of
 from rich.table import Table
-from scale import opened, simulate
 
-from mtl_ranker.context import Context
+from benchmarks import markdown, results
+from benchmarks.measured import CONSOLE, in_process
+from benchmarks.scale import opened, simulate
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
-from mtl_ranker.workspace import write_json
 
 
 def rebuild(place: str, history: int) -> dict[str, Any]:
     """Ingest and aggregate the `history` days before the last."""
-    project, source, workspace = opened(place)
-    shutil.rmtree(workspace.root, ignore_errors=True)
+    context = opened(place)
+    shutil.rmtree(context.workspace.root, ignore_errors=True)
     rows = 0
-    for day in source.days()[-history - 1 : -1]:
-        rows += ingest_day(Context(project, source, workspace), day).good
-        aggregate_day(Context(project, source, workspace), day)
+    for day in context.source.days()[-history - 1 : -1]:
+        rows += ingest_day(context, day).good
+        aggregate_day(context, day)
     return {"rows": rows}
 
 
 def night(place: str) -> dict[str, Any]:
     """The last day on top of it."""
-    project, source, workspace = opened(place)
-    day = source.days()[-1]
-    for dataset in workspace.root.rglob(f"date={day}"):
+    context = opened(place)
+    day = context.last_day()
+    for dataset in context.workspace.root.rglob(f"date={day}"):
         shutil.rmtree(dataset)
-    rows = ingest_day(Context(project, source, workspace), day).good
-    aggregate_day(Context(project, source, workspace), day)
-    build_examples(Context(project, source, workspace), day)
+    rows = ingest_day(context, day).good
+    aggregate_day(context, day)
+    build_examples(context, day)
     return {"rows": rows}
 
 
-STAGES = {f.__name__: f for f in (rebuild, night)}
-
-
 def main() -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = results.parser(__doc__)
     options.add_argument("--day-rows", type=int, default=200_000)
     options.add_argument("--history", type=int, nargs="+", default=[7, 28, 84])
     options.add_argument("--repeats", type=int, default=5, help="the fastest night counts")
-    options.add_argument("--json", type=Path, help="write the figures to this file")
-    chosen = options.parse_args()
+    chosen = results.parse(options)
     place = Path(mkdtemp(prefix="increment-"))
     found: dict[str, Any] = {}
     days = max(chosen.history) + 1
     try:
         simulate(str(place), chosen.day_rows * days, days)
         for history in chosen.history:
-            built = in_process(__file__, "rebuild", {"place": str(place), "history": history})
-            nights = [
-                in_process(__file__, "night", {"place": str(place)}) for _ in range(chosen.repeats)
-            ]
+            built = in_process(rebuild, {"place": str(place), "history": history})
+            nights = [in_process(night, {"place": str(place)}) for _ in range(chosen.repeats)]
             best = min(nights, key=lambda each: each["seconds"])
             found[str(history)] = {"rebuild": built, "night": best}
     finally:
@@ -86,9 +77,29 @@ def main() -> None:
             f"{each['night']['peak_mb']:,.0f}",
         )
     CONSOLE.print(table)
-    write_json(chosen.json, found)
+    results.write(chosen, found)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    least = min(each["night"]["seconds"] for each in figures.values())
+    rows = [
+        [
+            history,
+            f"{each['rebuild']['seconds']:.2f}",
+            f"{each['rebuild']['seconds'] / int(history):.3f}",
+            f"{each['night']['seconds']:.3f}",
+            f"{each['night']['seconds'] / least - 1:+.0%}",
+        ]
+        for history, each in figures.items()
+    ]
+    headings = ("days before", "rebuild of them, s", "s a day", "next night, s", "over the least")
+    return {"increment": markdown.table(headings, rows)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    nights = [f"{each['night']['seconds']:.2f} s after {n}" for n, each in figures.items()]
+    return f"a night takes {', '.join(nights)} days"
 
 
 if __name__ == "__main__":
-    if not stage_of(STAGES):
-        main()
+    main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import resource
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,33 +21,41 @@ Stage = Callable[..., dict[str, Any]]
 
 
 def in_process(
-    script: str, stage: str, settings: Mapping[str, Any], env: Mapping[str, str] | None = None
+    stage: Stage, settings: Mapping[str, Any], env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What a stage of `script` returns, run in a fresh process, with `seconds` and `peak_mb`."""
+    """What a function of a benchmark returns, run in a fresh process, with `seconds` and `peak_mb`.
+
+    Its arguments and what it returns pass as JSON.
+    """
+    # By the file's name, as the function's own module is __main__ in the script that was started.
+    module = f"benchmarks.{Path(inspect.getfile(stage)).stem}"
+    words = [module, stage.__name__, json.dumps(settings)]
     done = subprocess.run(
-        [sys.executable, script, "--stage", stage, json.dumps(settings)],
+        [sys.executable, "-m", "benchmarks.measured", *words],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | dict(env or {}),
     )
     if done.returncode != 0:
-        raise SystemExit(f"{stage}: exit code {done.returncode}")
+        raise SystemExit(f"{stage.__name__}: exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def stage_of(stages: Mapping[str, Stage]) -> bool:
-    """Run the one stage that the command line names, print its figures; False without one."""
-    if len(sys.argv) < 4 or sys.argv[1] != "--stage":
-        return False
-    settings = json.loads(sys.argv[3])
+def main() -> None:
+    """Run the stage that the command line names, and print its figures."""
+    module, name, settings = sys.argv[1:]
+    stage: Stage = getattr(importlib.import_module(module), name)
     before = peak_mb()
     began = time.perf_counter()
-    found = stages[sys.argv[2]](**settings)
+    found = stage(**json.loads(settings))
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "before_mb": before} | found))
-    return True
 
 
 def peak_mb() -> float:
     """The largest resident size of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,16 @@
 """Every model of the family on real data: what sharing does to each objective.
 
 All models take the data's preset (`mtl_ranker/presets/`) and the family's own default sizes; the
-reference is `single_task`, which shares nothing. Intervals draw users and seeds anew.
+reference is `single_task`, which shares nothing. Intervals resample users and seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
-from variants import Variant, benchmark, options
-
+from benchmarks.variants import Benchmark, Variant, columns_of, options, run, significant
 from mtl_ranker.models.presets import PRESETS
 
 MORE = [
@@ -26,7 +27,23 @@ def family(chosen: argparse.Namespace) -> list[Variant]:
     return [v for v in variants if not wanted or v.name in wanted]
 
 
-if __name__ == "__main__":
+def main() -> None:
     found = options(__doc__, "model_family.png")
     found.add_argument("--models", nargs="*", help="only these presets (and single_task)")
-    benchmark(found, family, "single_task", "model family")
+    run(found, family, Benchmark("model family", "single_task"))
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    more = {
+        "parameters": lambda model: f"{model['parameters']:,}",
+        "seconds": lambda model: f"{model['seconds']:.1f}",
+    }
+    return {"model_family": columns_of(figures, more)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    return significant(figures)
+
+
+if __name__ == "__main__":
+    main()

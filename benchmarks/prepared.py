@@ -7,40 +7,28 @@ from datetime import date
 from pathlib import Path
 from tempfile import mkdtemp
 
-import torch
-
+from benchmarks import results
 from mtl_ranker.config import Project, load_project
-from mtl_ranker.context import Context, without_log
-from mtl_ranker.features.aggregates import aggregate_day
-from mtl_ranker.features.days import needed_days, split_days
-from mtl_ranker.features.examples import build_examples
-from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.context import Context
 from mtl_ranker.logs.sources import open_source
+from mtl_ranker.nightly.build import build_split
 from mtl_ranker.training.dataset import Dataset, load_dataset
 from mtl_ranker.workspace import Workspace
+
+# The data's names in tables, in their order there.
+TITLES = {"kuairand": "KuaiRand", "census": "Census-Income"}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark on real data has."""
-    found = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = results.parser(description)
     found.add_argument(
         "--data",
         type=Path,
         required=True,
         help="folder of KuaiRand-Pure, of Census-Income, or one that holds both",
     )
-    found.add_argument("--json", type=Path, help="write the figures to this file")
-    found.add_argument("--threads", type=int, default=0, help="of torch; 0 = all cores")
     return found
-
-
-def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
-    chosen = found.parse_args()
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    return chosen
 
 
 def folders(data: Path) -> list[Path]:
@@ -58,17 +46,15 @@ def preset_of(data: Path) -> str:
 
 
 def examples_of(project: Project, data: Path, last: date | None = None) -> Dataset:
-    """The examples of the split that ends with `last` or the log's last day, built aside."""
-    source, workspace = open_source(project, data), Workspace(Path(mkdtemp(prefix="benchmark-")))
-    days = [d for d in source.days() if last is None or d <= last]
-    needed = needed_days(project, days, days[-1])
-    for day in needed:
-        ingest_day(Context(project, source, workspace), day)
-        aggregate_day(Context(project, source, workspace), day)
-    split = split_days(project, needed, days[-1])
-    for day in [*split.train, *split.validate, *split.test]:
-        build_examples(Context(project, source, workspace), day)
-    return load_dataset(without_log(project, workspace), days[-1])
+    """The examples of the split that ends with `last`, or with the log's last day.
+
+    They are built in a temporary workspace.
+    """
+    workspace = Workspace(Path(mkdtemp(prefix="benchmark-")))
+    context = Context(project, open_source(project, data), workspace)
+    days = [day for day in context.source.days() if last is None or day <= last]
+    build_split(context, days[-1])
+    return load_dataset(context, days[-1])
 
 
 def real_examples(data: Path) -> tuple[Project, Dataset]:

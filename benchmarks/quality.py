@@ -5,23 +5,19 @@ One run, the same rows, features and tuning budget: base rate, item popularity, 
 days, then one validation day (early stopping, tuning, calibration), then the test days, which are
 read once. `refit` models were trained again on the validation day too, ours and LightGBM alike.
 
-Intervals and differences: users of the test days drawn anew, and seeds, paired.
+Intervals and paired differences: users of the test days and seeds are resampled.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import lightgbm
 import numpy as np
-import optuna
 import torch
-from prepared import examples_of, parse, parser
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -29,25 +25,29 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
-from mtl_ranker.config import Project, load_project, parse_project, read_project_text
+from benchmarks import markdown, results
+from benchmarks.prepared import examples_of, parser
+from mtl_ranker.config import Project, parse_project, read_project_text
 from mtl_ranker.evaluation.intervals import (
     Interval,
-    gauc_draws,
-    interval,
-    quality_draws,
+    Resampled,
+    paired_difference,
+    resampled_gauc,
+    resampled_quality,
     user_draws,
 )
 from mtl_ranker.evaluation.metrics import evaluate_all
-from mtl_ranker.evaluation.sharing import over_seeds
 from mtl_ranker.models.embedding import PiecewiseLinear
 from mtl_ranker.models.presets import make
-from mtl_ranker.nightly.contenders import Contender
+from mtl_ranker.nightly import tuning
+from mtl_ranker.nightly.contenders import Contender, refit, train_model, with_trees
 from mtl_ranker.nightly.results import baselines
-from mtl_ranker.nightly.suite import refit, train_model, with_trees
-from mtl_ranker.nightly.tuning import tune
+from mtl_ranker.studies.lightgbm_baseline import Boosting, tune_lightgbm
+from mtl_ranker.studies.search import Budget, Space, Uniform
 from mtl_ranker.training.batches import Examples
 from mtl_ranker.training.dataset import Dataset
-from mtl_ranker.workspace import write_json
+
+Tick = Callable[[str], None]
 
 FOURTH = """
 [[objectives]]
@@ -61,12 +61,12 @@ SHOWN = ("auc", "gauc", "ndcg_10", "log_loss", "ece")
 CONSOLE = Console(width=150)
 
 
-@dataclass
-class Contender:
-    """A model's predictions on the test rows, [N, T] for each seed."""
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts for the test rows: [N, T] for each seed."""
 
     name: str
-    predictions: list[np.ndarray]
+    by_seed: list[np.ndarray]
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def project_of(test_days: int, train_days: int, fourth: str | None) -> Project:
     return project.model_copy(update={"split": split})
 
 
-def logistic(parts: Dataset, trials: int, tick: Callable[[str], None]) -> Contender:
+def logistic(parts: Dataset, trials: int, tick: Tick) -> Predictions:
     """L2-regularised logistic regression on one-hot categories and piecewise-linear numbers."""
     began = time.perf_counter()
     encoder = parts.encoder
@@ -108,119 +108,57 @@ def logistic(parts: Dataset, trials: int, tick: Callable[[str], None]) -> Conten
             tick(f"logistic regression, {task.name}")
         assert best is not None
         found[:, t], settings[task.name] = best[2].predict_proba(x["test"])[:, 1], best[1]
-    return Contender("logistic regression", [found], time.perf_counter() - began, settings)
+    return Predictions("logistic regression", [found], time.perf_counter() - began, settings)
 
 
-LIGHTGBM_START = {
-    "learning_rate": 0.05,
-    "num_leaves": 31,
-    "min_data_in_leaf": 50,
-    "feature_fraction": 0.5,
-    "bagging_fraction": 0.8,
-    "lambda_l2": 5.0,
-    "categorical": "ordinal",
-}
+LIGHTGBM = Boosting(
+    Space(
+        {
+            "learning_rate": Uniform(0.02, 0.2, log=True),
+            "num_leaves": Uniform(7, 127, log=True),
+            "min_data_in_leaf": Uniform(10, 500, log=True),
+            "feature_fraction": Uniform(0.2, 1.0),
+            "bagging_fraction": Uniform(0.5, 1.0),
+            "lambda_l2": Uniform(1e-2, 100.0, log=True),
+            "categorical": ("ordinal", "categorical"),
+        },
+        first={
+            "learning_rate": 0.05,
+            "num_leaves": 31,
+            "min_data_in_leaf": 50,
+            "feature_fraction": 0.5,
+            "bagging_fraction": 0.8,
+            "lambda_l2": 5.0,
+            "categorical": "ordinal",
+        },
+    ),
+    patience=60,
+    refit=True,
+)
 
 
-def trees(
-    parts: Dataset, trials: int, seeds: int, tick: Callable[[str], None]
-) -> tuple[Contender, Contender]:
-    """LightGBM per objective, tuned by validation AUC, early stopping; and refit on both parts."""
-    began = time.perf_counter()
-    columns = parts.examples["train"].categorical.shape[1]
-    threads = torch.get_num_threads()
-    x = {
-        part: np.concatenate([rows.categorical.numpy(), rows.numeric.numpy()], 1)
-        for part, rows in parts.examples.items()
-    }
-    shape = parts.examples["test"].labels.shape
-    stopped = [np.zeros(shape, np.float32) for _ in range(seeds)]
-    again = [np.zeros(shape, np.float32) for _ in range(seeds)]
-    settings: dict[str, Any] = {}
-
-    def dataset(t: int, chosen: Mapping[str, Any], *names: str) -> lightgbm.Dataset:
-        treat = list(range(columns)) if chosen["categorical"] == "categorical" else "auto"
-        return lightgbm.Dataset(
-            np.concatenate([x[n] for n in names]),
-            np.concatenate([parts.examples[n].labels[:, t].numpy() for n in names]),
-            categorical_feature=treat,
-            free_raw_data=False,
-        )
-
-    def fit(t: int, chosen: dict[str, Any], seed: int, rounds: int = 0) -> Any:
-        common = {"objective": "binary", "metric": "auc", "verbosity": -1, "seed": seed}
-        common |= {"num_threads": threads, "bagging_freq": 1, "deterministic": True}
-        params = common | {k: v for k, v in chosen.items() if k != "categorical"}
-        if rounds:
-            both = dataset(t, chosen, "train", "validate")
-            return lightgbm.train(params, both, num_boost_round=rounds)
-        return lightgbm.train(
-            params,
-            dataset(t, chosen, "train"),
-            num_boost_round=2_000,
-            valid_sets=[dataset(t, chosen, "validate")],
-            callbacks=[lightgbm.early_stopping(60, verbose=False)],
-        )
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tuned = 0.0
-    for t, task in enumerate(parts.tasks):
-
-        def objective(trial: optuna.Trial, t: int = t, name: str = task.name) -> float:
-            found = fit(
-                t,
-                {
-                    "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.2, log=True),
-                    "num_leaves": trial.suggest_int("num_leaves", 7, 127, log=True),
-                    "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 10, 500, log=True),
-                    "feature_fraction": trial.suggest_float("feature_fraction", 0.2, 1.0),
-                    "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0),
-                    "lambda_l2": trial.suggest_float("lambda_l2", 1e-2, 100.0, log=True),
-                    "categorical": trial.suggest_categorical(
-                        "categorical", ["ordinal", "categorical"]
-                    ),
-                },
-                1_000,
-            )
-            tick(f"LightGBM, {name}")
-            return float(found.best_score["valid_0"]["auc"])
-
-        search = optuna.create_study(
-            direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4)
-        )
-        search.enqueue_trial(LIGHTGBM_START)
-        search.optimize(objective, n_trials=trials)
-        settings[task.name] = search.best_params
-        for seed in range(seeds):
-            found = fit(t, search.best_params, seed)
-            stopped[seed][:, t] = found.predict(x["test"])
-            tuned = time.perf_counter() - began
-            whole = fit(t, search.best_params, seed, max(found.best_iteration, 1))
-            again[seed][:, t] = whole.predict(x["test"])
-            tick(f"LightGBM, {task.name}, seed {seed}")
-    spent = time.perf_counter() - began
-    return (
-        Contender("LightGBM", stopped, tuned, settings),
-        Contender("LightGBM, refit", again, spent, settings),
-    )
+def trees(parts: Dataset, budget: Budget, tick: Tick) -> list[Predictions]:
+    """LightGBM per objective with early stopping, and trained again on both parts."""
+    found = tune_lightgbm(parts.tasks, parts.examples, LIGHTGBM, budget, tick)
+    again = found.seconds + found.refit_seconds
+    return [
+        Predictions("LightGBM", found.predictions, found.seconds, found.settings),
+        Predictions("LightGBM, refit", found.refit, again, found.settings),
+    ]
 
 
 def ranker(
-    name: str,
-    project: Project,
-    parts: Dataset,
-    model: str,
-    seeds: int,
-    tick: Callable[[str], None],
-) -> list[Contender]:
-    """One of our models with every seed: the network, with trees, and both after their refit.
+    name: str, project: Project, parts: Dataset, seeds: Sequence[int], tick: Tick
+) -> list[Predictions]:
+    """The project's one model with every seed: the network, with trees, and both after their refit.
 
     Where the project has trees, the last one is what a night registers.
     """
     began = time.perf_counter()
-    spec = make(model, project.models[model], len(parts.tasks), project.features.groups)
+    [(model, given)] = project.models.items()
+    spec = make(model, given, len(parts.tasks), project.features.groups)
     found: dict[str, list[np.ndarray]] = {}
-    for seed in range(seeds):
+    for seed in seeds:
         run = train_model(project, parts, Contender(model, spec, seed))
         found.setdefault(name, []).append(run.test_prediction)
         tick(f"{name}, seed {seed}")
@@ -235,15 +173,19 @@ def ranker(
         found.setdefault(last, []).append(again.test_prediction)
         tick(f"{name}, seed {seed}, refit")
     seconds = time.perf_counter() - began
-    settings = {"model": dict(project.models[model]), "training": project.training.model_dump()}
-    return [Contender(n, predictions, seconds, settings) for n, predictions in found.items()]
+    settings = {"model": dict(given), "training": project.training.model_dump()}
+    return [Predictions(n, by_seed, seconds, settings) for n, by_seed in found.items()]
 
 
-def tuned_ranker(
-    project: Project, parts: Dataset, model: str, trials: int, tick: Callable[[str], None]
-) -> Project:
-    found = tune(
-        project, parts, model, trials, on_trial=lambda trial: tick(f"tuning {model}"), seed=0
+def tuned(project: Project, parts: Dataset, trials: int, tick: Tick) -> Project:
+    """The project with the best settings of a search for its one model."""
+    [model] = project.models
+    found = tuning.tune(
+        project,
+        parts,
+        model,
+        tuning.Budget(trials),
+        on_trial=lambda trial: tick(f"tuning {model}"),
     )
     training = project.training.model_copy(update=found.training)
     return project.model_copy(update={"models": {model: found.model}, "training": training})
@@ -251,7 +193,7 @@ def tuned_ranker(
 
 @dataclass(frozen=True)
 class Compared:
-    """A contender's mean metrics and its differences from a reference, by objective."""
+    """A model's mean metrics and its differences from a reference, by objective."""
 
     metrics: dict[str, dict[str, float]]
     auc: dict[str, Interval]
@@ -259,43 +201,40 @@ class Compared:
 
 
 def compare(
-    parts: Dataset, contenders: list[Contender], reference: str, resamples: int
+    parts: Dataset, models: Sequence[Predictions], reference: str, resamples: int
 ) -> dict[str, Compared]:
     """Means over seeds, intervals and paired differences from the reference."""
     user, labels = parts.held_out.user, parts.held_out.labels
     weights = user_draws(user, resamples)
-    draws: dict[tuple[str, str, str], np.ndarray] = {}
-    means: dict[str, dict[str, dict[str, float]]] = {}
-    for each in contenders:
-        metrics = [evaluate_all(parts.tasks, labels, p, user) for p in each.predictions]
-        means[each.name] = {
-            task.name: {k: float(np.mean([m[task.name][k] for m in metrics])) for k in SHOWN}
-            for task in parts.tasks
-        }
+    qualities: dict[tuple[str, str], dict[str, Resampled]] = {}
+    for model in models:
         for t, task in enumerate(parts.tasks):
-            y = labels[:, t].astype(np.float64)
-            auc = [quality_draws("binary", y, p[:, t], weights) for p in each.predictions]
-            within = [gauc_draws(y, p[:, t], user, weights) for p in each.predictions]
-            draws[each.name, task.name, "auc"] = over_seeds(np.stack(auc))
-            draws[each.name, task.name, "gauc"] = over_seeds(np.stack(within))
-    found = {}
-    for each in contenders:
-        auc, gains = {}, {}
-        for task in parts.tasks:
-            mine, base = means[each.name][task.name], means[reference][task.name]
-            auc[task.name] = interval(mine["auc"], draws[each.name, task.name, "auc"])
-            gains[task.name] = {
-                k: interval(
-                    mine[k] - base[k],
-                    draws[each.name, task.name, k] - draws[reference, task.name, k],
-                )
-                for k in ("auc", "gauc")
+            y, predictions = labels[:, t], [p[:, t] for p in model.by_seed]
+            qualities[model.name, task.name] = {
+                "auc": resampled_quality("binary", y, predictions, weights),
+                "gauc": resampled_gauc(y, predictions, user, weights),
             }
-        found[each.name] = Compared(means[each.name], auc, gains)
+    found = {}
+    for model in models:
+        metrics = [evaluate_all(parts.tasks, labels, p, user) for p in model.by_seed]
+        names = [task.name for task in parts.tasks]
+        found[model.name] = Compared(
+            {n: {k: float(np.mean([m[n][k] for m in metrics])) for k in SHOWN} for n in names},
+            {n: qualities[model.name, n]["auc"].interval() for n in names},
+            {
+                n: {
+                    k: paired_difference(quality, qualities[reference, n][k])
+                    for k, quality in qualities[model.name, n].items()
+                }
+                for n in names
+            },
+        )
     return found
 
 
-def show(parts: Dataset, found: dict[str, Compared], reference: str, seconds: dict[str, float]):
+def show(
+    parts: Dataset, found: dict[str, Compared], reference: str, seconds: dict[str, float]
+) -> None:
     for task in parts.tasks:
         positives = int(np.nansum(parts.held_out.labels[:, parts.tasks.index(task)]))
         table = Table(
@@ -334,7 +273,7 @@ def verdict(found: dict[str, Compared], ours: str, reference: str) -> str:
     behind = ", ".join(f"{name} {g.value:+.4f}" for name, g in gains if g.value <= 0) or "none"
     return (
         f"{ours} against {reference}: ahead on {ahead} of {len(gains)} AUC and GAUC figures, "
-        f"{sure} beyond doubt; behind on: {behind}"
+        f"{sure} significantly; behind on: {behind}"
     )
 
 
@@ -353,11 +292,13 @@ def main() -> None:
         choices=["is_comment", "is_follow", "is_forward", "is_hate", "none"],
         help="a second satisfaction objective",
     )
-    chosen: argparse.Namespace = parse(options)
+    chosen: argparse.Namespace = results.parse(options)
     fourth = None if chosen.fourth == "none" else chosen.fourth
     project = project_of(chosen.test_days, chosen.train_days, fourth)
-    if chosen.model not in load_project("kuairand").models:
+    if chosen.model not in project.models:
         raise SystemExit(f"--model {chosen.model}: allowed: {', '.join(project.models)}")
+    alone = {chosen.model: project.models[chosen.model]}
+    project = project.model_copy(update={"models": alone})
     parts = examples_of(project, chosen.data)
     days = parts.days
     CONSOLE.print(
@@ -366,7 +307,7 @@ def main() -> None:
         f"test {days.test[0]}..{days.test[-1]}; {chosen.trials} trials, {chosen.seeds} seeds, "
         f"{torch.get_num_threads()} threads"
     )
-    tasks = len(parts.tasks)
+    budget, tasks = Budget(chosen.trials, range(chosen.seeds)), len(parts.tasks)
     with Progress(console=CONSOLE) as progress:
         trees_total = tasks * (chosen.trials + chosen.seeds)
         ours_total = 2 * chosen.seeds + (0 if chosen.no_tuned else chosen.trials + 2 * chosen.seeds)
@@ -376,15 +317,14 @@ def main() -> None:
         def tick(words: str) -> None:
             progress.update(bar, advance=1, description=words)
 
-        mine = ranker(f"ours ({chosen.model})", project, parts, chosen.model, chosen.seeds, tick)
+        mine = ranker(f"ours ({chosen.model})", project, parts, budget.seeds, tick)
         if not chosen.no_tuned:
-            better = tuned_ranker(project, parts, chosen.model, chosen.trials, tick)
-            mine += ranker("ours, tuned", better, parts, chosen.model, chosen.seeds, tick)
-        contenders = [*trees(parts, chosen.trials, chosen.seeds, tick), *mine]
-        contenders.insert(0, logistic(parts, chosen.trials, tick))
+            better = tuned(project, parts, chosen.trials, tick)
+            mine += ranker("ours, tuned", better, parts, budget.seeds, tick)
+        models = [logistic(parts, chosen.trials, tick), *trees(parts, budget, tick), *mine]
     constant = baselines(parts.tasks, parts.frames["train"], parts.held_out)
-    found = compare(parts, contenders, "LightGBM", chosen.resamples)
-    again = compare(parts, contenders, "LightGBM, refit", chosen.resamples)
+    found = compare(parts, models, "LightGBM", chosen.resamples)
+    again = compare(parts, models, "LightGBM, refit", chosen.resamples)
     trivial = {
         name: {objective: {k: values[k] for k in SHOWN} for objective, values in each.items()}
         for name, each in constant.items()
@@ -392,7 +332,7 @@ def main() -> None:
     for name, each in trivial.items():
         line = "; ".join(f"{o} AUC {v['auc']:.4f}, GAUC {v['gauc']:.4f}" for o, v in each.items())
         CONSOLE.print(f"{name}: {line}")
-    show(parts, found, "LightGBM", {c.name: c.seconds for c in contenders})
+    show(parts, found, "LightGBM", {c.name: c.seconds for c in models})
     ours = [c.name for c in mine]
     lines = [verdict(found, name, "LightGBM") for name in ours]
     lines += [verdict(again, name, "LightGBM, refit") for name in ours if name.endswith("refit")]
@@ -413,16 +353,56 @@ def main() -> None:
         }
 
     figures = {
+        "train_rows": parts.frames["train"].height,
+        "test_rows": len(parts.held_out.user),
         "train_days": [str(d) for d in days.train],
         "test_days": [str(d) for d in days.test],
         "trivial": trivial,
         "models": {name: plain(each) for name, each in found.items()},
         "over_lightgbm_refit": {name: plain(again[name]) for name in ours},
-        "settings": {c.name: c.settings for c in contenders},
-        "seconds": {c.name: c.seconds for c in contenders},
+        "settings": {c.name: c.settings for c in models},
+        "seconds": {c.name: c.seconds for c in models},
         "verdicts": lines,
     }
-    write_json(chosen.json, json.loads(json.dumps(figures, default=str)))
+    results.write(chosen, figures)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """A table of all models for each objective, and ours against LightGBM after its refit."""
+    shown = ("AUC", "GAUC", "NDCG@10", "log loss", "ECE")
+    headings = ["model", *shown, "AUC over LightGBM", "GAUC over LightGBM"]
+    last = registered(figures)
+    found = {}
+    for objective in figures["models"]["LightGBM"]:
+        rows = [
+            [name, *(f"{each[objective][k]:.4f}" for k in SHOWN), "", ""]
+            for name, each in figures["trivial"].items()
+        ]
+        for name, each in figures["models"].items():
+            own = each[objective]
+            gains = [
+                "" if name == "LightGBM" else markdown.gain(*own["gain"][k])
+                for k in ("auc", "gauc")
+            ]
+            title = f"**{name}**" if name == last else name
+            rows.append([title, *(f"{own[k]:.4f}" for k in SHOWN), *gains])
+        found[f"quality {objective}"] = markdown.table(headings, rows)
+    rows = [
+        [objective, *(markdown.gain(*own["gain"][k]) for k in ("auc", "gauc"))]
+        for objective, own in figures["over_lightgbm_refit"][last].items()
+    ]
+    found["quality over LightGBM refit"] = markdown.table(["objective", "AUC", "GAUC"], rows)
+    return found
+
+
+def registered(figures: Mapping[str, Any]) -> str:
+    """The model that a night would register: the preset's, after its refit, with its trees."""
+    return [n for n in figures["models"] if n.startswith("ours (") and n.endswith(", refit")][-1]
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    last = registered(figures)
+    return "; ".join(line for line in figures["verdicts"] if line.startswith(f"{last} against"))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
 """How far a calibration map should move what a refit model predicts.
 
 The map was fitted on validation days for weights that had not seen them; a refit model has. Each
-share of the way is tried on several days, each tested alone, without training anew.
+share of the way is tried on several days, each tested alone, without another training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
+from typing import Any
 
 import numpy as np
-from prepared import examples_of, parse, parser
-from quality import CONSOLE, project_of
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import markdown, results
+from benchmarks.prepared import examples_of, parser
+from benchmarks.quality import CONSOLE, project_of
 from mtl_ranker.evaluation.metrics import evaluate_all
 from mtl_ranker.models.presets import make
-from mtl_ranker.nightly.contenders import Contender
-from mtl_ranker.nightly.suite import refit, train_model, with_trees
-from mtl_ranker.workspace import write_json
+from mtl_ranker.nightly.contenders import Contender, refit, train_model, with_trees
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 METRICS = ("auc", "ece", "log_loss")
@@ -28,7 +29,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--dates", type=date.fromisoformat, nargs="+", required=True)
     options.add_argument("--seeds", type=int, default=3)
-    chosen = parse(options)
+    chosen = results.parse(options)
     found: dict[float, list[dict[str, dict[str, float]]]] = {share: [] for share in SHARES}
     jobs = [(day, seed) for day in chosen.dates for seed in range(chosen.seeds)]
     parts = None
@@ -64,7 +65,24 @@ def main() -> None:
         cells = [f"{m['auc']:.5f}, {m['ece']:.4f}, {m['log_loss']:.5f}" for m in each.values()]
         table.add_row(f"{share:g}", *cells)
     CONSOLE.print(table)
-    write_json(chosen.json, {str(share): each for share, each in means.items()})
+    results.write(chosen, {str(share): each for share, each in means.items()})
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """AUC, ECE and log loss of each objective by the share of the calibration map."""
+    objectives = list(next(iter(figures.values())))
+    rows = [
+        [f"{float(share):g}"]
+        + [f"{m['auc']:.5f}, {m['ece']:.4f}, {m['log_loss']:.5f}" for m in each.values()]
+        for share, each in figures.items()
+    ]
+    return {"refit_calibration": markdown.table(["share of the way", *objectives], rows)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    first = next(iter(next(iter(figures.values()))))
+    errors = [f"{each[first]['ece']:.4f} at {float(s):g}" for s, each in figures.items()]
+    return f"ECE of {first}: {', '.join(errors)}"
 
 
 if __name__ == "__main__":

@@ -6,20 +6,19 @@ One after the other means the plainest loop over one model, as a separate proces
 
 from __future__ import annotations
 
-import argparse
 import time
+from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import torch
-from prepared import parse
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import markdown, results
 from mtl_ranker.models.matmul import fast_matmul
 from mtl_ranker.studies.synthetic import MODELS, Tasks, build_model, equal_units
 from mtl_ranker.training.replicas import Replicas
-from mtl_ranker.workspace import write_json
 
 BATCH, RATE = 64, 1e-3
 
@@ -60,13 +59,11 @@ def alone(preset: str, units: int, steps: int) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = results.parser(__doc__)
     options.add_argument("--replicas", type=int, default=200)
     options.add_argument("--steps", type=int, default=30)
     options.add_argument("--repeats", type=int, default=3, help="the fastest of each counts")
-    options.add_argument("--threads", type=int, default=0, help="of torch; 0 = all cores")
-    options.add_argument("--json", type=Path, help="write the figures to this file")
-    chosen = parse(options)
+    chosen = results.parse(options)
     units = equal_units()
     table = Table(title=f"{chosen.replicas} replicas, {torch.get_num_threads()} threads")
     for heading in ("model", "one by one, steps/s", "together, replica-steps/s", "ratio"):
@@ -83,7 +80,21 @@ def main() -> None:
         table.add_row(preset, f"{one:,.0f}", f"{many:,.0f}", f"{many / one:.1f}x")
     Console(width=120).print(table)
     threads = torch.get_num_threads()
-    write_json(chosen.json, {"replicas": chosen.replicas, "threads": threads, "models": figures})
+    results.write(chosen, {"replicas": chosen.replicas, "threads": threads, "models": figures})
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    rows = [
+        [model, f"{each['alone']:,.0f}", f"{each['together']:,.0f}", f"{each['ratio']:.1f}"]
+        for model, each in figures["models"].items()
+    ]
+    headings = ["model", "one by one, steps/s", "batched, replica-steps/s", "ratio"]
+    return {"replicas": markdown.table(headings, rows)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    ratios = [f"{model} {each['ratio']:.1f}" for model, each in figures["models"].items()]
+    return f"{figures['replicas']} replicas at once over one by one: {', '.join(ratios)} times"
 
 
 if __name__ == "__main__":

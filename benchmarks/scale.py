@@ -11,6 +11,8 @@ import argparse
 import os
 import shutil
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from tempfile import mkdtemp
@@ -19,11 +21,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from measured import CONSOLE, in_process, stage_of
 from rich.table import Table
 
-from mtl_ranker.config import Project, load_project
-from mtl_ranker.context import Context, Source
+from benchmarks import markdown, results
+from benchmarks.measured import CONSOLE, in_process
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.columns import LABEL, entity_name, feature_columns, numeric_features
 from mtl_ranker.features.days import split_days
@@ -34,23 +37,23 @@ from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.simulate import Feed
 from mtl_ranker.logs.simulate import simulate as write_feed
-from mtl_ranker.logs.sources import open_source
+from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.presets import make
-from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.scoring import score_day
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.loop import Design, Rows, train_ranker
 from mtl_ranker.training.network import tasks_of
-from mtl_ranker.workspace import Workspace, write_json
+from mtl_ranker.workspace import Workspace
 
 # The MMoE of benchmarks/training_speed.py.
 SMALL = {"preset": "mmoe", "experts": 8, "expert_hidden": [16], "tower_hidden": [8]}
 TRAIN_ROWS = 2_000_000  # at most, of what is timed
 
 
-def opened(place: str) -> tuple[Project, Source, Workspace]:
-    project = load_project("simulated")
-    return project, open_source(project, Path(place) / "feed"), Workspace(Path(place) / "work")
+def opened(place: str) -> Context:
+    """The simulated log and the workspace of a benchmark in the folder `place`."""
+    return open_context("simulated", Path(place) / "feed", Path(place) / "work")
 
 
 def simulate(place: str, impressions: int, days: int) -> dict[str, Any]:
@@ -61,29 +64,31 @@ def simulate(place: str, impressions: int, days: int) -> dict[str, Any]:
 
 
 def ingest(place: str) -> dict[str, Any]:
-    project, source, workspace = opened(place)
-    rows = [ingest_day(Context(project, source, workspace), day).good for day in source.days()]
-    return {"rows": sum(rows)} | sizes(source.root / "log", workspace.root / "events")
-
-
-def aggregates(place: str) -> dict[str, Any]:
-    project, source, workspace = opened(place)
-    for day in source.days():
-        aggregate_day(Context(project, source, workspace), day)
-    return {"rows": rows_of(workspace)} | sizes(
-        workspace.root / "events", workspace.root / "aggregates"
+    context = opened(place)
+    rows = [ingest_day(context, day).good for day in context.source.days()]
+    return {"rows": sum(rows)} | sizes(
+        context.source.root / "log", context.workspace.root / "events"
     )
 
 
+def aggregates(place: str) -> dict[str, Any]:
+    context = opened(place)
+    for day in context.source.days():
+        aggregate_day(context, day)
+    root = context.workspace.root
+    return {"rows": rows_of(context.workspace)} | sizes(root / "events", root / "aggregates")
+
+
 def by_hand(place: str) -> dict[str, Any]:
-    """The same aggregates as a careful person writes them: one streaming polars query a table."""
-    project, source, workspace = opened(place)
+    """The same aggregates without this project: one streaming polars query a table."""
+    context = opened(place)
+    project, workspace = context.project, context.workspace
     target = Path(place) / "by-hand"
-    tables = static_tables(source)
+    static = static_tables(context.source)
     signals = derived_columns(project)
-    for day in source.days():
+    for day in context.source.days():
         events = workspace.scan("events", [day])
-        for key, table in tables.items():
+        for key, table in static.items():
             events = events.join(table, on=key, how="left", suffix="_table")
         for keys in [[], *project.features.entities]:
             sums = [
@@ -102,26 +107,28 @@ def by_hand(place: str) -> dict[str, Any]:
 
 
 def features(place: str) -> dict[str, Any]:
-    project, source, workspace = opened(place)
-    split = split_days(project, workspace.days("events"), workspace.days("events")[-1])
-    days = [*split.train, *split.validate, *split.test]
+    context = opened(place)
+    project, workspace = context.project, context.workspace
+    days = split_days(project, workspace.days("events"), workspace.days("events")[-1]).all
     for day in days:
-        build_examples(Context(project, source, workspace), day)
+        build_examples(context, day)
     rows = workspace.scan("examples", days).select(pl.len()).collect().item()
     return {"rows": rows, "columns": len(feature_columns(project))} | sizes(
         workspace.root / "events", workspace.root / "examples", share=len(days)
     )
 
 
-def some_rows(project: Project, workspace: Workspace) -> tuple[pl.DataFrame, pl.DataFrame]:
+def some_rows(workspace: Workspace) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Training rows, TRAIN_ROWS at most, and rows of the last day."""
     days = workspace.days("examples")
     frame = workspace.scan("examples", days[:-1]).head(TRAIN_ROWS).collect(engine="streaming")
     return frame, workspace.scan("examples", days[-1:]).head(50_000).collect()
 
 
 def encoding(place: str) -> dict[str, Any]:
-    project, _, workspace = opened(place)
-    frame, _ = some_rows(project, workspace)
+    context = opened(place)
+    project = context.project
+    frame, _ = some_rows(context.workspace)
     began = time.perf_counter()
     encoder = Encoder.fit(project.features, numeric_features(project), frame)
     fitted = time.perf_counter() - began
@@ -132,8 +139,9 @@ def encoding(place: str) -> dict[str, Any]:
 
 def training(place: str) -> dict[str, Any]:
     """One epoch of the small MMoE; saves it for the scoring stage."""
-    project, _, workspace = opened(place)
-    frame, held_out = some_rows(project, workspace)
+    context = opened(place)
+    project = context.project
+    frame, held_out = some_rows(context.workspace)
     tasks = tasks_of(project)
     labels = [LABEL + task.name for task in tasks]
     encoder = Encoder.fit(project.features, numeric_features(project), frame)
@@ -151,10 +159,11 @@ def training(place: str) -> dict[str, Any]:
 
 def candidates(place: str, count: int, per_user: int) -> dict[str, Any]:
     """A candidate file of `count` pairs: users of the log, each with items in random order."""
-    _, source, workspace = opened(place)
-    day = workspace.days("events")[-1] + timedelta(days=1)
-    users = pl.scan_parquet(source.root / "users.parquet").select("user").collect()["user"]
-    items = pl.scan_parquet(source.root / "items.parquet").select("item").collect()["item"]
+    context = opened(place)
+    root = context.source.root
+    day = context.workspace.days("events")[-1] + timedelta(days=1)
+    users = pl.scan_parquet(root / "users.parquet").select("user").collect()["user"]
+    items = pl.scan_parquet(root / "items.parquet").select("item").collect()["item"]
     rng = np.random.default_rng(0)
     target = Path(place) / "feed" / "candidates" / f"date={day}"
     target.mkdir(parents=True, exist_ok=True)
@@ -178,16 +187,19 @@ def candidates(place: str, count: int, per_user: int) -> dict[str, Any]:
 
 
 def scoring(place: str, day: str) -> dict[str, Any]:
-    project, source, workspace = opened(place)
-    scored = project.scoring.model_copy(update={"candidates": "candidates"})
-    project = project.model_copy(update={"scoring": scored})
-    artifact = RankerArtifact.load(Path(place) / "model")
+    context = opened(place)
+    context = replace(context, project=with_candidates(context.project))
+    ranker = RegisteredRanker(RankerArtifact.load(Path(place) / "model"), "benchmark")
     began = time.perf_counter()
-    ranked = score_day(
-        Context(project, source, workspace), artifact, "benchmark", date.fromisoformat(day)
-    )
+    ranked = score_day(context, ranker, date.fromisoformat(day))
     spent = time.perf_counter() - began
     return {"rows": ranked.candidates, "ranked": ranked.rows, "seconds": spent}
+
+
+def with_candidates(project: Project) -> Project:
+    """The project that ranks the candidate files which `candidates` writes."""
+    scored = project.scoring.model_copy(update={"candidates": "candidates"})
+    return project.model_copy(update={"scoring": scored})
 
 
 def limits(place: str) -> dict[str, Any]:
@@ -235,27 +247,15 @@ def rows_of(workspace: Workspace) -> int:
     return workspace.scan("events", days).select(pl.len()).collect().item()
 
 
-STAGES = {
-    f.__name__: f
-    for f in (
-        *(simulate, ingest, aggregates, by_hand, features, encoding, training),
-        *(candidates, scoring, limits),
-    )
-}
-
-
 def main() -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = results.parser(__doc__)
     options.add_argument("--impressions", type=int, nargs="+", default=[1_000_000])
     options.add_argument("--days", type=int, default=28)
     options.add_argument("--candidates", type=int, default=4_000_000)
     options.add_argument("--per-user", type=int, default=500, help="candidates of each user")
-    options.add_argument("--json", type=Path, help="write the figures to this file")
-    chosen = options.parse_args()
+    chosen = results.parse(options)
     figures = {str(size): measure(size, chosen) for size in chosen.impressions}
-    write_json(chosen.json, figures)
+    results.write(chosen, figures)
 
 
 def measure(impressions: int, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -263,17 +263,17 @@ def measure(impressions: int, chosen: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {"place": str(place)}
     found: dict[str, Any] = {}
 
-    def run(stage: str, **more: Any) -> None:
-        CONSOLE.print(f"[dim]{impressions:,} impressions: {stage} …[/]")
-        found[stage] = in_process(__file__, stage, given | more)
+    def run(stage: Callable[..., dict[str, Any]], **more: Any) -> None:
+        CONSOLE.print(f"[dim]{impressions:,} impressions: {stage.__name__} …[/]")
+        found[stage.__name__] = in_process(stage, given | more)
 
     try:
-        run("limits")
-        run("simulate", impressions=impressions, days=chosen.days)
-        for stage in ("ingest", "aggregates", "by_hand", "features", "encoding", "training"):
+        run(limits)
+        run(simulate, impressions=impressions, days=chosen.days)
+        for stage in (ingest, aggregates, by_hand, features, encoding, training):
             run(stage)
-        run("candidates", count=chosen.candidates, per_user=chosen.per_user)
-        run("scoring", day=found["candidates"]["day"])
+        run(candidates, count=chosen.candidates, per_user=chosen.per_user)
+        run(scoring, day=found["candidates"]["day"])
     finally:
         shutil.rmtree(place)
     show(impressions, chosen.days, found)
@@ -312,11 +312,82 @@ def limit_text(stage: str, values: dict[str, Any], rate: float, top: dict[str, A
         share = values["flops"] * rate / 1e9 / top["gflops"]
         return f"arithmetic: {share:.0%} of {top['gflops']:.0f} GFLOP/s"
     if "mb_written" in values:
-        moved = (values["mb_read"] + values["mb_written"]) / values["seconds"]
-        return f"disk: {moved:.0f} MB/s, {moved / top['disk_mb_per_second']:.0%} of it"
+        return f"disk: {moved(values):.0f} MB/s, {moved(values) / top['disk_mb_per_second']:.0%}"
     return ""
 
 
+def moved(values: Mapping[str, Any]) -> float:
+    """Megabytes a second that a stage read and wrote."""
+    return (values["mb_read"] + values["mb_written"]) / values["seconds"]
+
+
+SHOWN = {
+    "simulate": "simulate",
+    "ingest": "ingest",
+    "aggregates": "aggregates",
+    "by_hand": "the same by hand in polars",
+    "features": "features",
+    "encoding": "encoding",
+    "training": "training, one epoch",
+    "scoring": "scoring, candidates",
+}
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Rates of all stages by size of the log; what the machine can do; how much of that is used."""
+    sizes = [f"{int(size) / 1e6:g} million" for size in figures]
+    rows = [
+        [
+            title,
+            *(
+                f"{f[stage]['rows'] / f[stage]['seconds']:,.0f} ({f[stage]['peak_mb']:,.0f})"
+                for f in figures.values()
+            ),
+        ]
+        for stage, title in SHOWN.items()
+    ]
+    tops = [f["limits"] for f in figures.values()]
+    gflops = markdown.span([top["gflops"] for top in tops])
+    machine = (
+        f"The machine copies memory at {max(top['copy_gb_per_second'] for top in tops):.0f} GB/s, "
+        f"multiplies float32 matrices at {gflops} GFLOP/s and writes "
+        f"{max(top['disk_mb_per_second'] for top in tops):,.0f} MB/s to disk."
+    )
+
+    def disk(*stages: str) -> str:
+        rates = [moved(f[stage]) for stage in stages for f in figures.values()]
+        shares = [
+            100 * moved(f[stage]) / f["limits"]["disk_mb_per_second"]
+            for stage in stages
+            for f in figures.values()
+        ]
+        return f"{markdown.span(rates)} MB/s, {markdown.span(shares)} % of the disk's"
+
+    used = [
+        100
+        * f["training"]["flops"]
+        * f["training"]["rows"]
+        / (f["training"]["seconds"] * 1e9 * f["limits"]["gflops"])
+        for f in figures.values()
+    ]
+    limited = [
+        ["ingest, aggregates", disk("ingest", "aggregates")],
+        ["features", disk("features")],
+        ["training", f"{markdown.span(used)} % of {gflops} GFLOP/s"],
+    ]
+    return {
+        "scale": markdown.table(["stage, rows/s (peak MB)", *sizes], rows),
+        "scale machine": machine,
+        "scale limits": markdown.table(["stage", "used"], limited),
+    }
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    size, found = list(figures.items())[-1]
+    stages = ("ingest", "aggregates", "features", "training", "scoring")
+    rates = [f"{s} {found[s]['rows'] / found[s]['seconds'] / 1e6:.2f}" for s in stages]
+    return f"{int(size) / 1e6:g} million impressions, million rows/s: {', '.join(rates)}"
+
+
 if __name__ == "__main__":
-    if not stage_of(STAGES):
-        main()
+    main()

@@ -1,5 +1,5 @@
-"""Candidates a second from a Parquet file to a ranked Parquet file, here and as one would do it
-with DeepCTR-Torch's `predict` and pandas.
+"""Candidates a second from a Parquet file to a ranked Parquet file, against DeepCTR-Torch's
+`predict` on features joined with pandas.
 
 The same candidates, windows as of the same morning (given to pandas as ready tables), fields and
 MMoE (8 experts of 16 units, untrained: weights do not change the time). Pandas merges the tables,
@@ -9,9 +9,10 @@ then both keep each user's best 20. Peers: `pip install -c constraints.txt -e '.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from tempfile import mkdtemp
@@ -20,9 +21,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from measured import CONSOLE, in_process, stage_of
 from rich.table import Table
-from scale import (
+
+from benchmarks import markdown, results
+from benchmarks.measured import CONSOLE, in_process
+from benchmarks.scale import (
     SMALL,
     aggregates,
     candidates,
@@ -32,8 +35,8 @@ from scale import (
     scoring,
     simulate,
     some_rows,
+    with_candidates,
 )
-
 from mtl_ranker.features.columns import numeric_features
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.point_in_time import AsOf
@@ -41,7 +44,6 @@ from mtl_ranker.models.presets import make
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.candidates import load_candidates
 from mtl_ranker.training.network import build_ranker, tasks_of
-from mtl_ranker.workspace import write_json
 
 IMPRESSIONS, DAYS, TOP = 1_000_000, 14, 20
 BLOCK = 16_384
@@ -52,17 +54,16 @@ def prepare(place: str, count: int, per_user: int) -> dict[str, Any]:
     for stage in (ingest, aggregates, features):
         stage(place)
     made = candidates(place, count, per_user)
-    project, source, workspace = opened(place)
-    frame, _ = some_rows(project, workspace)
+    context = opened(place)
+    project = context.project
+    frame, _ = some_rows(context.workspace)
     encoder = Encoder.fit(project.features, numeric_features(project), frame)
     tasks = tasks_of(project)
     model = build_ranker(make("mmoe", SMALL, len(tasks)), encoder, tasks).eval()
     RankerArtifact(project, encoder, tasks, model).save(Path(place) / "model")
-    scored = project.scoring.model_copy(update={"candidates": "candidates"})
-    project = project.model_copy(update={"scoring": scored})
+    context = replace(context, project=with_candidates(project))
     day = date.fromisoformat(made["day"])
-    rows = load_candidates(project, source, workspace, day)
-    as_of = AsOf.build(project, source, workspace, rows, day)
+    as_of = AsOf.build(context, load_candidates(context, day), day)
     for entity in as_of.entities:
         entity.table.write_parquet(Path(place) / f"{entity.name}.parquet")
     for key, table in as_of.tables.items():
@@ -77,7 +78,8 @@ def pandas_and_deepctr(place: str, day: str) -> dict[str, Any]:
     from deepctr_torch.inputs import DenseFeat, SparseFeat
     from deepctr_torch.models import MMOE
 
-    project, source, _ = opened(place)
+    context = opened(place)
+    project, source = context.project, context.source
     encoder = Encoder.load(Path(place) / "model" / "encoder.json")
     mean, spread = np.load(Path(place) / "mean.npy")
     sparse = encoder.categoricals
@@ -136,42 +138,36 @@ def pandas_and_deepctr(place: str, day: str) -> dict[str, Any]:
     }
 
 
-STAGES = {f.__name__: f for f in (prepare, scoring, pandas_and_deepctr)}
+NAMES = {"scoring": "mtl_ranker", "pandas_and_deepctr": "DeepCTR-Torch, pandas"}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = results.parser(__doc__)
     options.add_argument("--candidates", type=int, default=2_000_000)
     options.add_argument("--per-user", type=int, default=500, help="candidates of each user")
-    options.add_argument("--json", type=Path, help="write the figures to this file")
-    chosen = options.parse_args()
+    chosen = results.parse(options)
     place = Path(mkdtemp(prefix="scoring-"))
     found: dict[str, Any] = {}
     try:
         given = {"place": str(place)}
         more = {"count": chosen.candidates, "per_user": chosen.per_user}
-        found["prepare"] = in_process(__file__, "prepare", given | more)
-        for stage in ("scoring", "pandas_and_deepctr"):
-            CONSOLE.print(f"[dim]{stage} …[/]")
-            runs = [
-                in_process(__file__, stage, given | {"day": found["prepare"]["day"]})
-                for _ in range(2)
-            ]
-            found[stage] = min(runs, key=lambda run: run["seconds"])
+        found["prepare"] = in_process(prepare, given | more)
+        for stage in (scoring, pandas_and_deepctr):
+            CONSOLE.print(f"[dim]{stage.__name__} …[/]")
+            runs = [in_process(stage, given | {"day": found["prepare"]["day"]}) for _ in range(2)]
+            found[stage.__name__] = min(runs, key=lambda run: run["seconds"])
     finally:
         shutil.rmtree(place)
     table = Table(title=f"{found['prepare']['inputs']} features, {torch.get_num_threads()} threads")
     for heading in ("way", "candidates", "seconds", "candidates/s", "peak MB", "ours is"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     ours = found["scoring"]["seconds"] / found["scoring"]["rows"]
-    for stage, name in (("scoring", "mtl_ranker"), ("pandas_and_deepctr", "DeepCTR-Torch, pandas")):
-        values = found[stage]
+    for name, title in NAMES.items():
+        values = found[name]
         each = values["seconds"] / values["rows"]
         values["per_second"], values["ratio"] = 1 / each, each / ours
         table.add_row(
-            name,
+            title,
             f"{values['rows']:,}",
             f"{values['seconds']:.1f}",
             f"{1 / each:,.0f}",
@@ -184,9 +180,26 @@ def main() -> None:
         f"DeepCTR-Torch, pandas: {peer['features_seconds']:.1f} s for features, "
         f"{peer['predict_seconds']:.1f} s for predict; fastest of two runs each"
     )
-    write_json(chosen.json, found)
+    results.write(chosen, found)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    rows = [
+        [
+            title,
+            f"{figures[name]['per_second']:,.0f}",
+            f"{figures[name]['peak_mb']:,.0f}",
+            "" if name == "scoring" else f"{figures[name]['ratio']:.1f} times slower",
+        ]
+        for name, title in NAMES.items()
+    ]
+    return {"scoring_speed": markdown.table(["way", "candidates/s", "peak MB", ""], rows)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    rate, ratio = figures["scoring"]["per_second"], figures["pandas_and_deepctr"]["ratio"]
+    return f"{rate:,.0f} candidates/s, {ratio:.1f} times DeepCTR-Torch with pandas"
 
 
 if __name__ == "__main__":
-    if not stage_of(STAGES):
-        main()
+    main()

@@ -1,56 +1,53 @@
 """What a night of so many impressions a day would take, computed from measured rates.
 
-Reads the figures that `scale.py --json` wrote and assumes that days, user ranges and ranks share
-the work evenly: time falls with the cores, and nothing else is in the way. An estimate, not a
-measurement: beyond the machine that was measured, networks and shared disks come on top.
+Reads the figures that `benchmarks.scale` wrote with --save or --json, and assumes that days, user
+ranges and ranks share the work evenly: time falls with the cores, and nothing else is in the way.
+An estimate, not a measurement: beyond the machine that was measured, networks and shared disks come
+on top.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from measured import CONSOLE
 from rich.table import Table
 
-from mtl_ranker.workspace import write_json
+from benchmarks import markdown, results
+from benchmarks.measured import CONSOLE
+
+STAGES = ("ingest", "aggregates", "features", "encoding", "training", "scoring")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = results.parser(__doc__)
+    saved = results.FOLDER / "scale.json"
+    options.add_argument(
+        "figures", type=Path, nargs="?", default=saved, help="of benchmarks.scale; default: saved"
     )
-    options.add_argument("figures", type=Path, help="written by scale.py --json")
     options.add_argument("--impressions", type=float, default=1e9, help="a day")
     options.add_argument("--candidates", type=float, default=5e9, help="a day")
     options.add_argument("--train-days", type=int, default=7)
     options.add_argument("--negative-keep", type=float, default=0.1, help="training.negative_keep")
     options.add_argument("--machines", type=int, default=8)
     options.add_argument("--cores", type=int, default=32, help="of each machine")
-    options.add_argument("--json", type=Path, help="write the figures to this file")
-    chosen = options.parse_args()
-    sizes = json.loads(chosen.figures.read_text("utf-8"))
+    chosen = results.parse(options)
+    sizes = results.read(chosen.figures)
     size = max(sizes, key=int)
     found: dict[str, Any] = sizes[size]
     cores = found["limits"]["threads"]
     share = chosen.machines * chosen.cores / cores
-    rows = {
-        "ingest": chosen.impressions,
-        "aggregates": chosen.impressions,
-        "features": chosen.impressions,
-        "encoding": chosen.impressions * chosen.train_days * chosen.negative_keep,
-        "training": chosen.impressions * chosen.train_days * chosen.negative_keep,
-        "scoring": chosen.candidates,
-    }
+    trained = chosen.impressions * chosen.train_days * chosen.negative_keep
+    counts = (*[chosen.impressions] * 3, trained, trained, chosen.candidates)
+    rows = dict(zip(STAGES, counts, strict=True))
     table = Table(
         title=f"{chosen.impressions:,.0f} impressions and {chosen.candidates:,.0f} candidates a day"
     )
     there = f"on {chosen.machines} x {chosen.cores} cores"
     for heading in ("stage", "rows", "rows/s measured", f"hours on {cores} cores", f"min {there}"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    result = {}
+    result: dict[str, Any] = {}
     for stage, count in rows.items():
         rate = found[stage]["rows"] / found[stage]["seconds"]
         hours, minutes = count / rate / 3600, count / rate / 60 / share
@@ -71,7 +68,38 @@ def main() -> None:
         "a day"
     )
     result["bytes_per_event"], result["bytes_per_example"] = day, example
-    write_json(chosen.json, result)
+    result["setting"] = {"cores_measured": cores, "there": f"{chosen.machines} × {chosen.cores}"}
+    results.write(chosen, result)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    cores, there = figures["setting"]["cores_measured"], figures["setting"]["there"]
+    stages = {name: figures[name] for name in STAGES}
+    rows = [
+        [
+            name,
+            f"{each['rows']:,.0f}",
+            f"{each['rate']:,.0f}",
+            f"{each['hours']:,.1f}",
+            f"{each['minutes_there']:,.1f}",
+        ]
+        for name, each in stages.items()
+    ]
+    sums = [sum(each[k] for each in stages.values()) for k in ("hours", "minutes_there")]
+    rows.append(["sum", "", "", *(f"{value:,.1f}" for value in sums)])
+    headings = (
+        "stage",
+        "rows",
+        f"rows/s on {cores} cores",
+        f"hours on {cores} cores",
+        f"minutes on {there} cores",
+    )
+    return {"sizing": markdown.table(headings, rows)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    minutes = sum(figures[name]["minutes_there"] for name in STAGES)
+    return f"computed: {minutes:.1f} minutes on {figures['setting']['there']} cores"
 
 
 if __name__ == "__main__":

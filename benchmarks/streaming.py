@@ -7,19 +7,20 @@ system enforces it (RLIMIT_DATA), and refuses to let the same process read all r
 
 from __future__ import annotations
 
-import argparse
 import resource
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import torch
-from measured import CONSOLE, in_process, stage_of
 from rich.table import Table
-from scale import SMALL, aggregates, features, ingest, opened, simulate
 
+from benchmarks import markdown, results
+from benchmarks.measured import CONSOLE, in_process
+from benchmarks.scale import SMALL, aggregates, features, ingest, opened, simulate
 from mtl_ranker.features.columns import LABEL, numeric_features
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.presets import make
@@ -27,7 +28,6 @@ from mtl_ranker.training.batches import Examples, encode_examples
 from mtl_ranker.training.loop import Design, Rows, train_ranker
 from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
-from mtl_ranker.workspace import write_json
 
 IMPRESSIONS, DAYS = 1_500_000, 14
 # Arrow's own allocator reserves a gigabyte of addresses at its first use, whatever it needs.
@@ -39,7 +39,8 @@ def encode(place: str, rows: int) -> dict[str, Any]:
     simulate(place, IMPRESSIONS, DAYS)
     for stage in (ingest, aggregates, features):
         stage(place)
-    project, _, workspace = opened(place)
+    context = opened(place)
+    project, workspace = context.project, context.workspace
     days = workspace.days("examples")
     frame = workspace.scan("examples", days).collect(engine="streaming")
     encoder = Encoder.fit(project.features, numeric_features(project), frame)
@@ -54,7 +55,8 @@ def encode(place: str, rows: int) -> dict[str, Any]:
 
 
 def trained(place: str, rows: Examples | ShardedExamples) -> dict[str, Any]:
-    project, _, workspace = opened(place)
+    context = opened(place)
+    project, workspace = context.project, context.workspace
     tasks = tasks_of(project)
     encoder = Encoder.load(Path(place) / "encoder.json")
     held_out = workspace.scan("examples", workspace.days("examples")[-1:]).head(20_000).collect()
@@ -95,41 +97,36 @@ def whole(place: str, limit_mb: int) -> dict[str, Any]:
     return {"rows": rows, "refused": ""}
 
 
-STAGES = {f.__name__: f for f in (encode, in_memory, streaming, whole)}
-
-
 def main() -> None:
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = results.parser(__doc__)
     options.add_argument("--rows", type=int, default=5_000_000)
     options.add_argument("--memory-rows", type=int, default=2_000_000, help="of the comparison")
     options.add_argument("--limit-mb", type=int, default=2_048)
-    options.add_argument("--json", type=Path, help="write the figures to this file")
-    chosen = options.parse_args()
+    chosen = results.parse(options)
     place = Path(mkdtemp(prefix="streaming-"))
-    found: dict[str, Any] = {}
-    settings: dict[str, dict[str, Any]] = {
-        "encode": {"rows": chosen.rows},
-        "in_memory": {"rows": chosen.memory_rows},
-        "streaming": {"limit_mb": chosen.limit_mb},
-        "whole": {"limit_mb": chosen.limit_mb},
-    }
+    found: dict[str, Any] = {"limit_mb": chosen.limit_mb}
+    limit = {"limit_mb": chosen.limit_mb}
+    stages = (
+        (encode, {"rows": chosen.rows}),
+        (in_memory, {"rows": chosen.memory_rows}),
+        (streaming, limit),
+        (whole, limit),
+    )
     try:
-        for stage, more in settings.items():
-            CONSOLE.print(f"[dim]{stage} …[/]")
-            found[stage] = in_process(__file__, stage, {"place": str(place)} | more, PLAIN)
+        for stage, more in stages:
+            CONSOLE.print(f"[dim]{stage.__name__} …[/]")
+            found[stage.__name__] = in_process(stage, {"place": str(place)} | more, PLAIN)
     finally:
         shutil.rmtree(place)
     table = Table(title=f"training, {torch.get_num_threads()} threads, batch 1024")
     for heading in ("stage", "rows", "seconds", "rows/s", "peak MB"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage in ("encode", "in_memory", "streaming"):
-        values = found[stage]
+    for name in ("encode", "in_memory", "streaming"):
+        values = found[name]
         rate = values["rows"] / values["seconds"]
-        found[stage]["rows_per_second"] = rate
+        found[name]["rows_per_second"] = rate
         cells = f"{values['rows']:,}", f"{values['seconds']:,.1f}", f"{rate:,.0f}"
-        table.add_row(stage, *cells, f"{values['peak_mb']:,.0f}")
+        table.add_row(name, *cells, f"{values['peak_mb']:,.0f}")
     CONSOLE.print(table)
     ratio = found["streaming"]["rows_per_second"] / found["in_memory"]["rows_per_second"]
     found["streaming_over_memory"] = ratio
@@ -139,9 +136,34 @@ def main() -> None:
     )
     refused = found["whole"]["refused"]
     CONSOLE.print(f"all rows at once under that limit: {refused or 'they fit'}")
-    write_json(chosen.json, found)
+    results.write(chosen, found)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    limit = f"{figures['limit_mb']:,} MB of data (RLIMIT_DATA)"
+    names = {
+        "encode": "encoding into Parquet",
+        "in_memory": "training in memory",
+        "streaming": f"training from files, at most {limit}",
+    }
+    rows = [
+        [title, *(f"{figures[name][k]:,.0f}" for k in ("rows", "rows_per_second", "peak_mb"))]
+        for name, title in names.items()
+    ]
+    refused = figures["whole"]["refused"]
+    rows.append(
+        ["reading all rows at once under that limit", "", f"`{refused}`" * bool(refused), ""]
+    )
+    return {"streaming": markdown.table(["", "rows", "rows/s", "peak MB"], rows)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    found, ratio = figures["streaming"], figures["streaming_over_memory"]
+    return (
+        f"{found['rows'] / 1e6:.1f} million rows with {found['peak_mb']:,.0f} MB, at {ratio:.0%} "
+        "of the rate in memory"
+    )
 
 
 if __name__ == "__main__":
-    if not stage_of(STAGES):
-        main()
+    main()

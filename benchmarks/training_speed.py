@@ -14,18 +14,19 @@ import argparse
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measured import in_process, stage_of
-from prepared import folders, parse, parser, preset_of, real_examples
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import markdown, results
+from benchmarks.measured import in_process
+from benchmarks.prepared import folders, parser, preset_of, real_examples
 from mtl_ranker.config import Training
 from mtl_ranker.evaluation.metrics import auc
 from mtl_ranker.models.presets import make
@@ -33,11 +34,20 @@ from mtl_ranker.training.batches import Examples, take
 from mtl_ranker.training.dataset import Dataset
 from mtl_ranker.training.loop import Design, Rows, train_ranker
 from mtl_ranker.training.network import predict
-from mtl_ranker.workspace import write_json
 
 EXPERTS, EXPERT, TOWER, EMBEDDING, RATE = 8, 16, 8, 4, 1e-3
 OURS, RECHUB, DEEPCTR = "mtl_ranker", "torch-rechub", "DeepCTR-Torch"
 LARGE = 16_384  # rows a block in which the peers predict fastest
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a training, and how often it is repeated in a process."""
+
+    batch: int
+    epochs: int
+    repeats: int
+    threads: int
 
 
 class Job:
@@ -56,7 +66,7 @@ class Ours(Job):
 
     def fit(self, seed: int) -> None:
         settings = {"experts": EXPERTS, "expert_hidden": [EXPERT], "tower_hidden": [TOWER]}
-        settings |= {"preset": "mmoe", "embedding_width": EMBEDDING, "dropout": 0.0}
+        settings |= {"preset": "mmoe", "embedding_dim": EMBEDDING, "dropout": 0.0}
         training = Training(
             batch_size=self.batch,
             epochs=self.epochs,
@@ -89,7 +99,7 @@ class Rechub(Job):
         numbers = range(self.train.numeric.shape[1])
         self.features += [DenseFeature(f"number_{f}") for f in numbers]
 
-    def progress_columns(self, rows: Examples) -> dict[str, np.ndarray]:
+    def _columns(self, rows: Examples) -> dict[str, np.ndarray]:
         ids = {n: rows.categorical[:, i].numpy() for i, (n, _) in enumerate(self.fields())}
         numbers = range(rows.numeric.shape[1])
         return ids | {f"number_{f}": rows.numeric[:, f].numpy() for f in numbers}
@@ -183,7 +193,7 @@ class DeepCTR(Job):
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
+def ablate() -> Iterator[None]:
     """Without the peers' progress bars and prints, which would also cost them time."""
     with (
         open(os.devnull, "w") as nowhere,
@@ -194,7 +204,7 @@ def silence() -> Iterator[None]:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    with silence():
+    with ablate():
         began = time.perf_counter()
         work()
         return time.perf_counter() - began
@@ -231,15 +241,13 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=4)
     options.add_argument("--repeats", type=int, default=3, help="in a process; the fastest counts")
     options.add_argument("--rounds", type=int, default=2, help="processes of each library, in turn")
-    chosen = parse(options)
-    results = {preset_of(f): measure(f, chosen) for f in folders(chosen.data)}
-    write_json(chosen.json, results)
+    chosen = results.parse(options)
+    results.write(chosen, {preset_of(f): measure(f, chosen) for f in folders(chosen.data)})
 
 
-def library(
-    folder: str, name: str, batch: int, epochs: int, repeats: int, threads: int
-) -> dict[str, Any]:
-    """All measurements of one library, in a process that no other one disturbs."""
+def library(folder: str, name: str, size: dict[str, int]) -> dict[str, Any]:
+    """All measurements of one library, in a process of its own. `size` is a `Size`."""
+    batch, epochs, repeats, threads = (size[k] for k in ("batch", "epochs", "repeats", "threads"))
     if threads:
         torch.set_num_threads(threads)
     _, prepared = real_examples(Path(folder))
@@ -248,13 +256,13 @@ def library(
     fits, quality = [], []
     predicts: dict[int, list[float]] = {batch: [], LARGE: []}
     labels = parts.examples["test"].labels.numpy()
-    with silence():
+    with ablate():
         job.fit(repeats)  # the first one of a process also starts torch up
     for seed in range(repeats):
         fits.append(seconds(lambda: job.fit(seed)))  # noqa: B023
-        for size, times in predicts.items():
-            times += [seconds(lambda: job.predict(size)) for _ in range(3)]  # noqa: B023
-        with silence():
+        for block, times in predicts.items():
+            times += [seconds(lambda: job.predict(block)) for _ in range(3)]  # noqa: B023
+        with ablate():
             found = job.predict(LARGE)
         quality.append([auc(labels[:, t], found[:, t]) for t in range(len(found[0]))])
     return {
@@ -270,12 +278,12 @@ def library(
 
 
 def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    settings = {"folder": str(folder), "batch": chosen.batch, "epochs": chosen.epochs}
-    settings |= {"repeats": chosen.repeats, "threads": chosen.threads}
+    size = Size(chosen.batch, chosen.epochs, chosen.repeats, chosen.threads)
+    settings = {"folder": str(folder.resolve()), "size": asdict(size)}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in (OURS, RECHUB, DEEPCTR)}
     for _ in range(chosen.rounds):  # in turn, because a machine has slow spells
         for name, each in found.items():
-            each.append(in_process(__file__, "library", settings | {"name": name}))
+            each.append(in_process(library, settings | {"name": name}))
     measured = {
         name: each[0] | {k: min(e[k] for e in each) for k in ("fit", "predict", "predict_large")}
         for name, each in found.items()
@@ -328,6 +336,39 @@ def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Rates of all libraries for each data set, and ours over theirs."""
+    headings = ["library", "rows/s trained", "ours is", "rows/s predicted", "ours is"]
+    headings += [f"predicted in blocks of {LARGE:,}", "ours is"]
+    kinds = (
+        ("train_rows_per_second", "train_ratio"),
+        ("predict_rows_per_second", "predict_ratio"),
+        ("predict_rows_per_second_large", "predict_ratio_large"),
+    )
+    found = {}
+    for data, each in figures.items():
+        rows = []
+        for name, values in each["libraries"].items():
+            cells = [name]
+            for rate, ratio in kinds:
+                ours = "" if name == OURS else f"{values[ratio]:.1f}x"
+                cells += [f"{values[rate]:,.0f}", ours]
+            rows.append(cells)
+        found[f"training_speed {data}"] = markdown.table(headings, rows)
+    return found
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    words = []
+    for data, each in figures.items():
+        peers = {name: v for name, v in each["libraries"].items() if name != OURS}
+        ratios = [
+            f"{v['train_ratio']:.1f} and {v['predict_ratio']:.1f} times {name}"
+            for name, v in peers.items()
+        ]
+        words.append(f"{data}: trains and predicts {', '.join(ratios)}")
+    return "; ".join(words)
+
+
 if __name__ == "__main__":
-    if not stage_of({"library": library}):
-        main()
+    main()

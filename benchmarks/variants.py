@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from prepared import folders, parse, parser, preset_of, real_examples
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mtl_ranker.config import Project
+from benchmarks import markdown, results
+from benchmarks.prepared import TITLES, folders, parser, preset_of, real_examples
 from mtl_ranker.evaluation.intervals import Interval
-from mtl_ranker.evaluation.sharing import SharingGain
+from mtl_ranker.evaluation.metrics import quality_metric
+from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains
 from mtl_ranker.models.presets import make
-from mtl_ranker.nightly.contenders import Contender
-from mtl_ranker.nightly.results import ModelRun, compare_models
-from mtl_ranker.nightly.suite import train_model
+from mtl_ranker.nightly.contenders import Contender, train_model
+from mtl_ranker.nightly.results import ModelRun, qualities
 from mtl_ranker.training.dataset import Dataset
-from mtl_ranker.workspace import write_json
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,11 @@ class Variant:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compared:
     """Every variant × seed on one data set, and each variant's gain over the reference."""
 
     data: str
-    project: Project
     parts: Dataset
     runs: dict[str, list[ModelRun]]
     intervals: dict[tuple[str, str], Interval]
@@ -67,8 +65,17 @@ def compare(
         runs.setdefault(variant.name, []).append(
             train_model(own, parts, Contender(variant.name, spec, seed))
         )
-    intervals, gains = compare_models(project, parts.tasks, runs, parts.held_out, reference)
-    return Compared(preset_of(folder), project, parts, runs, intervals, gains, reference)
+    confidence = project.promotion.confidence
+    quality = qualities(project.promotion, parts.tasks, runs, parts.held_out)
+    measures = {task.name: quality_metric(task.kind) for task in parts.tasks}
+    return Compared(
+        data=preset_of(folder),
+        parts=parts,
+        runs=runs,
+        intervals={key: value.interval(confidence) for key, value in quality.items()},
+        gains=sharing_gains(quality, reference, measures, confidence),
+        reference=reference,
+    )
 
 
 def options(description: str | None, picture: str) -> argparse.ArgumentParser:
@@ -80,29 +87,42 @@ def options(description: str | None, picture: str) -> argparse.ArgumentParser:
     return found
 
 
-def benchmark(
+Look = Callable[[Compared], Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Variants to compare.
+
+    Attributes:
+        title: of tables and picture.
+        reference: a variant's name; the first variant if None.
+        look: prints more about each variant, and returns it as figures by the variant's name.
+    """
+
+    title: str
+    reference: str | None = None
+    look: Look | None = None
+
+
+def run(
     found: argparse.ArgumentParser,
     variants: Callable[[argparse.Namespace], Sequence[Variant]],
-    reference: str | None,
-    title: str,
-    look: Callable[[Compared], Mapping[str, Mapping[str, Any]]] | None = None,
+    what: Benchmark,
 ) -> None:
-    """Compare on every data set given: print, draw, write. The reference is the first if None.
-
-    `look` prints more about each variant, and returns it as figures by the variant's name.
-    """
-    chosen = parse(found)
+    """Compare on every data set given: print, draw, write."""
+    chosen = results.parse(found)
     wanted, done = variants(chosen), []
     written: dict[str, Any] = {}
     for folder in folders(chosen.data):
-        base = reference or wanted[0].name
+        base = what.reference or wanted[0].name
         done.append(compare(folder, wanted, base, range(chosen.seeds), chosen.epochs))
-        show(done[-1], title)
+        show(done[-1], what.title)
         written[done[-1].data] = figures(done[-1])
-        for name, more in look(done[-1]).items() if look is not None else ():
+        for name, more in what.look(done[-1]).items() if what.look is not None else ():
             written[done[-1].data]["models"][name].update(more)
-        write_json(chosen.json, written)
-    picture(done, chosen.picture, title)
+    results.write(chosen, written)
+    picture(done, chosen.picture, what.title)
 
 
 CONSOLE = Console(width=175)
@@ -167,6 +187,51 @@ def figures(found: Compared) -> dict[str, Any]:
             "objectives": objectives,
         }
     return {"reference": found.reference, "models": result}
+
+
+Column = Callable[[Mapping[str, Any]], str]
+
+
+def columns_of(figures: Mapping[str, Any], more: Mapping[str, Column] | None = None) -> str:
+    """Variants as rows of Markdown: every objective's AUC, with a significant gain in brackets,
+    then `more` columns, whose values of several data sets stand side by side.
+    """
+    sets = {data: figures[data] for data in TITLES if data in figures}
+    first = next(iter(sets.values()))["models"]
+    objectives = [
+        (data, objective)
+        for data, found in sets.items()
+        for objective in next(iter(found["models"].values()))["objectives"]
+    ]
+    more = more or {}
+    rows = []
+    for name in first:
+        cells = [auc_text(sets[d]["models"][name]["objectives"][o]) for d, o in objectives]
+        for text in more.values():
+            cells.append(" / ".join(text(found["models"][name]) for found in sets.values()))
+        rows.append([name, *cells])
+    return markdown.table(["model", *(o for _, o in objectives), *more], rows)
+
+
+def auc_text(found: Mapping[str, Any]) -> str:
+    gain = found["gain"]
+    sure = gain is not None and gain["verdict"] != "undecided"
+    return f"{found['auc']:.4f}" + (f" ({gain['value']:+.4f})" if sure else "")
+
+
+def significant(figures: Mapping[str, Any]) -> str:
+    """How many of the gains over the reference are significant, and which."""
+    gains = [
+        (f"{name} {each['gain']['value']:+.4f} on {objective}", each["gain"]["verdict"])
+        for found in figures.values()
+        for name, model in found["models"].items()
+        for objective, each in model["objectives"].items()
+        if each["gain"] is not None
+    ]
+    sure = [words for words, verdict in gains if verdict != "undecided"]
+    reference = next(iter(figures.values()))["reference"]
+    which = f": {', '.join(sure[:3])}{', …' * (len(sure) > 3)}" if sure else ""
+    return f"{len(sure)} of {len(gains)} AUC gains over {reference} significant{which}"
 
 
 def picture(found: Sequence[Compared], path: Path, title: str) -> None:

@@ -6,22 +6,21 @@ cost of a step, not what it learns.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 import torch
-from measured import CONSOLE, in_process, stage_of
 from rich.table import Table
 
+from benchmarks import markdown, results
+from benchmarks.measured import CONSOLE, in_process
 from mtl_ranker.config import Categorical, Features, Training
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.loop import Design, Execution, Rows, train_ranker
-from mtl_ranker.workspace import write_json
 
 WIDTH = 16
 NEVER = 1 << 62
@@ -41,7 +40,7 @@ def train(values: int, rows: int, batch: int, sparse: bool) -> dict[str, Any]:
     encoder = Encoder.fit(features, names, frame)
     examples = encode_examples(encoder, frame, ["label_a", "label_b"])
     tasks = [Task("a", "binary"), Task("b", "binary")]
-    spec = make("mmoe", {"preset": "mmoe", "embedding_width": WIDTH}, len(tasks))
+    spec = make("mmoe", {"preset": "mmoe", "embedding_dim": WIDTH}, len(tasks))
     settings = Training(batch_size=batch, epochs=1, sparse_rows=1 if sparse else NEVER)
     trained = train_ranker(
         Design(spec, encoder, tasks), Rows(examples), settings, 0, Execution(until=[1, 1])
@@ -50,14 +49,13 @@ def train(values: int, rows: int, batch: int, sparse: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = results.parser(__doc__)
     options.add_argument(
         "--values", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000]
     )
     options.add_argument("--rows", type=int, default=200_000)
     options.add_argument("--batch", type=int, default=2048)
-    options.add_argument("--json", type=Path, help="write the figures to this file")
-    chosen = options.parse_args()
+    chosen = results.parse(options)
     table = Table(title=f"{chosen.rows:,} rows, batches of {chosen.batch:,}, width {WIDTH}")
     for heading in ("values", "dense rows/s", "peak MB", "sparse rows/s", "peak MB", "sparse is"):
         table.add_column(heading, justify="right")
@@ -66,16 +64,38 @@ def main() -> None:
         each = {}
         for name, sparse in (("dense", False), ("sparse", True)):
             settings = {"values": values, "rows": chosen.rows, "batch": chosen.batch}
-            each[name] = in_process(__file__, "train", settings | {"sparse": sparse})
+            each[name] = in_process(train, settings | {"sparse": sparse})
             each[name]["rate"] = chosen.rows / each[name]["train_seconds"]
         ratio = each["sparse"]["rate"] / each["dense"]["rate"]
         found[str(values)] = each | {"ratio": ratio}
         cells = [f"{v:,.0f}" for e in each.values() for v in (e["rate"], e["peak_mb"])]
         table.add_row(f"{values:,}", *cells, f"{ratio:.2f}x")
     CONSOLE.print(table)
-    write_json(chosen.json, found)
+    results.write(chosen, found)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    rows = [
+        [
+            f"{int(values):,}",
+            *(f"{each[k]['rate']:,.0f} ({each[k]['peak_mb']:,.0f})" for k in ("dense", "sparse")),
+            f"{markdown.times(each['ratio'])} times",
+        ]
+        for values, each in figures.items()
+    ]
+    headings = (
+        "values",
+        "dense optimiser, rows/s (peak MB)",
+        "a batch's rows alone, rows/s (peak MB)",
+        "",
+    )
+    return {"vocabulary": markdown.table(headings, rows)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    ratios = [f"{each['ratio']:.2f} with {int(v):,}" for v, each in figures.items()]
+    return f"sparse over dense rate: {', '.join(ratios)} values"
 
 
 if __name__ == "__main__":
-    if not stage_of({"train": train}):
-        main()
+    main()

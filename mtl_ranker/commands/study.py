@@ -18,6 +18,7 @@ from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.studies.census import MODELS as CENSUS_MODELS
 from mtl_ranker.studies.census import (
     PAPER_CORRELATION,
+    Candidate,
     Row,
     Split,
     Tuned,
@@ -29,7 +30,8 @@ from mtl_ranker.studies.census import (
     tune_trees,
     with_trees,
 )
-from mtl_ranker.studies.synthetic import MODELS, Found, run_starts
+from mtl_ranker.studies.search import Budget
+from mtl_ranker.studies.synthetic import MODELS, Found, Starts, run_starts
 from mtl_ranker.studies.trainability import (
     BAD,
     contrasts,
@@ -87,9 +89,8 @@ def random_starts(
         def tell(what: str, done: int) -> None:
             progress.update(bar, advance=done, description=what)
 
-        found = run_starts(
-            correlations, count, length, learning_rate=learning_rate, on_progress=tell
-        )
+        setup = Starts(count, length, learning_rate=learning_rate)
+        found = run_starts(correlations, setup, on_progress=tell)
     spread, contrast = spreads(found), contrasts(found)
     console.print(_spread_table(found, spread))
     console.print(_contrast_table(contrast))
@@ -170,7 +171,8 @@ def census(
             f"\npair {pair}: {' and '.join(names)}; {split.protocol}: {parts}; "
             f"absolute correlation {split.correlation:.4f} (paper: {PAPER_CORRELATION[pair]:.4f})"
         )
-        family, strongest = _census_models(console, split, tries, starts, length)
+        budget = Budget(tries, range(starts), length)
+        family, strongest = _census_models(console, split, budget)
         rows, gains = compare(split, family, "shared_bottom")
         top, lead = compare(split, strongest, "LightGBM")
         title = f"pair {pair}, equal size and budget: {tries} trials, {starts} seeds"
@@ -210,9 +212,9 @@ def census(
 
 
 def _census_models(
-    console: Console, split: Split, trials: int, seeds: int, epochs: int
+    console: Console, split: Split, budget: Budget
 ) -> tuple[list[Tuned], list[Tuned]]:
-    each = trials + seeds
+    each = budget.trials + len(budget.seeds)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         total = len(CENSUS_MODELS) * each + each + len(split.tasks) * each + 1
@@ -221,24 +223,14 @@ def _census_models(
         def tell(what: str) -> None:
             progress.update(bar, advance=1, description=what)
 
-        family = []
-        for name in CENSUS_MODELS:
-            settings = equal_size(split, name, PARAMETERS)
-            family.append(
-                tune_ranker(split, name, settings, trials, range(seeds), epochs, on_training=tell)
-            )
-        ours = tune_ranker(
-            split,
-            "mmoe, free size",
-            {"preset": "mmoe", "experts": 8, "expert_hidden": [64]},
-            trials,
-            range(seeds),
-            epochs,
-            members=(1, 4),
-            on_training=tell,
-        )
-        trees = tune_trees(split, trials, range(seeds), tell)
-        joined = with_trees(split, ours, range(seeds))
+        candidates = [
+            Candidate(name, equal_size(split, name, PARAMETERS)) for name in CENSUS_MODELS
+        ]
+        family = [tune_ranker(split, candidate, budget, tell) for candidate in candidates]
+        free = {"preset": "mmoe", "experts": 8, "expert_hidden": [64]}
+        ours = tune_ranker(split, Candidate("mmoe, free size", free, (1, 4)), budget, tell)
+        trees = tune_trees(split, budget, tell)
+        joined = with_trees(split, ours, budget.seeds)
         tell("with trees")
     best = max(family, key=lambda model: model.validate_auc)
     mean = [averaged(model) for model in (ours, joined, best)]
@@ -343,8 +335,8 @@ def _in_words(row: Any) -> str:
     elif row.gain.high < 0:
         verdict = "ends higher than shared_bottom"
     else:
-        verdict = "does not differ from shared_bottom significantly"
-    steady = "no difference in spread significantly"
+        verdict = "does not differ significantly from shared_bottom"
+    steady = "no significant difference in spread"
     if row.steadier < 0.05:
         steady = "steadier" if row.spread_ratio < 1 else "less steady"
     return f"{where} {verdict}; {steady}"

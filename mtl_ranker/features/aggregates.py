@@ -1,4 +1,4 @@
-"""One day of events as daily counts of every entity, published once."""
+"""Daily aggregates: one day's events as counts and sums of every entity, and users' histories."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from mtl_ranker.workspace import fingerprint
 
 
 def aggregate_day(context: Context, day: date) -> str | None:
-    """Publish every entity's daily counts of one day; why, or None when all were up to date."""
+    """Publish one day's aggregates: a dataset per entity and per history.
+
+    Returns why they were built, or None when all were up to date. Raises ProjectError when the
+    day's events are not published, or a setting names a column that is missing.
+    """
     project, source, workspace = context.project, context.source, context.workspace
-    events_mark = workspace.published_fingerprint("events", day)
-    if events_mark is None:
+    events_fingerprint = workspace.published_fingerprint("events", day)
+    if events_fingerprint is None:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
     events = join_tables(static_tables(source), scan_events(context, [day]))
     schema = events.collect_schema()
@@ -31,52 +35,52 @@ def aggregate_day(context: Context, day: date) -> str | None:
     }
     expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
     common = {
-        "events": events_mark,
+        "events": events_fingerprint,
         "user and item tables": fingerprint(*source.tables_state()),
         "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
     }
-    daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}  # dataset → made from, rows
-    name, sql = "aggregates/entity.sql", view_sql(context)
-    made = {**common, f"sql/{name}": fingerprint(sql[name])}
+    daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}  # dataset → provenance, rows
+    template, sql = "aggregates/entity.sql", view_sql(context)
+    provenance = {**common, f"sql/{template}": fingerprint(sql[template])}
     for keys in [[], *project.features.entities]:
-        _need(schema, keys, "features.entities")
+        _check_columns(schema, keys, "features.entities")
         columns = [pl.col(key) for key in keys if key not in signals]
         labelled = events.select(*columns, *(e.alias(n) for n, e in signals.items()))
-        counts = run_sql(sql[name], {"events": labelled}, keys=keys, signals=list(signals))
-        daily[aggregate_dataset(context, keys)] = made, counts
-    name = "aggregates/history.sql"
+        counts = run_sql(sql[template], {"events": labelled}, keys=keys, signals=list(signals))
+        daily[aggregate_dataset(context, keys)] = provenance, counts
+    template = "aggregates/history.sql"
     for history in project.features.histories:
-        _need(schema, history.columns, f"features.histories ({history.signal})")
-        made = {
+        _check_columns(schema, history.columns, f"features.histories ({history.signal})")
+        provenance = {
             **common,
-            f"sql/{name}": fingerprint(sql[name]),
+            f"sql/{template}": fingerprint(sql[template]),
             "setting features.histories": fingerprint(history),
         }
-        # Of a list column the first value stands for the item.
+        # A list column is represented by its first value.
         columns = [
             pl.col(c).list.first() if isinstance(schema[c], pl.List) else pl.col(c)
             for c in {*history.columns, "item_id"}
         ]
         signal = signals[history.signal].alias(history.signal)
         latest = run_sql(
-            sql[name],
+            sql[template],
             {"events": events.select("user_id", "timestamp", *columns, signal)},
             signal=history.signal,
             columns=history.columns,
             length=history.length,
         )
-        daily[history_dataset(context, history)] = made, latest
-    worked = None
-    for dataset, (made, rows) in daily.items():
-        why = workspace.stale(dataset, day, made)
+        daily[history_dataset(context, history)] = provenance, latest
+    first_reason = None
+    for dataset, (provenance, rows) in daily.items():
+        why = workspace.stale(dataset, day, provenance)
         if why is not None:
             numbered = rows.with_columns(pl.lit(day_number(day), pl.Int32).alias("day"))
-            workspace.publish(dataset, day, numbered, made)
-            worked = worked or why
-    return worked
+            workspace.publish(dataset, day, numbered, provenance)
+            first_reason = first_reason or why
+    return first_reason
 
 
-def _need(schema: pl.Schema, columns: Sequence[str], place: str) -> None:
+def _check_columns(schema: pl.Schema, columns: Sequence[str], place: str) -> None:
     for column in columns:
         if column not in schema:
             raise ProjectError(
@@ -86,7 +90,7 @@ def _need(schema: pl.Schema, columns: Sequence[str], place: str) -> None:
 
 
 def history_days(context: Context, day: date) -> list[date]:
-    """Aggregated days that the windows of day D may see: the longest window, strictly before D."""
+    """Aggregated days in the longest window of day D, which ends on the day before D."""
     project, workspace = context.project, context.workspace
     longest = project.features.windows[-1]
     days = workspace.days(aggregate_dataset(context, []))
@@ -94,7 +98,7 @@ def history_days(context: Context, day: date) -> list[date]:
 
 
 def history_fingerprint(context: Context, day: date) -> str:
-    """One hash of all aggregates that the windows of day D see."""
+    """One hash of all aggregates that the windows of day D read."""
     project, workspace = context.project, context.workspace
     datasets = [aggregate_dataset(context, keys) for keys in [[], *project.features.entities]]
     datasets += [history_dataset(context, history) for history in project.features.histories]
@@ -112,7 +116,7 @@ def _is_log1p(project: Project, name: str) -> bool:
 
 
 def aggregate_history(context: Context, day: date) -> None:
-    """Publish the daily aggregates that features as of D look back at, where they are missing."""
+    """Publish the daily aggregates that features as of D read, where they are not up to date."""
     longest = context.project.features.windows[-1]
     for published in context.workspace.days("events"):
         if 0 < (day - published).days <= longest:

@@ -1,4 +1,4 @@
-"""Rows cut into blocks of whole users, so that memory does not grow with their number."""
+"""Rows divided into blocks of whole users, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import polars as pl
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of the users from `first` to `last`, both included."""
+    """Rows of the users from `first` to `last`, both included.
+
+    Attributes:
+        rows: their number.
+        everything: the block has all rows, and needs no filter.
+    """
 
     first: Any
     last: Any
@@ -19,6 +24,7 @@ class Block:
     everything: bool
 
     def of(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Those of `rows` that belong to the block."""
         if self.everything:
             return rows
         return rows.filter(pl.col("user_id").is_between(self.first, self.last))
@@ -31,7 +37,7 @@ def joined(blocks: Sequence[Block]) -> Block:
 
 
 def user_blocks(rows: pl.LazyFrame, size: int) -> list[Block]:
-    """Whole users in ascending order, about `size` rows at a time; none is divided."""
+    """Divide rows into blocks of about `size`, by ascending user; no user is divided."""
     counts = rows.group_by("user_id").len().sort("user_id").collect(engine="streaming")
     if counts.is_empty():
         return []

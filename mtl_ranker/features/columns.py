@@ -16,7 +16,7 @@ EVENT = "event"  # the row of an example in its day's events
 
 
 def entity_name(keys: list[str]) -> str:
-    """`["user_id", "author_id"]` becomes `user_x_author`."""
+    """The entity's name in columns and datasets: `user_x_author` for user_id and author_id."""
     return "_x_".join(key.removesuffix("_id") for key in keys)
 
 
@@ -49,7 +49,7 @@ def history_features(history: History) -> list[str]:
 
 
 def feature_columns(project: Project) -> list[str]:
-    """All raw feature columns that the encoder reads, in a fixed order, none twice."""
+    """All distinct feature columns that the encoder reads, in a fixed order."""
     features = project.features
     names = [c.column for c in features.categoricals] + [c.column for c in features.lists]
     for history in features.histories:
@@ -58,7 +58,7 @@ def feature_columns(project: Project) -> list[str]:
 
 
 def check_feature_columns(project: Project, schema: pl.Schema) -> None:
-    """Every configured feature must exist with a fitting type. Raises ProjectError."""
+    """Raise ProjectError unless every configured feature exists with a fitting type."""
     features = project.features
     available = [c for c in schema.names() if not c.startswith(LABEL)]
     wanted = {f"features.categoricals ({c.column})": c.column for c in features.categoricals}
@@ -76,10 +76,10 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
 
 
 def check_known_beforehand(project: Project, event_columns: Collection[str]) -> None:
-    """Whatever is read from the impression itself must be declared as context.
+    """Raise ProjectError for a feature from a column of the log that is not declared as context.
 
-    What an impression left behind (play time, another label) is not known when candidates are
-    ranked, and candidates would not carry it. Raises ProjectError naming the column.
+    The outcome of an impression (play time, another label) is not known when candidates are ranked,
+    and candidate sets do not have it.
     """
     features, context = project.features, project.log.context
     wanted = {f"features.categoricals ({c.column})": c.column for c in features.categoricals}
@@ -91,8 +91,8 @@ def check_known_beforehand(project: Project, event_columns: Collection[str]) -> 
         if column in event_columns and column not in known:
             raise ProjectError(
                 f"{place}: is a column of the log, which may only be known after the impression; "
-                f"allowed: log.context ({', '.join(context) or 'empty'}), where columns stand that "
-                "a candidate set has too, and columns of log.users and log.items"
+                f"allowed: log.context ({', '.join(context) or 'empty'}), for columns that a "
+                "candidate set has too, and columns of log.users and log.items"
             )
     for index, objective in enumerate(project.objectives):
         if objective.label.strip('"') in context:

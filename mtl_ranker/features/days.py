@@ -1,4 +1,4 @@
-"""Which days a night reads: its split, and the history that windows look back at."""
+"""Which days a run reads: its split, and the history in the windows before it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ class SplitDays:
 
 
 def split_days(project: Project, available: list[date], day: date) -> SplitDays:
-    """Test days end with `day`, validation before them, then training, after the warm-up.
+    """The days of a training on `day`: training, then validation, then test days, up to `day`.
 
-    Raises ProjectError naming the part that would be empty.
+    The log's first days, the warm-up, are no training days. Raises ProjectError naming the part
+    that would be empty.
     """
     split = project.split
-    first = day - timedelta(days=split.test_days - 1)
-    test = [d for d in available if first <= d <= day]
-    second = first - timedelta(days=split.validate_days)
-    validate = [d for d in available if second <= d < first]
-    third = second - timedelta(days=split.train_days)
-    warm = set(available[: split.warmup_days])
-    train = [d for d in available if third <= d < second and d not in warm]
+    test_start = day - timedelta(days=split.test_days - 1)
+    test = [d for d in available if test_start <= d <= day]
+    validate_start = test_start - timedelta(days=split.validate_days)
+    validate = [d for d in available if validate_start <= d < test_start]
+    train_start = validate_start - timedelta(days=split.train_days)
+    warmup = set(available[: split.warmup_days])
+    train = [d for d in available if train_start <= d < validate_start and d not in warmup]
     for name, days, start, end in (
-        ("test", test, first, day),
-        ("validate", validate, second, first - timedelta(days=1)),
-        ("train", train, third, second - timedelta(days=1)),
+        ("test", test, test_start, day),
+        ("validate", validate, validate_start, test_start - timedelta(days=1)),
+        ("train", train, train_start, validate_start - timedelta(days=1)),
     ):
         if not days:
             have = f"{available[0]} to {available[-1]}" if available else "none"
@@ -60,7 +61,7 @@ def needed_days(project: Project, available: list[date], day: date) -> list[date
 
 
 def needed_history(project: Project, available: list[date], days: list[date]) -> list[date]:
-    """`days` and the earlier days of the log that their windows look at, ascending."""
+    """`days` and the earlier days of the log in their windows, ascending."""
     longest = project.features.windows[-1]
     return [d for d in available if any(0 <= (day - d).days <= longest for day in days)]
 

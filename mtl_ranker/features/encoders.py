@@ -1,8 +1,8 @@
-"""Raw feature rows to arrays, fitted on training days only; saved as JSON, never pickled.
+"""Encode feature columns as arrays; fitted on training days only, and saved as JSON.
 
-A categorical becomes an index (0 is the unknown bucket, also for missing values), a list column a
-padded row of indices, a numeric stays a number with NaN for missing: the model's embedding turns
-it into a piecewise-linear code (Gorishniy et al., NeurIPS 2022) from the bin edges kept here.
+A categorical becomes an index (0 for unknown and missing values), a list column a padded row of
+indices, a numeric stays a number, NaN where missing: the model's embedding encodes it piecewise
+linearly (Gorishniy et al., NeurIPS 2022) from the bin edges that the encoder holds.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """One categorical or list column: known values to 1..n, everything else to 0."""
+    """Indices of one categorical or list column: known values are 1..n, all others 0.
+
+    Attributes:
+        values: known values, ascending; empty if values are hashed.
+        hash_buckets: number of buckets, or None for a vocabulary.
+        max_length: most values per row of a list column.
+        share: columns with the same name here have the same vocabulary and embeddings.
+    """
 
     column: str
     values: list[Any]
     hash_buckets: int | None = None
     max_length: int | None = None
-    share: str | None = None  # columns of one name here have one vocabulary and embedding
+    share: str | None = None
 
     @property
     def size(self) -> int:
@@ -40,25 +47,33 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Arrays of N rows: categorical [N, C], bags [N, sum of lengths], numeric [N, F]."""
+    """Arrays of N rows: categorical [N, C], bags [N, sum of lengths], numeric [N, F].
+
+    C categorical columns, and F numeric ones. Bags are the padded rows of all list columns.
+    """
 
     categorical: np.ndarray
     bags: np.ndarray
     numeric: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """The fitted encoder; travels inside the model artifact."""
+    """A fitted encoder; part of the model artifact.
+
+    Attributes:
+        edges: ascending bin edges of each numeric, at least two.
+        missing: for each numeric, whether it was ever missing in training.
+        histories: for each history, pairs of fields (numbers among categoricals and lists): a
+            field of the item, and the list with the same field of the user's latest impressions.
+    """
 
     categoricals: list[Vocabulary]
     lists: list[Vocabulary]
     numerics: list[str]
-    edges: list[list[float]]  # ascending bin edges of each numeric, at least two
+    edges: list[list[float]]
     numeric_encoding: str
-    missing: list[bool]  # whether the numeric was ever missing in training
-    # Of each history, pairs of fields (among categoricals and lists): an item's own, and the list
-    # of the same that was remembered.
+    missing: list[bool]
     histories: list[list[list[int]]] = field(default_factory=list)
 
     @classmethod
@@ -71,8 +86,10 @@ class Encoder:
     ) -> Encoder:
         """Fit on training rows. Raises ProjectError for an infinite numeric.
 
-        Vocabularies and gaps are counted over all rows, streaming if the frame is lazy. With
-        `sample_rows` the numerics' edges come from so many rows, evenly from all.
+        Args:
+            numerics: names of the numeric columns.
+            rows: vocabularies and missing values come from all of them, streamed if lazy.
+            sample_rows: number of evenly spaced rows from which the edges come; None for all.
         """
         lazy = rows.lazy()
         shared = _shared(features, lazy)
@@ -99,19 +116,19 @@ class Encoder:
         ]
         histories = _add_histories(features, categoricals, lists)
         numbers = lazy.select(pl.col(n).cast(pl.Float32, strict=False) for n in numerics)
-        gaps = pl.all().is_null() | pl.all().is_nan().fill_null(False)
-        found = (
+        is_missing = pl.all().is_null() | pl.all().is_nan().fill_null(False)
+        flags = (
             numbers.select(
-                gaps.any().name.suffix(" gap"),
+                is_missing.any().name.suffix(" missing"),
                 pl.all().is_infinite().any().name.suffix(" infinite"),
             ).collect(engine="streaming")
             if numerics
             else pl.DataFrame()
         )
         for name in numerics:
-            if found[f"{name} infinite"][0]:
+            if flags[f"{name} infinite"][0]:
                 raise ProjectError(f"features: numeric column {name!r} holds infinite values")
-        missing = [bool(found[f"{name} gap"][0]) for name in numerics]
+        missing = [bool(flags[f"{name} missing"][0]) for name in numerics]
         if sample_rows is not None:
             step = -(-lazy.select(pl.len()).collect().item() // sample_rows)
             numbers = numbers.gather_every(max(step, 1))
@@ -121,13 +138,13 @@ class Encoder:
             values = matrix[:, column]
             edges.append(_edges(values[~np.isnan(values)], features))
         return cls(
-            categoricals,
-            lists,
-            list(numerics),
-            edges,
-            features.numeric_encoding,
-            missing,
-            histories,
+            categoricals=categoricals,
+            lists=lists,
+            numerics=list(numerics),
+            edges=edges,
+            numeric_encoding=features.numeric_encoding,
+            missing=missing,
+            histories=histories,
         )
 
     @property
@@ -160,49 +177,54 @@ class Encoder:
 def _add_histories(
     features: Features, categoricals: list[Vocabulary], lists: list[Vocabulary]
 ) -> list[list[list[int]]]:
-    """Append each history's lists, which share the vocabulary and embeddings of the items' own."""
-    known = [*categoricals, *lists]
-    place = {vocabulary.column: number for number, vocabulary in enumerate(known)}
+    """Append each history's lists, which share vocabulary and embeddings with the items' fields.
+
+    Changes both lists in place; returns the pairs of fields (`Encoder.histories`).
+    """
+    fields = [*categoricals, *lists]
+    number_of = {vocabulary.column: number for number, vocabulary in enumerate(fields)}
     histories = []
     for history in features.histories:
         pairs = []
         for column in history.columns:
-            number = place[column]
-            group = known[number].share or f"={column}"
-            known[number] = replace(known[number], share=group)
-            own = replace(known[number], column=history.feature(column), max_length=history.length)
-            known.append(own)
-            pairs.append([number, len(known) - 1])
+            number = number_of[column]
+            fields[number] = replace(fields[number], share=fields[number].share or f"={column}")
+            feature = history.feature(column)
+            fields.append(replace(fields[number], column=feature, max_length=history.length))
+            pairs.append([number, len(fields) - 1])
         histories.append(pairs)
-    categoricals[:], lists[:] = known[: len(categoricals)], known[len(categoricals) :]
+    categoricals[:], lists[:] = fields[: len(categoricals)], fields[len(categoricals) :]
     return histories
 
 
 def _shared(features: Features, rows: pl.LazyFrame) -> dict[str, list[Any]]:
-    """The vocabulary of each shared name: values that are frequent in its columns together."""
-    columns: dict[str, list[pl.LazyFrame]] = {}
-    least: dict[str, int] = {}
-    every: list[Categorical | ListColumn] = [*features.categoricals, *features.lists]
-    for c in every:
+    """The vocabulary of each shared name: values that are frequent in all its columns together.
+
+    The least `min_count` of the columns counts. Raises ProjectError for columns of several types.
+    """
+    values_of: dict[str, list[pl.LazyFrame]] = {}
+    min_count: dict[str, int] = {}
+    columns: list[Categorical | ListColumn] = [*features.categoricals, *features.lists]
+    for c in columns:
         if c.share is None:
             continue
         value = pl.col(c.column).explode() if isinstance(c, ListColumn) else pl.col(c.column)
-        columns.setdefault(c.share, []).append(rows.select(value.alias(c.share)))
-        least[c.share] = min(c.min_count, least.get(c.share, c.min_count))
-    found = {}
-    for name, parts in columns.items():
-        types = {str(part.collect_schema()[name]) for part in parts}
+        values_of.setdefault(c.share, []).append(rows.select(value.alias(c.share)))
+        min_count[c.share] = min(c.min_count, min_count.get(c.share, c.min_count))
+    vocabularies = {}
+    for name, frames in values_of.items():
+        types = {str(frame.collect_schema()[name]) for frame in frames}
         if len(types) > 1:
             raise ProjectError(
                 f"features: columns that share {name!r} hold {', '.join(sorted(types))}; "
                 "allowed: one type"
             )
-        found[name] = _frequent(pl.concat(parts), least[name])
-    return found
+        vocabularies[name] = _frequent(pl.concat(frames), min_count[name])
+    return vocabularies
 
 
 def _frequent(column: pl.LazyFrame, min_count: int) -> list[Any]:
-    """The values of a frame's one column that occur often enough, ascending."""
+    """Values of a frame's single column that occur at least `min_count` times, ascending."""
     name, dtype = next(iter(column.collect_schema().items()))
     value = pl.col(name)
     known = value.is_not_null() & value.is_not_nan() if dtype.is_float() else value.is_not_null()
@@ -211,6 +233,7 @@ def _frequent(column: pl.LazyFrame, min_count: int) -> list[Any]:
 
 
 def _codes(series: pl.Series, vocabulary: Vocabulary) -> np.ndarray:
+    """Indices of N values: [N]."""
     if vocabulary.hash_buckets is not None:
         return _hashed(series, vocabulary.hash_buckets)
     if not vocabulary.values:
@@ -227,7 +250,10 @@ def _codes(series: pl.Series, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def _hashed(series: pl.Series, buckets: int) -> np.ndarray:
-    """Fibonacci hashing of integers, BLAKE2 of strings; 0 = missing. Stable across versions."""
+    """Buckets 1..n of N values, 0 = missing: [N]. The same in every version.
+
+    Fibonacci hashing; strings are first hashed to integers with BLAKE2.
+    """
     null = series.is_null().to_numpy()
     if series.dtype == pl.String:
         distinct = series.unique().drop_nulls()
@@ -241,6 +267,7 @@ def _hashed(series: pl.Series, buckets: int) -> np.ndarray:
 
 
 def _padded(series: pl.Series, vocabulary: Vocabulary) -> np.ndarray:
+    """Indices of the first values of N lists, padded with 0: [N, max_length]."""
     length = vocabulary.max_length or 1
     if not isinstance(series.dtype, pl.List):
         series = series.cast(pl.List(pl.String))
@@ -252,61 +279,65 @@ def _padded(series: pl.Series, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def numeric_matrix(frame: pl.DataFrame, names: Sequence[str]) -> np.ndarray:
-    """Columns as numbers [N, F], NaN where missing."""
+    """Columns as float32 [N, F], NaN where missing."""
     if not names:
         return np.zeros((frame.height, 0), np.float32)
     wide = frame.select(pl.col(n).cast(pl.Float32, strict=False).fill_null(np.nan) for n in names)
     return np.ascontiguousarray(wide.to_numpy(writable=True))
 
 
-def _edges(known: np.ndarray, features: Features) -> list[float]:
-    if len(known) == 0:
+def _edges(values: np.ndarray, features: Features) -> list[float]:
+    """Edges of one numeric from its values; with "standardise", the mean and one deviation more."""
+    if len(values) == 0:
         return [0.0, 1.0]
     if features.numeric_encoding == "standardise":
-        spread = float(known.std()) or 1.0
-        return [float(known.mean()), float(known.mean()) + spread]
-    edges = quantile_edges(known.astype(np.float64), features.bins, features.tail_edges)
+        spread = float(values.std()) or 1.0
+        return [float(values.mean()), float(values.mean()) + spread]
+    edges = quantile_edges(values.astype(np.float64), features.bins, features.tail_edges)
     if len(edges) == 1:
         return [float(edges[0]), float(edges[0]) + 1.0]
     return [float(edge) for edge in edges]
 
 
-def quantile_edges(known: np.ndarray, bins: int, tail: int = 0) -> np.ndarray:
-    """Ascending, distinct edges of about `bins` bins that hold equally many values.
+def quantile_edges(values: np.ndarray, bins: int, tail: int = 0) -> np.ndarray:
+    """Ascending, distinct edges of about `bins` bins with equal numbers of values.
 
     A value so frequent that it would fill whole bins (most people have no capital gains) becomes an
-    edge of its own, and the bins left over divide the other values. Long tails get up to `tail`
-    edges of their own (`tail_edges`).
+    edge, and the remaining bins divide the other values.
+
+    Args:
+        values: without missing ones.
+        tail: further edges at most in each long tail (see `tail_edges`).
     """
-    grid = np.quantile(known, np.linspace(0, 1, bins + 1), method="inverted_cdf")
-    distinct, times = np.unique(grid, return_counts=True)
-    heavy = distinct[times > 1]
-    rest = known[~np.isin(known, heavy)]
-    if len(heavy) and len(rest):
-        left = max(bins + 1 - len(heavy), 2)
-        inner = np.quantile(rest, np.linspace(0, 1, left), method="nearest")
-        distinct = np.unique(np.r_[heavy, inner])
-    elif len(heavy):
-        return heavy
-    upper, lower = tail_edges(known, distinct, tail), tail_edges(-known, -distinct[::-1], tail)
+    quantiles = np.quantile(values, np.linspace(0, 1, bins + 1), method="inverted_cdf")
+    distinct, times = np.unique(quantiles, return_counts=True)
+    frequent = distinct[times > 1]
+    others = values[~np.isin(values, frequent)]
+    if len(frequent) and len(others):
+        remaining = max(bins + 1 - len(frequent), 2)
+        inner = np.quantile(others, np.linspace(0, 1, remaining), method="nearest")
+        distinct = np.unique(np.r_[frequent, inner])
+    elif len(frequent):
+        return frequent
+    upper, lower = tail_edges(values, distinct, tail), tail_edges(-values, -distinct[::-1], tail)
     return np.unique(np.r_[distinct, upper, -lower])
 
 
-def tail_edges(known: np.ndarray, edges: np.ndarray, cuts: int) -> np.ndarray:
-    """Further edges in the upper tail: while the last bin is wider than all below it together, it
-    is cut at the median of its values.
+def tail_edges(values: np.ndarray, edges: np.ndarray, most: int) -> np.ndarray:
+    """Up to `most` further edges in the upper tail.
 
-    Rare, large values decide rare objectives (the few users who like often); in one wide bin they
-    are one straight line.
+    While the last bin is wider than all bins below it together, it is divided at the median of its
+    values. Large values are rare, but rare objectives depend on them (the few users who like
+    often), and within one wide bin the encoding is only linear.
     """
-    found: list[float] = []
+    further: list[float] = []
     low, high = float(edges[-2]) if len(edges) > 1 else float(edges[0]), float(edges[-1])
     first = float(edges[0])
-    while len(found) < cuts and high - low > low - first:
-        above = known[known > low]
-        cut = float(np.quantile(above, 0.5, method="nearest"))
-        if cut >= high:
+    while len(further) < most and high - low > low - first:
+        above = values[values > low]
+        edge = float(np.quantile(above, 0.5, method="nearest"))
+        if edge >= high:
             break
-        found.append(cut)
-        low = cut
-    return np.array(found)
+        further.append(edge)
+        low = edge
+    return np.array(further)

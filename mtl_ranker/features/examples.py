@@ -1,4 +1,4 @@
-"""A day's impressions with point-in-time features and labels, published once."""
+"""Examples: a day's impressions with point-in-time features and labels."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class ExamplesPart:
 
 @dataclass(frozen=True)
 class ExamplesPlan:
-    """What is to be built of a day's examples.
+    """How a day's examples are to be built.
 
     Attributes:
-        why: in words.
-        made: what they are made from.
-        parts: of about `features.block_rows` rows each; empty for a day that is one block.
+        why: the reason, for reports.
+        made: provenance of the partition.
+        parts: of about `features.block_rows` rows each; empty for a day of one block.
     """
 
     day: date
@@ -51,29 +51,29 @@ class ExamplesPlan:
 
 
 def plan_examples(context: Context, day: date) -> ExamplesPlan | None:
-    """None when the published partition is made from the same events, history and SQL."""
+    """The plan of examples/date=D, or None when the published partition is up to date."""
     project, workspace = context.project, context.workspace
-    made = examples_provenance(context, day)
-    why = workspace.stale(examples_dataset(context), day, made)
+    provenance = examples_provenance(context, day)
+    why = workspace.stale(examples_dataset(context), day, provenance)
     if why is None:
         return None
     events = scan_events(context, [day])
     check_known_beforehand(project, events.collect_schema().names())
     blocks = user_blocks(events, project.features.block_rows)
     if len(blocks) <= 1:
-        return ExamplesPlan(day, why, made, [])
-    files = workspace.parts(examples_dataset(context), day, made, len(blocks))
-    parts = [ExamplesPart(*part) for part in zip(blocks, files, strict=True)]
-    return ExamplesPlan(day, why, made, parts)
+        return ExamplesPlan(day, why, provenance, [])
+    files = workspace.parts(examples_dataset(context), day, provenance, len(blocks))
+    parts = [ExamplesPart(block, file) for block, file in zip(blocks, files, strict=True)]
+    return ExamplesPlan(day, why, provenance, parts)
 
 
 def build_examples(context: Context, day: date) -> str | None:
     """Publish examples/date=D: the day's impressions with features and labels.
 
-    Of a day with more rows than `features.block_rows`, whole users are joined so many rows at a
-    time, and lie one block after the other; within a block, and of other days, in order of time.
+    A day with more rows than `features.block_rows` is built in blocks of whole users, which are
+    concatenated; rows are sorted by time within a block.
 
-    Why, or None when the published partition is made from the same events, history and SQL.
+    Returns why the day was built, or None when the published partition is up to date.
     """
     plan = plan_examples(context, day)
     if plan is None:
@@ -84,7 +84,7 @@ def build_examples(context: Context, day: date) -> str | None:
 
 
 def build_examples_part(context: Context, day: date, part: ExamplesPart) -> None:
-    """Write one block of a plan to its file, unless an earlier attempt has."""
+    """Write one block of a plan to its file, unless an earlier attempt has written it."""
     if part.file.is_file():
         return
     rows = examples_of_block(context, day, part.block)
@@ -93,7 +93,10 @@ def build_examples_part(context: Context, day: date, part: ExamplesPart) -> None
 
 
 def finish_examples(context: Context, plan: ExamplesPlan) -> str:
-    """Publish the day, of which all parts are built; a day without parts is built here. Why."""
+    """Publish the day, whose parts are all built; a day without parts is built here.
+
+    Returns why the day was built.
+    """
     workspace = context.workspace
     if plan.parts:
         files = [part.file for part in plan.parts]
@@ -106,7 +109,7 @@ def finish_examples(context: Context, plan: ExamplesPlan) -> str:
 
 
 def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame:
-    """The examples of some users' impressions of one day, in order of time."""
+    """The examples of a block of users on one day, sorted by time."""
     project = context.project
     events = scan_events(context, [day]).with_row_index(EVENT)
     event_columns = events.collect_schema().names()
@@ -122,28 +125,27 @@ def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame
         weight = label_expression(project.training.sample_weight, "training.sample_weight")
         rows = rows.with_columns(weight.cast(pl.Float32).alias(SAMPLE_WEIGHT))
         label_columns.append(SAMPLE_WEIGHT)
-    carried = ["user_id", "item_id", "timestamp", "date", EVENT]
-    beside = ("position", "propensity", project.log.random_exposure)
-    carried += [c for c in beside if c is not None and c in event_columns]
-    wanted = set(carried) | set(project.log.context) | set(feature_columns(project))
-    rows = rows.select(*[c for c in event_columns if c in wanted], *label_columns)
-    chosen = dict.fromkeys([*carried, *project.log.context, *feature_columns(project)])
+    copied = ["user_id", "item_id", "timestamp", "date", EVENT]
+    optional = ("position", "propensity", project.log.random_exposure)
+    copied += [c for c in optional if c is not None and c in event_columns]
+    chosen = dict.fromkeys([*copied, *project.log.context, *feature_columns(project)])
+    rows = rows.select(*[c for c in event_columns if c in chosen], *label_columns)
     examples = join_features(context, block.of(rows), day)
     check_feature_columns(project, examples.collect_schema())
     return examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id", EVENT)
 
 
 def examples_provenance(context: Context, day: date) -> dict[str, str]:
-    """What decides the examples of a day; the encoder's own settings do not, and are left out."""
+    """Provenance of a day's examples; the encoder's settings do not affect them."""
     project, source, workspace = context.project, context.source, context.workspace
     features, sql = project.features, view_sql(context)
     columns = [c.column for c in features.categoricals] + [c.column for c in features.lists]
-    remembered = {
+    of_histories = {
         "sql/features/history.sql": fingerprint(sql["features/history.sql"]),
         "setting features.histories": fingerprint(*features.histories),
     }
     return {
-        **(remembered if features.histories else {}),
+        **(of_histories if features.histories else {}),
         "events": workspace.published_fingerprint("events", day) or "",
         "aggregates of earlier days": history_fingerprint(context, day),
         "sql/features/windows.sql": fingerprint(sql["features/windows.sql"]),

@@ -1,7 +1,7 @@
-"""Runs the templates in `sql/` on lazy frames with polars' SQLContext and streaming engine.
+"""Point-in-time features: windows over the daily aggregates of days before D.
 
-Features as of day D are windows over daily aggregates of days strictly before D, so they cannot
-see day D. One query text joins them to impressions (training) and to candidates (scoring).
+Windows of day D read days strictly before D only, so that its features do not depend on what
+happens on day D. The same SQL joins them to impressions (training) and to candidates (scoring).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import polars as pl
 
@@ -30,11 +31,11 @@ from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sq
 
 @dataclass(frozen=True)
 class AsOf:
-    """What was known on the morning of day D: a table of windows for each entity.
+    """The features known at the start of day D.
 
     Attributes:
-        tables: the user and the item table by their key.
-        entities: of each, its name, keys, features and table.
+        tables: user and item table, by their key.
+        entities: a table of features for each entity and each history.
         sql: template name → text.
     """
 
@@ -46,77 +47,50 @@ class AsOf:
 
     @classmethod
     def build(cls, context: Context, rows: pl.LazyFrame, day: date) -> AsOf:
-        """Windows over the published aggregates before D, of the users and items in `rows`.
+        """Compute the windows before D for the users and items in `rows`.
 
-        Keys take the types that `rows` have.
+        Keys are cast to the types that `rows` have.
         """
-        project, source, workspace = context.project, context.source, context.workspace
-        features, sql = project.features, view_sql(context)
-        static = static_tables(source)
+        features = context.project.features
+        static = static_tables(context.source)
         schema = join_tables(static, rows).collect_schema()
-        own = {"user_id", "item_id"} & {key for keys in features.entities for key in keys}
-        own |= {"user_id"} if features.histories else set()
-        uniques = [rows.select(key).unique() for key in own if key in rows.collect_schema()]
-        present = {found.columns[0]: found.to_series() for found in pl.collect_all(uniques)}
-        days = history_days(context, day)
-        common = {
-            "signals": signal_names(project),
-            "windows": features.windows,
-            "longest": features.windows[-1],
-            "smoothing": features.smoothing,
-            "relative": features.rates == "relative",
-            "as_of": day_number(day),
-        }
-        queries, names_of = [], []
-        for keys in features.entities:
-            names = aggregate_feature_names(project, keys)
-            names_of.append(names)
-            if days:
-                daily = workspace.scan(aggregate_dataset(context, keys), days)
-                for key in present.keys() & set(keys):
-                    daily = daily.filter(pl.col(key).is_in(present[key].implode()))
-                totals = workspace.scan(aggregate_dataset(context, []), days)
-                windows = run_sql(
-                    sql["features/windows.sql"],
-                    {"daily": daily, "totals": totals},
-                    keys=keys,
-                    prefix=entity_name(keys),
-                    **common,
-                )
-                casts = {k: schema[k] for k in keys if schema[k] != pl.Null}
-                casts |= dict.fromkeys(names, pl.Float32())
-                queries.append(windows.cast(casts))  # type: ignore[arg-type]
-            else:
-                columns = {key: schema[key] for key in keys} | dict.fromkeys(names, pl.Float32)
-                queries.append(pl.LazyFrame(schema=columns))
+        filters = {"user_id", "item_id"} & {key for keys in features.entities for key in keys}
+        filters |= {"user_id"} if features.histories else set()
+        uniques = [rows.select(key).unique() for key in filters if key in rows.collect_schema()]
+        values = {frame.columns[0]: frame.to_series() for frame in pl.collect_all(uniques)}
+        lookback = _Lookback(day=day, days=history_days(context, day), values=values, schema=schema)
+        windows = [_window_query(context, lookback, keys) for keys in features.entities]
         # Collected here: planning one query over all entities takes 20 times as long.
-        tables = pl.collect_all(queries, engine="streaming")
+        tables = pl.collect_all(windows, engine="streaming")
         entities = [
-            Entity(f"entity_{entity_name(keys)}", keys, names, table)
-            for keys, names, table in zip(features.entities, names_of, tables, strict=True)
+            Entity(
+                f"entity_{entity_name(keys)}",
+                keys,
+                aggregate_feature_names(context.project, keys),
+                table,
+            )
+            for keys, table in zip(features.entities, tables, strict=True)
         ]
-        users = present.get("user_id")
-        entities += [
-            _remembered(context, history, days, day, schema, users)
-            for history in features.histories
-        ]
-        return cls(project, day, static, entities, sql)
+        entities += [_history(context, lookback, history) for history in features.histories]
+        return cls(context.project, day, static, entities, view_sql(context))
 
     def join(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
-        """Features for `rows`: impressions or candidates, or a part of a candidate's columns.
+        """Join features to `rows`: impressions, candidates, or some columns of candidates.
 
-        User and item tables join where the rows have their key. `only`: names of entities.
+        The user and the item table are joined where the rows have their key.
+
+        Args:
+            only: names of the entities to join; None for all.
         """
         return self.join_windows(join_tables(self.tables, rows), only)
 
     def join_windows(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
-        """The same for rows that are joined to the user and item tables, or need not be."""
-        frames = {"rows": rows}
+        """The same without the user and item tables."""
         chosen = [e for e in self.entities if only is None or e.name in only]
-        frames |= {e.name: e.table.lazy() for e in chosen}
+        frames = {"rows": rows} | {e.name: e.table.lazy() for e in chosen}
         items = self.project.log.items
         has_age = items is not None and items.published
-        present = frames["rows"].collect_schema().names()
+        present = rows.collect_schema().names()
         published = "item_id_published_day" if has_age else None
         joined = run_sql(
             self.sql["features/join.sql"],
@@ -133,41 +107,87 @@ class AsOf:
 
 @dataclass(frozen=True)
 class Entity:
+    """Features of one entity or history.
+
+    Attributes:
+        keys: columns by which the table is joined.
+        features: its other columns.
+        table: one row per distinct key.
+    """
+
     name: str
     keys: list[str]
     features: list[str]
     table: pl.DataFrame
 
 
-def _remembered(
-    context: Context,
-    history: History,
-    days: list[date],
-    day: date,
-    schema: pl.Schema,
-    users: pl.Series | None,
-) -> Entity:
-    """Each of the users' latest positive impressions on `days`, which lie before `day`."""
-    project, workspace = context.project, context.workspace
-    names = history_features(history)
-    if days:
-        daily = workspace.scan(history_dataset(context, history), days)
-        if users is not None:
-            daily = daily.filter(pl.col("user_id").is_in(users.implode()))
+@dataclass(frozen=True, kw_only=True)
+class _Lookback:
+    """Which aggregates are read for day D.
+
+    Attributes:
+        day: D.
+        days: aggregated days before D, as far back as the longest window.
+        values: user_id and item_id → values that are needed; all where a key is missing here.
+        schema: types of the keys.
+    """
+
+    day: date
+    days: list[date]
+    values: dict[str, pl.Series]
+    schema: pl.Schema
+
+
+def _window_query(context: Context, lookback: _Lookback, keys: list[str]) -> pl.LazyFrame:
+    """The windows of one entity: its keys, and `aggregate_feature_names`."""
+    features, workspace = context.project.features, context.workspace
+    names, schema = aggregate_feature_names(context.project, keys), lookback.schema
+    if not lookback.days:
+        columns: dict[str, Any] = {k: schema[k] for k in keys}
+        columns |= dict.fromkeys(names, pl.Float32)
+        return pl.LazyFrame(schema=columns)
+    daily = workspace.scan(aggregate_dataset(context, keys), lookback.days)
+    for key in lookback.values.keys() & set(keys):
+        daily = daily.filter(pl.col(key).is_in(lookback.values[key].implode()))
+    totals = workspace.scan(aggregate_dataset(context, []), lookback.days)
+    windows = run_sql(
+        view_sql(context)["features/windows.sql"],
+        {"daily": daily, "totals": totals},
+        keys=keys,
+        prefix=entity_name(keys),
+        signals=signal_names(context.project),
+        windows=features.windows,
+        longest=features.windows[-1],
+        smoothing=features.smoothing,
+        relative=features.rates == "relative",
+        as_of=day_number(lookback.day),
+    )
+    casts = {k: schema[k] for k in keys if schema[k] != pl.Null}
+    casts |= dict.fromkeys(names, pl.Float32())
+    return windows.cast(casts)  # type: ignore[arg-type]
+
+
+def _history(context: Context, lookback: _Lookback, history: History) -> Entity:
+    """Each user's latest impressions with a positive signal, the latest first."""
+    names, schema, columns = history_features(history), lookback.schema, history.columns
+    if lookback.days:
+        daily = context.workspace.scan(history_dataset(context, history), lookback.days)
+        if "user_id" in lookback.values:
+            daily = daily.filter(pl.col("user_id").is_in(lookback.values["user_id"].implode()))
         latest = run_sql(
             view_sql(context)["features/history.sql"],
             {"daily": daily},
             prefix=history.name,
-            columns=history.columns,
+            columns=columns,
             length=history.length,
-            as_of=day_number(day),
-            longest=project.features.windows[-1],
+            as_of=day_number(lookback.day),
+            longest=context.project.features.windows[-1],
         ).cast({"user_id": schema["user_id"]})
         table = latest.collect(engine="streaming")
     else:
         types = {
             name: schema[c] if isinstance(schema[c], pl.List) else pl.List(schema[c])
-            for name, c in zip(names, history.columns, strict=True)
+            for name, c in zip(names, columns, strict=True)
         }
         table = pl.DataFrame(schema={"user_id": schema["user_id"], **types})
     return Entity(history.name, ["user_id"], names, table)
@@ -175,13 +195,14 @@ def _remembered(
 
 @dataclass(frozen=True)
 class FeatureSides:
-    """What a candidate's features depend on: its user, its item, or the pair of both.
+    """What each of a candidate's features depends on: its user, its item, or the pair.
 
     Attributes:
-        user_keys, item_keys: columns of a candidate set that decide the features of either.
+        user_keys, item_keys: columns of a candidate set on which the features of a user, or of an
+            item, depend.
         features: feature column → "user", "item" or "pair".
-        entities: the same of the tables of windows.
-        pair_keys: columns by which the pairs' own tables are joined.
+        entities: name of an entity → "user", "item" or "pair".
+        pair_keys: keys of the entities that depend on the pair.
     """
 
     user_keys: list[str]
@@ -192,44 +213,49 @@ class FeatureSides:
 
 
 def feature_sides(
-    project: Project, tables: Mapping[str, pl.LazyFrame], own: Sequence[str]
+    project: Project, tables: Mapping[str, pl.LazyFrame], columns: Sequence[str]
 ) -> FeatureSides:
-    """Which features of a candidate set with the columns `own` depend on what.
+    """What the features of candidate sets with these columns depend on.
 
-    A column of the set itself (a surface, the hour) counts to the user's side; together with
-    the item it can also decide an item's feature, such as the item's rate on that surface.
+    A context column (a surface, the hour) belongs to the user. Together with the item it can also
+    determine a feature of the item, such as its rate on that surface.
+
+    Args:
+        tables: user and item table, by their key.
+        columns: of the candidate set.
     """
-    needs: dict[str, set[str]] = {c: {c} for c in own}
+    sources: dict[str, set[str]] = {c: {c} for c in columns}  # column → columns it depends on
     for key, table in tables.items():
         for column in table.collect_schema().names():
-            needs.setdefault(column, {key})
-    needs["item_age_days"] = needs.get("item_id_published_day", {"item_id"})
+            sources.setdefault(column, {key})
+    sources["item_age_days"] = sources.get("item_id_published_day", {"item_id"})
     windows = {f"entity_{entity_name(keys)}": keys for keys in project.features.entities}
-    of_table = {t: set().union(*(needs[k] for k in keys)) for t, keys in windows.items()}
-    for keys, needed in zip(project.features.entities, of_table.values(), strict=True):
-        needs |= dict.fromkeys(aggregate_feature_names(project, keys), needed)
+    entity_sources = {e: set().union(*(sources[k] for k in keys)) for e, keys in windows.items()}
+    for entity, keys in windows.items():
+        names = aggregate_feature_names(project, keys)
+        sources |= dict.fromkeys(names, entity_sources[entity])
     for history in project.features.histories:
-        needs |= {feature: {"user_id"} for feature in history_features(history)}
-        of_table[history.name] = {"user_id"}
+        sources |= {feature: {"user_id"} for feature in history_features(history)}
+        entity_sources[history.name] = {"user_id"}
 
-    def side(needed: set[str]) -> str:
-        if "item_id" not in needed:
+    def side(source: set[str]) -> str:
+        if "item_id" not in source:
             return "user"
-        return "pair" if "user_id" in needed else "item"
+        return "pair" if "user_id" in source else "item"
 
-    features = {c: side(needs[c]) for c in feature_columns(project)}
-    sides = {"user": {"user_id"}, "item": {"item_id"}}
+    features = {c: side(sources[c]) for c in feature_columns(project)}
+    keys_of = {"user": {"user_id"}, "item": {"item_id"}}
     for column, which in features.items():
         if which != "pair":
-            sides[which] |= needs[column]
-    entities = {name: side(needed) for name, needed in of_table.items()}
+            keys_of[which] |= sources[column]
+    entities = {name: side(source) for name, source in entity_sources.items()}
     pair_keys = {k for name, keys in windows.items() if entities[name] == "pair" for k in keys}
     return FeatureSides(
-        [c for c in own if c in sides["user"]],
-        [c for c in own if c in sides["item"]],
-        features,
-        entities,
-        sorted(pair_keys),
+        user_keys=[c for c in columns if c in keys_of["user"]],
+        item_keys=[c for c in columns if c in keys_of["item"]],
+        features=features,
+        entities=entities,
+        pair_keys=sorted(pair_keys),
     )
 
 

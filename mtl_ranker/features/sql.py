@@ -1,4 +1,4 @@
-"""Renders the templates in `sql/` and runs them with polars' SQLContext."""
+"""Render the SQL templates in `sql/` and run them with polars' SQLContext."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ CHECKOUT_SQL = Path(__file__).resolve().parent.parent.parent / "sql"
 
 @cache
 def sql_text(name: str) -> str:
+    """The text of `sql/<name>`, packaged or in a checkout."""
     folder = PACKAGED_SQL if PACKAGED_SQL.is_dir() else CHECKOUT_SQL
     return (folder / name).read_text("utf-8")
 

@@ -18,16 +18,17 @@ def static_tables(source: Source) -> dict[str, pl.LazyFrame]:
 
 
 def join_tables(tables: Mapping[str, pl.LazyFrame], rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Rows joined to the static user and item tables; a row's own columns win.
+    """Join rows to the static user and item tables.
 
-    Rows without a user or an item are joined to the other table only.
+    A table is skipped where the rows have no column of its key. A column that the rows have already
+    is not replaced.
     """
     for key, table in tables.items():
-        own = rows.collect_schema()
-        if key not in own:
+        schema = rows.collect_schema()
+        if key not in schema:
             continue
-        new = [c for c in table.collect_schema().names() if c == key or c not in own]
-        rows = rows.join(table.select(new).cast({key: own[key]}), on=key, how="left")
+        new = [c for c in table.collect_schema().names() if c == key or c not in schema]
+        rows = rows.join(table.select(new).cast({key: schema[key]}), on=key, how="left")
     return rows
 
 

@@ -5,7 +5,7 @@ equal budget at an equal size, and the strongest ranker against LightGBM per tas
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
-from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.models.trees import averaged as average
 from mtl_ranker.models.trees import tree_numbers
 from mtl_ranker.studies.census_data import CENSUS_NUMBERS, read_census
+from mtl_ranker.studies.lightgbm_baseline import Boosting, tune_lightgbm
+from mtl_ranker.studies.search import SEED, Budget, Space, Uniform, search
 from mtl_ranker.training.batches import Examples, encode_examples
 from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.loop import Design, Rows, train_ranker
@@ -56,7 +58,7 @@ PAPER_CORRELATION = {1: 0.1768, 2: 0.2373}
 DROPPED = ("instance_weight",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """One pair's rows by part (train, validate, test), raw and encoded.
 
@@ -129,13 +131,15 @@ def read_split(data: Path, pair: int, seed: int = 0) -> Split:
     encoder = Encoder.fit(features, numbers, parts["train"])
     both = everything.select(names).to_numpy().astype(np.float64)
     return Split(
-        pair,
-        protocol,
-        abs(float(np.corrcoef(both.T)[0, 1])),
-        [Task(name, "binary") for name in names],
-        encoder,
-        parts,
-        {part: encode_examples(encoder, frame, list(names)) for part, frame in parts.items()},
+        pair=pair,
+        protocol=protocol,
+        correlation=abs(float(np.corrcoef(both.T)[0, 1])),
+        tasks=[Task(name, "binary") for name in names],
+        encoder=encoder,
+        frames=parts,
+        examples={
+            part: encode_examples(encoder, frame, list(names)) for part, frame in parts.items()
+        },
     )
 
 
@@ -164,7 +168,7 @@ def equal_size(split: Split, preset: str, parameters: int) -> dict[str, Any]:
     return settings[nearest]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuned:
     """One model after tuning: its settings, and the test predictions of each seed [N, T]."""
 
@@ -182,163 +186,129 @@ class Tuned:
         return np.array([[auc(labels[:, t], p[:, t]) for t in tasks] for p in self.predictions])
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A ranker before its search.
+
+    Attributes:
+        settings: of the model, that are not searched.
+        members: numbers of members to choose from.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    members: tuple[int, ...] = (1,)
+
+
+RANKER_SPACE = Space(
+    {
+        "batch_size": (512, 1024, 2048),
+        "learning_rate": Uniform(1e-3, 1e-2, log=True),
+        "weight_decay": Uniform(1e-4, 0.3, log=True),
+        "dropout": Uniform(0.0, 0.4),
+        "embedding_dim": (4, 8, 16),
+    },
+    first={
+        "batch_size": 2048,
+        "learning_rate": 5e-3,
+        "weight_decay": 1e-4,
+        "dropout": 0.1,
+        "embedding_dim": 8,
+    },
+)
+OF_TRAINING = ("batch_size", "learning_rate", "weight_decay")
+
+LIGHTGBM = Boosting(
+    Space(
+        {
+            "learning_rate": Uniform(0.02, 0.2, log=True),
+            "num_leaves": Uniform(7, 127, log=True),
+            "min_data_in_leaf": Uniform(5, 200, log=True),
+            "feature_fraction": Uniform(0.3, 1.0),
+            "bagging_fraction": Uniform(0.5, 1.0),
+            "lambda_l2": Uniform(1e-3, 30.0, log=True),
+            "cat_smooth": Uniform(1.0, 100.0, log=True),
+        },
+        first={
+            "learning_rate": 0.05,
+            "num_leaves": 31,
+            "min_data_in_leaf": 20,
+            "feature_fraction": 0.9,
+            "bagging_fraction": 0.9,
+            "lambda_l2": 1e-3,
+            "cat_smooth": 10.0,
+        },
+    ),
+    patience=50,
+)
+
+
 def tune_ranker(
     split: Split,
-    name: str,
-    settings: dict[str, Any],
-    trials: int,
-    seeds: Sequence[int],
-    epochs: int,
-    members: Sequence[int] = (1,),
+    candidate: Candidate,
+    budget: Budget,
     on_training: Callable[[str], None] | None = None,
 ) -> Tuned:
-    """Choose rates and sizes by mean validation AUC over `trials` trainings (Optuna's TPE with a
-    fixed seed; the first trial is the default), then train the best anew from every seed.
+    """Choose rates and sizes by mean validation AUC (the first trial is the default), then train
+    the best again from every seed.
     """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    name, tell = candidate.name, on_training or (lambda words: None)
     train, validate = split.examples["train"], split.examples["validate"]
     began = time.perf_counter()
 
-    def fit(training: Training, chosen: dict[str, Any], seed: int) -> Any:
-        spec: RankerSpec = make(name, chosen, len(split.tasks))
-        design = Design(spec, split.encoder, split.tasks)
-        return train_ranker(design, Rows(train, validate), training, seed)
-
-    def setting(trial: optuna.Trial) -> tuple[Training, dict[str, Any]]:
+    def settings_of(found: Mapping[str, Any]) -> tuple[Training, dict[str, Any]]:
         training = Training(
-            epochs=epochs,
-            patience=3,
-            batch_size=trial.suggest_categorical("batch_size", [512, 1024, 2048]),
-            learning_rate=trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True),
-            weight_decay=trial.suggest_float("weight_decay", 1e-4, 0.3, log=True),
+            epochs=budget.epochs, patience=3, **{key: found[key] for key in OF_TRAINING}
         )
-        chosen = settings | {"dropout": trial.suggest_float("dropout", 0.0, 0.4)}
-        chosen["embedding_dim"] = trial.suggest_categorical("embedding_dim", [4, 8, 16])
-        if len(members) > 1:
-            chosen["members"] = trial.suggest_categorical("members", list(members))
-        return training, chosen
+        own = {key: value for key, value in found.items() if key not in OF_TRAINING}
+        return training, {**candidate.settings, **own}
 
-    def objective(trial: optuna.Trial) -> float:
-        training, chosen = setting(trial)
-        trained = fit(training, chosen, seed=1_000)
-        found = predict(trained.model, validate, split.tasks)
+    def fit(training: Training, settings: dict[str, Any], seed: int) -> Ranker:
+        spec = make(name, settings, len(split.tasks))
+        design = Design(spec, split.encoder, split.tasks)
+        return train_ranker(design, Rows(train, validate), training, seed).model
+
+    def mean_auc(found: dict[str, Any], number: int) -> float:
+        predicted = predict(fit(*settings_of(found), seed=SEED), validate, split.tasks)
+        tell(f"{name}, trial {number + 1} of {budget.trials}")
         labels = validate.labels.numpy()
-        if on_training is not None:
-            on_training(f"{name}, trial {trial.number + 1} of {trials}")
-        return float(np.mean([auc(labels[:, t], found[:, t]) for t in range(labels.shape[1])]))
+        return float(np.mean([auc(labels[:, t], predicted[:, t]) for t in range(labels.shape[1])]))
 
-    search = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4)
-    )
-    search.enqueue_trial(
-        {
-            "batch_size": 2048,
-            "learning_rate": 5e-3,
-            "weight_decay": 1e-4,
-            "dropout": 0.1,
-            "embedding_dim": 8,
-        }
-    )
-    search.optimize(objective, n_trials=trials)
-    training, chosen = setting(optuna.trial.FixedTrial(search.best_params))  # type: ignore[arg-type]
+    more = {"members": candidate.members} if len(candidate.members) > 1 else {}
+    space = replace(RANKER_SPACE, parameters={**RANKER_SPACE.parameters, **more})
+    best = search(space, mean_auc, budget.trials)
+    training, settings = settings_of(best.parameters)
     predictions, parameters = [], 0
-    for seed in seeds:
-        trained = fit(training, chosen, seed)
-        parameters = trained.model.parameter_count()
-        predictions.append(predict(trained.model, split.examples["test"], split.tasks))
-        if on_training is not None:
-            on_training(f"{name}, seed {seed}")
-    seconds = time.perf_counter() - began
-    return Tuned(name, chosen, training, parameters, search.best_value, predictions, seconds)
+    for seed in budget.seeds:
+        model = fit(training, settings, seed)
+        parameters = model.parameter_count()
+        predictions.append(predict(model, split.examples["test"], split.tasks))
+        tell(f"{name}, seed {seed}")
+    return Tuned(
+        name=name,
+        settings=settings,
+        training=training,
+        parameters=parameters,
+        validate_auc=best.value,
+        predictions=predictions,
+        seconds=time.perf_counter() - began,
+    )
 
 
 def tune_trees(
-    split: Split,
-    trials: int,
-    seeds: Sequence[int],
-    on_training: Callable[[str], None] | None = None,
+    split: Split, budget: Budget, on_training: Callable[[str], None] | None = None
 ) -> Tuned:
     """LightGBM, one model per task, each with the same number of trials and early stopping."""
-    import lightgbm
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    began = time.perf_counter()
-    columns = {part: _tree_inputs(examples) for part, examples in split.examples.items()}
-    categorical = list(range(split.examples["train"].categorical.shape[1]))
-    labels = {part: examples.labels.numpy() for part, examples in split.examples.items()}
-    threads = torch.get_num_threads()
-    predictions = [np.zeros_like(labels["test"]) for _ in seeds]
-    settings: dict[str, Any] = {}
-    best = []
-
-    def fit(params: dict[str, Any], t: int, seed: int) -> Any:
-        parts = {
-            part: lightgbm.Dataset(
-                columns[part],
-                labels[part][:, t],
-                categorical_feature=categorical,
-                free_raw_data=False,
-            )
-            for part in ("train", "validate")
-        }
-        common = {"objective": "binary", "metric": "auc", "verbosity": -1, "seed": seed}
-        common |= {"num_threads": threads, "bagging_freq": 1, "deterministic": True}
-        return lightgbm.train(
-            common | params,
-            parts["train"],
-            num_boost_round=2_000,
-            valid_sets=[parts["validate"]],
-            callbacks=[lightgbm.early_stopping(50, verbose=False)],
-        )
-
-    for t, task in enumerate(split.tasks):
-
-        def objective(trial: optuna.Trial, t: int = t, name: str = task.name) -> float:
-            params = {
-                "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.2, log=True),
-                "num_leaves": trial.suggest_int("num_leaves", 7, 127, log=True),
-                "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 5, 200, log=True),
-                "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 1.0),
-                "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0),
-                "lambda_l2": trial.suggest_float("lambda_l2", 1e-3, 30.0, log=True),
-                "cat_smooth": trial.suggest_float("cat_smooth", 1.0, 100.0, log=True),
-            }
-            found = fit(params, t, 1_000)
-            if on_training is not None:
-                on_training(f"LightGBM {name}, trial {trial.number + 1} of {trials}")
-            return float(found.best_score["valid_0"]["auc"])
-
-        search = optuna.create_study(
-            direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4)
-        )
-        search.enqueue_trial(
-            {
-                "learning_rate": 0.05,
-                "num_leaves": 31,
-                "min_data_in_leaf": 20,
-                "feature_fraction": 0.9,
-                "bagging_fraction": 0.9,
-                "lambda_l2": 1e-3,
-                "cat_smooth": 10.0,
-            }
-        )
-        search.optimize(objective, n_trials=trials)
-        settings[task.name] = search.best_params
-        best.append(search.best_value)
-        for number, seed in enumerate(seeds):
-            found = fit(search.best_params, t, seed)
-            predictions[number][:, t] = found.predict(columns["test"])
-            if on_training is not None:
-                on_training(f"LightGBM {task.name}, seed {seed}")
-    seconds = time.perf_counter() - began
-    return Tuned("LightGBM", settings, Training(), 0, float(np.mean(best)), predictions, seconds)
-
-
-def _tree_inputs(examples: Examples) -> np.ndarray:
-    return np.concatenate([examples.categorical.numpy(), examples.numeric.numpy()], 1)
+    found = tune_lightgbm(split.tasks, split.examples, LIGHTGBM, budget, on_training)
+    return Tuned(
+        name="LightGBM",
+        settings=found.settings,
+        training=Training(),
+        parameters=0,
+        validate_auc=float(np.mean(found.validate_auc)),
+        predictions=found.predictions,
+        seconds=found.seconds,
+    )
 
 
 def with_trees(split: Split, tuned: Tuned, seeds: Sequence[int], most: int = 600) -> Tuned:
@@ -362,7 +332,7 @@ def averaged(tuned: Tuned) -> Tuned:
     return replace(tuned, name=name, predictions=[mean], parameters=parameters)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One model in a table: best and mean AUC per task over seeds, with intervals of the mean."""
 
@@ -377,7 +347,8 @@ class Row:
 def compare(
     split: Split, models: Sequence[Tuned], reference: str, resamples: int = 500
 ) -> tuple[list[Row], list[SharingGain]]:
-    """Rows of the table, and each model's gain over `reference`; rows and seeds resampled."""
+    """Rows of the table, and each model's gain over `reference`; rows and seeds are
+    resampled."""
     labels = split.examples["test"].labels.numpy()
     weights = user_draws(np.arange(len(labels)), resamples)
     rows, qualities = [], {}
@@ -388,7 +359,15 @@ def compare(
             qualities[model.name, task.name] = quality
         means = [qualities[model.name, task.name].interval() for task in split.tasks]
         best = model.aucs(labels).max(0).tolist()
-        row = Row(model.name, best, means, model.parameters, model.validate_auc, model.seconds)
-        rows.append(row)
+        rows.append(
+            Row(
+                name=model.name,
+                best=best,
+                mean=means,
+                parameters=model.parameters,
+                validate_auc=model.validate_auc,
+                seconds=model.seconds,
+            )
+        )
     measures = {task.name: "auc" for task in split.tasks}
     return rows, sharing_gains(qualities, reference, measures, 0.95)

@@ -49,7 +49,7 @@ class Tasks:
         return self.scale * torch.stack([u[0], p * u[0] + math.sqrt(1 - p * p) * u[1]])
 
     def chunks(self, seed: int, batch: int, held_out: bool = False) -> Iterator[Chunk]:
-        """A seed's own tasks and endless rows of them, never seen before: [S, B, d], [S, B, 2].
+        """A seed's own tasks and endless rows of them, each used once: [S, B, d], [S, B, 2].
 
         Held-out rows are of the same tasks, drawn from a stream of their own.
         """
@@ -104,9 +104,9 @@ def equal_units(dimension: int = 100) -> dict[str, int]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
-    """Final losses: `losses[model, correlation]` is [starts, 2], on rows that none has seen."""
+    """Final losses: `losses[model, correlation]` is [starts, 2], on rows not trained on."""
 
     losses: dict[tuple[str, float], np.ndarray]
     parameters: dict[str, int]
@@ -118,24 +118,33 @@ class Found:
         return self.losses[model, correlation].mean(1)
 
 
+@dataclass(frozen=True)
+class Starts:
+    """How many random starts of every model there are, and how each is trained.
+
+    Attributes:
+        test_rows: on which a start's final loss is measured.
+        together: replicas trained at once; more need more memory.
+    """
+
+    count: int
+    steps: int
+    batch: int = 64
+    learning_rate: float = 3e-3
+    test_rows: int = 2_000
+    together: int = 200
+
+
 def run_starts(
     correlations: Sequence[float],
-    starts: int,
-    steps: int,
-    batch: int = 64,
-    learning_rate: float = 3e-3,
-    test_rows: int = 2_000,
+    starts: Starts,
     models: Sequence[str] = MODELS,
-    together: int = 200,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> Found:
-    """Every model × correlation from `starts` random starts, each with data of its own.
+    """Every model × correlation from random starts, each with data of its own.
 
     Start s has the same tasks and rows for every model, so that models compare in pairs.
-
-    Args:
-        together: replicas trained at once; more need more memory.
-        on_progress: told what is trained, and how many of its replica-steps were just done.
+    `on_progress` is told what is trained, and how many of its replica-steps were just done.
     """
     units = equal_units()
     losses: dict[tuple[str, float], np.ndarray] = {}
@@ -144,26 +153,31 @@ def run_starts(
         tasks = Tasks(correlation)
         ends: dict[str, list[Tensor]] = {model: [] for model in models}
         drawn: list[float] = []
-        for first in range(0, starts, together):
-            seeds = range(first, min(first + together, starts))
-            x, y = held_out(tasks, seeds, test_rows)
+        for first in range(0, starts.count, starts.together):
+            seeds = range(first, min(first + starts.together, starts.count))
+            x, y = held_out(tasks, seeds, starts.test_rows)
             drawn += [float(np.corrcoef(rows.T)[0, 1]) for rows in y.numpy()]
             for model in models:
                 name = f"{model}, correlation {correlation:g}"
                 report = partial(on_progress, name) if on_progress is not None else None
                 replicas = train_replicas(
                     partial(build_model, model, units[model]),
-                    partial(tasks.chunks, batch=batch),
+                    partial(tasks.chunks, batch=starts.batch),
                     seeds,
-                    steps,
-                    learning_rate,
+                    starts.steps,
+                    starts.learning_rate,
                     report,
                 )
                 ends[model].append(replicas.losses(x, y))
         agreement[correlation] = float(np.mean(drawn))
         losses |= {(model, correlation): torch.cat(ends[model]).numpy() for model in models}
     sizes = {model: parameter_count(build_model(model, units[model])) for model in models}
-    return Found(losses, sizes, list(correlations), agreement)
+    return Found(
+        losses=losses,
+        parameters=sizes,
+        correlations=list(correlations),
+        label_correlation=agreement,
+    )
 
 
 def held_out(tasks: Tasks, seeds: Sequence[int], rows: int) -> tuple[Tensor, Tensor]:

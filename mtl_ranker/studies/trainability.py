@@ -17,7 +17,7 @@ from mtl_ranker.studies.synthetic import Found
 BAD = 1.5  # a start is bad when its loss is this many times the best model's median
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spread:
     """One model's final losses at one correlation.
 
@@ -36,7 +36,7 @@ class Spread:
     quantiles: tuple[float, float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
     """A gated model against the shared bottom, start by start.
 
@@ -64,12 +64,12 @@ def spreads(found: Found, resamples: int = 2_000) -> list[Spread]:
             low, middle, high = np.quantile(loss, [0.05, 0.5, 0.95])
             rows.append(
                 Spread(
-                    model,
-                    p,
-                    interval(float(loss.mean()), _means(loss, resamples)),
-                    float(loss.std(ddof=1)),
-                    float((loss > BAD * best).mean()),
-                    (float(low), float(middle), float(high)),
+                    model=model,
+                    correlation=p,
+                    mean=interval(float(loss.mean()), _means(loss, resamples)),
+                    deviation=float(loss.std(ddof=1)),
+                    bad=float((loss > BAD * best).mean()),
+                    quantiles=(float(low), float(middle), float(high)),
                 )
             )
     return rows
@@ -87,12 +87,12 @@ def contrasts(found: Found, base: str = "shared_bottom", resamples: int = 2_000)
             gain = (reference - loss) / reference.mean()
             rows.append(
                 Contrast(
-                    model,
-                    p,
-                    interval(float(gain.mean()), _means(gain, resamples)),
-                    float(stats.wilcoxon(reference, loss).pvalue),
-                    float(stats.levene(reference, loss, center="median").pvalue),
-                    float(loss.std(ddof=1) / reference.std(ddof=1)),
+                    model=model,
+                    correlation=p,
+                    gain=interval(float(gain.mean()), _means(gain, resamples)),
+                    better=float(stats.wilcoxon(reference, loss).pvalue),
+                    steadier=float(stats.levene(reference, loss, center="median").pvalue),
+                    spread_ratio=float(loss.std(ddof=1) / reference.std(ddof=1)),
                 )
             )
     return rows

@@ -1,5 +1,5 @@
--- One day of events becomes one row an entity: impressions, and for each signal how many
--- labels were present and what they sum to.
+-- One day of events aggregated to one row per entity: number of impressions, and for each signal
+-- the number of labels that are present and their sum.
 select
     {%- for key in keys %}
     "{{ key }}",

@@ -1,4 +1,4 @@
--- One day's impressions with a positive {{ signal }}: of each user the latest {{ length }}.
+-- Each user's latest {{ length }} impressions of one day with a positive {{ signal }}.
 with positive as (
     select
         user_id,

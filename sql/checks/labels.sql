@@ -1,4 +1,4 @@
--- How often each objective's label is present and what it sums to, over examples.
+-- Number of present labels of each objective, and their sum, over examples.
 select
     {%- for objective in objectives %}
     count("label_{{ objective }}") as "{{ objective }}_count",

@@ -1,5 +1,5 @@
--- Each user's latest {{ length }} remembered impressions strictly before day {{ as_of }}
--- (days since 1970), the latest first.
+-- Each user's latest {{ length }} impressions in the daily histories, strictly before
+-- day {{ as_of }} (days since 1970), the latest first.
 select
     user_id
     {%- for column in columns %},

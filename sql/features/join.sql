@@ -1,5 +1,5 @@
--- Impressions or candidates of day {{ as_of }} meet the features that were known that morning.
--- The same text serves training and scoring.
+-- Impressions or candidates of day {{ as_of }} joined to the features known at its start.
+-- The same query is used for training and scoring.
 with final as (
     select
         {%- for entity in entities %}

@@ -1,7 +1,8 @@
-"""The benchmark scripts run on real data and write the figures they print."""
+"""The benchmark scripts run on real data, write the figures they print, and make tables of them."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -18,27 +19,29 @@ def run(script: str, data: Path, folder: Path, *more: str) -> tuple[dict, str]:
 
 
 def run_sized(script: str, folder: Path, *options: str) -> tuple[dict, str]:
-    """A benchmark's figures and what it printed; without --data it simulates its own."""
+    """A benchmark's figures and what it printed; without --data it simulates its own.
+
+    Its tables and its summary are made too.
+    """
+    words = [f"benchmarks.{script}", "--json", str(folder / "figures.json"), *options]
     done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "benchmarks" / script),
-            *("--json", str(folder / "figures.json"), *options),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=500,
+        [sys.executable, "-m", *words], capture_output=True, text=True, cwd=folder, timeout=500
     )
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "figures.json").read_text()), done.stdout
+    figures = json.loads((folder / "figures.json").read_text())
+    module = importlib.import_module(f"benchmarks.{script}")
+    assert module.summary(figures)
+    for name, table in module.tables(figures).items():
+        assert name.split()[0] == script
+        assert "nan" not in table
+    return figures, done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.real
 def test_model_family(shared_data, tmp_path):
     options = ("--models", "mmoe", "--seeds", "2", "--epochs", "1", "--picture", "family.png")
-    figures, printed = run("model_family.py", shared_data / "census-income", tmp_path, *options)
+    figures, printed = run("model_family", shared_data / "census-income", tmp_path, *options)
     found = figures["census"]
     assert found["reference"] == "single_task"
     assert set(found["models"]) == {"single_task", "mmoe"}
@@ -56,13 +59,13 @@ def test_experts_and_balancing(shared_data, tmp_path):
     census = shared_data / "census-income"
     common = ("--seeds", "1", "--epochs", "1", "--picture", "p.png")
     sizes = ("--experts", "1", "2", "--units", "8", "--total", "16")
-    figures, printed = run("experts.py", census, tmp_path, *sizes, *common)
+    figures, printed = run("experts", census, tmp_path, *sizes, *common)
     assert set(figures["census"]["models"]) == {"1 x 8", "2 x 8", "1 x 16"}
-    assert "heard a row" in printed
-    heard = figures["census"]["models"]["2 x 8"]["heard"]
-    assert 1 <= heard <= 2
-    assert f"{heard:.2f}" in printed
-    figures, _ = run("balancing.py", census, tmp_path, *common)
+    assert "effective experts" in printed
+    effective = figures["census"]["models"]["2 x 8"]["effective_experts"]
+    assert 1 <= effective <= 2
+    assert f"{effective:.2f}" in printed
+    figures, _ = run("balancing", census, tmp_path, *common)
     methods = {"fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"}
     assert set(figures["census"]["models"]) == methods
 
@@ -73,7 +76,7 @@ def test_quality(shared_data, tmp_path):
     sizes = ("--train-days", "2", "--test-days", "1", "--seeds", "1", "--trials", "1")
     options = ("--no-tuned", "--resamples", "20", "--threads", "1")
     kuairand = shared_data / "kuairand-pure"
-    figures, printed = run("quality.py", kuairand, tmp_path, *sizes, *options)
+    figures, printed = run("quality", kuairand, tmp_path, *sizes, *options)
     objectives = {"is_click", "long_view", "is_like", "is_comment"}
     base_rate, models = figures["trivial"]["base_rate"], figures["models"]
     assert {name: each["auc"] for name, each in base_rate.items()} == dict.fromkeys(objectives, 0.5)
@@ -92,7 +95,7 @@ def test_training_speed(shared_data, tmp_path):
         if importlib.util.find_spec(peer) is None:
             pytest.skip(f"{peer} is not installed: pip install -c constraints.txt -e '.[bench]'")
     options = ("--epochs", "1", "--repeats", "1", "--threads", "1")
-    figures, _ = run("training_speed.py", shared_data / "census-income", tmp_path, *options)
+    figures, _ = run("training_speed", shared_data / "census-income", tmp_path, *options)
     found = figures["census"]["libraries"]
     assert set(found) == {"mtl_ranker", "torch-rechub", "DeepCTR-Torch"}
     for library in found.values():
@@ -105,7 +108,7 @@ def test_training_speed(shared_data, tmp_path):
 @pytest.mark.slow
 def test_scale_and_sizing(tmp_path):
     options = ("--impressions", "40000", "--days", "11", "--candidates", "5000", "--per-user", "50")
-    figures, printed = run_sized("scale.py", tmp_path, *options)
+    figures, printed = run_sized("scale", tmp_path, *options)
     found = figures["40000"]
     assert found["ingest"]["rows"] == found["aggregates"]["rows"] > 39_000
     assert found["scoring"]["rows"] == 5_000
@@ -113,7 +116,7 @@ def test_scale_and_sizing(tmp_path):
     assert all(found[stage]["peak_mb"] > 50 for stage in found)
     assert "hand-written polars" in printed
     (tmp_path / "figures.json").rename(tmp_path / "scale.json")
-    figures, printed = run_sized("sizing.py", tmp_path, "scale.json", "--impressions", "1e6")
+    figures, printed = run_sized("sizing", tmp_path, "scale.json", "--impressions", "1e6")
     rate = found["ingest"]["rows"] / found["ingest"]["seconds"]
     assert abs(figures["ingest"]["hours"] * 3600 * rate - 1e6) < 1
 
@@ -121,7 +124,7 @@ def test_scale_and_sizing(tmp_path):
 @pytest.mark.slow
 def test_increment(tmp_path):
     sizes = ("--day-rows", "2000", "--history", "7", "9", "--repeats", "1")
-    figures, _ = run_sized("increment.py", tmp_path, *sizes)
+    figures, _ = run_sized("increment", tmp_path, *sizes)
     assert set(figures) == {"7", "9"}
     assert figures["9"]["rebuild"]["rows"] > figures["7"]["rebuild"]["rows"]
 
@@ -130,7 +133,7 @@ def test_increment(tmp_path):
 @pytest.mark.real
 def test_suite_speed_agrees(shared_data, tmp_path):
     options = ("--seeds", "1", "--epochs", "1")
-    figures, _ = run("suite_speed.py", shared_data / "census-income", tmp_path, *options)
+    figures, _ = run("suite_speed", shared_data / "census-income", tmp_path, *options)
     assert figures["census"]["equal"] is True
     assert len(figures["census"]["ways"]) == 3
 
@@ -138,7 +141,7 @@ def test_suite_speed_agrees(shared_data, tmp_path):
 @pytest.mark.slow
 def test_vocabulary(tmp_path):
     sizes = ("--values", "500", "--rows", "2000", "--batch", "256")
-    figures, _ = run_sized("vocabulary.py", tmp_path, *sizes)
+    figures, _ = run_sized("vocabulary", tmp_path, *sizes)
     assert figures["500"]["sparse"]["rows"] == figures["500"]["dense"]["rows"] == 2_000
     assert figures["500"]["ratio"] > 0
 
@@ -146,10 +149,11 @@ def test_vocabulary(tmp_path):
 @pytest.mark.slow
 def test_histories(tmp_path):
     sizes = ("--impressions", "20000", "--seeds", "1", "--resamples", "20")
-    figures, printed = run_sized("histories.py", tmp_path, *sizes)
-    without, heard = (
+    figures, printed = run_sized("histories", tmp_path, *sizes)
+    without, attended = (
         figures[name]["objectives"]["click"] for name in ("without", "clicks and likes, topic")
     )
-    assert heard["over_reference"]["auc"][0] == pytest.approx(heard["auc"] - without["auc"])
-    assert heard["auc"] != without["auc"]
-    assert f"{heard['auc']:.4f}" in printed
+    difference = attended["auc"] - without["auc"]
+    assert attended["over_reference"]["auc"][0] == pytest.approx(difference)
+    assert attended["auc"] != without["auc"]
+    assert f"{attended['auc']:.4f}" in printed

@@ -60,11 +60,11 @@ def test_hashing_is_stable_and_in_range():
 def test_round_trip_through_json(tmp_path):
     encoder = Encoder.fit(FEATURES, ["n"], TRAIN)
     encoder.save(tmp_path / "encoder.json")
-    again = Encoder.load(tmp_path / "encoder.json")
-    assert again == encoder
+    loaded = Encoder.load(tmp_path / "encoder.json")
+    assert loaded == encoder
+    saved_rows, loaded_rows = encoder.transform(TRAIN), loaded.transform(TRAIN)
     for name in ("categorical", "bags", "numeric"):
-        one, two = getattr(encoder.transform(TRAIN), name), getattr(again.transform(TRAIN), name)
-        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(getattr(saved_rows, name), getattr(loaded_rows, name))
 
 
 def test_missing_column_and_infinite_values_are_named():
@@ -75,8 +75,8 @@ def test_missing_column_and_infinite_values_are_named():
         Encoder.fit(FEATURES, ["n"], TRAIN.with_columns(n=pl.lit(float("inf"))))
 
 
-def test_a_value_that_fills_whole_bins_leaves_the_other_bins_to_the_rest():
-    """Nine of ten people have no capital gains; the tenth still gets its resolution."""
+def test_a_value_that_fills_whole_bins_gets_one_edge_and_the_others_the_remaining_bins():
+    """Nine of ten people have no capital gains; the gains of the tenth fill the other bins."""
     gains = np.r_[np.zeros(900), np.arange(1, 101)].astype(float)
     edges = quantile_edges(gains, 4)
     assert edges.tolist() == [0.0, 1.0, 34.0, 67.0, 100.0]
@@ -84,7 +84,7 @@ def test_a_value_that_fills_whole_bins_leaves_the_other_bins_to_the_rest():
     assert quantile_edges(np.ones(5), 4).tolist() == [1.0]
 
 
-def test_a_long_tail_gets_edges_of_its_own_and_an_even_spread_none():
+def test_a_long_tail_gets_further_edges_and_a_uniform_distribution_none():
     rng = np.random.default_rng(0)
     even = rng.random(10_000)
     np.testing.assert_array_equal(quantile_edges(even, 8, 4), quantile_edges(even, 8))
@@ -93,7 +93,7 @@ def test_a_long_tail_gets_edges_of_its_own_and_an_even_spread_none():
     more = sorted(set(tailed) - set(plain))
     assert len(more) == 4
     assert more[0] > plain[-2]
-    # By hand: each further edge is the median of what lies above the one before.
+    # By hand: each further edge is the median of the values above the previous one.
     low = plain[-2]
     for edge in more:
         assert edge == np.quantile(heavy[heavy > low], 0.5, method="nearest")

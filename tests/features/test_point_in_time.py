@@ -1,4 +1,4 @@
-"""Point-in-time features: equal to a brute-force loop and blind to day D and later."""
+"""Point-in-time features: equal to a brute-force loop, and independent of day D's events."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtl_ranker.commands.check import check_project
-from mtl_ranker.config import load_project
-from mtl_ranker.context import Context
-from mtl_ranker.errors import ProjectError
-from mtl_ranker.features import examples as building
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.point_in_time import join_features
 from mtl_ranker.logs.ingest import ingest_day
-from mtl_ranker.logs.sources import open_source
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.logs.sources import open_context
 from tests.conftest import FIRST, midnight, write_day
-from tests.projects import TINY, changed, write_project
+from tests.projects import write_project
 
 EVENT = st.tuples(
     st.integers(0, 3),
@@ -47,19 +41,18 @@ def frame_of(day, events) -> pl.DataFrame:
 def build(root: Path, days: list, **features: Any) -> pl.DataFrame:
     """Examples of the last day, through the real ingest, aggregates and SQL."""
     write_project(root, features=features)
-    project = load_project(str(root / "project.toml"))
-    source, workspace = open_source(project, root), Workspace(root / "ws")
+    context = open_context(str(root / "project.toml"), root, root / "ws")
     for n, events in enumerate(days):
         day = FIRST + timedelta(days=n)
         write_day(root, day, frame_of(day, events))
-        ingest_day(Context(project, source, workspace), day)
-        aggregate_day(Context(project, source, workspace), day)
+        ingest_day(context, day)
+        aggregate_day(context, day)
     last = FIRST + timedelta(days=len(days) - 1)
-    build_examples(Context(project, source, workspace), last)
-    return workspace.scan("examples", [last]).collect()
+    build_examples(context, last)
+    return context.workspace.scan("examples", [last]).collect()
 
 
-def oracle(days: list, keys: dict, window: int, of) -> tuple[int, int, float]:
+def oracle(days: list, keys: dict, window: int, label_of) -> tuple[int, int, float]:
     """Impressions, present labels and their sum in the window before the last day: plain loops."""
     impressions, count, total = 0, 0, 0.0
     for events in days[:-1][-window:]:
@@ -68,7 +61,7 @@ def oracle(days: list, keys: dict, window: int, of) -> tuple[int, int, float]:
             if any(row[key] != value for key, value in keys.items()):
                 continue
             impressions += 1
-            label = of(click, play)
+            label = label_of(click, play)
             if label is not None:
                 count += 1
                 total += label
@@ -93,26 +86,26 @@ def test_features_equal_brute_force(tmp_path_factory, days, rates):
             ("user_x_tab", ["user_id", "tab"]),
         ):
             chosen = {key: row[key] for key in keys}
-            seen, _, _ = oracle(days, chosen, 3, LABELS["click"])
+            recent, _, _ = oracle(days, chosen, 3, LABELS["click"])
             for window in (1, 3):
-                for signal, of in LABELS.items():
-                    impressions, count, total = oracle(days, chosen, window, of)
-                    _, all_count, all_total = oracle(days, {}, window, of)
-                    found = row[f"{name}_{signal}_rate_{window}d"]
-                    if seen == 0:
-                        assert found is None
+                for signal, label_of in LABELS.items():
+                    impressions, count, total = oracle(days, chosen, window, label_of)
+                    _, all_count, all_total = oracle(days, {}, window, label_of)
+                    rate = row[f"{name}_{signal}_rate_{window}d"]
+                    if recent == 0:
+                        assert rate is None
                     elif all_count == 0:
-                        assert found is None or found != found
+                        assert rate is None or rate != rate
                     elif rates == "relative" and all_total == 0:
-                        assert found is None
+                        assert rate is None
                     else:
                         expected = (total + 20 * all_total / all_count) / (count + 20)
                         if rates == "relative":
                             expected /= all_total / all_count
-                        assert found == pytest.approx(expected, rel=1e-5)
+                        assert rate == pytest.approx(expected, rel=1e-5)
                     shown = row[f"{name}_daily_impressions_{window}d"]
                     logged = max(1, min(window, len(days) - 1))
-                    if seen:
+                    if recent:
                         assert shown == pytest.approx(impressions / logged, rel=1e-6)
                     else:
                         assert shown is None
@@ -122,8 +115,8 @@ def test_features_equal_brute_force(tmp_path_factory, days, rates):
 @given(days=DAYS, length=st.sampled_from([1, 3, 30]))
 def test_histories_are_the_last_clicks_of_earlier_days(tmp_path_factory, days, length):
     """Brute force: walk back through the days before the last one, three of them at most."""
-    remembered = {"signal": "click", "columns": ["item_id", "tab"], "length": length}
-    examples = build(tmp_path_factory.mktemp("history"), days, histories=[remembered])
+    history = {"signal": "click", "columns": ["item_id", "tab"], "length": length}
+    examples = build(tmp_path_factory.mktemp("history"), days, histories=[history])
     assert examples["history_click_item_id"].dtype == pl.List(examples["item_id"].dtype)
     for row in examples.to_dicts():
         latest = [
@@ -139,29 +132,28 @@ def test_histories_are_the_last_clicks_of_earlier_days(tmp_path_factory, days, l
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(days=DAYS, other=st.lists(EVENT, min_size=1, max_size=8))
 def test_no_feature_of_a_day_changes_when_its_own_events_change(tmp_path_factory, days, other):
-    """Rewrite what happened on day D: for the same user, item and context nothing may change."""
-    one = build(tmp_path_factory.mktemp("one"), days)
-    changed = [(u, i, tab, 1 - click, 20 - play) for u, i, tab, click, play in days[-1]]
-    two = build(tmp_path_factory.mktemp("two"), [*days[:-1], changed + other])
-    features = [c for c in one.columns if c.endswith("d") or c.endswith("since")]
+    """Change day D's events: features of the same user, item and context stay the same."""
+    original = build(tmp_path_factory.mktemp("original"), days)
+    opposite = [(u, i, tab, 1 - click, 20 - play) for u, i, tab, click, play in days[-1]]
+    changed = build(tmp_path_factory.mktemp("changed"), [*days[:-1], opposite + other])
+    features = [c for c in original.columns if c.endswith("d") or c.endswith("since")]
     features = [c for c in features if c not in ("user_id", "item_id")]
     key = ["user_id", "item_id", "tab"]
-    before = one.select(*key, *features).unique()
-    after = two.select(*key, *features).unique().join(before.select(key), on=key, how="semi")
+    before = original.select(*key, *features).unique()
+    after = changed.select(*key, *features).unique().join(before.select(key), on=key, how="semi")
     assert before.sort(key).equals(after.sort(key))
 
 
 def test_same_sql_gives_candidates_the_features_of_impressions(tiny):
-    project = load_project(str(tiny / "project.toml"))
-    source, workspace = open_source(project, tiny), Workspace(tiny / "ws")
-    days = source.days()
+    context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+    days = context.source.days()
     for day in days:
-        ingest_day(Context(project, source, workspace), day)
-        aggregate_day(Context(project, source, workspace), day)
-    build_examples(Context(project, source, workspace), days[-1])
-    examples = workspace.scan("examples", days[-1:]).collect()
+        ingest_day(context, day)
+        aggregate_day(context, day)
+    build_examples(context, days[-1])
+    examples = context.workspace.scan("examples", days[-1:]).collect()
     candidates = examples.select("user_id", "item_id", "tab").lazy()
-    joined = join_features(Context(project, source, workspace), candidates, days[-1]).collect()
+    joined = join_features(context, candidates, days[-1]).collect()
     features = [c for c in joined.columns if c not in ("user_id", "item_id", "tab")]
     key = ["user_id", "item_id", "tab"]
     assert len(features) == 3 * (2 * 3 + 1)
@@ -169,106 +161,3 @@ def test_same_sql_gives_candidates_the_features_of_impressions(tiny):
         joined.select(*key, *features).unique().sort(key),
         examples.select(*key, *features).unique().sort(key),
     )
-
-
-def test_examples_are_rebuilt_only_when_their_history_changes(tiny):
-    project = load_project(str(tiny / "project.toml"))
-    source, workspace = open_source(project, tiny), Workspace(tiny / "ws")
-    days = source.days()
-    for day in days:
-        ingest_day(Context(project, source, workspace), day)
-        assert aggregate_day(Context(project, source, workspace), day)
-        assert not aggregate_day(Context(project, source, workspace), day)
-    assert build_examples(Context(project, source, workspace), days[-1])
-    assert not build_examples(Context(project, source, workspace), days[-1])
-    write_day(tiny, days[-2], frame_of(days[-2], [(1, 1, "home", 1, 5)]))
-    ingest_day(Context(project, source, workspace), days[-2])
-    aggregate_day(Context(project, source, workspace), days[-2])
-    assert build_examples(Context(project, source, workspace), days[-1])
-
-
-def test_a_day_in_blocks_of_users_has_the_same_examples(tiny):
-    project = load_project(str(tiny / "project.toml"))
-    source = open_source(project, tiny)
-    found = []
-    for rows in (1_000_000, 7):
-        features = project.features.model_copy(update={"block_rows": rows})
-        own, workspace = (
-            project.model_copy(update={"features": features}),
-            Workspace(tiny / str(rows)),
-        )
-        for day in source.days():
-            ingest_day(Context(own, source, workspace), day)
-            aggregate_day(Context(own, source, workspace), day)
-        build_examples(Context(own, source, workspace), source.days()[-1])
-        assert build_examples(Context(own, source, workspace), source.days()[-1]) is None
-        found.append(workspace.scan("examples", source.days()[-1:]).collect())
-    whole, blocks = found
-    keys = ["timestamp", "user_id", "item_id"]
-    assert whole["user_id"].n_unique() > 3
-    assert not whole.equals(blocks)
-    polars.testing.assert_frame_equal(blocks.sort(keys), whole)
-    starts = blocks.select((pl.col("timestamp").diff() < 0).sum()).item()
-    assert starts >= 2
-
-
-def test_a_killed_day_goes_on_after_its_finished_blocks(tiny, monkeypatch):
-    features = load_project(str(tiny / "project.toml")).features
-    features = features.model_copy(update={"block_rows": 7})
-    project = load_project(str(tiny / "project.toml")).model_copy(update={"features": features})
-    source, workspace = open_source(project, tiny), Workspace(tiny / "ws")
-    for day in source.days():
-        ingest_day(Context(project, source, workspace), day)
-        aggregate_day(Context(project, source, workspace), day)
-    last = source.days()[-1]
-    plan = building.plan_examples(Context(project, source, workspace), last)
-    assert plan is not None
-    first, *others = plan.parts
-    building.build_examples_part(Context(project, source, workspace), last, first)
-    file = first.file
-    state = file.stat().st_mtime_ns
-    built: list[Path] = []
-    original = building.examples_of_block
-
-    def counted(*arguments):
-        built.append(arguments[-1])
-        return original(*arguments)
-
-    monkeypatch.setattr(building, "examples_of_block", counted)
-    again = building.plan_examples(Context(project, source, workspace), last)
-    assert again == plan
-    assert file.stat().st_mtime_ns == state
-    assert build_examples(Context(project, source, workspace), last) == "not built yet"
-    assert built == [part.block for part in others]
-    assert not file.exists()
-    assert workspace.scan("examples", [last]).collect().height == 40
-
-
-CATEGORICALS = TINY["features"]["categoricals"]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (
-            {"features": {"categoricals": changed(CATEGORICALS, 0, column="play")}},
-            r"categoricals \(play\).*log.context",
-        ),
-        ({"features": {"numerics": ["play"]}}, r"numerics \(play\)"),
-        (
-            {"features": {"entities": [["user_id"], ["item_id"], ["user_id", "click"]]}},
-            r"entities \(click\)",
-        ),
-        ({"log": {"context": ["tab", "click"]}}, r"log.context: click is the label"),
-    ],
-)
-def test_what_the_impression_left_behind_is_no_feature_of_it(tiny, change, words):
-    write_project(tiny, **change)
-    project = load_project(str(tiny / "project.toml"))
-    source, workspace = open_source(project, tiny), Workspace(tiny / "ws")
-    day = source.days()[0]
-    ingest_day(Context(project, source, workspace), day)
-    with pytest.raises(ProjectError, match=words):
-        build_examples(Context(project, source, workspace), day)
-    with pytest.raises(ProjectError, match=words):
-        list(check_project(str(tiny / "project.toml"), tiny))

@@ -13,6 +13,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.models.presets import make
 from mtl_ranker.studies.census import (
     MODELS,
+    Candidate,
     averaged,
     compare,
     equal_size,
@@ -21,6 +22,7 @@ from mtl_ranker.studies.census import (
     tune_trees,
 )
 from mtl_ranker.studies.census_data import CENSUS_COLUMNS, CENSUS_NUMBERS, read_census
+from mtl_ranker.studies.search import Budget
 from mtl_ranker.training.network import build_ranker
 
 DEGREES = ["Children", "High school graduate", "Bachelors degree(BA AB BS)", "Some college"]
@@ -131,11 +133,12 @@ def test_tuning_ranker_and_trees_on_the_same_rows(tmp_path):
     write(tmp_path / "census-income.data", lines(3_000, 0))
     split = read_split(tmp_path, 1)
     told: list[str] = []
-    settings = equal_size(split, "mmoe", 6_000)
-    ours = tune_ranker(split, "mmoe", settings, 2, range(2), epochs=4, on_training=told.append)
-    trees = tune_trees(split, 2, range(2), told.append)
+    candidate = Candidate("mmoe", equal_size(split, "mmoe", 6_000))
+    budget = Budget(trials=2, seeds=range(2), epochs=4)
+    ours = tune_ranker(split, candidate, budget, told.append)
+    trees = tune_trees(split, budget, told.append)
     assert len(told) == 4 + 8
-    again = tune_ranker(split, "mmoe", settings, 2, range(2), epochs=4)
+    again = tune_ranker(split, candidate, budget)
     np.testing.assert_array_equal(ours.predictions[1], again.predictions[1])
     rows, gains = compare(split, [trees, ours, averaged(ours)], "LightGBM")
     labels = split.examples["test"].labels.numpy()

@@ -1,0 +1,121 @@
+"""Results are kept with their circumstances, and the documentation is rendered from them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import markdown, results, tables
+
+FIGURES = {
+    "replicas": 2,
+    "threads": 1,
+    "models": {"mmoe": {"alone": 1_000.0, "together": 8_250.0, "ratio": 8.25}},
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with a result of `replicas`."""
+    content = results.record("replicas", ["--replicas", "2"], FIGURES)
+    (tmp_path / "replicas.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_every_script_has_an_entry_in_the_index():
+    index = tables.INDEX.read_text()
+    for script in tables.scripts():
+        assert f"[`{script}`]({script}.py)" in index
+        assert f"<!-- figures: {script} -->" in index
+        module = importlib.import_module(f"benchmarks.{script}")
+        assert callable(module.main)
+        assert callable(module.summary)
+    named = set(re.findall(r"<!-- figures: (\w+) -->", index))
+    assert named == set(tables.scripts())
+
+
+def test_links_of_the_index_lead_to_pages():
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", tables.INDEX.read_text()):
+        assert (tables.INDEX.parent / target).is_file(), target
+
+
+def test_pages_agree_with_the_results():
+    found = tables.rendered()
+    assert tables.update(tables.pages(), found, write=False) == []
+
+
+def test_marked_tables_are_made_by_a_script():
+    for page in tables.pages():
+        for _, kind, name, _, _ in tables.MARKED.findall(page.read_text()):
+            assert kind == "figures" or name.split()[0] in tables.scripts(), f"{page}: {name}"
+
+
+def test_a_result_is_kept_with_its_circumstances(saved):
+    content = json.loads((saved / "replicas.json").read_text())
+    assert content["command"] == "python -m benchmarks.replicas --replicas 2"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", content["date"])
+    assert {"cpu", "cores", "threads", "torch"} <= set(content["machine"])
+    assert content["seconds"] >= 0
+    assert results.read(saved / "replicas.json") == FIGURES
+
+
+def test_commands_name_no_path_of_this_machine():
+    options = [
+        "--data",
+        "/somewhere/kuairand-pure",
+        "--json",
+        "/tmp/x.json",
+        "--save",
+        "--seeds",
+        "3",
+    ]
+    found = results.command("quality", options)
+    assert found == "python -m benchmarks.quality --data .../kuairand-pure --seeds 3"
+
+
+def test_places_with_a_result_are_replaced_and_others_stay(saved):
+    found = tables.rendered(saved)
+    page = (
+        "a\n\n<!-- table: replicas -->\n\nold\n\n<!-- end -->\n\nb\n\n"
+        "<!-- table: devices -->\n\nkept\n\n<!-- end -->\n"
+        "| <!-- figures: replicas -->old<!-- end --> | <!-- figures: scale --><!-- end --> |\n"
+    )
+    new = tables.updated(page, found)
+    row = "| mmoe | 1,000 | 8,250 | 8.2 |"
+    assert row in new
+    assert "kept" in new
+    assert "old" not in new
+    assert "8.2 times (" in new
+    assert f"<!-- figures: scale -->{tables.NOT_RUN}<!-- end -->" in new
+    assert tables.updated(new, found) == new
+
+
+def test_check_fails_on_a_difference(saved):
+    words = [sys.executable, "-m", "benchmarks.tables", "--check", "--results", str(saved)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tables.ROOT)
+    assert done.returncode == 1, done.stderr
+    assert "README.md: differs from the results" in done.stdout
+
+
+def test_markdown():
+    assert markdown.table(["a", "b"], [["1", ""]]) == "| a | b |\n| --- | --- |\n| 1 |  |"
+    with pytest.raises(ValueError, match="2 headings"):
+        markdown.table(["a", "b"], [["1"]])
+    assert markdown.gain(0.01, 0.005, 0.02) == "**+0.0100 [+0.0050, +0.0200]**"
+    assert markdown.gain(0.01, -0.005, 0.02) == "+0.0100 [-0.0050, +0.0200]"
+    assert markdown.span([33.2, 54.0]) == "33 to 54"
+    assert markdown.span([1.0, 1.2]) == "1"
+
+
+@pytest.mark.parametrize("how", [["-m", "benchmarks.sizing"], ["benchmarks/sizing.py"]])
+def test_scripts_run_as_module_and_by_path(how):
+    done = subprocess.run(
+        [sys.executable, *how, "--help"], capture_output=True, text=True, cwd=tables.ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--save" in done.stdout
