@@ -33,8 +33,11 @@ class Source(Protocol):
     def with_log(self, log: Log) -> Source:
         """The same files read by other settings."""
 
+    def sizes(self, day: date) -> list[str]:
+        """Size and time of each file that the day's rows are read from; changes as they grow."""
+
     def state(self, day: date) -> list[str]:
-        """One text per file that the day's rows are read from; changes when it is rewritten."""
+        """Name and content's hash of each file that the day's rows are read from."""
 
     def tables_state(self) -> list[str]:
         """The same for the user and item tables, including how they are read."""

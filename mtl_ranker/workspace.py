@@ -19,7 +19,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -31,6 +31,7 @@ import polars as pl
 from mtl_ranker.errors import ProjectError
 
 PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
+MEMORY = ".remembered"
 ABANDONED = 7 * 86_400.0  # seconds
 _HELD: set[str] = set()  # roots of workspaces that this process has locked
 Provenance = Mapping[str, str]  # input of a partition, by name → its fingerprint
@@ -42,9 +43,26 @@ def fingerprint(*parts: object) -> str:
 
 
 def file_state(path: Path) -> str:
-    """A file's name, size and modification time: changes when the file is rewritten."""
+    """A file's name, size and modification time: changes while the file is written."""
     stat = path.stat()
     return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def file_content(path: Path, workspace: Workspace | None = None) -> str:
+    """A file's name and the SHA-256 of its content.
+
+    With a workspace, a file of the same path, size and times as before is not read again.
+    """
+
+    def digest() -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    if workspace is None:
+        return f"{path.name}:{digest()}"
+    stat = path.stat()
+    stamp = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
+    return f"{path.name}:{workspace.remembered(f'content of {path.resolve()}', stamp, digest)}"
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
@@ -138,6 +156,23 @@ class Workspace:
         with self.staged(target) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         return target
+
+    def remembered(self, subject: str, stamp: str, compute: Callable[[], Any]) -> Any:
+        """`compute()`, or what it returned last for this subject if the stamp was the same.
+
+        Args:
+            compute: returns what JSON can hold.
+        """
+        place = f"{MEMORY}/{fingerprint(subject)}.json"
+        try:
+            stored = json.loads((self.root / place).read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            stored = {}
+        if stored.get("stamp") == stamp:
+            return stored["value"]
+        value = compute()
+        self.publish_file(place, json.dumps({"subject": subject, "stamp": stamp, "value": value}))
+        return value
 
     @contextmanager
     def lock(self, what: str) -> Iterator[None]:

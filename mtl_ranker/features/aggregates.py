@@ -1,4 +1,8 @@
-"""Daily aggregates: one day's events as counts and sums of every entity, and users' histories."""
+"""Daily aggregates: a day's events as counts and sums of every entity, and users' histories.
+
+An event counts for the day of its partition, or for the day of its timestamp where that is later,
+so that no window before day D reads what happened on D.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,13 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.sql import day_number, run_sql
-from mtl_ranker.features.tables import join_tables, scan_events, static_tables
+from mtl_ranker.features.tables import (
+    join_tables,
+    local_date,
+    scan_events,
+    static_tables,
+    tables_fingerprint,
+)
 from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.workspace import fingerprint
@@ -27,7 +37,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
     events_fingerprint = workspace.published_fingerprint("events", day)
     if events_fingerprint is None:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-    events = join_tables(static_tables(source), scan_events(context, [day]))
+    events = with_day(project, join_tables(static_tables(source), scan_events(context, [day])), day)
     schema = events.collect_schema()
     signals = {
         name: expression.log1p() if _is_log1p(project, name) else expression
@@ -36,7 +46,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
     expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
     common = {
         "events": events_fingerprint,
-        "user and item tables": fingerprint(*source.tables_state()),
+        "rows of the user and item tables": tables_fingerprint(context, day),
         "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
     }
     daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}  # dataset → provenance, rows
@@ -45,7 +55,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
     for keys in [[], *project.features.entities]:
         _check_columns(schema, keys, "features.entities")
         columns = [pl.col(key) for key in keys if key not in signals]
-        labelled = events.select(*columns, *(e.alias(n) for n, e in signals.items()))
+        labelled = events.select("day", *columns, *(e.alias(n) for n, e in signals.items()))
         counts = run_sql(sql[template], {"events": labelled}, keys=keys, signals=list(signals))
         daily[aggregate_dataset(context, keys)] = provenance, counts
     template = "aggregates/history.sql"
@@ -64,7 +74,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
         signal = signals[history.signal].alias(history.signal)
         latest = run_sql(
             sql[template],
-            {"events": events.select("user_id", "timestamp", *columns, signal)},
+            {"events": events.select("day", "user_id", "timestamp", *columns, signal)},
             signal=history.signal,
             columns=history.columns,
             length=history.length,
@@ -74,10 +84,17 @@ def aggregate_day(context: Context, day: date) -> str | None:
     for dataset, (provenance, rows) in daily.items():
         why = workspace.stale(dataset, day, provenance)
         if why is not None:
-            numbered = rows.with_columns(pl.lit(day_number(day), pl.Int32).alias("day"))
-            workspace.publish(dataset, day, numbered, provenance)
+            workspace.publish(dataset, day, rows, provenance)
             first_reason = first_reason or why
     return first_reason
+
+
+def with_day(project: Project, events: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """The events of partition D with `day`, from which on they may be known (days since 1970)."""
+    own = local_date(project).cast(pl.Int32)
+    return events.with_columns(
+        pl.max_horizontal(own, pl.lit(day_number(day), pl.Int32)).alias("day")
+    )
 
 
 def _check_columns(schema: pl.Schema, columns: Sequence[str], place: str) -> None:

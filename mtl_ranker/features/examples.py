@@ -20,7 +20,7 @@ from mtl_ranker.features.columns import (
     feature_columns,
 )
 from mtl_ranker.features.point_in_time import join_features
-from mtl_ranker.features.tables import scan_events
+from mtl_ranker.features.tables import scan_events, tables_fingerprint
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.logs.contract import derived_columns, label_expression
 from mtl_ranker.workspace import fingerprint
@@ -137,7 +137,7 @@ def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame
 
 def examples_provenance(context: Context, day: date) -> dict[str, str]:
     """Provenance of a day's examples; the encoder's settings do not affect them."""
-    project, source, workspace = context.project, context.source, context.workspace
+    project, workspace = context.project, context.workspace
     features, sql = project.features, view_sql(context)
     columns = [c.column for c in features.categoricals] + [c.column for c in features.lists]
     of_histories = {
@@ -150,7 +150,7 @@ def examples_provenance(context: Context, day: date) -> dict[str, str]:
         "aggregates of earlier days": history_fingerprint(context, day),
         "sql/features/windows.sql": fingerprint(sql["features/windows.sql"]),
         "sql/features/join.sql": fingerprint(sql["features/join.sql"]),
-        "user and item tables": fingerprint(*source.tables_state()),
+        "rows of the user and item tables": tables_fingerprint(context, day),
         "setting features.windows": fingerprint(features.windows),
         "setting features.smoothing": fingerprint(features.smoothing),
         "setting features.rates": fingerprint(features.rates),

@@ -25,7 +25,7 @@ from mtl_ranker.features.columns import (
     signal_names,
 )
 from mtl_ranker.features.sql import day_number, run_sql
-from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.features.tables import join_tables, local_date, static_tables
 from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 
 
@@ -46,10 +46,19 @@ class AsOf:
     sql: dict[str, str]
 
     @classmethod
-    def build(cls, context: Context, rows: pl.LazyFrame, day: date) -> AsOf:
+    def build(
+        cls,
+        context: Context,
+        rows: pl.LazyFrame,
+        day: date,
+        known: Sequence[date] | None = None,
+    ) -> AsOf:
         """Compute the windows before D for the users and items in `rows`.
 
         Keys are cast to the types that `rows` have.
+
+        Args:
+            known: the aggregated days to read, of those before D; None for all in the windows.
         """
         features = context.project.features
         static = static_tables(context.source)
@@ -58,7 +67,8 @@ class AsOf:
         filters |= {"user_id"} if features.histories else set()
         uniques = [rows.select(key).unique() for key in filters if key in rows.collect_schema()]
         values = {frame.columns[0]: frame.to_series() for frame in pl.collect_all(uniques)}
-        lookback = _Lookback(day=day, days=history_days(context, day), values=values, schema=schema)
+        days = history_days(context, day) if known is None else [d for d in known if d < day]
+        lookback = _Lookback(day=day, days=days, values=values, schema=schema)
         windows = [_window_query(context, lookback, keys) for keys in features.entities]
         # Collected here: planning one query over all entities takes 20 times as long.
         tables = pl.collect_all(windows, engine="streaming")
@@ -260,5 +270,15 @@ def feature_sides(
 
 
 def join_features(context: Context, rows: pl.LazyFrame, day: date) -> pl.LazyFrame:
-    """Features as of day D for `rows` (impressions or candidates with user_id and item_id)."""
-    return AsOf.build(context, rows, day).join(rows)
+    """Features for impressions of partition D.
+
+    They are as of D, or as of the date of the impression's timestamp where that is earlier.
+    """
+    if not context.project.log.day_tolerance_hours:
+        return AsOf.build(context, rows, day).join(rows)
+    as_of = pl.min_horizontal(local_date(context.project), pl.lit(day))
+    known, parts = history_days(context, day), []
+    for own in rows.select(as_of.unique().sort()).collect().to_series():
+        part = rows.filter(as_of == own)
+        parts.append(AsOf.build(context, part, own, known).join(part))
+    return pl.concat(parts) if parts else AsOf.build(context, rows, day).join(rows)

@@ -17,15 +17,20 @@ import polars as pl
 from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
 from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.workspace import Workspace, file_state
+from mtl_ranker.workspace import Workspace, file_content, file_state, fingerprint
 
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """A log of Parquet files, in folders of days or undivided, with its user and item tables."""
+    """A log of Parquet files, in folders of days or undivided, with its user and item tables.
+
+    Attributes:
+        workspace: where hashes of the files are remembered; None to compute them each time.
+    """
 
     log: Log
     root: Path
+    workspace: Workspace | None = None
 
     def path(self) -> Path:
         """The log's file or folder. Raises ProjectError where there is none."""
@@ -42,16 +47,20 @@ class ParquetSource:
         """Days present in the log, ascending."""
         if self._folders():
             return sorted(self._partitions())
-        days = self._undivided().select(pl.col("date").unique().sort()).collect()["date"]
-        return days.drop_nulls().to_list()
+        found = {day for days in self._days_of_files().values() for day in days}
+        return sorted(day for day in found if day is not None)
 
     def with_log(self, log: Log) -> Source:
         """The same files read by other settings."""
         return replace(self, log=log)
 
-    def state(self, day: date) -> list[str]:
-        """One text per file that the day's rows are read from; changes when it is rewritten."""
+    def sizes(self, day: date) -> list[str]:
+        """Size and time of each file that the day's rows are read from; changes as they grow."""
         return [file_state(f) for f in self._day_files(day)]
+
+    def state(self, day: date) -> list[str]:
+        """Name and content's hash of each file that the day's rows are read from."""
+        return [file_content(f, self.workspace) for f in self._day_files(day)]
 
     def tables_state(self) -> list[str]:
         """The same for the user and item tables, including how they are read."""
@@ -59,7 +68,10 @@ class ParquetSource:
         missing = [self.root / t.path for t in tables if not (self.root / t.path).is_file()]
         if missing:
             raise ProjectError(f"{missing[0]}: not found (log.users.path or log.items.path)")
-        return [f"{file_state(self.root / t.path)} {t.model_dump_json()}" for t in tables]
+        return [
+            f"{file_content(self.root / t.path, self.workspace)} {t.model_dump_json()}"
+            for t in tables
+        ]
 
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError.
@@ -71,7 +83,7 @@ class ParquetSource:
         if self._folders():
             lazy = _scan_files(files, self._read(used)).with_columns(pl.lit(day).alias("date"))
             return _canonical(lazy, self.log, files[0])
-        rows = self._undivided(self._read(used))
+        rows = self._undivided(files, self._read(used))
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
 
     def _read(self, used: Collection[str] | None) -> set[str] | None:
@@ -133,17 +145,38 @@ class ParquetSource:
                 raise ProjectError(
                     f"{path}: no partition {self.log.partition}={day}; the log has {days}"
                 )
-            path = partitions[day]
-        files = parquet_files(path)
-        if not files:
-            raise ProjectError(f"{path}: holds no *.parquet file")
-        return files
+            files = parquet_files(partitions[day])
+            if not files:
+                raise ProjectError(f"{partitions[day]}: holds no *.parquet file")
+            return files
+        files_days = self._days_of_files()
+        if not any(day in own for own in files_days.values()):
+            have = self.days()
+            span = f"days from {have[0]} to {have[-1]}" if have else "no day"
+            raise ProjectError(f"{path}: no rows of {day}; the log has {span}")
+        return [file for file, own in files_days.items() if day in own or None in own]
 
-    def _undivided(self, used: Collection[str] | None = None) -> pl.LazyFrame:
+    def _days_of_files(self) -> dict[Path, list[date | None]]:
+        """The days of each file of an undivided log; None for rows without a valid time."""
         path = self.path()
         files = parquet_files(path)
         if not files:
             raise ProjectError(f"{path}: holds no *.parquet file")
+        return {file: self._days_of_file(file) for file in files}
+
+    def _days_of_file(self, file: Path) -> list[date | None]:
+        def read() -> list[str | None]:
+            days = self._undivided([file], self._read([])).select(pl.col("date").unique().sort())
+            return [day and day.isoformat() for day in days.collect()["date"]]
+
+        if self.workspace is None:
+            found = read()
+        else:
+            stamp = fingerprint(file_content(file, self.workspace), self.log.model_dump_json())
+            found = self.workspace.remembered(f"days of {file.resolve()}", stamp, read)
+        return [None if day is None else date.fromisoformat(day) for day in found]
+
+    def _undivided(self, files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
         lazy = _scan_files(files, used)
         schema = lazy.collect_schema()
         name = self.log.partition
@@ -152,7 +185,8 @@ class ParquetSource:
             day = day.str.to_date(strict=False) if schema[name] == pl.String else day.cast(pl.Date)
             return _canonical(lazy.with_columns(day.alias("date")), self.log, files[0])
         local = pl.col("timestamp").dt.convert_time_zone(self.log.timezone).dt.date()
-        lazy = _canonical(lazy.with_columns(pl.lit(None, pl.Date).alias("date")), self.log, path)
+        lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
+        lazy = _canonical(lazy, self.log, files[0])
         return lazy.with_columns(local.alias("date"))
 
 
@@ -372,13 +406,18 @@ def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFra
 READERS = {"census-income": "mtl_ranker.studies.census_data"}
 
 
-def open_source(project: Project, data: Path) -> Source:
-    """The project's log below `data`. Raises ProjectError where there is no such folder."""
+def open_source(project: Project, data: Path, workspace: Workspace | None = None) -> Source:
+    """The project's log below `data`. Raises ProjectError where there is no such folder.
+
+    Args:
+        workspace: where hashes of the log's files are remembered.
+    """
     if not data.is_dir():
         raise ProjectError(f"--data {data}: no such folder")
     if project.log.format in READERS:
-        return import_module(READERS[project.log.format]).open_source(project.log, data)
-    return ParquetSource(project.log, data)
+        reader = import_module(READERS[project.log.format])
+        return reader.open_source(project.log, data, workspace)
+    return ParquetSource(project.log, data, workspace)
 
 
 def open_context(config: str, data: Path, workspace: Path) -> Context:
@@ -387,4 +426,5 @@ def open_context(config: str, data: Path, workspace: Path) -> Context:
     Raises ProjectError for a mistake in the project file and a missing folder of data.
     """
     project = load_project(config)
-    return Context(project, open_source(project, data), Workspace(workspace))
+    folder = Workspace(workspace)
+    return Context(project, open_source(project, data, folder), folder)
