@@ -119,7 +119,7 @@ def with_trees(project: Project, dataset: Dataset, run: ModelRun) -> ModelRun:
     trees = fit_forest(
         dataset.tasks,
         _thinned(project, dataset.tasks, dataset.examples["train"], run.seed).sample(SAMPLE_ROWS),
-        project.training.trees,
+        [project.training.trees] * len(dataset.tasks),
         run.seed,
         dataset.examples["validate"],
     )
@@ -168,7 +168,7 @@ def refit(
     if trees is not None:
         callbacks.on_step(f"boosted trees beside {contender.name}")
         few = thinned.sample(SAMPLE_ROWS)
-        trees = fit_forest(tasks, few, training.trees, run.seed, trees=trees.trees)
+        trees = fit_forest(tasks, few, trees.trees, run.seed)
     calibration = run.artifact.calibration.part(project.calibration.refit_share)
     fitted = Fitted(
         name=contender.name,

@@ -57,7 +57,7 @@ def trained_on(folder, **changes):
     for parameter in model.parameters():  # far from their start, so that every feature matters
         torch.nn.init.normal_(parameter, std=0.3)
     rows = encode_examples(encoder, frame, [LABEL + task.name for task in tasks])
-    trees = fit_forest(tasks, rows, 6, 0, trees=[6] * len(tasks))
+    trees = fit_forest(tasks, rows, [6] * len(tasks), 0)
     return project, source, workspace, RankerArtifact(project, encoder, tasks, model, trees=trees)
 
 
