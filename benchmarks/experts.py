@@ -45,21 +45,26 @@ def look(found: Compared) -> dict[str, dict[str, float | None]]:
         layers = [r.diagnosis.layers[-1] for r in runs]
         apart = [m.similarity[np.triu_indices(m.experts, 1)] for m in layers]
         alike = float(np.mean([a.max() for a in apart])) if len(apart[0]) else None
+        gated = alike is not None  # a single expert has no gate
         made[name] = {
-            "heard": float(np.mean([m.heard.mean() for m in layers])),
-            "depends_on_row": float(np.mean([m.chosen.mean() for m in layers])),
+            "heard": float(np.mean([m.heard.mean() for m in layers])) if gated else None,
+            "depends_on_row": float(np.mean([m.chosen.mean() for m in layers])) if gated else None,
             "most_alike": alike,
             "warned": sum(len(r.diagnosis.warnings) for r in runs),
         }
         table.add_row(
             name,
-            f"{made[name]['heard']:.2f}",
-            f"{made[name]['depends_on_row']:.3f}",
-            "" if alike is None else f"{alike:.2f}",
+            number(made[name]["heard"]),
+            number(made[name]["depends_on_row"], 3),
+            number(alike),
             str(made[name]["warned"]),
         )
     CONSOLE.print(table)
     return made
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:
@@ -72,8 +77,8 @@ def main() -> None:
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     more = {
-        "experts a row": lambda model: f"{model['heard']:.2f}",
-        "CKA": lambda model: "-" if model["most_alike"] is None else f"{model['most_alike']:.2f}",
+        "experts a row": lambda model: number(model["heard"]),
+        "CKA": lambda model: number(model["most_alike"]),
         "warnings": lambda model: str(model["warned"]),
     }
     return {"experts": columns_of(figures, more)}
