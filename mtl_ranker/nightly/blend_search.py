@@ -12,9 +12,9 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.pareto import (
     Point,
-    PredictedRows,
     pareto,
     propose,
     quality_of,

@@ -13,7 +13,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.drift import Drift, health
-from mtl_ranker.evaluation.metrics import quality_metric
+from mtl_ranker.evaluation.metrics import PredictedRows, quality_metric
 from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
@@ -140,7 +140,8 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         "test": winner.test_prediction,
     }
     blend_score = blended_score(project, winner.test_prediction)
-    divided = divide(held_out.frame, project.log.context, exposure_columns(project))
+    predicted = PredictedRows(held_out.labels, winner.test_prediction, held_out.user)
+    slices = divide(held_out.frame, project.log.context, exposure_columns(project))
     return Suite(
         days=dataset.days,
         tasks=tasks,
@@ -153,9 +154,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
             else []
         ),
         label_correlation=label_correlation(dataset.examples["train"].labels.numpy()),
-        slices=slice_metrics(
-            tasks, held_out.labels, winner.test_prediction, held_out.user, divided
-        ),
+        slices=slice_metrics(tasks, predicted, slices),
         off_policy=off_policy(project, held_out.frame, held_out.labels, blend_score),
         drift=health(project, dataset.frames, scores),
         held_out=held_out,

@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
-from mtl_ranker.evaluation.pareto import PredictedRows, quality_of, try_weights
+from mtl_ranker.evaluation.metrics import PredictedRows
+from mtl_ranker.evaluation.pareto import quality_of, try_weights
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import ModelRun, Suite
