@@ -94,7 +94,7 @@ def test_explain_agrees_with_the_published_ranking(lived, feed):
     assert sum(found["parts"].values()) == pytest.approx(found["score"], rel=1e-6)
     assert all(sum(w) == pytest.approx(1.0, abs=1e-4) for w in found["experts"].values())
     stranger = run("explain", lived, "--user", "987654", "--item", "3", data=feed)
-    assert "never seen in the log: user" in stranger.stdout
+    assert "not in the log: user" in stranger.stdout
     odd = run("explain", lived, "--user", "anna", "--item", "3", data=feed)
     assert odd.returncode == 2
     assert "user_id 'anna': is no Int64" in odd.stderr
