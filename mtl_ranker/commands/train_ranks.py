@@ -56,8 +56,8 @@ def main(
         project = project.model_copy(update={"models": chosen})
     if project.training.balancing not in SUMMED:
         raise ProjectError(
-            f"training.balancing = {project.training.balancing!r}: needs each objective's gradient or "
-            f"loss, which ranks do not exchange; allowed here: {', '.join(SUMMED)}"
+            f"training.balancing = {project.training.balancing!r}: needs each objective's gradient "
+            f"or loss, which ranks do not exchange; allowed here: {', '.join(SUMMED)}"
         )
     built = work.days("examples")
     if not built:
