@@ -200,7 +200,7 @@ def _undefined(outputs: int) -> tuple[np.ndarray, np.ndarray]:
 def _warnings(layers: Sequence[LayerDiagnosis]) -> list[str]:
     warnings = []
     for depth, layer in enumerate(layers):
-        place = f"layer {depth + 1}: " if len(layers) > 1 else ""
+        prefix = f"layer {depth + 1}: " if len(layers) > 1 else ""
         for o, output in enumerate(layer.outputs):
             e = int(layer.gate_weights[o].argmax())
             has_choice = (layer.gate_weights[o] > 0).sum() > 1
@@ -210,20 +210,20 @@ def _warnings(layers: Sequence[LayerDiagnosis]) -> list[str]:
                 and layer.gate_weights[o, e] >= COLLAPSED
             ):
                 warnings.append(
-                    f"{place}the gate of {output} has collapsed: {layer.gate_weights[o, e]:.0%} of "
-                    f"its weight is on expert {e + 1}; try gate_dropout = 0.1, balance = 0.01 or "
-                    "fewer experts"
+                    f"{prefix}the gate of {output} has collapsed: {layer.gate_weights[o, e]:.0%} "
+                    f"of its weight is on expert {e + 1}; try gate_dropout = 0.1, balance = 0.01 "
+                    "or fewer experts"
                 )
         active = []
         for e in range(layer.experts):
             if layer.dead_units[e] >= DEAD:
                 warnings.append(
-                    f"{place}expert {e + 1} is dead: {layer.dead_units[e]:.0%} of its units are "
+                    f"{prefix}expert {e + 1} is dead: {layer.dead_units[e]:.0%} of its units are "
                     "zero on every row; try a lower training.learning_rate or fewer experts"
                 )
             elif layer.experts > 1 and np.abs(layer.expert_weights[:, e]).max() < UNUSED:
                 warnings.append(
-                    f"{place}expert {e + 1} is unused: no output gives it more than "
+                    f"{prefix}expert {e + 1} is unused: no output gives it more than "
                     f"{np.abs(layer.expert_weights[:, e]).max():.1%} of its weight; try "
                     "balance = 0.01 or fewer experts"
                 )
@@ -234,7 +234,7 @@ def _warnings(layers: Sequence[LayerDiagnosis]) -> list[str]:
             if layer.similarity[i, j] < SAME:
                 continue
             warnings.append(
-                f"{place}experts {i + 1} and {j + 1} are nearly the same function (CKA "
+                f"{prefix}experts {i + 1} and {j + 1} are nearly the same function (CKA "
                 f"{layer.similarity[i, j]:.3f}); try fewer experts, gate_dropout = 0.1, or "
                 "expert_groups or expert_kinds that make them differ"
             )

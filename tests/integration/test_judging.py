@@ -36,12 +36,12 @@ def finished_night(tmp_path_factory, feed):
 def test_a_stored_blend_changes_the_ranking_without_training(finished_night, feed):
     before = pl.read_parquet(finished_night / "ws/rankings/date=2026-03-09/part-0.parquet")
     figures = finished_night / "blend.json"
-    looked = run("blend", finished_night, feed, "--tries", "20", "--json", str(figures))
-    assert looked.returncode == 0, looked.stderr
-    assert "not stored: add --store" in looked.stdout
-    found = json.loads(figures.read_text())
-    front = [p for p in found["points"] if p["best"]]
-    assert found["proposed"] in front
+    searched = run("blend", finished_night, feed, "--tries", "20", "--json", str(figures))
+    assert searched.returncode == 0, searched.stderr
+    assert "not stored: add --store" in searched.stdout
+    results = json.loads(figures.read_text())
+    front = [p for p in results["points"] if p["best"]]
+    assert results["proposed"] in front
     assert (finished_night / "ws/blends/2026-03-08.png").stat().st_size > 5_000
     stored = run("blend", finished_night, feed, "--set", "like=1", "--store")
     assert stored.returncode == 0, stored.stderr
@@ -52,9 +52,9 @@ def test_a_stored_blend_changes_the_ranking_without_training(finished_night, fee
     assert after["model_version"].unique().to_list() == ["1"]
     assert (after["score"] - after["like"]).abs().max() < 1e-6
     assert not after.select("user_id", "item_id").equals(before.select("user_id", "item_id"))
-    odd = run("blend", finished_night, feed, "--set", "clicks=1")
-    assert odd.returncode == 2
-    assert "--set clicks: no such objective; allowed: click, like" in odd.stderr
+    invalid = run("blend", finished_night, feed, "--set", "clicks=1")
+    assert invalid.returncode == 2
+    assert "--set clicks: no such objective; allowed: click, like" in invalid.stderr
 
 
 @pytest.mark.slow
@@ -62,12 +62,12 @@ def test_tune_is_resumed_and_logs_every_trial(finished_night, feed):
     first = run("tune", finished_night, feed, "--model", "mmoe", "--trials", "2")
     assert first.returncode == 0, first.stderr
     figures = finished_night / "tune.json"
-    again = run(
+    resumed = run(
         "tune", finished_night, feed, "--model", "mmoe", "--trials", "4", "--json", str(figures)
     )
-    assert again.returncode == 0, again.stderr
-    assert "resuming after 2 trials" in again.stdout
-    assert "[models.mmoe]" in again.stdout
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after 2 trials" in resumed.stdout
+    assert "[models.mmoe]" in resumed.stdout
     assert json.loads(figures.read_text())["trials"] == 4
     import mlflow
 
@@ -87,12 +87,14 @@ def test_backtest_prints_a_curve_of_every_policy(finished_night, feed):
     span = ("--from", "2026-03-07", "--to", "2026-03-08", "--json", str(figures))
     done = run("backtest", finished_night, feed, *span, "--model", "mmoe")
     assert done.returncode == 0, done.stderr
-    for words in ("kept AUC", "champion AUC", "retrained AUC", "retrained over kept"):
-        assert words in done.stdout
-    found = json.loads(figures.read_text())
-    assert found["days"] == ["2026-03-07", "2026-03-08"]
-    assert len(found["replayed"]) == 6
+    for heading in ("kept AUC", "champion AUC", "retrained AUC", "retrained over kept"):
+        assert heading in done.stdout
+    results = json.loads(figures.read_text())
+    assert results["days"] == ["2026-03-07", "2026-03-08"]
+    assert len(results["replayed"]) == 6
     assert (finished_night / "ws/backtests/2026-03-07_2026-03-08.png").stat().st_size > 5_000
-    wrong = run("backtest", finished_night, feed, "--from", "2026-03-08", "--to", "2026-03-07")
-    assert wrong.returncode == 2
-    assert "lies after --to" in wrong.stderr
+    reversed_span = run(
+        "backtest", finished_night, feed, "--from", "2026-03-08", "--to", "2026-03-07"
+    )
+    assert reversed_span.returncode == 2
+    assert "lies after --to" in reversed_span.stderr

@@ -41,14 +41,14 @@ def night(folder: Path, feed: Path, name: str = "nightly", *more: str, more_env=
 
 
 def champion_quality(printed: str, objectives: tuple[str, ...]) -> dict[str, float]:
-    """AUC of the marked model per objective, read off the printed table."""
+    """AUC of the marked model per objective, from the printed table."""
     quality, objective = {}, ""
     for line in printed.splitlines():
-        words = line.split()
-        if words and words[0] in objectives:
-            objective = words[0]
-        if "*" in words[1:] and objective:
-            quality[objective] = float(words[words.index("*") + 1])
+        cells = line.split()
+        if cells and cells[0] in objectives:
+            objective = cells[0]
+        if "*" in cells[1:] and objective:
+            quality[objective] = float(cells[cells.index("*") + 1])
     return quality
 
 

@@ -61,8 +61,8 @@ def test_promotion_rollback_and_freeze(finished_night, feed):
     assert ranked["model_version"].unique().to_list() == ["1"]
     free = run("freeze", finished_night, "--off")
     assert "may be replaced again" in free.stdout
-    again = run("promote", finished_night, "--date", "2026-03-08", data=feed)
-    assert "champion is version 3" in again.stdout
+    third = run("promote", finished_night, "--date", "2026-03-08", data=feed)
+    assert "champion is version 3" in third.stdout
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{finished_night}/ws/mlflow.db")
@@ -85,20 +85,22 @@ def test_explain_agrees_with_the_published_ranking(finished_night, feed):
     assert scored.returncode == 0, scored.stderr
     done = run("explain", finished_night, *arguments, "--json", str(figures), data=feed)
     assert done.returncode == 0, done.stderr
-    found = json.loads(figures.read_text())
+    explanation = json.loads(figures.read_text())
     now = pl.read_parquet(finished_night / "ws/rankings/date=2026-03-09/part-0.parquet").filter(
         (pl.col("user_id") == first["user_id"]) & (pl.col("item_id") == first["item_id"])
     )
-    assert found["score"] == pytest.approx(now["score"][0], rel=1e-5)
-    assert found["rank"] == now["rank"][0]
-    assert found["predictions"]["click"] == pytest.approx(now["click"][0], rel=1e-5)
-    assert sum(found["contributions"].values()) == pytest.approx(found["score"], rel=1e-6)
-    assert all(sum(w) == pytest.approx(1.0, abs=1e-4) for w in found["experts"].values())
+    assert explanation["score"] == pytest.approx(now["score"][0], rel=1e-5)
+    assert explanation["rank"] == now["rank"][0]
+    assert explanation["predictions"]["click"] == pytest.approx(now["click"][0], rel=1e-5)
+    assert sum(explanation["contributions"].values()) == pytest.approx(
+        explanation["score"], rel=1e-6
+    )
+    assert all(sum(w) == pytest.approx(1.0, abs=1e-4) for w in explanation["experts"].values())
     stranger = run("explain", finished_night, "--user", "987654", "--item", "3", data=feed)
     assert "not in the log: user" in stranger.stdout
-    odd = run("explain", finished_night, "--user", "anna", "--item", "3", data=feed)
-    assert odd.returncode == 2
-    assert "user_id 'anna': is no Int64" in odd.stderr
+    invalid = run("explain", finished_night, "--user", "anna", "--item", "3", data=feed)
+    assert invalid.returncode == 2
+    assert "user_id 'anna': is no Int64" in invalid.stderr
 
 
 @pytest.mark.slow
@@ -117,12 +119,12 @@ def test_backfill_builds_missing_days_in_parallel_and_reports_why(tmp_path, feed
     assert [str(d) for d in workspace.days("events")] == [f"2026-03-0{n}" for n in range(2, 8)]
     edit_project(tmp_path, features={"windows": [2]})
     figures = tmp_path / "why.json"
-    again = run("backfill", tmp_path, *span, "--json", str(figures), data=feed)
-    assert again.returncode == 0, again.stderr
+    rebuilt = run("backfill", tmp_path, *span, "--json", str(figures), data=feed)
+    assert rebuilt.returncode == 0, rebuilt.stderr
     rows = {row["day"]: row for row in json.loads(figures.read_text())["days"]}
     assert rows["2026-03-06"]["events"] == rows["2026-03-06"]["aggregates"] == ""
     assert "setting features.windows" in rows["2026-03-06"]["examples"]
-    # One after the other and in parallel, the same bytes.
+    # Sequential and parallel builds give the same rows.
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(tmp_path / "project.toml", alone)
@@ -191,14 +193,14 @@ def test_new_candidate_sets_are_ranked_once(finished_night, feed, tmp_path):
     shutil.copytree(finished_night, tmp_path / "copy")
     copy = tmp_path / "copy"
     edit_project(copy, scoring={"candidates": "candidates"})
-    # MLflow keeps where its artifacts lie, so the copy reads the original's.
+    # MLflow stores absolute paths of artifacts, so the copy reads those of the original.
     first = run("score-new", copy, data=data)
     assert first.returncode == 0, first.stderr
     ranked = [str(d) for d in Workspace(copy / "ws").days("rankings")]
     assert "2026-03-05" not in ranked
     assert {"2026-03-09", "2026-03-10"} <= set(ranked)
-    again = run("score-new", copy, data=data)
-    assert "every candidate set is ranked" in again.stdout
+    second = run("score-new", copy, data=data)
+    assert "every candidate set is ranked" in second.stdout
 
 
 def test_two_runs_cannot_build_in_one_workspace(tmp_path):

@@ -371,8 +371,8 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
             one, other = (frame.select("user_id", "rank", "score") for frame in (one, other))
         polars.testing.assert_frame_equal(one, other, rel_tol=1e-4)
     for part in ("examples 2026-03-08 00000", "score 2026-03-09 00000"):
-        found = {"task_runs": {"name": {"like_": part}}}
-        assert len(ask(stack.prefect, "/task_runs/filter", found)) > 1
+        query = {"task_runs": {"name": {"like_": part}}}
+        assert len(ask(stack.prefect, "/task_runs/filter", query)) > 1
 
 
 @pytest.mark.slow
