@@ -1,4 +1,4 @@
-"""Challenger against champion on the same held-out rows."""
+"""The promote flow: challenger against champion on the same test rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import date
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows.night import say
+from flows.night import announce
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.promotion import Decision, compare_artifacts
@@ -17,9 +17,9 @@ from mtl_ranker.tracking import connection, registry
 
 @flow(name="promote", flow_run_name="promote {day}", validate_parameters=False)
 def promote(context: Context, day: date, dry_run: bool = False) -> Decision:
-    """Give the challenger the alias `champion` if it earned it; say why either way.
+    """Compare challenger and champion; give the challenger the alias `champion` if it is promoted.
 
-    With `dry_run` only says what would be decided.
+    With `dry_run` the decision is only announced. Raises ProjectError without a challenger.
     """
     project = context.project
     connection.connect(context.workspace)
@@ -33,12 +33,14 @@ def promote(context: Context, day: date, dry_run: bool = False) -> Decision:
     elif champion is not None and frozen is not None:
         decision = Decision(False, f"kept the champion: it is frozen ({frozen})")
     else:
-        new = registry.load_artifact(project, "challenger")
-        old = registry.load_artifact(project, "champion").artifact if champion else None
-        folder = registry.artifact_folder(project, new.version)
-        decision = compare_artifacts(context, day, new.artifact, old, folder)
+        contender = registry.load_artifact(project, "challenger")
+        current = registry.load_artifact(project, "champion").artifact if champion else None
+        folder = registry.artifact_folder(project, contender.version)
+        decision = compare_artifacts(context, day, contender.artifact, current, folder)
     if dry_run:
-        say(f"[bold]promote[/]   would be: {decision.reason}; champion stays version {champion}")
+        announce(
+            f"[bold]promote[/]   would be: {decision.reason}; champion stays version {champion}"
+        )
         return decision
     registry.record_decision(project, challenger, decision)
     page = context.workspace.root / f"reports/{day}.html"
@@ -48,10 +50,10 @@ def promote(context: Context, day: date, dry_run: bool = False) -> Decision:
         context.workspace.publish_file(f"reports/{day}.html", text)
         registry.replace_report(project, challenger, text)
     now = registry.alias_version(project, "champion")
-    say(f"[bold]promote[/]   {decision.reason}; champion is version {now}")
+    announce(f"[bold]promote[/]   {decision.reason}; champion is version {now}")
     create_markdown_artifact(
         key="promotion",
         markdown=f"{decision.reason}\n\nChallenger version {challenger}, champion version {now}. "
-        f"The evidence: first section of `{page}`.",
+        f"The differences are in the first section of `{page}`.",
     )
     return decision

@@ -1,4 +1,4 @@
-"""`mtl-ranker serve`: the schedules in one process, without a work pool."""
+"""`mtl-ranker serve`: run the schedules in one process, without a work pool."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtl_ranker.environment import prepare
 
 @contextmanager
 def server(workspace: Path, port: int):
-    """A Prefect server on 127.0.0.1 for as long as this process lives, if none is configured."""
+    """The configured Prefect API, or that of a server started on 127.0.0.1 for this context."""
     if "PREFECT_API_URL" in os.environ:
         yield os.environ["PREFECT_API_URL"]
         return
@@ -76,6 +76,7 @@ def main() -> None:
 
 
 def serve_all(chosen: argparse.Namespace, api: str) -> None:
+    """Deploy the flows with a schedule and run them until the process is stopped."""
     from prefect import serve
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
     from prefect.schedules import Cron

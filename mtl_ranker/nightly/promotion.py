@@ -1,4 +1,4 @@
-"""Does the challenger deserve to be champion? Evidence on the same held-out rows, in words."""
+"""Promotion: whether a challenger replaces the champion, from evidence on the same test rows."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ from mtl_ranker.training.batches import label_matrix
 
 @dataclass(frozen=True)
 class Decision:
+    """Whether the challenger is promoted, and why.
+
+    Attributes:
+        blended: difference of the blended quality, challenger minus champion.
+        differences: objective → difference of AUC or R², challenger minus champion.
+        serving: how the saved challenger was served, if that was measured.
+    """
+
     promoted: bool
     reason: str
     blended: Interval | None = None
@@ -37,14 +45,14 @@ class Decision:
     serving: Serving | None = None
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the decision rests on: both models' predictions on the same test rows.
+@dataclass(frozen=True, kw_only=True)
+class ChallengerEvidence:
+    """The challenger's predictions on N test rows, and how it was served.
 
     Attributes:
         labels: [N, T], NaN = missing.
         user: [N].
-        challenger, champion: [N, T].
+        challenger: predictions [N, T].
         serving: the saved challenger in a fresh process, if that was measured.
     """
 
@@ -52,16 +60,28 @@ class Evidence:
     labels: np.ndarray
     user: np.ndarray
     challenger: np.ndarray
-    champion: np.ndarray
     serving: Serving | None = None
 
 
-def decide(project: Project, evidence: Evidence) -> Decision:
-    """Compare challenger and champion by a paired user bootstrap.
+@dataclass(frozen=True, kw_only=True)
+class Evidence(ChallengerEvidence):
+    """Both models' predictions on the same test rows.
 
-    Promoted only when the blended quality (weighted mean of AUC and R²) is significantly better,
-    no objective is significantly worse, every binary objective's ECE is within bounds, and the
-    saved challenger was served within budget.
+    Attributes:
+        champion: predictions [N, T].
+    """
+
+    champion: np.ndarray
+
+
+def decide(project: Project, evidence: Evidence) -> Decision:
+    """Compare challenger and champion by a paired bootstrap over users.
+
+    The challenger is promoted only if the blended quality (weighted mean of AUC and R²) is
+    significantly better, no objective is significantly worse, every binary objective's ECE is
+    within bounds, and the saved challenger was served within its limits. With
+    `promotion.require_significance = false` the blended quality may be worse by at most
+    `promotion.tolerance`.
     """
     rule, tasks = project.promotion, evidence.tasks
     weights = user_draws(evidence.user, rule.bootstrap)
@@ -80,19 +100,19 @@ def decide(project: Project, evidence: Evidence) -> Decision:
         [(task.weight, gain) for task, gain in zip(tasks, gains, strict=True)]
     ).interval(rule.confidence)
     worse = [name for name, difference in differences.items() if difference.high < 0]
-    against = []
+    objections = []
     if worse:
-        against.append(f"the challenger is significantly worse on {', '.join(worse)}")
-    against += unfit(project, tasks, evidence.labels, evidence.challenger, evidence.serving)
+        objections.append(f"the challenger is significantly worse on {', '.join(worse)}")
+    objections += unfit(project, evidence)
     enough = overall.low > 0 if rule.require_significance else overall.low > -rule.tolerance
     if not worse and not enough:
         limit = "significant" if rule.require_significance else f"above {-rule.tolerance:+.4f}"
-        against.append(
+        objections.append(
             "the challenger's blended quality differs by "
             f"{overall.value:+.4f} [{overall.low:+.4f}, {overall.high:+.4f}], not {limit}"
         )
-    if against:
-        reason = "kept the champion: " + "; ".join(against)
+    if objections:
+        reason = "kept the champion: " + "; ".join(objections)
         return Decision(False, reason, overall, differences, evidence.serving)
     reason = (
         f"promoted: blended quality better by {overall.value:+.4f} "
@@ -101,40 +121,35 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     return Decision(True, reason, overall, differences, evidence.serving)
 
 
-def unfit(
-    project: Project,
-    tasks: Sequence[Task],
-    labels: np.ndarray,
-    challenger: np.ndarray,
-    serving: Serving | None,
-) -> list[str]:
-    """What speaks against a model by itself, whoever is champion: calibration, serving."""
-    against, uncalibrated, rule = [], [], project.promotion
-    for t, task in enumerate(tasks):
-        known = ~np.isnan(labels[:, t])
+def unfit(project: Project, evidence: ChallengerEvidence) -> list[str]:
+    """Objections to a challenger that do not depend on the champion: calibration and serving."""
+    objections, uncalibrated, rule = [], [], project.promotion
+    for t, task in enumerate(evidence.tasks):
+        known = ~np.isnan(evidence.labels[:, t])
         if task.kind == "binary" and known.any():
-            error = ece(labels[known, t], challenger[known, t])
+            error = ece(evidence.labels[known, t], evidence.challenger[known, t])
             if error > rule.max_calibration_error:
                 uncalibrated.append(f"{task.name} ({error:.3f})")
     if uncalibrated:
-        against.append(
+        objections.append(
             f"its calibration error is above {rule.max_calibration_error} on "
             f"{', '.join(uncalibrated)}"
         )
+    serving = evidence.serving
     if serving is not None:
         if serving.failed is not None:
-            against.append(f"its artifact does not serve in a fresh process: {serving.failed}")
+            objections.append(f"its artifact does not serve in a fresh process: {serving.failed}")
         if serving.seconds_per_million > rule.max_seconds_per_million:
-            against.append(
+            objections.append(
                 f"it takes {serving.seconds_per_million:,.0f} s to score a million rows, allowed "
                 f"{rule.max_seconds_per_million:,.0f} (promotion.max_seconds_per_million)"
             )
         if serving.megabytes > rule.max_megabytes:
-            against.append(
+            objections.append(
                 f"it is {serving.megabytes:,.1f} MB, allowed {rule.max_megabytes:,.0f} "
                 "(promotion.max_megabytes)"
             )
-    return against
+    return objections
 
 
 def compare_artifacts(
@@ -146,11 +161,13 @@ def compare_artifacts(
 ) -> Decision:
     """Predict the test days that end with D with both models, and decide.
 
-    A champion of other objectives or features cannot be compared; the challenger then replaces it,
-    as it does where there is none, if by itself it is calibrated and serves.
+    If there is no champion, or its objectives or features are not the project's, the models cannot
+    be compared; the challenger is then promoted if it is calibrated and can be served.
 
     Args:
-        folder: the challenger as saved; it is then loaded and timed in a fresh process.
+        folder: the saved challenger, to be loaded and timed in a fresh process; None to skip that.
+
+    Raises ProjectError if the test days have no examples.
     """
     project, workspace = context.project, context.workspace
     days = split_days(project, workspace.days("events"), day).test
@@ -160,29 +177,29 @@ def compare_artifacts(
     tasks = list(challenger.tasks)
     names = [task.name for task in tasks]
     labels = label_matrix(frame, [LABEL + n for n in names])
-    new = challenger.predict(frame)
+    predicted = challenger.predict(frame)
     serving = None
     if folder is not None:
-        some = frame.select(challenger.columns).head(MEASURED_ROWS)
-        serving = try_serving(folder, some, new.head(MEASURED_ROWS))
-    other = None
-    if champion is None:
-        other = "the first model becomes champion"
-    elif [t.name for t in champion.tasks] != names:
-        other = "the project's objectives changed since the champion"
-    elif [c for c in champion.columns if c not in frame.columns]:
-        other = "the project's features changed since the champion"
-    if champion is None or other is not None:
-        against = unfit(project, tasks, labels, new.select(names).to_numpy(), serving)
-        if against:
-            return Decision(False, "not promoted: " + "; ".join(against), serving=serving)
-        return Decision(True, f"promoted: {other}", serving=serving)
-    evidence = Evidence(
+        rows = frame.select(challenger.columns).head(MEASURED_ROWS)
+        serving = try_serving(folder, rows, predicted.head(MEASURED_ROWS))
+    evidence = ChallengerEvidence(
         tasks=tasks,
         labels=labels,
         user=frame["user_id"].to_numpy(),
-        challenger=new.select(names).to_numpy(),
-        champion=champion.predict(frame).select(names).to_numpy(),
+        challenger=predicted.select(names).to_numpy(),
         serving=serving,
     )
-    return decide(project, evidence)
+    incomparable = None
+    if champion is None:
+        incomparable = "the first model becomes champion"
+    elif [t.name for t in champion.tasks] != names:
+        incomparable = "the project's objectives changed since the champion"
+    elif [c for c in champion.columns if c not in frame.columns]:
+        incomparable = "the project's features changed since the champion"
+    if champion is None or incomparable is not None:
+        objections = unfit(project, evidence)
+        if objections:
+            return Decision(False, "not promoted: " + "; ".join(objections), serving=serving)
+        return Decision(True, f"promoted: {incomparable}", serving=serving)
+    champion_prediction = champion.predict(frame).select(names).to_numpy()
+    return decide(project, Evidence(**vars(evidence), champion=champion_prediction))

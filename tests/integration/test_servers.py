@@ -104,16 +104,16 @@ def test_prefect_yaml_deploys_a_nightly_schedule_that_a_worker_runs(tmp_path, fe
 
     prefect("work-pool", "create", "mtl-ranker", "--type", "process")
     prefect("--no-prompt", "deploy", "--all")
-    made = {d["name"]: d for d in ask(prefect_api, "/deployments/filter")}
-    assert set(made) >= {"nightly", "hourly", "weekly"}
-    assert made["weekly"]["parameters"]["model"] == "mmoe"
-    deployment = made["nightly"]
+    deployments = {d["name"]: d for d in ask(prefect_api, "/deployments/filter")}
+    assert set(deployments) >= {"nightly", "hourly", "weekly"}
+    assert deployments["weekly"]["parameters"]["model"] == "mmoe"
+    deployment = deployments["nightly"]
     assert deployment["parameters"]["day"] == "yesterday"
     schedule = deployment["schedules"][0]["schedule"]
     assert schedule["cron"] == "30 2 * * *"
     assert schedule["timezone"] == "Asia/Shanghai"
     assert deployment["parameters"]["data"] == str(feed)
-    # The feed ended long ago: its last day instead of yesterday, for which a run would wait.
+    # The feed has ended, so its last day instead of yesterday, for which a run would wait.
     days = ("--param", "day=2026-03-08", "--param", "wait_minutes=0")
     prefect("deployment", "run", "nightly/nightly", *days)
     prefect("worker", "start", "--pool", "mtl-ranker", "--run-once")

@@ -124,7 +124,8 @@ def test_vocabularies_and_gaps_of_a_stream_are_those_of_the_frame(tmp_path):
 
 def test_a_suite_with_more_rows_than_fit_into_memory_streams_them(tiny):
     write_project(tiny, training={"refit": True})
-    project, workspace = prepared(tiny)
+    context = prepared(tiny)
+    project, workspace = context.project, context.workspace
     whole = train_suite(without_log(project, workspace), LAST)
     edit_project(tiny, training={"in_memory_rows": 9})
     trained = []
