@@ -105,9 +105,14 @@ def call(command: Sequence[str], grace: float = 10.0) -> int:
     """Run a command until it or this process is asked to end; its exit code, or 128 + signal."""
     try:
         with ended_by_signals(), started(command, grace) as process:
-            return process.wait()
+            return exit_code(process.wait())
     except Ended as ended:
-        return 128 + ended.number
+        return exit_code(-ended.number)
+
+
+def exit_code(returned: int) -> int:
+    """As a shell has it: 128 + the number of the signal that ended a process."""
+    return returned if returned >= 0 else 128 - returned
 
 
 def descendants(root: int, without: Collection[int] = ()) -> dict[int, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtl_ranker.commands.processes import Ended, ended_by_signals, started
+from mtl_ranker.commands.processes import Ended, ended_by_signals, exit_code, started
 from mtl_ranker.errors import ProjectError
 
 # Prefect's runner ends its flow runs within 30 seconds.
@@ -26,9 +26,9 @@ def serve_command(workspace: Path, port: int, arguments: Sequence[str]) -> int:
             server(workspace, port) as settings,
             started(schedules, GRACE, env=os.environ | settings) as process,
         ):
-            return process.wait()
+            return exit_code(process.wait())
     except Ended as ended:
-        return 128 + ended.number
+        return exit_code(-ended.number)
 
 
 @contextmanager
