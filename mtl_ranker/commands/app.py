@@ -368,14 +368,13 @@ def serve(
         raise ProjectError(f"--tune-model {tune_model}: allowed: {', '.join(project.models)}")
     if score_cron is None and project.scoring.candidates is not None:
         score_cron = "5 * * * *"
-    import subprocess
+    from mtl_ranker.commands.serve import serve_command
 
-    command = [sys.executable, "-m", "flows.serving", "--config", config, "--data", str(data)]
-    command += ["--workspace", str(workspace), "--nightly-cron", nightly_cron]
-    command += ["--wait-minutes", str(wait_minutes), "--port", str(port)]
-    command += ["--score-cron", score_cron] if score_cron else []
-    command += ["--tune-cron", tune_cron, "--tune-model", tune_model] if tune_model else []
-    raise typer.Exit(subprocess.call(command))
+    arguments = ["--config", config, "--data", str(data), "--nightly-cron", nightly_cron]
+    arguments += ["--wait-minutes", str(wait_minutes)]
+    arguments += ["--score-cron", score_cron] if score_cron else []
+    arguments += ["--tune-cron", tune_cron, "--tune-model", tune_model] if tune_model else []
+    raise typer.Exit(serve_command(workspace, port, arguments))
 
 
 @command("check", SETUP)
@@ -421,8 +420,8 @@ def ui(
     workspace: Work = DEFAULT_WORK,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 5000,
 ) -> None:
-    """Serve the MLflow pages of a workspace on 127.0.0.1."""
-    import subprocess
+    """Open the MLflow page of a workspace on 127.0.0.1."""
+    from mtl_ranker.commands.processes import call
 
     database = workspace.resolve() / "mlflow.db"
     if not database.is_file():
@@ -432,7 +431,7 @@ def ui(
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
     command += ["--default-artifact-root", (workspace.resolve() / "mlartifacts").as_uri()]
-    raise typer.Exit(subprocess.call(command))
+    raise typer.Exit(call(command))
 
 
 @command("blend", ANALYSE)
