@@ -27,7 +27,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Crashed
 
-from flows.night import notify_failure, say
+from flows.night import announce, notify_failure
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.workspace import Workspace
 
@@ -63,7 +63,7 @@ def in_turn(
                 if time.monotonic() >= deadline:
                     raise
                 if not waited:
-                    say(f"[bold]wait[/]      {busy}")
+                    announce(f"[bold]wait[/]      {busy}")
                 waited = True
             time.sleep(poll_seconds)
         yield
@@ -84,10 +84,10 @@ def mark_lost_runs(quiet: timedelta = QUIET) -> list[FlowRun]:
         with get_client(sync_client=True) as client:
             lost = _lost(client, FlowRunFilterDeploymentId(any_=[own]), quiet)
     except Exception as error:  # whatever the server says, the night goes on
-        say(f"[bold yellow]warning[/]   lost runs were not looked for: {error}", logging.WARNING)
+        announce(f"[bold yellow]warning[/]   lost runs were not looked for: {error}", logging.WARNING)
         return []
     for run in lost:
-        say(f"[bold yellow]lost[/]      {run.name}: its process died", logging.WARNING)
+        announce(f"[bold yellow]lost[/]      {run.name}: its process died", logging.WARNING)
         notify_failure(None, run, run.state)
     return lost
 
