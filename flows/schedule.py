@@ -84,7 +84,8 @@ def mark_lost_runs(quiet: timedelta = QUIET) -> list[FlowRun]:
         with get_client(sync_client=True) as client:
             lost = _lost(client, FlowRunFilterDeploymentId(any_=[own]), quiet)
     except Exception as error:  # whatever the server says, the night goes on
-        announce(f"[bold yellow]warning[/]   lost runs were not looked for: {error}", logging.WARNING)
+        message = f"[bold yellow]warning[/]   cannot look for lost runs: {error}"
+        announce(message, logging.WARNING)
         return []
     for run in lost:
         announce(f"[bold yellow]lost[/]      {run.name}: its process died", logging.WARNING)
