@@ -51,7 +51,7 @@ def hold(what):
 hold("import")
 from prefect import flow
 from prefect.runtime import flow_run
-from flows.schedule import in_turn, mark_lost_runs, scheduled_yesterday
+from flows.schedule import QUIET, in_turn, mark_lost_runs, scheduled_yesterday
 from mtl_ranker.workspace import Workspace
 
 @flow
@@ -60,7 +60,7 @@ def part():
 
 @flow
 def tiny():
-    mark_lost_runs(timedelta(seconds=5))
+    mark_lost_runs(timedelta(seconds=5) if (HERE / "impatient").exists() else QUIET)
     with in_turn(Workspace(HERE / "workspace"), "tiny", 2.0, 0.2):
         part()
     (HERE / f"done-{flow_run.id}").write_text(str(scheduled_yesterday("Asia/Tokyo")))
@@ -151,6 +151,7 @@ def ends(pool: Pool, run: str) -> Callable[[], bool]:
 @pytest.mark.parametrize(("held", "killed_as"), [("import", "PENDING"), ("run", "RUNNING")])
 def test_the_run_after_a_killed_worker_starts_and_completes(prefect_api, tmp_path, held, killed_as):
     pool = Pool(prefect_api, tmp_path)
+    (tmp_path / "impatient").touch()
     (tmp_path / f"hold-{held}").touch()
     with pool.worker() as worker:
         first = pool.schedule(datetime.now(UTC))
