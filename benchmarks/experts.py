@@ -51,21 +51,30 @@ def look(found: Compared) -> dict[str, dict[str, float | None]]:
         layers = [r.diagnosis.layers[-1] for r in runs]
         apart = [m.similarity[np.triu_indices(m.experts, 1)] for m in layers]
         alike = float(np.mean([a.max() for a in apart])) if len(apart[0]) else None
+        gated = alike is not None  # a single expert has no gate
         made[name] = {
-            "effective_experts": float(np.mean([m.effective_experts.mean() for m in layers])),
-            "gate_information": float(np.mean([m.gate_information.mean() for m in layers])),
+            "effective_experts": float(np.mean([m.effective_experts.mean() for m in layers]))
+            if gated
+            else None,
+            "gate_information": float(np.mean([m.gate_information.mean() for m in layers]))
+            if gated
+            else None,
             "most_alike": alike,
             "warned": sum(len(r.diagnosis.warnings) for r in runs),
         }
         table.add_row(
             name,
-            f"{made[name]['effective_experts']:.2f}",
-            f"{made[name]['gate_information']:.3f}",
-            "" if alike is None else f"{alike:.2f}",
+            number(made[name]["effective_experts"]),
+            number(made[name]["gate_information"], 3),
+            number(alike),
             str(made[name]["warned"]),
         )
     CONSOLE.print(table)
     return made
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:
@@ -78,8 +87,8 @@ def main() -> None:
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     more = {
-        "experts a row": lambda model: f"{model['effective_experts']:.2f}",
-        "CKA": lambda model: "-" if model["most_alike"] is None else f"{model['most_alike']:.2f}",
+        "experts a row": lambda model: number(model["effective_experts"]),
+        "CKA": lambda model: number(model["most_alike"]),
         "warnings": lambda model: str(model["warned"]),
     }
     return {"experts": columns_of(figures, more)}

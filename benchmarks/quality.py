@@ -183,7 +183,7 @@ def tuned(project: Project, parts: Dataset, trials: int, tick: Tick) -> Project:
     found = tuning.tune(
         project,
         parts,
-        model,
+        tuning.Study(model),
         tuning.Budget(trials),
         on_trial=lambda trial: tick(f"tuning {model}"),
     )

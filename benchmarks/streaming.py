@@ -71,7 +71,9 @@ def trained(place: str, rows: Examples | ShardedExamples) -> dict[str, Any]:
 def in_memory(place: str, rows: int) -> dict[str, Any]:
     found = open_shards(Path(place) / "encoded")
     some = found.blocks[: max(1, rows * len(found.blocks) // len(found))]
-    part = ShardedExamples(found.files, some, found.widths, found.positions)
+    part = ShardedExamples(
+        files=found.files, blocks=some, widths=found.widths, positions=found.positions
+    )
     return trained(place, part.sample(len(part)))
 
 

@@ -1,1 +1,1 @@
-"""Prefect flows: what runs when, with retries, skips and artifacts. No arithmetic lives here."""
+"""Prefect flows: the order of steps, retries, progress, messages and artifacts; no computation."""

@@ -1,4 +1,4 @@
-"""Missing or outdated days of a span, built in parallel."""
+"""The backfill flow: build missing or outdated days of a span in parallel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect import flow, task, unmapped
 from prefect.artifacts import create_table_artifact
 
 from flows.cluster import runner_of
-from flows.night import HOOKS, RETRY, say
+from flows.night import HOOKS, RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.days import days_between, needed_history
@@ -26,7 +26,7 @@ from mtl_ranker.logs.sources import open_context
 
 @task(name="backfill-day", task_run_name="backfill {day}", **RETRY)
 def day_task(context: Context, day: date) -> dict[str, str]:
-    """Events and aggregates of one day, which depend on no other day."""
+    """Build the events and aggregates of one day, which depend on no other day."""
     report = ingest_day(context, day)
     aggregated = aggregate_day(context, day)
     return {"day": str(day), "events": report.why or "", "aggregates": aggregated or ""}
@@ -57,37 +57,43 @@ def backfill(
     jobs: int = 2,
     cluster: str | None = None,
 ) -> list[dict[str, str]]:
-    """Events, aggregates and examples of the days `first`..`last`, and the history they look at.
+    """Build events, aggregates and examples of `first`..`last`, and the days of their windows.
 
-    Days are built `jobs` at a time; what is published and unchanged is skipped. Returns why each
-    part of each day was built. `cluster`: see `runner_of`.
+    Published and unchanged days are skipped. Returns a row per day with the reasons why its events,
+    aggregates and examples were built.
+
+    Args:
+        jobs: days at a time.
+        cluster: see `runner_of`.
     """
     context = open_context(config, Path(data), Path(workspace))
     days = days_between(context.source.days(), first, last)
-    wanted = needed_history(context.project, context.source.days(), days)
+    needed = needed_history(context.project, context.source.days(), days)
     with context.workspace.lock(f"backfill {first}..{last}"):
         runner = runner_of(cluster, jobs)
-        rows = run_days.with_options(task_runner=runner)(context, wanted, days)
-    built = [row for row in rows if any(row[k] for k in ("events", "aggregates", "examples"))]
+        rows = run_days.with_options(task_runner=runner)(context, needed, days)
+    datasets = ("events", "aggregates", "examples")
+    built = [row for row in rows if any(row[d] for d in datasets)]
     for row in built:
-        parts = [f"{k} {row[k]}" for k in ("events", "aggregates", "examples") if row[k]]
-        say(f"[bold]backfill[/]  {row['day']}: {'; '.join(parts)}")
-    say(f"[bold]backfill[/]  {len(built)} days built, {len(rows) - len(built)} up to date")
+        reasons = [f"{d} {row[d]}" for d in datasets if row[d]]
+        announce(f"[bold]backfill[/]  {row['day']}: {'; '.join(reasons)}")
+    announce(f"[bold]backfill[/]  {len(built)} days built, {len(rows) - len(built)} up to date")
     create_table_artifact(key="backfill", table=rows, description="Why each day was built")
     return rows
 
 
 @flow(name="backfill-days", validate_parameters=False)
-def run_days(context: Context, wanted: list[date], days: list[date]) -> list[dict[str, str]]:
-    """All events and aggregates in parallel, then the examples that look back at them: a large
-    day's blocks of users each by itself.
+def run_days(context: Context, needed: list[date], days: list[date]) -> list[dict[str, str]]:
+    """Events and aggregates of all needed days in parallel, then examples of `days`.
+
+    The blocks of users of a large day are separate tasks. Returns a row per needed day.
     """
-    rows = day_task.map(unmapped(context), wanted).result()
+    rows = day_task.map(unmapped(context), needed).result()
     plans = [plan for plan in plan_task.map(unmapped(context), days).result() if plan is not None]
     parts = [(plan.day, part) for plan in plans for part in plan.parts]
     if parts:
-        dates, chosen = (list(column) for column in zip(*parts, strict=True))
-        part_task.map(unmapped(context), dates, chosen).result()
-    made = publish_task.map(unmapped(context), plans).result() if plans else []
-    reasons = {plan.day: why for plan, why in zip(plans, made, strict=True)}
-    return [row | {"examples": reasons.get(day, "")} for row, day in zip(rows, wanted, strict=True)]
+        part_days, day_parts = (list(column) for column in zip(*parts, strict=True))
+        part_task.map(unmapped(context), part_days, day_parts).result()
+    published = publish_task.map(unmapped(context), plans).result() if plans else []
+    reasons = {plan.day: why for plan, why in zip(plans, published, strict=True)}
+    return [row | {"examples": reasons.get(day, "")} for row, day in zip(rows, needed, strict=True)]

@@ -1,4 +1,4 @@
-"""Where tasks run: threads of this process, or the workers of a Dask cluster."""
+"""Task runners: threads of this process, or the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from mtl_ranker.errors import ProjectError
 
 
 def runner_of(cluster: str | None, jobs: int) -> Any:
-    """Threads of this process, or Dask's workers: a day is a unit of work, wherever it runs.
+    """A Prefect task runner with `jobs` threads, or with the workers of a Dask cluster.
 
     Args:
-        cluster: `local` starts a Dask cluster of `jobs` processes here; an address such as
-            tcp://scheduler:8786 is of a running one, whose workers see the same folders.
+        cluster: None for threads; `local` starts a Dask cluster of `jobs` processes; an address
+            such as tcp://scheduler:8786 is that of a running cluster, whose workers need the same
+            folders.
 
-    Raises ProjectError without prefect-dask, or without a Prefect server: an ephemeral API, one a
-    process, would leave several processes with one SQLite file (PrefectHQ/prefect#7277).
+    Raises ProjectError without prefect-dask, for an invalid address, and without a Prefect server:
+    with ephemeral APIs several processes would share one SQLite file (PrefectHQ/prefect#7277).
     """
     if cluster is None:
         return ThreadPoolTaskRunner(max_workers=jobs)

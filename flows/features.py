@@ -1,4 +1,4 @@
-"""events → daily aggregates → examples, each day published once."""
+"""The features flow: events → daily aggregates → examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import date
 
 from prefect import flow, task
 
-from flows.night import RETRY, follow, say
+from flows.night import RETRY, announce, with_progress
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_day
@@ -27,16 +27,19 @@ def examples_task(context: Context, day: date) -> str | None:
 
 @flow(name="features", flow_run_name="features {day}", validate_parameters=False)
 def features(context: Context, day: date) -> list[date]:
-    """Aggregates of all needed days, examples of the days that training on D reads."""
+    """Build aggregates of all needed days, and examples of the days that training on D reads.
+
+    Raises ProjectError if the events of D are not published.
+    """
     project = context.project
     published = needed_days(project, context.workspace.days("events"), day)
     if day not in published:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-    aggregated = [aggregate_task(context, d) for d in follow(published, "aggregating days")]
+    aggregated = [aggregate_task(context, d) for d in with_progress(published, "aggregating days")]
     days = split_days(project, published, day)
     rows = [*days.train, *days.validate, *days.test]
-    built = [examples_task(context, d) for d in follow(rows, "building examples")]
-    say(
+    built = [examples_task(context, d) for d in with_progress(rows, "building examples")]
+    announce(
         f"[bold]features[/]  {len([a for a in aggregated if a])} days aggregated, "
         f"{len([b for b in built if b])} days of examples "
         f"built, the rest up to date; {len(feature_columns(project))} features"

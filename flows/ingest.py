@@ -1,4 +1,4 @@
-"""Raw log → events/date=D and quarantine/date=D."""
+"""The ingest flow: raw log → events/date=D and quarantine/date=D."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import date
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
-from flows.night import RETRY, follow, say
+from flows.night import RETRY, announce, with_progress
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.days import needed_days
@@ -22,24 +22,27 @@ def ingest_task(context: Context, day: date) -> IngestReport:
 
 @flow(name="ingest", flow_run_name="ingest {day}", validate_parameters=False)
 def ingest(context: Context, day: date) -> list[IngestReport]:
-    """Ingest day D and the earlier days that a training on D needs, if not yet published."""
+    """Ingest day D and the earlier days that a training on D needs, unless they are up to date.
+
+    Raises ProjectError if the log has no rows for D.
+    """
     available = context.source.days()
     if day not in available:
         have = f"{available[0]} to {available[-1]}" if available else "none"
         raise ProjectError(f"{context.log_path}: no rows for {day}; days found: {have}")
     days = needed_days(context.project, available, day)
-    reports = [ingest_task(context, d) for d in follow(days, "reading days")]
-    fresh = [r for r in reports if not r.skipped]
-    bad = sum(r.rows - r.good for r in fresh)
-    say(
-        f"[bold]ingest[/]    {len(fresh)} days read, {len(reports) - len(fresh)} up to date: "
+    reports = [ingest_task(context, d) for d in with_progress(days, "reading days")]
+    ingested = [r for r in reports if not r.skipped]
+    bad = sum(r.rows - r.good for r in ingested)
+    announce(
+        f"[bold]ingest[/]    {len(ingested)} days read, {len(reports) - len(ingested)} up to date: "
         f"{sum(r.good for r in reports):,} events, {bad:,} rows quarantined"
     )
     reasons: Counter[str] = Counter()
-    for report in fresh:
+    for report in ingested:
         reasons.update(report.reasons)
     for reason, count in reasons.most_common():
-        say(f"          {count:>8,}  {reason}")
+        announce(f"          {count:>8,}  {reason}")
     create_table_artifact(
         key="ingest",
         table=[
@@ -52,6 +55,6 @@ def ingest(context: Context, day: date) -> list[IngestReport]:
             }
             for r in reports
         ],
-        description="Rows per day, and why rows were quarantined",
+        description="Rows per day, and reasons of quarantined rows",
     )
     return reports

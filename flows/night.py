@@ -1,4 +1,4 @@
-"""What every flow needs: messages, progress, retries and what happens on failure."""
+"""Shared by all flows: messages, progress, retries and hooks on failure."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mtl_ranker.reports.console import console
 
 
 def await_api() -> None:
-    """Return once Prefect's API is there.
+    """Return once Prefect's API answers.
 
-    Without a server this starts one for this process; making its database takes ten seconds.
+    Without a server this starts an ephemeral one, which takes ten seconds for a new database.
     """
     with get_client(sync_client=True):
         return
 
 
-def say(message: str, level: int = logging.INFO) -> None:
-    """To the terminal, and without its markup to the run's log on the Prefect page."""
+def announce(message: str, level: int = logging.INFO) -> None:
+    """Print a message, and log it without markup to the Prefect run."""
     console.print(message, highlight=False)
     try:
         get_run_logger().log(level, Text.from_markup(message).plain)
@@ -39,15 +39,15 @@ def say(message: str, level: int = logging.INFO) -> None:
         return
 
 
-def follow(days: Sequence[date], words: str) -> Iterable[date]:
-    """The days, with a progress bar on a terminal that vanishes at the end."""
+def with_progress(days: Sequence[date], description: str) -> Iterable[date]:
+    """Iterate over days, with a transient progress bar on a terminal."""
     if not console.is_terminal:
         return days
-    return track(days, description=words, console=console, transient=True)
+    return track(days, description=description, console=console, transient=True)
 
 
 def is_retryable(task: object, run: object, state: object) -> bool:
-    """Retry what may pass by itself (I/O, a busy database), never a user's mistake."""
+    """Whether to retry a failed task: errors such as I/O or a busy database, not user errors."""
     try:
         state.result()  # type: ignore[attr-defined]
     except (ProjectError, FloatingPointError, MemoryError):
@@ -65,8 +65,10 @@ RETRY: dict[str, Any] = {
 
 
 def notify_failure(flow: Any, run: Any, state: Any) -> None:
-    """A flow's on_failure hook: an artifact on the run, and the command in
-    $MTL_RANKER_ON_FAILURE with the message on its standard input (a mail, a chat).
+    """A flow's hook on failure: an artifact with the message.
+
+    If $MTL_RANKER_ON_FAILURE is set, its command (a mail, a chat) gets the message on its standard
+    input.
     """
     message = f"{run.name} failed: {state.message}"
     create_markdown_artifact(key="failure", markdown=message, description="Why the run failed")

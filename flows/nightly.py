@@ -1,4 +1,4 @@
-"""The whole night as one flow of sub-flows."""
+"""The nightly flow: ingest, features, train, promote and score as sub-flows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flows.backfill import run_days
 from flows.cluster import runner_of
 from flows.features import features
 from flows.ingest import ingest
-from flows.night import HOOKS, say
+from flows.night import HOOKS, announce
 from flows.promote import promote
 from flows.score import score
 from flows.train import train
@@ -43,14 +43,18 @@ def nightly(
     poll_seconds: float | None = None,
     cluster: str | None = None,
 ) -> Ranked:
-    """After day D has ended: learn from the log up to D, rank the candidates of D + 1.
+    """Train on the log up to day D, which has ended, and rank the candidates of D + 1.
 
-    `day` is a day, "yesterday" in the log's time zone (what a schedule wants), or nothing: the
-    log's last day. A log that is late is waited for, `wait_minutes` at most, and looked for every
-    30 seconds, or twenty times in a shorter wait. Whatever fails before
-    scoring, yesterday's champion ranks the candidates, and the run then fails with what failed.
-    With a `cluster` (see `runner_of`) days, blocks of users and parts of the candidates are built
-    and ranked there; the training stays here.
+    If a step before scoring fails, the current champion ranks the candidates, and the run then
+    fails with the original error.
+
+    Args:
+        day: D, or "yesterday" in the log's time zone (for schedules); None for the log's last day.
+        wait_minutes: how long to wait for a late log.
+        poll_seconds: time between checks for a late log; by default 30 seconds, or a twentieth of
+            a shorter wait.
+        cluster: where days, blocks of users and parts of the candidates are built and ranked (see
+            `runner_of`); the training runs in this process.
     """
     context = open_context(config, Path(data), Path(workspace))
     model_specs(context.project)
@@ -66,26 +70,26 @@ def nightly(
             decision = promote(context, chosen)
         except Exception as failure:
             try:
-                bad_night(context, chosen, failure)
-            except Exception as second:
-                say(
-                    f"[bold red]failed[/]    ranking failed too: {first_line(second)}",
+                rank_with_champion(context, chosen, failure)
+            except Exception as ranking_failure:
+                announce(
+                    f"[bold red]failed[/]    ranking failed too: {first_line(ranking_failure)}",
                     logging.ERROR,
                 )
             raise
         ranked = score(context, chosen + timedelta(days=1), cluster)
-    say(f"[bold green]done[/]      {ranked.path}")
+    announce(f"[bold green]done[/]      {ranked.path}")
     create_markdown_artifact(
         key="night",
         markdown=f"{suite.winner.label} won the training of {chosen}; {decision.reason}.\n\n"
         f"Ranked candidates: `{ranked.path}`",
-        description="What the night did",
+        description="Result of the night",
     )
     return ranked
 
 
 def build_on(cluster: str, context: Context, day: date) -> None:
-    """Events, aggregates and examples that a training on D reads, on a cluster."""
+    """Build events, aggregates and examples that a training on D reads on a cluster."""
     available = context.source.days()
     split = split_days(context.project, needed_days(context.project, available, day), day)
     days = [*split.train, *split.validate, *split.test]
@@ -94,7 +98,7 @@ def build_on(cluster: str, context: Context, day: date) -> None:
 
 
 def chosen_day(context: Context, day: date | str | None) -> date:
-    """The day D that is meant. Raises ProjectError for a text that names none."""
+    """The day D: given, yesterday, or the log's last. Raises ProjectError for an invalid text."""
     if day == "yesterday":
         return datetime.now(ZoneInfo(context.project.log.timezone)).date() - timedelta(days=1)
     if isinstance(day, str):
@@ -106,19 +110,19 @@ def chosen_day(context: Context, day: date | str | None) -> date:
 
 
 def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: float) -> None:
-    """Return once the log holds the day and, if it came late, no longer grows.
+    """Return once the log contains the day and, if it was late, its files no longer change.
 
-    Raises ProjectError when the deadline passes without it.
+    Raises ProjectError after `wait_minutes`.
     """
     if wait_minutes <= 0:
         return
     deadline = time.monotonic() + 60 * wait_minutes
-    before: list[str] | None = None
+    previous_state: list[str] | None = None
     waited = False
     while True:
-        here = day in context.source.days()
-        now = context.source.state(day) if here else None
-        if here and (not waited or now == before):
+        arrived = day in context.source.days()
+        state = context.source.state(day) if arrived else None
+        if arrived and (not waited or state == previous_state):
             return
         if time.monotonic() >= deadline:
             raise ProjectError(
@@ -126,31 +130,31 @@ def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: fl
                 f"within {wait_minutes:g} minutes"
             )
         if not waited:
-            say(f"[bold]wait[/]      the log of {day} is not here yet")
-        waited, before = True, now
+            announce(f"[bold]wait[/]      the log of {day} is not here yet")
+        waited, previous_state = True, state
         time.sleep(poll_seconds)
 
 
 def first_line(failure: Exception) -> str:
-    """What an exception says, or its kind where it says nothing."""
+    """The first line of an exception's message, or its type if it has none."""
     return (str(failure).strip() or type(failure).__name__).splitlines()[0]
 
 
-def bad_night(context: Context, day: date, failure: Exception) -> None:
-    """Rank with yesterday's champion although something failed; say so. Never hides the failure."""
+def rank_with_champion(context: Context, day: date, failure: Exception) -> None:
+    """After a failure, rank the candidates of D + 1 with the current champion, if there is one."""
     connection.connect(context.workspace)
     version = registry.alias_version(context.project, "champion")
     reason = first_line(failure)
     if version is None or not context.workspace.days("events"):
-        say(
-            f"[bold red]failed[/]    {reason}; there is no champion yet that could rank",
+        announce(
+            f"[bold red]failed[/]    {reason}; there is no champion to rank with",
             logging.ERROR,
         )
         return
-    say(
-        f"[bold red]failed[/]    {reason}; the champion (version {version}) ranks with what is "
-        "published",
+    announce(
+        f"[bold red]failed[/]    {reason}; the champion (version {version}) ranks with the "
+        "published data",
         logging.ERROR,
     )
     ranked = score(context, day + timedelta(days=1))
-    say(f"[bold yellow]ranked[/]    {ranked.path}, by version {version}, after a bad night")
+    announce(f"[bold yellow]ranked[/]    {ranked.path}, by version {version}, after the failure")

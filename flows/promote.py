@@ -1,4 +1,4 @@
-"""Challenger against champion on the same held-out rows."""
+"""The promote flow: challenger against champion on the same test rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.night import RETRY, say
+from flows.night import RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.promotion import Decision, accept_by_hand, compare_artifacts
@@ -30,10 +30,11 @@ def decide_task(context: Context, day: date, champion: str | None, accept: bool)
 
 @flow(name="promote", flow_run_name="promote {day}", validate_parameters=False)
 def promote(context: Context, day: date, dry_run: bool = False, accept: bool = False) -> Decision:
-    """Give the challenger the alias `champion` if it earned it; say why either way.
+    """Compare challenger and champion; give the challenger the alias `champion` if it is promoted.
 
-    With `dry_run` only says what would be decided. With `accept` the challenger is not compared
-    with the champion; it must serve all the same.
+    With `dry_run` the decision is only announced. With `accept` the challenger is not compared with
+    the champion; it must still be calibrated and be served. Raises ProjectError without a
+    challenger.
     """
     project = context.project
     connection.connect(context.workspace)
@@ -49,7 +50,9 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
     else:
         decision = decide_task(context, day, champion, accept)
     if dry_run:
-        say(f"[bold]promote[/]   would be: {decision.reason}; champion stays version {champion}")
+        announce(
+            f"[bold]promote[/]   would be: {decision.reason}; champion stays version {champion}"
+        )
         return decision
     registry.record_decision(project, challenger, decision)
     page = context.workspace.root / f"reports/{day}.html"
@@ -59,10 +62,10 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
         context.workspace.publish_file(f"reports/{day}.html", text)
         registry.replace_report(project, challenger, text)
     now = registry.alias_version(project, "champion")
-    say(f"[bold]promote[/]   {decision.reason}; champion is version {now}")
+    announce(f"[bold]promote[/]   {decision.reason}; champion is version {now}")
     create_markdown_artifact(
         key="promotion",
         markdown=f"{decision.reason}\n\nChallenger version {challenger}, champion version {now}. "
-        f"The evidence: first section of `{page}`.",
+        f"The differences are in the first section of `{page}`.",
     )
     return decision

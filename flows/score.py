@@ -1,4 +1,4 @@
-"""Candidates of day D → rankings/date=D with the champion."""
+"""The score flow: candidates of day D → rankings/date=D with the champion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from flows.cluster import runner_of
-from flows.night import HOOKS, RETRY, say
+from flows.night import HOOKS, RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.candidates import candidate_days
@@ -59,14 +59,18 @@ def part_task(context: Context, version: str, day: date, part: RankingPart) -> N
 
 @flow(name="score-parts", validate_parameters=False)
 def run_parts(context: Context, plan: RankingPlan) -> None:
-    """The parts of a candidate set, on the threads or workers of the flow's task runner."""
-    fixed = (unmapped(context), unmapped(plan.version), unmapped(plan.day))
-    part_task.map(*fixed, plan.parts).result()
+    """Rank the parts of a candidate set on the flow's task runner."""
+    constant = (unmapped(context), unmapped(plan.version), unmapped(plan.day))
+    part_task.map(*constant, plan.parts).result()
 
 
 @flow(name="score", flow_run_name="score {day}", validate_parameters=False)
 def score(context: Context, day: date, cluster: str | None = None) -> Ranked:
-    """Score and rank day D's candidate set with features as of D; `cluster`: see `runner_of`."""
+    """Rank day D's candidates with the champion and features as of D.
+
+    Args:
+        cluster: see `runner_of`.
+    """
     connection.connect(context.workspace)
     if cluster is None:
         ranked = score_task(context, day)
@@ -75,7 +79,7 @@ def score(context: Context, day: date, cluster: str | None = None) -> Ranked:
         plan = plan_task(context, day)
         run_parts.with_options(task_runner=runner)(context, plan)
         ranked = publish_ranking(context.workspace, plan)
-    say(
+    announce(
         f"[bold]score[/]     {ranked.candidates:,} candidates of {ranked.users:,} users for {day}; "
         f"top {context.project.scoring.top_k} each"
     )
@@ -85,24 +89,24 @@ def score(context: Context, day: date, cluster: str | None = None) -> Ranked:
 
 @flow(name="score-new", validate_parameters=False, **HOOKS)
 def score_new(config: str, data: str, workspace: str, dry_run: bool = False) -> list[Ranked]:
-    """Rank every given candidate set that is new, or newer than its ranking: the hourly schedule.
+    """Rank every given candidate set that is new or has changed (hourly schedule).
 
-    Sets of days that the log already holds are history and stay as they were ranked.
+    Days that the log already contains are skipped.
     """
     context = open_context(config, Path(data), Path(workspace))
     connection.connect(context.workspace)
     champion = registry.load_artifact(context.project, "champion")
     ended = max(context.workspace.days("events"), default=date.min)
-    rankings, waiting = [], 0
+    rankings, outdated = [], 0
     for day in candidate_days(context):
-        made = rankings_provenance(context, champion, day)
-        why = context.workspace.stale("rankings", day, made)
+        provenance = rankings_provenance(context, champion, day)
+        why = context.workspace.stale("rankings", day, provenance)
         if day > ended and why is not None:
-            say(f"[bold]score-new[/] {day}: {why}")
-            waiting += 1
+            announce(f"[bold]score-new[/] {day}: {why}")
+            outdated += 1
             if dry_run:
                 continue
             rankings.append(score(context, day))
-    if not waiting:
-        say("[bold]score-new[/] every candidate set is ranked")
+    if not outdated:
+        announce("[bold]score-new[/] every candidate set is ranked")
     return rankings

@@ -1,60 +1,13 @@
-"""`mtl-ranker serve`: the schedules in one process, without a work pool."""
+"""The schedules of `mtl-ranker serve` in one process, without a work pool."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mtl_ranker.environment import prepare
-
-
-@contextmanager
-def server(workspace: Path, port: int):
-    """A Prefect server on 127.0.0.1 for as long as this process lives, if none is configured."""
-    if "PREFECT_API_URL" in os.environ:
-        yield os.environ["PREFECT_API_URL"]
-        return
-    api = f"http://127.0.0.1:{port}/api"
-    home = workspace.resolve() / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / "server.log", "a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "prefect", "server", "start"),
-                *("--host", "127.0.0.1", "--port", str(port)),
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ
-            | {
-                "PREFECT_HOME": str(home),
-                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-                "DO_NOT_TRACK": "1",
-            },
-        )
-        try:
-            deadline = time.monotonic() + 90
-            while True:
-                try:
-                    urllib.request.urlopen(f"{api}/health", timeout=2)
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise SystemExit(
-                            f"Prefect's server did not start on port {port}: {home}/server.log"
-                        ) from None
-                    time.sleep(0.5)
-            yield api
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 def main() -> None:
@@ -65,19 +18,14 @@ def main() -> None:
     options.add_argument("--tune-cron")
     options.add_argument("--tune-model")
     options.add_argument("--wait-minutes", type=float, default=120.0)
-    options.add_argument("--port", type=int, default=4200)
     chosen = options.parse_args()
-    workspace = Path(chosen.workspace)
-    with server(workspace, chosen.port) as api:
-        os.environ["PREFECT_API_URL"] = api
-        os.environ.setdefault("PREFECT_HOME", str(workspace.resolve() / "prefect"))
-        prepare(workspace)
-        serve_all(chosen, api)
+    prepare(Path(chosen.workspace))
+    serve_all(chosen, os.environ["PREFECT_API_URL"])
 
 
 def serve_all(chosen: argparse.Namespace, api: str) -> None:
+    """Deploy the flows with a schedule and run them until the process is stopped."""
     from prefect import serve
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig
     from prefect.schedules import Cron
 
     from flows.nightly import nightly
@@ -87,7 +35,6 @@ def serve_all(chosen: argparse.Namespace, api: str) -> None:
 
     zone = load_project(chosen.config).log.timezone
     where = {"config": chosen.config, "data": chosen.data, "workspace": chosen.workspace}
-    one = ConcurrencyLimitConfig(limit=1)
     plans: list[tuple[Any, str, str | None, dict[str, Any]]] = [
         (
             nightly,
@@ -98,13 +45,9 @@ def serve_all(chosen: argparse.Namespace, api: str) -> None:
         (score_new, "score-new", chosen.score_cron, {}),
         (tune, "tune", chosen.tune_cron, {"model": chosen.tune_model, "day": "yesterday"}),
     ]
+    # No concurrency limit: docs/decisions/0008-dead-workers.md.
     deployments = [
-        flow.to_deployment(
-            name=name,
-            schedule=Cron(cron, timezone=zone),
-            parameters=where | more,
-            concurrency_limit=one,
-        )
+        flow.to_deployment(name=name, schedule=Cron(cron, timezone=zone), parameters=where | more)
         for flow, name, cron, more in plans
         if cron is not None
     ]

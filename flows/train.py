@@ -1,4 +1,4 @@
-"""Examples → every model × seed → MLflow → a registered challenger."""
+"""The train flow: examples → every model × seed → MLflow → a registered challenger."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-from flows.night import say
+from flows.night import announce
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.contenders import Callbacks
@@ -36,20 +36,16 @@ def train_task(context: Context, day: date) -> Suite:
     )
     with progress_bar(*columns) as progress:
         bar = progress.add_task("reading examples", total=trainings * settings.epochs)
-        passed: dict[tuple[str, int], int] = {}
+        epochs: dict[tuple[str, int], int] = {}
 
         def on_epoch(name: str, seed: int, epoch: Epoch) -> None:
-            passed[name, seed] = epoch.number
+            epochs[name, seed] = epoch.number
             loss = "" if isnan(epoch.monitored) else f", normalised loss {epoch.monitored:.4f}"
-            done = sum(passed.values())
-            progress.update(
-                bar,
-                completed=done,
-                description=f"{name} seed {seed}{loss}",
-            )
+            description = f"{name} seed {seed}{loss}"
+            progress.update(bar, completed=sum(epochs.values()), description=description)
 
-        def on_step(words: str) -> None:
-            progress.update(bar, description=words)
+        def on_step(message: str) -> None:
+            progress.update(bar, description=message)
 
         suite = train_suite(context, day, Callbacks(on_epoch, on_step))
         progress.update(
@@ -69,24 +65,24 @@ def train(context: Context, day: date) -> Suite:
     """Train and evaluate every model on the split that ends with D; register the winner."""
     connection.connect(context.workspace)
     suite = train_task(context, day)
-    with console.status("writing runs, pictures and the model to MLflow"):
+    with console.status("logging runs, figures and the model to MLflow"):
         logged, version, report = register_task(context, suite)
     console.print(comparison_table(suite, console.width))
     for gain in suite.gains:
         if gain.verdict != "undecided":
-            say(f"[bold]sharing[/]   {gain}")
-    for words in warnings_of(suite):
-        say(f"[bold yellow]warning[/]   {words}", logging.WARNING)
-    for each in worst(suite.slices):
-        say(f"[bold]slices[/]    {each}")
+            announce(f"[bold]sharing[/]   {gain}")
+    for warning in warnings_of(suite):
+        announce(f"[bold yellow]warning[/]   {warning}", logging.WARNING)
+    for worst_slice in worst(suite.slices):
+        announce(f"[bold]slices[/]    {worst_slice}")
     for estimate in suite.off_policy:
-        say(f"[bold]off-policy[/] {estimate}")
-    for words in suite.drift.warnings:
-        say(f"[bold yellow]drift[/]     {words}", logging.WARNING)
+        announce(f"[bold]off-policy[/] {estimate}")
+    for warning in suite.drift.warnings:
+        announce(f"[bold yellow]drift[/]     {warning}", logging.WARNING)
     winner = suite.winner
-    say(f"[bold]report[/]    {report}")
-    say(f"[bold]mlflow[/]    {logged.link}")
-    say(
+    announce(f"[bold]report[/]    {report}")
+    announce(f"[bold]mlflow[/]    {logged.link}")
+    announce(
         f"[bold]train[/]     {winner.label} wins on validation; registered as "
         f"{context.project.name} version {version}, alias challenger"
     )
@@ -100,7 +96,7 @@ def train(context: Context, day: date) -> Suite:
         markdown=f"MLflow experiment `{logged.experiment_id}`, run `{logged.run_id}`: "
         f"`mtl-ranker ui --workspace {context.workspace.root}` and open [the run]({logged.link}) "
         f"or [the comparison of its models]({logged.comparison_link}).\n\n"
-        f"The report, `report.html` of that run, lies also in `{report}`.",
-        description="Where the training lies in MLflow",
+        f"The report is `report.html` of that run and `{report}`.",
+        description="The training in MLflow",
     )
     return suite

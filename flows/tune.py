@@ -1,4 +1,4 @@
-"""A search for better settings as a flow: the weekly schedule."""
+"""The tune flow: search a model's settings (weekly schedule)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.features import features
 from flows.ingest import ingest
-from flows.night import HOOKS, say
+from flows.night import HOOKS, announce
 from flows.nightly import chosen_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.tuning import Budget, Search
@@ -27,9 +27,15 @@ def tune(
     trials: int = 30,
     minutes: float | None = 120.0,
 ) -> Search:
-    """Build what is missing of the split that ends with D, then search `[models.NAME]` on it.
+    """Build missing days of the split that ends with D, and search the model's settings on it.
 
-    The project file is not changed: the artifact holds the lines to put there.
+    The project file is not changed; the artifact contains the lines to put there.
+
+    Args:
+        model: NAME of a `[models.NAME]`.
+        day: as in `nightly`.
+        trials: trainings in all, including those of earlier searches.
+        minutes: no training starts after this time.
     """
     context = open_context(config, Path(data), Path(workspace))
     chosen = chosen_day(context, day)
@@ -39,7 +45,7 @@ def tune(
         features(context, chosen)
         recorded = run_search(context, chosen, model, budget)
     search = recorded.search
-    say(
+    announce(
         f"[bold]tune[/]      {model}: best validation quality {search.quality:.4f} of "
         f"{search.trials} trials"
     )

@@ -1,4 +1,4 @@
-"""The command line as a person and a script meet it: help, examples, dry runs."""
+"""The command line: help, examples, completion and dry runs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_an_example_is_a_valid_command(name):
     COMMANDS.commands[name].make_context(name, arguments)
 
 
-def test_completion_knows_the_commands():
-    words = {
+def test_completion_offers_the_commands():
+    variables = {
         "_MTL_RANKER_COMPLETE": "complete_bash",
         "COMP_WORDS": "mtl-ranker ro",
         "COMP_CWORD": "1",
     }
-    done = CliRunner().invoke(app, [], prog_name="mtl-ranker", env=words)
+    done = CliRunner().invoke(app, [], prog_name="mtl-ranker", env=variables)
     assert done.output.split() == ["rollback"]
 
 

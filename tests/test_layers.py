@@ -1,4 +1,4 @@
-"""Who may import whom (docs/architecture.md)."""
+"""Imports point downwards through the layers of docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in 
 
 def imports(file: Path) -> set[str]:
     """Every imported name in full, also of imports inside functions."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def modules(folder: str) -> list[Path]:
@@ -45,7 +45,7 @@ def modules(folder: str) -> list[Path]:
 
 
 def package(name: str) -> str | None:
-    """`mtl_ranker.logs.ingest` is of `logs`, `flows.train` of `flows`; others of none."""
+    """`logs` for `mtl_ranker.logs.ingest`, `flows` for `flows.train`, None for other packages."""
     first, *rest = name.split(".")
     if first == "flows":
         return "flows"
@@ -54,26 +54,26 @@ def package(name: str) -> str | None:
 
 @pytest.mark.parametrize("file", [*modules("mtl_ranker"), *modules("flows")], ids=str)
 def test_imports_point_downwards(file: Path):
-    own = package(".".join(file.relative_to(ROOT).with_suffix("").parts))
-    if own in (None, "__init__"):
+    importer = package(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    if importer in (None, "__init__"):
         return
     for name in imports(file):
-        other = package(name)
-        if other not in (None, own):
-            assert LEVEL[other] < LEVEL[own], f"{own} imports {name}"
+        imported = package(name)
+        if imported not in (None, importer):
+            assert LEVEL[imported] < LEVEL[importer], f"{importer} imports {name}"
 
 
-def test_few_modules_stand_outside_a_package():
+def test_few_modules_are_outside_a_package():
     loose = [f.name for f in (ROOT / "mtl_ranker").glob("*.py") if f.name != "__init__.py"]
     assert len(loose) <= 7, loose
 
 
-def test_mlflow_and_prefect_have_one_place_each():
+def test_mlflow_and_prefect_are_imported_in_one_package_each():
     for file in [*modules("mtl_ranker"), *modules("flows")]:
-        own = file.relative_to(ROOT).parts
+        parts = file.relative_to(ROOT).parts
         names = {name.split(".")[0] for name in imports(file)}
-        assert "mlflow" not in names or own[:2] == ("mtl_ranker", "tracking"), file
-        assert "prefect" not in names or own[0] == "flows", file
+        assert "mlflow" not in names or parts[:2] == ("mtl_ranker", "tracking"), file
+        assert "prefect" not in names or parts[0] == "flows", file
 
 
 def test_models_need_torch_only():

@@ -1,4 +1,8 @@
-"""The command line: `mtl-ranker …`. Exit codes: 0 done, 1 unexpected failure, 2 user's mistake."""
+"""The command line `mtl-ranker`.
+
+Exit codes: 0 success, 1 unexpected error, 2 a mistake in project file, data or command.
+Heavy imports are inside the commands, so that `mtl-ranker --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -19,44 +23,50 @@ from mtl_ranker.errors import ProjectError
 if TYPE_CHECKING:
     from mtl_ranker.context import Context
 
-NIGHT, OPERATE, JUDGE, LOOK = "The night", "Operate", "Judge and improve", "Begin and look"
+# Panels of `mtl-ranker --help`.
+NIGHT, OPERATE = "Nightly pipeline", "Operation"
+ANALYSE, SETUP = "Analysis and tuning", "Setup and inspection"
 
 app = typer.Typer(
     name="mtl-ranker",
-    help="From nightly Parquet interaction logs to a registered multi-task ranker and rankings.",
-    epilog="Begin: mtl-ranker simulate -o feed, mtl-ranker nightly -c simulated -d feed, "
-    "mtl-ranker ui. Exit codes: 0 done, 1 unexpected failure, 2 a mistake in project file, data or "
-    "command. COMMAND --help shows an example of each.",
+    help="Train a multi-task ranker on Parquet interaction logs every night and rank candidates.",
+    epilog="First steps: mtl-ranker simulate -o feed, mtl-ranker nightly -c simulated -d feed, "
+    "mtl-ranker ui. Exit codes: 0 success, 1 unexpected error, 2 a mistake in project file, data "
+    "or command. COMMAND --help shows an example.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
-study = typer.Typer(help="Reproduce Ma et al. (KDD 2018).", no_args_is_help=True)
+study = typer.Typer(
+    help="Reproduce the experiments of the MMoE paper (Ma et al., KDD 2018).",
+    no_args_is_help=True,
+)
 
-app.add_typer(study, name="study", rich_help_panel=JUDGE)
+app.add_typer(study, name="study", rich_help_panel=ANALYSE)
 
 Config = Annotated[
-    str, typer.Option("--config", "-c", help="A preset (simulated, kuairand, census) or a file.")
+    str,
+    typer.Option("--config", "-c", help="Preset (simulated, kuairand, census) or project file."),
 ]
 
 Data = Annotated[
-    Path, typer.Option("--data", "-d", help="Folder below which the project's paths lie.")
+    Path, typer.Option("--data", "-d", help="Folder that the project's paths are relative to.")
 ]
 
-Work = Annotated[Path, typer.Option("--workspace", "-w", help="Folder for everything produced.")]
+Work = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of all outputs.")]
 
 Day = Annotated[
     datetime | None,
-    typer.Option("--date", formats=["%Y-%m-%d"], help="The day D; default: the log's last day."),
+    typer.Option("--date", formats=["%Y-%m-%d"], help="Day D; default: the last day of the log."),
 ]
 
-Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, without doing it.")]
 
-Write = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
+Write = Annotated[Path | None, typer.Option("--json", help="Write the results to this JSON file.")]
 
 Cluster = Annotated[
     str | None,
-    typer.Option(help="Dask: `local` processes, or a scheduler such as tcp://host:8786."),
+    typer.Option(help="Dask cluster: `local`, or a scheduler's address such as tcp://host:8786."),
 ]
 
 DEFAULT_WORK = Path("workspace")
@@ -95,24 +105,24 @@ def nightly(
     workspace: Work = DEFAULT_WORK,
     day: Day = None,
     wait_minutes: Annotated[
-        float, typer.Option(min=0, help="Wait so long for a log of D that is late.")
+        float, typer.Option(min=0, help="How long to wait for a late log of D.")
     ] = 0.0,
     cluster: Cluster = None,
     dry_run: Dry = False,
     write: Write = None,
 ) -> None:
-    """The whole night: learn from the log up to day D, rank the candidates of D + 1."""
+    """Run all steps: train on the log up to day D and rank the candidates of D + 1."""
     context = _open(config, data, workspace, make=not dry_run)
     if dry_run:
         _dry_run(context, day)
         return
     chosen = _chosen(context, day)
     flow = _flow("nightly", "nightly", workspace)
-    more = {"wait_minutes": wait_minutes, "cluster": cluster}
-    ranked = flow(config, str(data), str(workspace), chosen, **more)
+    options = {"wait_minutes": wait_minutes, "cluster": cluster}
+    ranked = flow(config, str(data), str(workspace), chosen, **options)
     _write(write, ranked)
     typer.echo(
-        f"look:     mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)"
+        f"results:  mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)"
     )
 
 
@@ -124,7 +134,7 @@ def ingest(
     day: Day = None,
     dry_run: Dry = False,
 ) -> None:
-    """Check day D (and the earlier days that training on D needs) and publish its events."""
+    """Validate and publish the events of day D and of the earlier days that training needs."""
     context = _open(config, data, workspace, make=not dry_run)
     if dry_run:
         _dry_run(context, day, "build")
@@ -140,7 +150,7 @@ def features(
     day: Day = None,
     dry_run: Dry = False,
 ) -> None:
-    """Aggregate the published events and build the examples that training on D reads."""
+    """Aggregate published events and build the training examples of the split that ends with D."""
     context = _open(config, data, workspace, make=not dry_run)
     if dry_run:
         _dry_run(context, day, "build")
@@ -157,7 +167,7 @@ def train(
     dry_run: Dry = False,
     write: Write = None,
 ) -> None:
-    """Train every model × seed on the split that ends with D; register the winner."""
+    """Train all models on the split that ends with day D and register the winner as challenger."""
     context = _open(config, data, workspace, make=not dry_run)
     if dry_run:
         _dry_run(context, day, "train")
@@ -180,7 +190,7 @@ def promote(
     ] = False,
     write: Write = None,
 ) -> None:
-    """Compare challenger and champion on D's test days; the better one becomes champion."""
+    """Compare challenger and champion on the test days; promote the challenger if it is better."""
     context = _open(config, data, workspace)
     _write(write, _run_step("promote", context, day, dry_run=dry_run, accept=accept))
 
@@ -215,29 +225,33 @@ def score_new(
     dry_run: Dry = False,
     write: Write = None,
 ) -> None:
-    """Rank every given candidate set that is new or newer than its ranking (the hourly job)."""
+    """Rank every candidate set that is new or has changed since it was ranked."""
     flow = _flow("score", "score_new", workspace)
-    found = flow(config, str(data), str(workspace), dry_run)
-    for ranked in found:
+    rankings = flow(config, str(data), str(workspace), dry_run)
+    for ranked in rankings:
         typer.echo(str(ranked.path))
-    _write(write, {"ranked": [asdict(ranked) for ranked in found]})
+    _write(write, {"ranked": [asdict(ranked) for ranked in rankings]})
 
 
 @command("backfill", OPERATE)
 def backfill(
     config: Config,
     data: Data,
-    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")],
-    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")],
+    first: Annotated[
+        datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day of the span.")
+    ],
+    last: Annotated[
+        datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day of the span.")
+    ],
     workspace: Work = DEFAULT_WORK,
-    jobs: Annotated[int, typer.Option(min=1, max=64, help="Days at a time.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Number of days built at a time.")] = 2,
     cluster: Cluster = None,
     dry_run: Dry = False,
     write: Annotated[
-        Path | None, typer.Option("--json", help="Write why each day was built to this file.")
+        Path | None, typer.Option("--json", help="Write the reasons of each day to this JSON file.")
     ] = None,
 ) -> None:
-    """Build the missing or outdated days of a span in parallel; say why each was built."""
+    """Build missing or outdated days of a span in parallel and print why each was built."""
     if first > last:
         raise ProjectError(f"--from {first.date()} lies after --to {last.date()}")
     context = _open(config, data, workspace, make=not dry_run)
@@ -257,37 +271,41 @@ def backfill(
 def rollback(
     config: Config, workspace: Work = DEFAULT_WORK, dry_run: Dry = False, write: Write = None
 ) -> None:
-    """Give `champion` back to the version that had it before."""
-    project, registry = _registered(config, workspace)
-    left, back = registry.roll_back(project, dry_run)
+    """Make the previous champion the champion again."""
+    project, registry = _project_and_registry(config, workspace)
+    current, previous = registry.roll_back(project, dry_run)
     if dry_run:
-        typer.echo(f"{project.name}: champion would be version {back} again, not version {left}")
+        typer.echo(
+            f"{project.name}: champion would be version {previous} again, not version {current}"
+        )
     else:
-        typer.echo(f"{project.name}: champion is version {back} again, version {left} is not")
-    _write(write, {"from": left, "to": back, "dry_run": dry_run})
+        typer.echo(
+            f"{project.name}: champion is version {previous} again, version {current} is not"
+        )
+    _write(write, {"from": current, "to": previous, "dry_run": dry_run})
 
 
 @command("freeze", OPERATE)
 def freeze(
     config: Config,
     workspace: Work = DEFAULT_WORK,
-    reason: Annotated[str, typer.Option(help="Why; shown each night.")] = "by hand",
-    off: Annotated[bool, typer.Option("--off", help="Let challengers win again.")] = False,
+    reason: Annotated[str, typer.Option(help="Reason, shown by `promote`.")] = "by hand",
+    off: Annotated[bool, typer.Option("--off", help="End the freeze.")] = False,
     dry_run: Dry = False,
 ) -> None:
-    """Keep the champion whatever challengers show, until `freeze --off`."""
-    project, registry = _registered(config, workspace)
+    """Keep the champion, whatever challengers achieve, until `freeze --off`."""
+    project, registry = _project_and_registry(config, workspace)
     if dry_run:
         version = registry.alias_version(project, "champion")
-        words = "may be replaced again" if off else f"frozen ({reason})"
-        typer.echo(f"{project.name}: champion version {version} would be {words}")
+        state = "replaceable again" if off else f"frozen ({reason})"
+        typer.echo(f"{project.name}: champion version {version} would be {state}")
         return
     version = registry.freeze(project, None if off else reason)
     state = "may be replaced again" if off else f"is frozen ({reason})"
     typer.echo(f"{project.name}: champion version {version} {state}")
 
 
-@command("explain", JUDGE)
+@command("explain", ANALYSE)
 def explain(
     config: Config,
     data: Data,
@@ -296,21 +314,26 @@ def explain(
     workspace: Work = DEFAULT_WORK,
     day: Annotated[
         datetime | None,
-        typer.Option("--date", formats=["%Y-%m-%d"], help="Features as of D; default: tomorrow."),
+        typer.Option(
+            "--date",
+            formats=["%Y-%m-%d"],
+            help="Features as of day D; default: the day after the log.",
+        ),
     ] = None,
     context: Annotated[
-        list[str] | None, typer.Option("--context", help="COLUMN=VALUE, repeatable.")
+        list[str] | None,
+        typer.Option("--context", help="Context as COLUMN=VALUE; repeatable."),
     ] = None,
     write: Write = None,
 ) -> None:
-    """Why the champion scores a pair as it does: features, predictions, experts, rank."""
+    """Explain the champion's score of a user-item pair: features, predictions, experts and rank."""
     opened = _open(config, data, workspace)
     last = opened.last_day()
     from mtl_ranker.commands.explain import explain_command
     from mtl_ranker.ranking.explain import Pair
 
     chosen = day.date() if day else last + timedelta(days=1)
-    pair = Pair(user, item, dict(_pair(text) for text in context or []))
+    pair = Pair(user, item, dict(_context_value(text) for text in context or []))
     explanation = explain_command(opened, pair, chosen)
     _write(write, asdict(explanation) | {"day": str(chosen)})
 
@@ -320,20 +343,26 @@ def serve(
     config: Config,
     data: Data,
     workspace: Work = DEFAULT_WORK,
-    nightly_cron: Annotated[str, typer.Option(help="When a night begins.")] = "30 2 * * *",
+    nightly_cron: Annotated[
+        str, typer.Option(help="Schedule of `nightly`, in the log's time zone.")
+    ] = "30 2 * * *",
     score_cron: Annotated[
-        str | None, typer.Option(help="When new candidate sets are looked for; default: hourly.")
+        str | None,
+        typer.Option(help="Schedule of `score-new`; default: hourly, if candidates are given."),
     ] = None,
-    tune_cron: Annotated[str, typer.Option(help="When settings are searched.")] = "0 12 * * 6",
+    tune_cron: Annotated[str, typer.Option(help="Schedule of `tune`.")] = "0 12 * * 6",
     tune_model: Annotated[
-        str | None, typer.Option(help="NAME of the [models.NAME] to tune; default: none.")
+        str | None, typer.Option(help="Model to tune, NAME of a [models.NAME]; default: none.")
     ] = None,
-    wait_minutes: Annotated[float, typer.Option(min=0, help="For a log that is late.")] = 120.0,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of Prefect's page.")] = 4200,
+    wait_minutes: Annotated[
+        float, typer.Option(min=0, help="How long to wait for a late log.")
+    ] = 120.0,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")] = 4200,
 ) -> None:
-    """Run the schedules here, without a work pool, until stopped.
+    """Run the nightly, hourly and weekly schedules in this process until it is stopped.
 
-    Without PREFECT_API_URL a Prefect server is started on 127.0.0.1, its database in the workspace.
+    Without PREFECT_API_URL a Prefect server is started on 127.0.0.1, with its database in the
+    workspace.
     """
     from mtl_ranker.config import load_project
 
@@ -342,19 +371,18 @@ def serve(
         raise ProjectError(f"--tune-model {tune_model}: allowed: {', '.join(project.models)}")
     if score_cron is None and project.scoring.candidates is not None:
         score_cron = "5 * * * *"
-    import subprocess
+    from mtl_ranker.commands.serve import serve_command
 
-    command = [sys.executable, "-m", "flows.serving", "--config", config, "--data", str(data)]
-    command += ["--workspace", str(workspace), "--nightly-cron", nightly_cron]
-    command += ["--wait-minutes", str(wait_minutes), "--port", str(port)]
-    command += ["--score-cron", score_cron] if score_cron else []
-    command += ["--tune-cron", tune_cron, "--tune-model", tune_model] if tune_model else []
-    raise typer.Exit(subprocess.call(command))
+    arguments = ["--config", config, "--data", str(data), "--nightly-cron", nightly_cron]
+    arguments += ["--wait-minutes", str(wait_minutes)]
+    arguments += ["--score-cron", score_cron] if score_cron else []
+    arguments += ["--tune-cron", tune_cron, "--tune-model", tune_model] if tune_model else []
+    raise typer.Exit(serve_command(workspace, port, arguments))
 
 
-@command("check", LOOK)
+@command("check", SETUP)
 def check(config: Config, data: Data, write: Write = None) -> None:
-    """Verify a project file against its data without training or writing anything."""
+    """Verify a project file against its data, without training or writing anything."""
     from mtl_ranker.commands.check import check_project
 
     lines = []
@@ -364,14 +392,14 @@ def check(config: Config, data: Data, write: Write = None) -> None:
     _write(write, {"config": config, "found": lines})
 
 
-@command("simulate", LOOK)
+@command("simulate", SETUP)
 def simulate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the feed to.")],
-    impressions: Annotated[int, typer.Option(min=10)] = 150_000,
-    days: Annotated[int, typer.Option(min=1)] = 11,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    impressions: Annotated[int, typer.Option(min=10, help="Number of impressions.")] = 150_000,
+    days: Annotated[int, typer.Option(min=1, help="Number of days.")] = 11,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
 ) -> None:
-    """Make a simulated feed with known truth: same seed, same bytes."""
+    """Simulate the log of a feed whose true probabilities are known."""
     from rich.progress import Progress
 
     from mtl_ranker.logs import simulate as simulation
@@ -387,16 +415,16 @@ def simulate(
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("simulating impressions", total=impressions)
         simulation.simulate(feed, out, lambda done: progress.update(bar, completed=done))
-    typer.echo(f"{out}: {days} days from {feed.first_day}, the truth aside in {out / 'truth'}")
+    typer.echo(f"{out}: {days} days from {feed.first_day}; true probabilities in {out / 'truth'}")
 
 
-@command("ui", LOOK)
+@command("ui", SETUP)
 def ui(
     workspace: Work = DEFAULT_WORK,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 5000,
 ) -> None:
     """Open the MLflow page of a workspace on 127.0.0.1."""
-    import subprocess
+    from mtl_ranker.commands.processes import call
 
     database = workspace.resolve() / "mlflow.db"
     if not database.is_file():
@@ -406,33 +434,37 @@ def ui(
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
     command += ["--default-artifact-root", (workspace.resolve() / "mlartifacts").as_uri()]
-    raise typer.Exit(subprocess.call(command))
+    raise typer.Exit(call(command))
 
 
-@command("blend", JUDGE)
+@command("blend", ANALYSE)
 def blend(
     config: Config,
     data: Data,
     workspace: Work = DEFAULT_WORK,
     day: Day = None,
     satisfaction: Annotated[
-        float, typer.Option(min=0, max=1, help="The trade-off: 0 = engagement only, 1 = none.")
+        float,
+        typer.Option(min=0, max=1, help="Trade-off: 0 = engagement only, 1 = satisfaction only."),
     ] = 0.5,
     how: Annotated[
-        str | None, typer.Option(help="weighted_sum or weighted_product; default: as it is.")
+        str | None,
+        typer.Option(help="weighted_sum or weighted_product; default: the model's current one."),
     ] = None,
-    tries: Annotated[int, typer.Option(min=15, help="Choices of weights to try.")] = 200,
+    tries: Annotated[int, typer.Option(min=15, help="Number of weight choices to try.")] = 200,
     weights: Annotated[
         list[str] | None,
-        typer.Option("--set", help="OBJECTIVE=WEIGHT by hand, repeatable; others weigh 0."),
+        typer.Option("--set", help="Set OBJECTIVE=WEIGHT; repeatable, others get weight 0."),
     ] = None,
     store: Annotated[
-        bool, typer.Option("--store", help="Store the choice with the model.")
+        bool, typer.Option("--store", help="Store the weights with the model.")
     ] = False,
-    alias: Annotated[str, typer.Option(help="Which model: champion or challenger.")] = "champion",
+    alias: Annotated[
+        str, typer.Option(help="Registered model: champion or challenger.")
+    ] = "champion",
     write: Write = None,
 ) -> None:
-    """Engagement against satisfaction over weights; the choice needs no training."""
+    """Choose the blend weights that trade engagement for satisfaction, without training."""
     if how not in (None, "weighted_sum", "weighted_product"):
         raise ProjectError(f"--how {how}: allowed: weighted_sum, weighted_product")
     context = _open(config, data, workspace)
@@ -449,20 +481,22 @@ def blend(
     _write(write, blend_command(context, chosen, options))
 
 
-@command("tune", JUDGE)
+@command("tune", ANALYSE)
 def tune(
     config: Config,
     data: Data,
-    model: Annotated[str, typer.Option("--model", "-m", help="NAME of a [models.NAME].")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model to tune, NAME of a [models.NAME].")
+    ],
     workspace: Work = DEFAULT_WORK,
     day: Day = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trainings in all, earlier ones too.")] = 30,
+    trials: Annotated[int, typer.Option(min=1, help="Trainings in all, with earlier ones.")] = 30,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="No training starts after so many.")
+        float | None, typer.Option(min=0, help="Start no training after this many minutes.")
     ] = None,
     write: Write = None,
 ) -> None:
-    """Search a model's settings on the validation days; run again, it goes on."""
+    """Search a model's settings on the validation days; an interrupted search is resumed."""
     _needs("optuna")
     context = _open(config, data, workspace)
     chosen = _chosen(context, day)
@@ -474,19 +508,23 @@ def tune(
     _write(write, asdict(recorded.search) | {"study": recorded.study, "toml": recorded.toml})
 
 
-@command("backtest", JUDGE)
+@command("backtest", ANALYSE)
 def backtest(
     config: Config,
     data: Data,
-    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day.")],
-    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day.")],
+    first: Annotated[
+        datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="First day of the span.")
+    ],
+    last: Annotated[
+        datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day of the span.")
+    ],
     workspace: Work = DEFAULT_WORK,
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="Only these models, repeatable.")
+        list[str] | None, typer.Option("--model", "-m", help="Train only this model; repeatable.")
     ] = None,
     write: Write = None,
 ) -> None:
-    """Replay every night of a span: a model kept, the champion, one trained every night."""
+    """Compare policies over a span of days: keep the first model, promote on evidence, retrain."""
     if first > last:
         raise ProjectError(f"--from {first.date()} lies after --to {last.date()}")
     context = _open(config, data, workspace)
@@ -495,11 +533,11 @@ def backtest(
     _write(write, backtest_command(context, first.date(), last.date(), model or []))
 
 
-Full = Annotated[bool, typer.Option("--full", help="At the paper's size: hours.")]
+Full = Annotated[bool, typer.Option("--full", help="Run at the paper's size, which takes hours.")]
 
-Starts = Annotated[int | None, typer.Option(min=3, help="Random starts of each model.")]
+Starts = Annotated[int | None, typer.Option(min=3, help="Random initialisations of each model.")]
 
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of Adam of each start.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Training steps of each initialisation.")]
 
 Rate = Annotated[float, typer.Option(min=1e-6, help="Learning rate of Adam.")]
 
@@ -513,7 +551,7 @@ def study_synthetic(
     learning_rate: Rate = 3e-3,
     write: Write = None,
 ) -> None:
-    """Shared bottom, OMoE and MMoE on two tasks of chosen correlation (sections 3 and 5.2)."""
+    """Compare shared-bottom, OMoE and MMoE on tasks of given correlation (sections 3 and 5.2)."""
     _study("synthetic", workspace, full, starts, steps, learning_rate, write)
 
 
@@ -526,24 +564,33 @@ def study_trainability(
     learning_rate: Rate = 3e-3,
     write: Write = None,
 ) -> None:
-    """How dependably each model trains: final losses over many random starts (figure 6)."""
+    """Measure the spread of final losses over many random initialisations (figure 6)."""
     _study("trainability", workspace, full, starts, steps, learning_rate, write)
 
 
 @study.command("census")
 def study_census(
-    data: Annotated[Path, typer.Option("--data", "-d", help="Folder of UCI's files.")],
+    data: Annotated[
+        Path, typer.Option("--data", "-d", help="Folder of the UCI Census-Income files.")
+    ],
     workspace: Work = DEFAULT_WORK,
     pair: Annotated[
-        list[int] | None, typer.Option(min=1, max=2, help="Pair 1 or 2; default both.")
+        list[int] | None,
+        typer.Option(min=1, max=2, help="Pair of tasks, 1 or 2; repeatable, default: both."),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="30 trials, 20 seeds: hours.")] = False,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trainings to tune each model.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=2, help="Trainings to report.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs at most.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="30 trials and 20 seeds, which takes hours.")
+    ] = False,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials of each model's search.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Reported trainings of each model.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Maximum number of epochs.")] = None,
     write: Write = None,
 ) -> None:
-    """Section 6.3: every model tuned alike on two pairs of tasks; then against LightGBM."""
+    """Compare tuned models and LightGBM on two pairs of Census-Income tasks (section 6.3)."""
     _needs("lightgbm", "optuna")
     prepare(workspace)
     workspace.mkdir(parents=True, exist_ok=True)
@@ -570,7 +617,7 @@ def _needs(*packages: str) -> None:
 
 
 def _open(config: str, data: Path, workspace: Path, make: bool = True) -> Context:
-    """The context of a command; a missing workspace is created if `make`."""
+    """The context of a command; the workspace is created if `make`."""
     prepare(workspace)
     from mtl_ranker.logs.sources import open_context
 
@@ -581,34 +628,34 @@ def _open(config: str, data: Path, workspace: Path, make: bool = True) -> Contex
 
 
 def _chosen(context: Context, day: datetime | None) -> date:
-    """The day D: the given one, or the log's last. Raises ProjectError for an empty log."""
+    """The day D: given, or the last of the log. Raises ProjectError for an empty log."""
     last = context.last_day()
     return day.date() if day else last
 
 
 def _dry_run(context: Context, day: datetime | None, only: str | None = None) -> None:
-    """What a night would do, or `only` its part build or train."""
+    """Print what a night would do, or `only` its step build or train."""
     from mtl_ranker.commands.dry_run import plan_night
 
     workspace = context.workspace.root
     if not workspace.is_dir():
-        typer.echo(f"{workspace}: not there yet, so everything would be built")
-    for part, line in plan_night(context, _chosen(context, day)):
-        if only in (None, part):
+        typer.echo(f"{workspace}: does not exist, so everything would be built")
+    for step, line in plan_night(context, _chosen(context, day)):
+        if only in (None, step):
             typer.echo(line)
 
 
-def _write(place: Path | None, figures: Any) -> None:
-    """Figures, or a dataclass of them, to the file that `--json` names."""
-    if place is not None and figures is not None:
+def _write(file: Path | None, results: Any) -> None:
+    """Write results, a dataclass or a mapping, to the file of `--json`, if there is one."""
+    if file is not None and results is not None:
         from mtl_ranker.workspace import write_json
 
-        plain = is_dataclass(figures) and not isinstance(figures, type)
-        write_json(place, asdict(figures) if plain else figures)
+        is_instance = is_dataclass(results) and not isinstance(results, type)
+        write_json(file, asdict(results) if is_instance else results)
 
 
-def _registered(config: str, workspace: Path) -> tuple[Any, Any]:
-    """The project and the registry, connected; for commands that need no log."""
+def _project_and_registry(config: str, workspace: Path) -> tuple[Any, Any]:
+    """The project and the connected registry, for commands that need no log."""
     prepare(workspace)
     from mtl_ranker.config import load_project
     from mtl_ranker.tracking import connection, registry
@@ -619,7 +666,8 @@ def _registered(config: str, workspace: Path) -> tuple[Any, Any]:
     return project, registry
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _context_value(text: str) -> tuple[str, str]:
+    """Column and value of `--context`."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ProjectError(f"--context {text}: expected COLUMN=VALUE")
@@ -627,6 +675,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _weight(text: str) -> tuple[str, float]:
+    """Objective and weight of `--set`."""
     name, _, number = text.partition("=")
     try:
         return name, float(number)
@@ -635,29 +684,29 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def _flow(module: str, name: str, workspace: Path) -> Callable[..., Any]:
-    """The flow of that name (imported late: Prefect reads its settings on import)."""
+    """A flow, imported after `prepare`, as Prefect reads its settings on import."""
     prepare(workspace)
     workspace.mkdir(parents=True, exist_ok=True)
-    waiting = Console(stderr=True).status("starting Prefect")
-    with waiting:
+    spinner = Console(stderr=True).status("starting Prefect")
+    with spinner:
         import importlib
 
         flow = getattr(importlib.import_module(f"flows.{module}"), name)
 
-    def run(*arguments: Any, **more: Any) -> Any:
+    def run(*arguments: Any, **options: Any) -> Any:
         from flows.night import await_api
 
-        with waiting:
+        with spinner:
             await_api()
-        return flow(*arguments, **more)
+        return flow(*arguments, **options)
 
     return run
 
 
-def _run_step(name: str, context: Context, day: datetime | None, **more: Any) -> Any:
-    """Run the flow of one step of a night for day D, or for the log's last day."""
+def _run_step(name: str, context: Context, day: datetime | None, **options: Any) -> Any:
+    """Run the flow of one step for day D, or for the last day of the log."""
     chosen = _chosen(context, day)
-    return _flow(name, name, context.workspace.root)(context, chosen, **more)
+    return _flow(name, name, context.workspace.root)(context, chosen, **options)
 
 
 def main() -> None:
@@ -665,7 +714,7 @@ def main() -> None:
 
 
 def run_app(program: Callable[[], Any]) -> None:
-    """Entry point: a user's mistake is one clear message on stderr, not a stack trace."""
+    """Run a program; print a ProjectError as a message without a stack trace, with exit code 2."""
     try:
         program()
     except ProjectError as error:

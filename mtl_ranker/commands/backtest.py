@@ -1,4 +1,4 @@
-"""`mtl-ranker backtest`: replay the nights of a span."""
+"""`mtl-ranker backtest`: compare promotion policies over the nights of a span."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtl_ranker.tracking import connection, runs
 def backtest_command(
     context: Context, first: date, last: date, only: Sequence[str]
 ) -> dict[str, Any]:
-    """Replay the nights, print and draw the curves. Returns the figures."""
+    """Run the backtest, print its tables and plot its curves; returns the results."""
     project, workspace = context.project, context.workspace
     for name in only:
         if name not in project.models:
@@ -39,34 +39,34 @@ def backtest_command(
     with progress_bar() as progress:
         bar = progress.add_task("first night", total=max(days, 1))
 
-        def tell(words: str) -> None:
-            progress.update(bar, advance=1, description=words)
+        def on_step(message: str) -> None:
+            progress.update(bar, advance=1, description=message)
 
-        found = backtest(context, first, last, tell)
-    for table in _backtest_tables(project, found):
+        result = backtest(context, first, last, on_step)
+    for table in _backtest_tables(project, result):
         console.print(table)
-    for day, words in found.promotions.items():
-        console.print(f"{day}  {words}", highlight=False)
+    for day, reason in result.promotions.items():
+        console.print(f"{day}  {reason}", highlight=False)
     curves = {
         f"{objective}, {metric.upper()}": {
-            policy: found.curve(policy, objective, metric) for policy in POLICIES
+            policy: result.curve(policy, objective, metric) for policy in POLICIES
         }
         for objective, metrics in measures(project).items()
         for metric in metrics
     }
-    title = f"{project.name}: kept since the night of {found.replayed[0].night}, or trained again"
-    figure = plots.curves_over_days(found.days, curves, title)
-    place = f"backtests/{first}_{last}"
-    picture = workspace.publish_file(f"{place}.png", plots.png(figure))
+    title = f"{project.name}: model of the night of {result.replayed[0].night} kept, or retrained"
+    figure = plots.curves_over_days(result.days, curves, title)
+    path = f"backtests/{first}_{last}"
+    picture = workspace.publish_file(f"{path}.png", plots.png(figure))
     content = {
-        "days": [str(d) for d in found.days],
+        "days": [str(d) for d in result.days],
         "replayed": [
-            asdict(r) | {"day": str(r.day), "night": str(r.night)} for r in found.replayed
+            asdict(r) | {"day": str(r.day), "night": str(r.night)} for r in result.replayed
         ],
-        "promotions": {str(d): w for d, w in found.promotions.items()},
-        "gains_over_kept": {f"{p} {o}": asdict(g) for (p, o), g in found.gains.items()},
+        "promotions": {str(d): reason for d, reason in result.promotions.items()},
+        "gains_over_kept": {f"{p} {o}": asdict(g) for (p, o), g in result.gains.items()},
     }
-    workspace.publish_file(f"{place}.json", json.dumps(content, indent=1))
+    workspace.publish_file(f"{path}.json", json.dumps(content, indent=1))
     child_runs = {
         policy: {
             f"{objective}_{metric}": sum(values[policy]) / len(values[policy])
@@ -77,30 +77,36 @@ def backtest_command(
         for policy in POLICIES
     }
     params = {"from": str(first), "to": str(last), "models": ", ".join(project.models)}
-    logged = runs.log_study(
-        workspace, f"{project.name}-backtest", params, child_runs, {"curves.png": figure}, content
+    record = runs.StudyRecord(
+        name=f"{project.name}-backtest",
+        params=params,
+        runs=child_runs,
+        figures={"curves.png": figure},
+        content=content,
     )
+    logged = runs.log_study(workspace, record)
     console.print(f"picture  {picture}\nmlflow   {logged.link}", highlight=False)
     return content
 
 
-def _backtest_tables(project: Project, found: Backtest) -> list[Table]:
-    made = []
+def _backtest_tables(project: Project, result: Backtest) -> list[Table]:
+    """A table per objective: days × policies and metrics."""
+    tables = []
     for objective, metrics in measures(project).items():
         table = Table(box=box.SIMPLE_HEAD, title=objective, title_justify="left")
         table.add_column("day", no_wrap=True)
         for metric in metrics:
             for policy in POLICIES:
                 table.add_column(f"{policy} {metric.upper()}", justify="right", no_wrap=True)
-        for number, day in enumerate(found.days):
-            values = [found.curve(p, objective, m)[number] for m in metrics for p in POLICIES]
+        for number, day in enumerate(result.days):
+            values = [result.curve(p, objective, m)[number] for m in metrics for p in POLICIES]
             table.add_row(str(day), *(f"{v:.4f}" for v in values))
         for policy in POLICIES[1:]:
-            gain = found.gains[policy, objective]
+            gain = result.gains[policy, objective]
             table.caption = (table.caption or "") + (
                 f"{policy} over kept, all days' rows: {gain.value:+.4f} "
                 f"[{gain.low:+.4f}, {gain.high:+.4f}]\n"
             )
         table.caption_justify = "left"
-        made.append(table)
-    return made
+        tables.append(table)
+    return tables

@@ -1,4 +1,4 @@
-"""`mtl-ranker blend`: engagement against satisfaction, and the weights of a model."""
+"""`mtl-ranker blend`: the trade-off over blend weights, and the weights stored with a model."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from mtl_ranker.tracking import connection, registry
 from mtl_ranker.workspace import Workspace
 
 
-def write_blend(found: Blend, workspace: Workspace, version: str, day: date) -> Path:
-    """The front as `blends/D.json` and `blends/D.png`; the picture's path."""
-    title = f"model version {version}, test days up to {day}, {found.how}"
+def write_blend(blend: Blend, workspace: Workspace, version: str, day: date) -> Path:
+    """Publish the front as `blends/D.json` and `blends/D.png`; returns the picture's path."""
+    title = f"model version {version}, test days up to {day}, {blend.how}"
     figure = plots.pareto_front(
-        found.points, {"now": found.current, "proposed": found.proposed}, title
+        blend.points, {"current": blend.current, "proposed": blend.proposed}, title
     )
-    content = asdict(found) | {"version": version, "day": str(day)}
+    content = asdict(blend) | {"version": version, "day": str(day)}
     workspace.publish_file(f"blends/{day}.json", json.dumps(content, indent=1))
     return workspace.publish_file(f"blends/{day}.png", plots.png(figure))
 
 
 @dataclass(frozen=True)
 class BlendOptions:
-    """What `mtl-ranker blend` is asked.
+    """The options of `mtl-ranker blend`.
 
     Attributes:
-        alias: which registered model, champion or challenger.
-        search: the weights to try, unless some are given.
-        given: objective → weight by hand; empty to search.
-        store: store the choice with the model.
+        alias: the registered model, champion or challenger.
+        search: which weights to try if none are given.
+        given: objective → weight; empty to search.
+        store: whether to store the weights with the model.
     """
 
     alias: str = "champion"
@@ -49,11 +49,11 @@ class BlendOptions:
 
 
 def blend_command(context: Context, day: date, options: BlendOptions) -> dict[str, Any] | None:
-    """Draw the front, propose weights; with `store`, the model blends by them from now on.
+    """Plot the front and propose weights; with `store`, store them with the model.
 
-    Returns the figures of a search, None for weights given by hand.
+    Returns the results of a search, None for given weights.
     """
-    project, figures = context.project, None
+    project, results = context.project, None
     connection.connect(context.workspace)
     artifact, version = registry.load_artifact(project, options.alias)
     if options.given:
@@ -68,22 +68,22 @@ def blend_command(context: Context, day: date, options: BlendOptions) -> dict[st
         console.print(_blend_table(blend, options.search.satisfaction_share))
         picture = write_blend(blend, context.workspace, version, day)
         console.print(f"picture  {picture}", highlight=False)
-        figures = asdict(blend) | {"version": version, "day": str(day)}
+        results = asdict(blend) | {"version": version, "day": str(day)}
         chosen, method = blend.proposed.weights, blend.how
-    words = ", ".join(f"{name} {weight:g}" for name, weight in chosen.items())
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in chosen.items())
     if options.store:
         registry.store_blend(project, version, method, chosen)
-        console.print(f"stored   {project.name} version {version} blends {method}: {words}")
+        console.print(f"stored   {project.name} version {version} blends {method}: {weights}")
     else:
-        console.print(f"not stored: add --store to let version {version} blend {method}: {words}")
-    return figures
+        console.print(f"not stored: add --store to let version {version} blend {method}: {weights}")
+    return results
 
 
-def _blend_table(found: Blend, share: float) -> Table:
+def _blend_table(blend: Blend, share: float) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{found.how}: {sum(p.best for p in found.points)} of {len(found.points)} choices "
-        "on the front; chosen on half of the test days' users, then looked at on the others",
+        title=f"{blend.how}: {sum(p.best for p in blend.points)} of {len(blend.points)} choices "
+        "on the front; chosen on half of the test days' users, evaluated on the others",
         title_justify="left",
     )
     table.add_column("weights", no_wrap=True)
@@ -91,18 +91,18 @@ def _blend_table(found: Blend, share: float) -> Table:
         table.add_column(heading, justify="right" if heading else "left")
 
     def row(name: str, point: Point, test: Point | None = None) -> None:
-        words = ", ".join(f"{n} {w:g}" for n, w in point.weights.items())
+        weights = ", ".join(f"{n} {w:g}" for n, w in point.weights.items())
         values = [point.engagement, point.satisfaction]
         values += [] if test is None else [test.engagement, test.satisfaction]
-        table.add_row(words, name, *(f"{v:.4f}" for v in values))
+        table.add_row(weights, name, *(f"{v:.4f}" for v in values))
 
     row(
-        "now" + (" (on the front)" if found.current.best else ""),
-        found.current,
-        found.current_on_test,
+        "current" + (" (on the front)" if blend.current.best else ""),
+        blend.current,
+        blend.current_on_test,
     )
-    row(f"proposed, {share:.0%} satisfaction", found.proposed, found.proposed_on_test)
-    front = sorted((p for p in found.points if p.best), key=lambda p: -p.engagement)
+    row(f"proposed, {share:.0%} satisfaction", blend.proposed, blend.proposed_on_test)
+    front = sorted((p for p in blend.points if p.best), key=lambda p: -p.engagement)
     for point in front[:: max(1, len(front) // 8)]:
         row("front", point)
     return table

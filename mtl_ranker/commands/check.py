@@ -1,4 +1,4 @@
-"""Verify a project file against its data without training or writing anything."""
+"""`mtl-ranker check`: verify a project file against its data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtl_ranker.training.network import model_specs
 
 
 def check_project(config: str, data: Path) -> Iterator[str]:
-    """Yield a line per thing found in order. Raises ProjectError at the first that is not."""
+    """Yield a line for each check that passes. Raises ProjectError at the first that fails."""
     project = load_project(config)
     model_specs(project)
     yield f"ok  {config}: {len(project.objectives)} objectives, {len(project.models)} models"
@@ -36,13 +36,13 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     counts = f"{len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
     yield f"ok  split: {counts}"
     last = available[-1]
-    place = f"{data / project.log.path} ({last})"
-    checked = check_events(project, source.scan_day(last), last, place)
+    source_name = f"{data / project.log.path} ({last})"
+    checked = check_events(project, source.scan_day(last), last, source_name)
     if checked.rows == 0:
-        raise ProjectError(f"{place}: no rows on this day")
+        raise ProjectError(f"{source_name}: no rows on this day")
     if checked.bad_share > project.log.max_bad_share:
         raise ProjectError(
-            f"{place}: {checked.bad_share:.1%} of the rows break the contract "
+            f"{source_name}: {checked.bad_share:.1%} of the rows break the contract "
             f"({checked.reasons()}); allowed: log.max_bad_share = {project.log.max_bad_share:.1%}"
         )
     yield f"ok  contract on {last}: {checked.rows:,} rows, {checked.bad.height:,} quarantined"
@@ -66,8 +66,8 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     expressions = [
         e.alias(LABEL + name) for name, e in derived_columns(project).items() if name in labels
     ]
-    parts = [source.scan_day(day).select(expressions) for day in days.train]
+    labelled = [source.scan_day(day).select(expressions) for day in days.train]
     check_labels(
-        project, pl.concat(parts), f"train days {days.train[0]}..{days.train[-1]}", "train"
+        project, pl.concat(labelled), f"train days {days.train[0]}..{days.train[-1]}", "train"
     )
     yield "ok  every objective occurs in the training days"

@@ -1,4 +1,4 @@
-"""What a run would build, and why, without building it (`--dry-run`)."""
+"""`--dry-run`: what a command would build and why, without building it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mtl_ranker.training.network import model_specs
 
 
 def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
-    """A line for each day whose events or examples would be built.
+    """A line for each day whose events or examples would be built, with the reasons.
 
-    What is built anew changes what later days look back at, so a first change counts for all.
+    A rebuilt day changes the windows of later days, so their examples would be rebuilt as well.
     """
     project, source, workspace = context.project, context.source, context.workspace
     rebuilt: list[date] = []
@@ -26,28 +26,28 @@ def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
     up_to_date = 0
     for day in needed_history(project, source.days(), list(days)):
         why = workspace.stale("events", day, events_provenance(context, day))
-        parts = [f"events {why}"] if why else []
+        reasons = [f"events {why}"] if why else []
         if why or day not in workspace.days(aggregate_dataset(context, [])):
             rebuilt.append(day)
         if day in days:
-            looked_at = [d for d in rebuilt if 0 < (day - d).days <= longest]
-            if looked_at:
-                parts.append(f"examples: {looked_at[0]} would be built before them")
+            changed = [d for d in rebuilt if 0 < (day - d).days <= longest]
+            if changed:
+                reasons.append(f"examples: {changed[0]} would be built before them")
             else:
-                made = examples_provenance(context, day)
-                reason = workspace.stale("examples", day, made)
-                parts += [f"examples {reason}"] if reason else []
-        if parts:
-            yield f"{day}  {'; '.join(parts)}"
+                provenance = examples_provenance(context, day)
+                why = workspace.stale("examples", day, provenance)
+                reasons += [f"examples {why}"] if why else []
+        if reasons:
+            yield f"{day}  {'; '.join(reasons)}"
         else:
             up_to_date += 1
     yield f"{up_to_date} days up to date"
 
 
 def plan_night(context: Context, day: date) -> Iterator[tuple[str, str]]:
-    """What `nightly --date D` would do: part (build, train, rank) and line.
+    """Lines about what `nightly --date D` would do, each with its step: build, train or rank.
 
-    Raises ProjectError as the night itself would.
+    Raises ProjectError as `nightly` would.
     """
     project, source = context.project, context.source
     specs = model_specs(project)
@@ -67,11 +67,14 @@ def plan_night(context: Context, day: date) -> Iterator[tuple[str, str]]:
 
 
 def plan_ranking(context: Context, day: date) -> str:
-    """Which candidates `score --date D` would rank. Raises ProjectError where a set is missing."""
+    """The candidates that `score --date D` would rank.
+
+    Raises ProjectError if a given set is missing.
+    """
     project, source = context.project, context.source
     given = project.scoring.candidates
     if given is None:
-        return f"rank     candidates of {day}, made from the log"
+        return f"rank     candidates of {day}, generated from the log"
     files = candidate_files(context, day)
     if not files:
         raise ProjectError(

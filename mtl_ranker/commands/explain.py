@@ -14,21 +14,18 @@ from mtl_ranker.tracking import connection, registry
 
 
 def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
-    """Print how the champion scores one pair."""
+    """Print the champion's explanation of one pair and return it."""
     project = context.project
     connection.connect(context.workspace)
     champion = registry.load_artifact(project, "champion")
     artifact, version = champion
     explanation = explain(context, champion, pair, day)
-    seen = [
-        w
-        for w, known in (("user", explanation.known_user), ("item", explanation.known_item))
-        if not known
-    ]
-    unknown = f"; never seen in the log: {', '.join(seen)}" if seen else ""
+    known = {"user": explanation.known_user, "item": explanation.known_item}
+    unknown = [entity for entity, in_log in known.items() if not in_log]
+    note = f"; not in the log: {', '.join(unknown)}" if unknown else ""
     console.print(
         f"user {explanation.user}, item {explanation.item}, {day}, {project.name} "
-        f"version {version}{unknown}",
+        f"version {version}{note}",
         highlight=False,
     )
     table = Table(box=box.SIMPLE_HEAD)
@@ -51,8 +48,8 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
     console.print(f"score {explanation.score:.4f} ({how}); {rank} of {day}\n", highlight=False)
     table = Table(
         box=box.SIMPLE_HEAD,
-        title="what each feature does to the score",
-        caption="change when this one is made missing; the ten largest",
+        title="effect of each feature on the score",
+        caption="score minus the score with the feature missing; the ten largest",
         title_justify="left",
         caption_justify="left",
     )

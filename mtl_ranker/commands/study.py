@@ -124,7 +124,10 @@ def random_starts(
     }
     connection.connect(workspace)
     figures = {"mean_loss.png": mean_loss(found, spread), "distributions.png": distributions(found)}
-    logged = runs.log_study(workspace, name, params, child_runs, figures, content)
+    record = runs.StudyRecord(
+        name=name, params=params, runs=child_runs, figures=figures, content=content
+    )
+    logged = runs.log_study(workspace, record)
     pictures = workspace.root / "studies" / name
     pictures.mkdir(parents=True, exist_ok=True)
     for file, figure in figures.items():
@@ -202,7 +205,10 @@ def census(
         }
         params = {"pair": pair, "protocol": split.protocol, "trials": tries, "seeds": starts}
         pictures = {f"census_pair_{pair}.png": figure}
-        logged = runs.log_study(workspace, "census", params, child_runs, pictures, found)
+        record = runs.StudyRecord(
+            name="census", params=params, runs=child_runs, figures=pictures, content=found
+        )
+        logged = runs.log_study(workspace, record)
         folder = workspace.root / "studies" / "census"
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"census_pair_{pair}.png", dpi=110)

@@ -1,11 +1,11 @@
-"""One night's training by several processes, on one machine or many.
+"""A night's training by several processes, on one machine or many.
 
     torchrun --nproc-per-node 2 -m mtl_ranker.commands.train_ranks -c feed.toml -w /work
 
 Every rank reads the same workspace, as built by `mtl-ranker features` (on several machines, a
-shared folder). The first one logs the runs to MLflow and registers the winner as challenger;
-`mtl-ranker promote` and `score` follow as ever. A rank that is lost ends the others; with
-`--max-restarts 3` all are started again and go on from the last checkpoint.
+shared folder). Rank 0 logs the runs to MLflow and registers the winner as challenger; run
+`mtl-ranker promote` and `mtl-ranker score` afterwards. If a rank fails, the others stop; with
+`--max-restarts 3` all ranks are restarted and training is resumed from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ import typer
 from mtl_ranker.context import without_log
 from mtl_ranker.environment import prepare as prepare_environment
 
-SUMMED = ("fixed", "normalised")  # balancings whose gradient is a sum over rows
+SUMMED = ("fixed", "normalised")  # kinds of balancing whose gradient is a sum over rows
 
 
 def main(
-    config: Annotated[str, typer.Option("--config", "-c", help="A preset or a project file.")],
-    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder of the examples.")],
+    config: Annotated[str, typer.Option("--config", "-c", help="Preset or project file.")],
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="Workspace with the examples.")
+    ],
     day: Annotated[
-        datetime | None, typer.Option("--date", formats=["%Y-%m-%d"], help="Default: the last.")
+        datetime | None,
+        typer.Option("--date", formats=["%Y-%m-%d"], help="Day D; default: the last day."),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="Only these models, repeatable.")
+        list[str] | None, typer.Option("--model", "-m", help="Train only this model; repeatable.")
     ] = None,
 ) -> None:
-    """Train the project's models data-parallel and register the winner."""
+    """Train the project's models data-parallel over all ranks and register the winner."""
     prepare_environment(workspace)
     from mtl_ranker.config import load_project
     from mtl_ranker.errors import ProjectError
@@ -53,8 +56,8 @@ def main(
         project = project.model_copy(update={"models": chosen})
     if project.training.balancing not in SUMMED:
         raise ProjectError(
-            f"training.balancing = {project.training.balancing!r}: looks at each objective's own "
-            f"gradient or loss, which ranks do not share; allowed here: {', '.join(SUMMED)}"
+            f"training.balancing = {project.training.balancing!r}: needs each objective's gradient "
+            f"or loss, which ranks do not exchange; allowed here: {', '.join(SUMMED)}"
         )
     built = work.days("examples")
     if not built:

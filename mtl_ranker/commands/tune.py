@@ -7,11 +7,11 @@ from datetime import date
 from mtl_ranker.context import Context
 from mtl_ranker.nightly.tuning import Budget, Trial
 from mtl_ranker.reports.console import console, progress_bar
-from mtl_ranker.tracking.search import RecordedSearch, run_search
+from mtl_ranker.tracking.search import RecordedSearch, SearchCallbacks, run_search
 
 
 def tune_command(context: Context, day: date, name: str, budget: Budget) -> RecordedSearch:
-    """Search one model's settings; print the best as TOML. Run again, it is resumed."""
+    """Search one model's settings, or resume the search, and print the best as TOML."""
     best = float("-inf")
     with progress_bar() as progress:
         bar = progress.add_task(f"tuning {name}", total=budget.trials)
@@ -30,7 +30,7 @@ def tune_command(context: Context, day: date, name: str, budget: Budget) -> Reco
                 )
             progress.advance(bar)
 
-        recorded = run_search(context, day, name, budget, on_trial, on_start)
+        recorded = run_search(context, day, name, budget, SearchCallbacks(on_start, on_trial))
     search = recorded.search
     console.print(
         f"best of {search.trials} trials ({search.pruned} pruned): validation quality "

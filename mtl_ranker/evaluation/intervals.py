@@ -1,4 +1,4 @@
-"""Bootstrap intervals clustered by user: a user's rows are drawn together or not at all."""
+"""Bootstrap intervals clustered by user: all rows of a user are resampled together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ class Interval:
 
 
 def user_draws(user: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
-    """How often each row counts in each resample: [resamples, rows], equal within a user."""
+    """Weights [R, N] of N rows in R bootstrap resamples of users; equal within a user.
+
+    Args:
+        user: [N].
+    """
     _, codes = np.unique(user, return_inverse=True)
     users = int(codes.max(initial=-1)) + 1
     rng = np.random.default_rng(seed)
@@ -32,7 +36,7 @@ def user_draws(user: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
 
 
 def weighted_auc(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC under each row of weights [resamples, rows]; ties count half. NaN with one class."""
+    """AUC [R] under weights [R, N]; ties count half. NaN with only one class."""
     order = np.argsort(score, kind="stable")
     label, score = label[order] > 0.5, score[order]
     starts = np.flatnonzero(np.r_[True, np.diff(score) != 0])
@@ -48,7 +52,7 @@ def weighted_auc(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> n
 
 
 def weighted_r2(label: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """R² under each row of weights [resamples, rows]."""
+    """R² [R] under weights [R, N]."""
     w = weights.astype(np.float64)
     mean = (w @ label) / w.sum(1)
     spread = w @ label**2 - w.sum(1) * mean**2
@@ -58,7 +62,13 @@ def weighted_r2(label: np.ndarray, prediction: np.ndarray, weights: np.ndarray) 
 def quality_draws(
     kind: str, label: np.ndarray, prediction: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """One objective's quality in each resample: AUC, or R² where it is not binary."""
+    """One objective's quality in each resample [R]: AUC, or R² if it is not binary.
+
+    Args:
+        kind: of the objective.
+        label, prediction: [N]; NaN = missing label.
+        weights: [R, N] of `user_draws`.
+    """
     known = ~np.isnan(label)
     measure = weighted_auc if quality_metric(kind) == "auc" else weighted_r2
     return measure(
@@ -69,15 +79,15 @@ def quality_draws(
 def gauc_draws(
     label: np.ndarray, score: np.ndarray, user: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """GAUC under each row of weights [resamples, rows] from `user_draws` of the same users."""
-    own = auc_of_own_group(label, score, user)
-    known = ~np.isnan(own)
+    """GAUC [R] under weights [R, N] from `user_draws` of the same users."""
+    user_auc = auc_of_own_group(label, score, user)
+    known = ~np.isnan(user_auc)
     w = weights[:, known].astype(np.float64)
-    return (w @ own[known]) / np.where(w.sum(1) > 0, w.sum(1), np.nan)
+    return (w @ user_auc[known]) / np.where(w.sum(1) > 0, w.sum(1), np.nan)
 
 
 def interval(value: float, draws: np.ndarray, confidence: float = 0.95) -> Interval:
-    """The percentile interval of draws; NaN ends where every draw is NaN."""
+    """The percentile interval of draws [R]; NaN bounds if every draw is NaN."""
     tail = (1 - confidence) / 2
     draws = draws[~np.isnan(draws)]
     if len(draws) == 0:
@@ -88,10 +98,13 @@ def interval(value: float, draws: np.ndarray, confidence: float = 0.95) -> Inter
 
 @dataclass(frozen=True)
 class Resampled:
-    """A quality, and its value under each resample of users (and of trainings) [R].
+    """A quality, and its value in each resample of users (and of trainings).
 
-    Two of them that were resampled with the same weights can be subtracted: the difference is
-    paired, resample by resample.
+    Two qualities resampled with the same weights can be subtracted: the difference is paired,
+    resample by resample.
+
+    Attributes:
+        draws: [R].
     """
 
     value: float
@@ -113,10 +126,10 @@ def resampled_quality(
         kind: of the objective: AUC for binary, R² for others.
         label: [N], NaN = missing.
         predictions: [N] of each training (seed).
-        weights: [resamples, N] of `user_draws`.
+        weights: [R, N] of `user_draws`.
     """
-    once = np.ones((1, len(label)), np.float32)
-    values = [float(quality_draws(kind, label, p, once)[0]) for p in predictions]
+    unweighted = np.ones((1, len(label)), np.float32)
+    values = [float(quality_draws(kind, label, p, unweighted)[0]) for p in predictions]
     draws = [quality_draws(kind, label, p, weights) for p in predictions]
     return Resampled(float(np.mean(values)), over_seeds(np.stack(draws)))
 
@@ -124,23 +137,29 @@ def resampled_quality(
 def resampled_gauc(
     label: np.ndarray, predictions: Sequence[np.ndarray], user: np.ndarray, weights: np.ndarray
 ) -> Resampled:
-    """As `resampled_quality`, for GAUC. Rows without a label are left out."""
+    """The mean GAUC of one or several trainings of a model; rows without a label are left out.
+
+    Args:
+        label, user: [N]; NaN = missing label.
+        predictions: [N] of each training (seed).
+        weights: [R, N] of `user_draws`.
+    """
     known = ~np.isnan(label)
     label, user, weights = label[known], user[known], weights[:, known]
-    once = np.ones((1, len(label)), np.float32)
-    values = [float(gauc_draws(label, p[known], user, once)[0]) for p in predictions]
+    unweighted = np.ones((1, len(label)), np.float32)
+    values = [float(gauc_draws(label, p[known], user, unweighted)[0]) for p in predictions]
     draws = [gauc_draws(label, p[known], user, weights) for p in predictions]
     return Resampled(float(np.mean(values)), over_seeds(np.stack(draws)))
 
 
 def over_seeds(draws: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Resamples [S, R] of S trainings → [R], each the mean of S trainings drawn with replacement.
+    """Draws [S, R] of S trainings → [R], each the mean of S trainings drawn with replacement.
 
-    An interval then covers the random start as well as the users; with one training only the
-    users.
+    An interval then covers the random initialisation as well as the users; with one training only
+    the users.
     """
-    count, resamples = draws.shape
-    chosen = np.random.default_rng(seed).integers(0, count, size=(count, resamples))
+    trainings, resamples = draws.shape
+    chosen = np.random.default_rng(seed).integers(0, trainings, size=(trainings, resamples))
     return np.take_along_axis(draws, chosen, 0).mean(0)
 
 
@@ -149,13 +168,13 @@ def paired_difference(one: Resampled, other: Resampled, confidence: float = 0.95
     return (one - other).interval(confidence)
 
 
-def weighted_mean(parts: Sequence[tuple[float, Resampled]]) -> Resampled:
-    """The mean of several resampled values by weight; parts without a value (NaN) are left out.
+def weighted_mean(weighted: Sequence[tuple[float, Resampled]]) -> Resampled:
+    """The mean of (weight, quality) pairs; qualities that are NaN are left out.
 
     A draw that is NaN counts as 0.
     """
-    known = [(weight, part) for weight, part in parts if not np.isnan(part.value)]
+    known = [(weight, quality) for weight, quality in weighted if not np.isnan(quality.value)]
     total = max(sum(weight for weight, _ in known), 1e-12)
-    count = len(parts[0][1].draws) if parts else 0
-    draws = sum((w * np.nan_to_num(part.draws) for w, part in known), np.zeros(count))
-    return Resampled(sum(w * part.value for w, part in known) / total, draws / total)
+    resamples = len(weighted[0][1].draws) if weighted else 0
+    draws = sum((w * np.nan_to_num(quality.draws) for w, quality in known), np.zeros(resamples))
+    return Resampled(sum(w * quality.value for w, quality in known) / total, draws / total)

@@ -1,6 +1,8 @@
-"""How good predictions are, per objective. NumPy only; rows with a missing label are left out."""
+"""Quality of predictions per objective. NumPy and SciPy only; rows without a label are left out."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import rankdata
@@ -8,21 +10,41 @@ from scipy.stats import rankdata
 from mtl_ranker.models.objectives import Task
 
 
+@dataclass(frozen=True)
+class PredictedRows:
+    """Labelled rows with predictions.
+
+    Attributes:
+        labels: [N, T], NaN = missing.
+        prediction: [N, T].
+        user: [N].
+    """
+
+    labels: np.ndarray
+    prediction: np.ndarray
+    user: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> PredictedRows:
+        """The rows chosen by booleans [N]."""
+        return PredictedRows(self.labels[chosen], self.prediction[chosen], self.user[chosen])
+
+
 def auc(label: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve, ties counted half; NaN when only one class occurs."""
     positive = label > 0.5
-    count = int(positive.sum())
-    other = len(label) - count
-    if count == 0 or other == 0:
+    positives = int(positive.sum())
+    negatives = len(label) - positives
+    if positives == 0 or negatives == 0:
         return float("nan")
     ranks = rankdata(score)
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * other))
+    area = ranks[positive].sum() - positives * (positives + 1) / 2
+    return float(area / (positives * negatives))
 
 
 def gauc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> float:
     """Per-user AUC weighted by impressions (Zhou et al., KDD 2018, eq. 7).
 
-    Users with only one class have no AUC and are left out. NaN when none remains.
+    Users with only one class have no AUC and are left out; NaN when none remains.
     """
     values = auc_of_own_group(label, score, group)
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
@@ -33,7 +55,7 @@ def auc_of_own_group(label: np.ndarray, score: np.ndarray, group: np.ndarray) ->
 
     Its mean over rows is GAUC, as every group counts once for each of its impressions.
     """
-    codes, count, positive, ranks = _ranks_within(label, score, group)
+    codes, count, positive, ranks = _ranks_in_group(label, score, group)
     negative = count - positive
     rank_sum = np.bincount(codes, weights=ranks * (label > 0.5), minlength=len(count))
     area = rank_sum - positive * (positive + 1) / 2
@@ -42,9 +64,10 @@ def auc_of_own_group(label: np.ndarray, score: np.ndarray, group: np.ndarray) ->
     return values[codes]
 
 
-def _ranks_within(
+def _ranks_in_group(
     label: np.ndarray, score: np.ndarray, group: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Group code and rank within the group of each row [N]; rows and positives of each group."""
     _, codes = np.unique(group, return_inverse=True)
     count = np.bincount(codes).astype(np.float64)
     positive = np.bincount(codes, weights=label > 0.5)
@@ -58,14 +81,16 @@ def _ranks_within(
 def ndcg(label: np.ndarray, score: np.ndarray, group: np.ndarray, k: int = 10) -> float:
     """Mean NDCG@k over users with at least one positive label and two rows.
 
-    Gains are the labels, discounts 1 / log2(1 + rank) (Järvelin & Kekäläinen 2002); rows with
-    equal scores share the mean discount of their ranks, so that their order does not matter.
+    Gains are the labels, discounts 1 / log2(1 + rank) (Järvelin & Kekäläinen 2002). Rows with equal
+    scores share the mean discount of their ranks, so that their order does not matter. NaN when no
+    user remains.
     """
     values = grouped_ndcg(label, score, group, k)
     return float(values.mean()) if len(values) else float("nan")
 
 
 def grouped_ndcg(label: np.ndarray, score: np.ndarray, group: np.ndarray, k: int) -> np.ndarray:
+    """NDCG@k of each group with at least one positive label and two rows (see `ndcg`)."""
     if len(label) == 0:
         return np.zeros(0)
     _, codes = np.unique(group, return_inverse=True)
@@ -94,7 +119,7 @@ def log_loss(label: np.ndarray, probability: np.ndarray) -> float:
 
 
 def calibration_ratio(label: np.ndarray, prediction: np.ndarray) -> float:
-    """Sum of predictions over sum of labels; 1 is calibrated in the large."""
+    """Sum of predictions over sum of labels; 1 is calibrated on average, NaN without positives."""
     observed = float(label.sum())
     return float(prediction.sum()) / observed if observed else float("nan")
 
@@ -102,12 +127,12 @@ def calibration_ratio(label: np.ndarray, prediction: np.ndarray) -> float:
 def calibration_bins(
     label: np.ndarray, prediction: np.ndarray, bins: int = 10
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean prediction, mean label and rows of `bins` bins of equal numbers of rows."""
+    """Mean prediction, mean label and number of rows of each of `bins` bins of equal size."""
     order = np.argsort(prediction, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    predicted = np.array([prediction[part].mean() for part in parts])
-    observed = np.array([label[part].mean() for part in parts])
-    return predicted, observed, np.array([len(part) for part in parts])
+    rows_of_bins = [rows for rows in np.array_split(order, bins) if len(rows)]
+    predicted = np.array([prediction[rows].mean() for rows in rows_of_bins])
+    observed = np.array([label[rows].mean() for rows in rows_of_bins])
+    return predicted, observed, np.array([len(rows) for rows in rows_of_bins])
 
 
 def ece(label: np.ndarray, prediction: np.ndarray, bins: int = 10) -> float:
@@ -117,7 +142,7 @@ def ece(label: np.ndarray, prediction: np.ndarray, bins: int = 10) -> float:
 
 
 def r_squared(label: np.ndarray, prediction: np.ndarray) -> float:
-    """1 - squared error over the variance around the labels' mean."""
+    """1 - squared error over squared deviation from the labels' mean; NaN for constant labels."""
     spread = float(((label - label.mean()) ** 2).sum())
     return 1.0 - float(((label - prediction) ** 2).sum()) / spread if spread else float("nan")
 
@@ -160,6 +185,7 @@ Metrics = dict[str, dict[str, float]]  # objective -> metric -> value
 def evaluate_all(
     tasks: list[Task], labels: np.ndarray, prediction: np.ndarray, user: np.ndarray
 ) -> Metrics:
+    """`evaluate` of every objective; labels and prediction are [N, T], user is [N]."""
     return {
         task.name: evaluate(task.kind, labels[:, t], prediction[:, t], user)
         for t, task in enumerate(tasks)
@@ -167,7 +193,7 @@ def evaluate_all(
 
 
 def blended_quality(tasks: list[Task], metrics: Metrics) -> float:
-    """The objectives' weighted mean of AUC (binary) and R² (regression)."""
+    """The objectives' weighted mean of AUC (binary) and R² (others); NaN ones are left out."""
     values = [metrics[t.name][quality_metric(t.kind)] for t in tasks]
     weights = [t.weight for t in tasks]
     known = [(v, w) for v, w in zip(values, weights, strict=True) if not np.isnan(v)]

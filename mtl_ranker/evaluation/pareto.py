@@ -1,8 +1,8 @@
-"""From objectives to one score: weights, what each choice gives, and the front of the best ones.
+"""The trade-off between engagement and satisfaction over blend weights, and its Pareto front.
 
-Ranking by Σ w·p or Π p^w of calibrated predictions (Zhao et al., RecSys 2019, 4.4) trades
-engagement against satisfaction. Each choice of weights is one point: NDCG@10 of the engagement
-objectives, NDCG@10 of the satisfaction objectives, users drawn from held-out days.
+Ranking by Σ w·p or Π p^w of calibrated predictions (Zhao et al., RecSys 2019, section 4.4) trades
+engagement for satisfaction. Each choice of weights is one point: NDCG@10 of the engagement
+objectives and NDCG@10 of the satisfaction objectives on held-out days.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtl_ranker.config import Project
-from mtl_ranker.evaluation.metrics import ndcg
+from mtl_ranker.evaluation.metrics import PredictedRows, ndcg
 from mtl_ranker.ranking.blend import blended
 
 
 @dataclass(frozen=True)
 class Point:
-    """One choice of weights and what ranking by it gives.
+    """One choice of weights and the quality of ranking by it.
 
     Attributes:
         weights: objective → weight.
-        engagement, satisfaction: NDCG@10, the weighted mean over the group's objectives; NaN where
-            the group has no objective or no user with a positive label.
-        best: no other point is better in one and at least as good in the other.
+        engagement, satisfaction: NDCG@10, the weighted mean over the group's objectives; NaN if the
+            group has no objective or no user with a positive label.
+        best: on the Pareto front: no other point is better in one and at least as good in the
+            other.
     """
 
     weights: dict[str, float]
@@ -34,29 +35,15 @@ class Point:
     best: bool = False
 
 
-@dataclass(frozen=True)
-class PredictedRows:
-    """Labelled rows with predictions.
-
-    Attributes:
-        labels: [N, T], NaN = missing.
-        prediction: [N, T].
-        user: [N].
-    """
-
-    labels: np.ndarray
-    prediction: np.ndarray
-    user: np.ndarray
-
-    def where(self, chosen: np.ndarray) -> PredictedRows:
-        """Some of the rows: chosen [N] booleans."""
-        return PredictedRows(self.labels[chosen], self.prediction[chosen], self.user[chosen])
-
-
 def quality_of(
     project: Project, rows: PredictedRows, weights: Mapping[str, float], how: str
 ) -> Point:
-    """What ranking each user's rows by these weights gives."""
+    """The quality of ranking each user's rows by these weights.
+
+    Args:
+        weights: objective → weight.
+        how: weighted_sum or weighted_product.
+    """
     names = [o.name for o in project.objectives]
     score = blended(how, [weights[n] for n in names], rows.prediction)
     groups: dict[str, list[tuple[float, float]]] = {"engagement": [], "satisfaction": []}
@@ -80,13 +67,16 @@ def trial_weights(
 ) -> list[dict[str, float]]:
     """Weights to try: each objective alone, the two groups against each other, and random mixes.
 
-    Weights are per unit of an objective's spread over the rows, so that a rare objective, whose
-    probabilities are small, is not tried with weights that never matter.
+    Weights are per standard deviation of an objective's predictions, so that a rare objective,
+    whose probabilities are small, is also tried with weights that change the order.
+
+    Args:
+        prediction: [N, T].
+        count: choices of weights.
     """
     names = [o.name for o in project.objectives]
     spread = np.maximum(prediction.astype(np.float64).std(0), 1e-9)
-    one = np.eye(len(names))
-    shares = list(one)
+    shares = list(np.eye(len(names)))
     satisfied = np.array([o.group == "satisfaction" for o in project.objectives])
     if satisfied.any() and not satisfied.all():
         for share in np.linspace(0.0, 1.0, 11):
@@ -96,16 +86,16 @@ def trial_weights(
     rng = np.random.default_rng(seed)
     while len(shares) < count:
         shares.append(rng.dirichlet(np.full(len(names), 0.6)))
-    made = []
-    for row in shares[:count]:
-        weights = row / spread
+    choices = []
+    for share in shares[:count]:
+        weights = share / spread
         weights = weights / weights.max()
-        made.append({n: float(f"{w:.4g}") for n, w in zip(names, weights, strict=True)})
-    return made
+        choices.append({n: float(f"{w:.4g}") for n, w in zip(names, weights, strict=True)})
+    return choices
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """The same points, those that no other dominates marked `best`."""
+    """The same points, with those that no other point dominates marked `best`."""
     values = np.array([[_or_zero(p.engagement), _or_zero(p.satisfaction)] for p in points])
     marked = []
     for point, value in zip(points, values, strict=True):
@@ -123,7 +113,10 @@ def try_weights(
     count: int = 200,
     on_point: Callable[[], None] | None = None,
 ) -> list[Point]:
-    """Try weights on held-out rows and mark the front."""
+    """Evaluate `count` choices of weights on held-out rows and mark the Pareto front.
+
+    `on_point` is called after each choice.
+    """
     points = []
     for weights in trial_weights(project, rows.prediction, count):
         points.append(quality_of(project, rows, weights, how))
@@ -133,17 +126,18 @@ def try_weights(
 
 
 def propose(points: Sequence[Point], satisfaction_share: float) -> Point:
-    """The point of the front that a trade-off s in [0, 1] asks for: the largest
-    (1 - s) · engagement + s · satisfaction, each scaled to its range over the front.
+    """The point of the front with the largest (1 - s) · engagement + s · satisfaction, each scaled
+    to its range over the front, for a trade-off s = `satisfaction_share` in [0, 1].
     """
     front = [p for p in points if p.best]
-    ends = {
-        kind: [_or_zero(getattr(p, kind)) for p in front] for kind in ("engagement", "satisfaction")
+    values = {
+        group: [_or_zero(getattr(p, group)) for p in front]
+        for group in ("engagement", "satisfaction")
     }
 
-    def scaled(point: Point, kind: str) -> float:
-        low, high = min(ends[kind]), max(ends[kind])
-        return (_or_zero(getattr(point, kind)) - low) / max(high - low, 1e-12)
+    def scaled(point: Point, group: str) -> float:
+        low, high = min(values[group]), max(values[group])
+        return (_or_zero(getattr(point, group)) - low) / max(high - low, 1e-12)
 
     s = satisfaction_share
     return max(

@@ -1,4 +1,4 @@
-"""What sharing did to each objective: a model against the one that shares nothing."""
+"""The effect of sharing on each objective: a model against the one that shares nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtl_ranker.evaluation.intervals import Interval, Resampled, paired_differen
 
 @dataclass(frozen=True)
 class SharingGain:
-    """The MTL gain: quality of `model` minus that of `reference` on one objective."""
+    """The multi-task gain: quality of `model` minus that of `reference` on one objective."""
 
     model: str
     reference: str
@@ -22,20 +22,20 @@ class SharingGain:
 
     @property
     def verdict(self) -> str:
-        """helped, hurt (negative transfer), or undecided, at the interval's confidence."""
+        """helped, hurt (negative transfer) or undecided, at the interval's confidence."""
         if self.gain.low > 0:
             return "helped"
         return "hurt" if self.gain.high < 0 else "undecided"
 
     def __str__(self) -> str:
-        words = {
+        effect = {
             "helped": "sharing helped",
             "hurt": "sharing hurt (negative transfer)",
             "undecided": "sharing made no significant difference to",
         }[self.verdict]
         g = self.gain
         return (
-            f"{self.model}: {words} {self.objective}, {self.measure.upper()} "
+            f"{self.model}: {effect} {self.objective}, {self.measure.upper()} "
             f"{g.value:+.4f} [{g.low:+.4f}, {g.high:+.4f}] against {self.reference}"
         )
 
@@ -46,7 +46,7 @@ def sharing_gains(
     measures: Mapping[str, str],
     confidence: float,
 ) -> list[SharingGain]:
-    """Every other model against `reference`, objective by objective.
+    """The gain of every other model over `reference` on each objective.
 
     Args:
         qualities: (model, objective) → quality, all resampled with the same weights.
@@ -68,14 +68,14 @@ def sharing_gains(
 def label_correlation(labels: np.ndarray) -> np.ndarray:
     """Pearson correlation between objectives' labels [N, T] over rows that have both: [T, T].
 
-    NaN where fewer than two rows have both, or one of them never varies.
+    NaN if fewer than two rows have both, or if one of the labels is constant on them.
     """
-    count = labels.shape[1]
-    found = np.eye(count)
-    for a in range(count):
+    tasks = labels.shape[1]
+    correlation = np.eye(tasks)
+    for a in range(tasks):
         for b in range(a):
-            both = labels[~np.isnan(labels[:, [a, b]]).any(1)][:, [a, b]].astype(np.float64)
-            varies = len(both) > 1 and (both.std(0) > 0).all()
-            value = np.corrcoef(both.T)[0, 1] if varies else np.nan
-            found[a, b] = found[b, a] = value
-    return found
+            pair = labels[~np.isnan(labels[:, [a, b]]).any(1)][:, [a, b]].astype(np.float64)
+            varies = len(pair) > 1 and (pair.std(0) > 0).all()
+            value = np.corrcoef(pair.T)[0, 1] if varies else np.nan
+            correlation[a, b] = correlation[b, a] = value
+    return correlation

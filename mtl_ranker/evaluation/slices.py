@@ -1,4 +1,4 @@
-"""The same metrics on parts of the held-out rows: where is the ranker worst?"""
+"""Metrics on slices of the held-out rows, and the slice where the ranker is worst."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ import numpy as np
 import polars as pl
 
 from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
-from mtl_ranker.evaluation.metrics import calibration_ratio, evaluate, quality_metric
+from mtl_ranker.evaluation.metrics import (
+    PredictedRows,
+    calibration_ratio,
+    evaluate,
+    quality_metric,
+)
 from mtl_ranker.models.objectives import Task
 
-MOST_VALUES = 12  # of one context column; rarer ones are not sliced
+MAX_VALUES = 12  # of one context column; rarer values have no slice
+MIN_POSITIVES = 10
+RESAMPLES = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slice:
-    """One objective on one part of the rows.
+    """The metrics of one objective on one slice of the rows.
 
     Attributes:
         kind: what the rows are divided by, such as `tab` or `user activity`.
-        quality: AUC or R² with an interval over users resampled.
+        value: which of its values, such as `high third`.
+        quality: AUC or R², with an interval from resampling users.
         gap: quality minus that of all rows.
         calibration: sum of predictions over sum of labels.
     """
@@ -47,103 +55,105 @@ class Slice:
 def divide(
     frame: pl.DataFrame, context: Sequence[str], history: Mapping[str, str]
 ) -> dict[str, pl.Series]:
-    """What each of N rows belongs to, by kind of slice; null = to none.
+    """The slice of each of N rows, by kind of slice; null = none.
 
     Args:
-        frame: raw feature rows.
-        context: context columns (surfaces); the most frequent values of each.
-        history: `user` and `item` → the feature column of its impressions a day; a null means that
-            it was never shown in the longest window: cold.
+        frame: N raw feature rows.
+        context: context columns (surfaces); each of their most frequent values is a slice.
+        history: `user` and `item` → the feature column of its impressions per day; null (cold) if
+            it has no impression in the longest window.
     """
-    found: dict[str, pl.Series] = {}
+    slices: dict[str, pl.Series] = {}
     for column in context:
         values = frame[column].cast(pl.String)
         counts = values.value_counts(sort=True).drop_nulls()
-        frequent = counts[column].head(MOST_VALUES).to_list()
-        found[column] = values.set(~values.is_in(frequent), None)
-    for who, column in history.items():
-        seen = frame[column].cast(pl.Float64)
-        low, high = (seen.quantile(q, "nearest") for q in (1 / 3, 2 / 3))
-        words = f"{who} activity" if who == "user" else f"{who} exposure"
-        part = pl.select(
-            pl.when(seen.is_null())
+        frequent = counts[column].head(MAX_VALUES).to_list()
+        slices[column] = values.set(~values.is_in(frequent), None)
+    for entity, column in history.items():
+        impressions = frame[column].cast(pl.Float64)
+        low, high = (impressions.quantile(q, "nearest") for q in (1 / 3, 2 / 3))
+        kind = "user activity" if entity == "user" else f"{entity} exposure"
+        slices[kind] = pl.select(
+            pl.when(impressions.is_null())
             .then(pl.lit("cold (not seen in the window)"))
-            .when(seen <= low)
+            .when(impressions <= low)
             .then(pl.lit("low third"))
-            .when(seen <= high)
+            .when(impressions <= high)
             .then(pl.lit("middle third"))
             .otherwise(pl.lit("high third"))
-            .alias(words)
-        )
-        found[words] = part.to_series()
+            .alias(kind)
+        ).to_series()
     if "item_age_days" in frame.columns:
         age = frame["item_age_days"].cast(pl.Float64)
-        cuts = [(1, "up to 1 day"), (7, "2 to 7 days"), (30, "8 to 30 days")]
-        chain: Any = pl.when(age.is_null()).then(pl.lit("unknown"))
-        for most, words in cuts:
-            chain = chain.when(age <= most).then(pl.lit(words))
-        found["item age"] = pl.select(
-            chain.otherwise(pl.lit("over 30 days")).alias("item age")
+        bands = [(1, "up to 1 day"), (7, "2 to 7 days"), (30, "8 to 30 days")]
+        band: Any = pl.when(age.is_null()).then(pl.lit("unknown"))
+        for upper, name in bands:
+            band = band.when(age <= upper).then(pl.lit(name))
+        slices["item age"] = pl.select(
+            band.otherwise(pl.lit("over 30 days")).alias("item age")
         ).to_series()
-    return found
+    return slices
 
 
 def slice_metrics(
     tasks: Sequence[Task],
-    labels: np.ndarray,
-    prediction: np.ndarray,
-    user: np.ndarray,
-    parts: Mapping[str, pl.Series],
-    resamples: int = 100,
+    predicted: PredictedRows,
+    slices: Mapping[str, pl.Series],
     confidence: float = 0.95,
-    min_positives: int = 10,
 ) -> list[Slice]:
-    """Each objective's quality on each slice that has `min_positives` positives and negatives.
+    """Each objective's metrics on each slice with at least `MIN_POSITIVES` positives and negatives.
 
-    Labels and predictions are [N, T]; a slice of another kind than binary needs twice as many rows.
+    Objectives of another kind than binary need 2 · `MIN_POSITIVES` rows.
+
+    Args:
+        predicted: N rows.
+        slices: kind of slice → the slice of each row [N], null = none (see `divide`).
     """
-    found = []
+    metrics = []
     for t, task in enumerate(tasks):
-        known = ~np.isnan(labels[:, t])
-        whole = evaluate(task.kind, labels[:, t], prediction[:, t], user)
+        all_labels, all_predictions = predicted.labels[:, t], predicted.prediction[:, t]
+        known = ~np.isnan(all_labels)
+        overall = evaluate(task.kind, all_labels, all_predictions, predicted.user)
         measure = quality_metric(task.kind)
-        for kind, values in parts.items():
+        for kind, values in slices.items():
             for value in values.unique().drop_nulls().sort().to_list():
                 rows = (values == value).fill_null(False).to_numpy() & known
-                label = labels[rows, t]
-                positives = int((label > 0.5).sum())
-                rest = len(label) - positives
-                few = min(positives, rest) if task.kind == "binary" else len(label) // 2
-                if few < min_positives:
-                    continue
-                own = evaluate(task.kind, label, prediction[rows, t], user[rows])
-                draws = quality_draws(
-                    task.kind, label, prediction[rows, t], user_draws(user[rows], resamples)
+                label, prediction, user = (
+                    all_labels[rows],
+                    all_predictions[rows],
+                    predicted.user[rows],
                 )
-                quality = interval(own[measure], draws, confidence)
-                found.append(
+                positives = int((label > 0.5).sum())
+                negatives = len(label) - positives
+                rarer = min(positives, negatives) if task.kind == "binary" else len(label) // 2
+                if rarer < MIN_POSITIVES:
+                    continue
+                values_of_slice = evaluate(task.kind, label, prediction, user)
+                draws = quality_draws(task.kind, label, prediction, user_draws(user, RESAMPLES))
+                metrics.append(
                     Slice(
-                        kind,
-                        value,
-                        task.name,
-                        len(label),
-                        positives,
-                        quality,
-                        own[measure] - whole[measure],
-                        own.get("gauc", float("nan")),
-                        calibration_ratio(label, prediction[rows, t]),
+                        kind=kind,
+                        value=value,
+                        objective=task.name,
+                        rows=len(label),
+                        positives=positives,
+                        quality=interval(values_of_slice[measure], draws, confidence),
+                        gap=values_of_slice[measure] - overall[measure],
+                        gauc=values_of_slice.get("gauc", float("nan")),
+                        calibration=calibration_ratio(label, prediction),
                     )
                 )
-    return found
+    return metrics
 
 
 def worst(slices: Sequence[Slice]) -> list[Slice]:
-    """Each objective's worst slice: the lowest upper end of its interval, so that a small slice's
-    bad luck does not count.
+    """Each objective's worst slice: the one whose interval has the lowest upper bound.
+
+    By the upper bound, a small slice with a wide interval is not chosen by chance.
     """
-    found: dict[str, Slice] = {}
-    for each in slices:
-        known = found.get(each.objective)
-        if known is None or each.quality.high < known.quality.high:
-            found[each.objective] = each
-    return list(found.values())
+    lowest: dict[str, Slice] = {}
+    for candidate in slices:
+        current = lowest.get(candidate.objective)
+        if current is None or candidate.quality.high < current.quality.high:
+            lowest[candidate.objective] = candidate
+    return list(lowest.values())

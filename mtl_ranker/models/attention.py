@@ -1,4 +1,4 @@
-"""What an item has to do with what its user did last."""
+"""Target attention of an item to its user's latest impressions."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 
 class TargetAttention(nn.Module):
-    """A user's latest impressions, weighed by what they have to do with the item in question.
+    """The mean of a user's latest impressions, weighted by their similarity to the item.
 
-    Deep interest network (Zhou et al., KDD 2018, section 4.3) with scaled dot products instead of
-    its small network, normalised: with t the item's own embeddings, h_1 … h_K those of the latest
-    impressions and w = softmax_k(tᵀ M h_k / √W + r_k), the outputs are v = Σ w_k h_k and t ∘ v.
-    M (which starts as the identity) and r, a weight for how long ago, are learned. A user without
-    history has zeros.
+    Deep interest network (Zhou et al., KDD 2018, section 4.3) with a scaled dot product and softmax
+    as attention. With t the item's embeddings, h_1 … h_L those of the latest impressions, W their
+    width and w = softmax_l(tᵀ M h_l / √W + r_l), the outputs are v = Σ_l w_l h_l and t ∘ v. M and r
+    are learned: M starts as the identity, and r is a bias per recency. The outputs are zero for a
+    user without history.
 
     Args:
-        columns: of an impression, C embeddings each of width D.
-        width: D.
-        length: K at most.
-        heads: parts of every embedding that attend by themselves and share nothing.
+        columns: C, embeddings per impression.
+        width: D, width of each embedding.
+        length: L, number of impressions at most.
+        heads: each embedding is divided into so many parts with separate attention.
 
-    Shape: target [B, C, D], history [B, K, C, D], filled [B, K] → [B, 2·C·D].
+    Shape: target [B, C, D], history [B, L, C, D], filled [B, L] booleans → [B, 2·C·D].
     """
 
     def __init__(self, columns: int, width: int, length: int, heads: int = 1) -> None:
@@ -33,13 +33,14 @@ class TargetAttention(nn.Module):
 
     def forward(self, target: Tensor, history: Tensor, filled: Tensor) -> Tensor:
         rows, length, columns, width = history.shape
-        parts = (columns, self.heads, width // self.heads)
-        t = target.view(rows, *parts).transpose(1, 2).flatten(2)  # [B, heads, W]
-        h = history.view(rows, length, *parts).permute(0, 3, 1, 2, 4).flatten(3)  # [B, heads, K, W]
-        asked = torch.einsum("bhw,hwx->bhx", t, self.mix) * t.shape[2] ** -0.5
-        score = (h @ asked.unsqueeze(3)).squeeze(3) + self.recency  # [B, heads, K]
-        known = filled.unsqueeze(1)
-        weight = score.masked_fill(~known, -1e9).softmax(2) * known
+        by_head = (columns, self.heads, width // self.heads)
+        t = target.view(rows, *by_head).transpose(1, 2).flatten(2)  # [B, heads, W]
+        h = history.view(rows, length, *by_head)
+        h = h.permute(0, 3, 1, 2, 4).flatten(3)  # [B, heads, L, W]
+        query = torch.einsum("bhw,hwx->bhx", t, self.mix) * t.shape[2] ** -0.5
+        score = (h @ query.unsqueeze(3)).squeeze(3) + self.recency  # [B, heads, L]
+        mask = filled.unsqueeze(1)
+        weight = score.masked_fill(~mask, -1e9).softmax(2) * mask
         v = (weight.unsqueeze(2) @ h).squeeze(2)  # [B, heads, W]
         v = v.view(rows, self.heads, columns, -1).transpose(1, 2).flatten(1)  # [B, C·D]
         return torch.cat([v, target.flatten(1) * v], 1)

@@ -1,9 +1,10 @@
-"""Encoded rows to one input vector: embeddings, bags and piecewise-linear numbers."""
+"""Embedding of encoded rows: categoricals, lists, histories and piecewise-linear numerics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +14,30 @@ from mtl_ranker.models.attention import TargetAttention
 
 
 class RowInput:
-    """The input vector x of each row in two parts: [B, learned] ‖ [B, fixed].
+    """The input x of the first layer in two parts: embeddings [B, I_l] and numerics [B, I_f].
 
-    The fixed part (numbers) needs no gradient; kept apart, it costs none.
+    `fixed`, the encoded numerics, has no parameters: kept separate, it needs no gradient.
+    I = I_l + I_f.
     """
 
     def __init__(self, learned: Tensor, fixed: Tensor) -> None:
         self.learned, self.fixed = learned, fixed
 
     def project(self, weight: Tensor, bias: Tensor | None = None, reader: object = None) -> Tensor:
-        """W xᵀ + b for `reader`, whose weight it is. Shape: weight [N, I], bias [N] → [N, B]."""
+        """W xᵀ + b: the product of a layer's weight with the rows, batch last.
+
+        Args:
+            reader: the layer, where products of its weight may be reused (see `PairInput`).
+
+        Shape: weight [U, I], bias [U] → [U, B].
+        """
         split = self.learned.shape[1]
         if split == 0:
             product = weight @ self.fixed.t()
         else:
             product = weight[:, :split] @ self.learned.t()
             if self.fixed.shape[1] > 0:
-                # In place, but under autocast, which casts only what is made anew.
+                # In place, except under autocast, which casts only newly allocated results.
                 add = product.addmm_ if product.dtype == weight.dtype else product.addmm
                 product = add(weight[:, split:], self.fixed.t())
         return product if bias is None else product.add_(bias.unsqueeze(1))
@@ -39,17 +47,24 @@ class RowInput:
         return torch.cat([self.learned, self.fixed], 1)
 
 
+class EmbeddedHistory(NamedTuple):
+    """A user's latest impressions: vectors [B, L, C, D], and filled [B, L], which of them exist."""
+
+    vectors: Tensor
+    filled: Tensor
+
+
 class PiecewiseLinear(nn.Module):
     """Piecewise-linear encoding of numbers (Gorishniy et al., NeurIPS 2022, eq. 1).
 
     Feature f with edges b_0 < … < b_n becomes n values, the t-th being
-    `clip((x - b_{t-1}) / (b_t - b_{t-1}), 0, 1)`; a missing value (NaN) is all zeros, and one more
-    input per feature in `missing` says that it was missing.
+    `clip((x - b_{t-1}) / (b_t - b_{t-1}), 0, 1)`. A missing value (NaN) becomes zeros; features in
+    `missing` get one more output that is 1 for it.
 
     Args:
-        edges: ascending edges of each of the F features; features may differ in their number.
+        edges: for each of the F features, its ascending edges; their number may differ.
         missing: for each feature, whether it gets an indicator of missing values.
-        standardise: keep (x - b_0) / (b_1 - b_0) unclipped instead: standardisation.
+        standardise: no clipping, so that two edges standardise: (x - b_0) / (b_1 - b_0).
 
     Shape: [B, F] → [B, `width`].
 
@@ -69,9 +84,9 @@ class PiecewiseLinear(nn.Module):
         super().__init__()
         self.edges, self.missing = list(edges), list(missing)
         self.features = len(self.edges)
-        column = [f for f, edge in enumerate(edges) for _ in edge[1:]]
-        low = torch.tensor([b for edge in edges for b in edge[:-1]], dtype=torch.float64)
-        high = torch.tensor([b for edge in edges for b in edge[1:]], dtype=torch.float64)
+        column = [f for f, own in enumerate(edges) for _ in own[1:]]
+        low = torch.tensor([b for own in edges for b in own[:-1]], dtype=torch.float64)
+        high = torch.tensor([b for own in edges for b in own[1:]], dtype=torch.float64)
         self.standardise = standardise
         self.register_buffer("column", torch.tensor(column, dtype=torch.long))
         # (x - low) / (high - low) as one fused multiply-add: x · scale + shift.
@@ -83,16 +98,16 @@ class PiecewiseLinear(nn.Module):
         self.sources = column + indicators  # which feature each output comes from
 
     def of(self, features: Sequence[int]) -> PiecewiseLinear:
-        """The encoding of some features alone."""
+        """The encoding of these features only."""
         edges = [self.edges[f] for f in features]
         return PiecewiseLinear(edges, [self.missing[f] for f in features], self.standardise)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        # Batch last, so that picking a feature's column for each of its bins copies whole rows.
+        # Batch last: selecting a feature's column for each of its bins then copies whole rows.
         x = numbers.t().contiguous()  # [F, B]
         code = torch.addcmul(self.shift, x.index_select(0, self.column), self.scale)  # [bins, B]
         code = code if self.standardise else code.clamp_(0.0, 1.0)
-        code = code.nan_to_num_(0.0)  # NaN, a missing value, has passed through until here
+        code = code.nan_to_num_(0.0)  # a missing value is still NaN here
         if not len(self.indicator):
             return code.t()
         absent = torch.isnan(x.index_select(0, self.indicator)).to(code.dtype)
@@ -102,27 +117,34 @@ class PiecewiseLinear(nn.Module):
 class FeatureEmbedding(nn.Module):
     """All fields of a row as one vector, from one table of embeddings.
 
+    The vector of a list field is the mean over its filled slots; the lists of a history give the
+    outputs of target attention instead.
+
     Args:
-        sizes: vocabulary sizes of the C categorical fields (index 0 = unknown).
-        bags: (vocabulary size, slots) of each list field; its vector is the mean over filled slots.
-        numerics: the encoding of the numeric fields.
-        width: embedding width D.
-        names: the fields' names (categoricals, lists, numerics), for groups of features.
-        share: of each categorical and list field, a name or None; fields of one name, whose indices
-            mean the same, have one set of embeddings.
-        histories: of each history, pairs of fields (of categoricals and lists): an item's own, and
-            the list of the same in its user's latest impressions. Such lists come last, and give no
-            mean but what the item attends to.
-        heads: parts of an embedding that attend by themselves.
+        sizes: vocabulary sizes of the C categorical fields; index 0 = unknown.
+        bags: (vocabulary size, slots) of each list field.
+        numerics: encoding of the F numeric fields.
+        width: D, width of an embedding.
+        names: of all fields (categoricals, lists, numerics), for groups of features.
+        share: for each categorical and list field, a name or None; fields with the same name have
+            the same vocabulary and use the same embeddings.
+        histories: for each history, pairs of fields (numbers among categoricals and lists): a field
+            of the item, and the list with the same field of the user's latest impressions. These
+            lists are the last ones.
+        heads: of the target attention.
 
-    `sparse` (False) makes the table's gradient a sparse tensor of the rows that a batch has.
+    Attributes:
+        outputs: I, width of x.
+        sources: [I], the field that each column of x comes from.
+        attended: columns of x that come from target attention.
+        sparse: whether the table's gradient is a sparse tensor, of the batch's rows only.
 
-    Shape: categorical [B, C], bags [B, slots of all], numeric [B, F] → x of width `outputs`.
+    Shape: categorical [B, C], bags [B, all slots], numeric [B, F] → x [B, I] as a RowInput.
     """
 
     offset: Tensor
     bag_offset: Tensor
-    attended: Tensor  # columns of x that histories give
+    attended: Tensor
 
     def __init__(
         self,
@@ -154,70 +176,68 @@ class FeatureEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=0.01)
         self.numerics = numerics
         self.names = list(names)
-        self.histories = [[(own, of) for own, of in history] for history in histories]
+        self.histories = [[(field, past) for field, past in history] for history in histories]
         self.attention = nn.ModuleList()
-        remembered = [of for history in self.histories for _, of in history]
-        plain = [f for f in range(len(rows)) if f not in remembered]
+        in_history = [past for history in self.histories for _, past in history]
+        plain = [f for f in range(len(rows)) if f not in in_history]
         fields = [f for f in plain for _ in range(width)]
         begin = len(fields)
         for history in self.histories:
             length = bags[history[0][1] - len(sizes)][1]
             self.attention.append(TargetAttention(len(history), width, length, heads))
-            fields += 2 * [of for _, of in history for _ in range(width)]
+            fields += 2 * [past for _, past in history for _ in range(width)]
         attended = torch.arange(begin, len(fields))
         self.register_buffer("attended", attended, persistent=False)
         self.sources = fields + [len(rows) + f for f in numerics.sources]
         self.outputs = len(self.sources)
 
     def forward(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> RowInput:
-        own, memories = self.vectors(categorical, bags)
-        parts = [own.flatten(1)]
-        for attention, history, memory in zip(
-            self.attention, self.histories, memories, strict=True
+        vectors, past = self.vectors(categorical, bags)
+        columns = [vectors.flatten(1)]
+        for attention, history, impressions in zip(
+            self.attention, self.histories, past, strict=True
         ):
-            target = own[:, [field for field, _ in history]]
-            parts.append(attention(target, *memory))
-        learned = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            target = vectors[:, [field for field, _ in history]]
+            columns.append(attention(target, *impressions))
+        learned = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
         return RowInput(learned, self.numerics(numeric))
 
-    def vectors(
-        self, categorical: Tensor, bags: Tensor
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """A vector of each categorical and plain list field [B, C + L, D], and of each history its
-        impressions [B, K, columns, D] with which of them there are [B, K].
+    def vectors(self, categorical: Tensor, bags: Tensor) -> tuple[Tensor, list[EmbeddedHistory]]:
+        """Vectors of the categorical and the plain list fields, and the embedded histories.
+
+        Shape: [B, C + plain lists, D].
         """
-        parts = [self._rows(categorical + self.offset).flatten(1)]  # [B, C·D]
-        memories = []
+        columns = [self._rows(categorical + self.offset).flatten(1)]  # [B, C·D]
+        past = []
         if self.slots:
             is_filled = bags > 0
             filled = is_filled.to(self.table.weight.dtype).unsqueeze(-1)
-            vectors = (self._rows(bags + self.bag_offset) * filled).split(self.slots, 1)
+            in_slots = (self._rows(bags + self.bag_offset) * filled).split(self.slots, 1)
             plain = len(self.slots) - sum(len(history) for history in self.histories)
             masks = filled.split(self.slots, 1)
-            for vector, mask in zip(vectors[:plain], masks[:plain], strict=True):
-                parts.append(vector.sum(1) / mask.sum(1).clamp(min=1.0))
-            known = is_filled.split(self.slots, 1)
+            for vector, mask in zip(in_slots[:plain], masks[:plain], strict=True):
+                columns.append(vector.sum(1) / mask.sum(1).clamp(min=1.0))
+            present = is_filled.split(self.slots, 1)
             for history in self.histories:
                 lists = [field - len(self.offset) for _, field in history]
-                impressions = torch.stack([vectors[n] for n in lists], 2)
-                there = torch.stack([known[n] for n in lists]).any(0)
-                memories.append((impressions, there))
-        own = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        return own.view(len(categorical), -1, self.table.embedding_dim), memories
+                impressions = torch.stack([in_slots[n] for n in lists], 2)
+                exists = torch.stack([present[n] for n in lists]).any(0)
+                past.append(EmbeddedHistory(impressions, exists))
+        vectors = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
+        return vectors.view(len(categorical), -1, self.table.embedding_dim), past
 
     def _rows(self, index: Tensor) -> Tensor:
-        """Rows of the table, [B, C] → [B, C, D]; the gradient of index_select takes an eighth of
-        the time of nn.Embedding's on a CPU, unless it is sparse.
-        """
+        """Rows of the table: [B, C] → [B, C, D]."""
         if self.sparse:
             return functional.embedding(index, self.table.weight, sparse=True)
+        # On a CPU its gradient takes an eighth of the time of nn.Embedding's dense one.
         rows = self.table.weight.index_select(0, index.flatten())
         return rows.view(*index.shape, self.table.embedding_dim)
 
     def columns_of(self, patterns: Sequence[str]) -> Tensor:
-        """Which columns of x come from features that match a pattern such as `user_*`: [I] bools.
+        """Which columns of x come from features that match a pattern, such as `user_*`.
 
-        Raises ValueError when no feature matches.
+        Returns [I] booleans. Raises ValueError when no feature matches.
         """
         chosen = [any(fnmatchcase(name, p) for p in patterns) for name in self.names]
         if not any(chosen):
@@ -225,12 +245,13 @@ class FeatureEmbedding(nn.Module):
         return torch.tensor([chosen[field] for field in self.sources])
 
     def columns_of_part(self, part: int, parts: int) -> Tensor:
-        """Which columns of x model `part` of `parts` sees: [I] bools.
+        """Which columns of x belong to one of several models that share no embeddings.
 
-        Its own share of every embedding, and all numbers.
+        Model `part` of `parts` has its share of every embedding, and all numerics.
+        Returns [I] booleans.
         """
         width = self.table.embedding_dim
-        learned = self.outputs - self.numerics.width  # whole embeddings, those attended to as well
+        learned = self.outputs - self.numerics.width  # embeddings and outputs of target attention
         column = torch.arange(self.outputs)
-        own = (column % width) // (width // parts) == part
-        return own | (column >= learned)
+        in_share = (column % width) // (width // parts) == part
+        return in_share | (column >= learned)

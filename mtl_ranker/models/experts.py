@@ -1,11 +1,12 @@
-"""Experts: banks of equal networks, each bank a handful of batched matrix products.
+"""Experts: banks of networks of the same shape, computed with batched matrix products.
 
-A bank reads either the rows' input x (in a model's first layer) or streams, the outputs of the
-layer before, of which expert e reads the one with number `reads[e]`. K is the number of members of
-an ensemble inside the network (see `MultilayerBank`), 1 without one.
+The experts of a model's first layer read the input x of the rows. Those of further layers read
+streams, the outputs (mixtures) of the layer below; expert e reads the stream `reads[e]`.
 
-From here to the towers the batch is the last dimension: sums over experts and softmaxes over gates
-then run along memory, which makes them several times faster than with the batch first.
+Shapes: E experts, H units of an expert, S streams, B rows in the batch; K members of an ensemble
+inside the network (see `MultilayerBank`), 1 without one. From the experts to the towers the batch
+is the last dimension: sums over experts and softmaxes of gates then access memory contiguously,
+which makes them several times faster than with the batch first.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from mtl_ranker.models.embedding import RowInput
 
 
 class MultilayerBank(nn.Module):
-    """E multi-layer perceptrons of the same shape (the f_i of Ma et al., KDD 2018, eq. 5).
+    """E multi-layer perceptrons of the same shape (f_i in Ma et al., KDD 2018, eq. 5).
 
-    Expert e computes `relu(W_e x + b_e)` per hidden layer. All experts are one tensor, so the
-    first layer is a single matrix product of the batch with all experts' weights, and each further
-    layer one batched product. Every expert starts from different random weights.
+    Expert e computes `relu(W_e x + b_e)` per hidden layer. The first layer is one matrix product of
+    the batch with the weights of all experts, and each further layer one batched product. Experts
+    start at different random weights.
 
-    With K > 1 members, member m sees the first layer's product through its own signs and bias,
-    `relu(s_em ⊙ W_e x + b_em)`: BatchEnsemble's output adapter (Wen et al., ICLR 2020) as used by
-    TabM (Gorishniy et al., ICLR 2025), started at random signs. The expensive product is shared.
+    With K > 1 members, the first layer of member m is `relu(s_em ⊙ W_e x + b_em)`, with its own
+    signs and bias: the output adapter of BatchEnsemble (Wen et al., ICLR 2020) as in TabM
+    (Gorishniy et al., ICLR 2025), started at random signs. The members share the product W_e x.
 
     Args:
-        inputs: width of what is read.
+        inputs: width of x or of a stream.
         hidden: units of each hidden layer; the last is H.
         reads: [E], which stream each expert reads.
         dropout: on the units of every layer.
-        members: K; more than 1 only in a bank that reads rows.
-        mask: [E, inputs] booleans, which inputs each expert sees; None for all.
+        members: K; more than 1 only in a first layer.
+        mask: [E, inputs] booleans, which inputs each expert uses; None for all.
 
     Shape: rows x or streams [S, K, inputs, B] → [E, K, H, B].
 
@@ -83,12 +84,12 @@ class MultilayerBank(nn.Module):
         return weights
 
     def heads(self) -> tuple[Tensor, Tensor | None]:
-        """Weights [E·units, inputs] of the first layer, and the biases that its product takes."""
+        """The first layer's weights [E·units, inputs], and its biases [E·units] if K = 1."""
         shift = self.biases[0].flatten() if self.signs is None else None
         return self.layer_weights()[0].flatten(0, 1), shift
 
     def forward(self, x: RowInput | Tensor, product: Tensor | None = None) -> Tensor:
-        """`product`: of rows with the `heads`, where it is made already: [E·units, B]."""
+        """`product`: of the rows with `heads()`, if computed already: [E·units, B]."""
         weights = self.layer_weights()
         biases = list(self.biases)
         if isinstance(x, RowInput):
@@ -113,19 +114,19 @@ class MultilayerBank(nn.Module):
         return self.dropout(functional.relu(h, inplace=torch.is_inference_mode_enabled()))
 
     def of_selected(self, x: RowInput | Tensor, selected: Tensor) -> Tensor:
-        """The same for K = 1, computing only the (row, expert) pairs that are selected.
+        """The same for K = 1, computed only for the selected pairs of expert and row.
 
         Shape: selected [E, B] booleans → [E, 1, H, B], zero where not selected.
         """
-        # [B, I] or [S, B, I]: rows are picked one by one.
+        # [B, I] or [S, B, I]: batch first, since rows are selected.
         rows = x.row() if isinstance(x, RowInput) else x[:, 0].transpose(1, 2)
         expert, row = selected.nonzero(as_tuple=True)  # sorted by expert
         count = selected.sum(1)
         slot = torch.arange(len(expert)) - (count.cumsum(0) - count)[expert]
         capacity = int(count.max()) if len(expert) else 0
-        picked = rows[row] if rows.dim() == 2 else rows[torch.tensor(self.reads)[expert], row]
-        h = picked.new_zeros(len(self.reads), capacity, picked.shape[-1])
-        h = h.index_put((expert, slot), picked)  # [E, capacity, I]
+        inputs = rows[row] if rows.dim() == 2 else rows[torch.tensor(self.reads)[expert], row]
+        h = inputs.new_zeros(len(self.reads), capacity, inputs.shape[-1])
+        h = h.index_put((expert, slot), inputs)  # [E, capacity, I]
         for weight, bias in zip(self.layer_weights(), self.biases, strict=True):
             h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
             h = self.dropout(h.relu_())
@@ -142,13 +143,13 @@ class MultilayerBank(nn.Module):
 
 
 class TuckerBank(MultilayerBank):
-    """Experts whose weights are one low-rank tensor (Yang & Hospedales, ICLR 2017, eq. 6, Tucker).
+    """Experts whose weights form one low-rank tensor (Yang & Hospedales, ICLR 2017, eq. 6, Tucker).
 
-    W[e] = Σ_abc S[a,b,c] U_out[:,a] U_in[:,b] U_expert[e,c]; with one expert per objective this is
-    the tensor-factorisation baseline of the MMoE paper.
+    W[e] = Σ_abc S[a,b,c] U_out[:,a] U_in[:,b] U_expert[e,c]. With one expert per objective this is
+    the tensor-factorisation baseline of Ma et al. (KDD 2018).
 
     Args:
-        rank: ranks of the output and the input mode at most; the expert mode has full rank.
+        rank: greatest rank of the output and the input mode; the expert mode has full rank.
 
     Shape: as MultilayerBank.
 
@@ -174,7 +175,7 @@ class TuckerBank(MultilayerBank):
             a, b = min(rank, units), min(rank, fan_in)
             outer = torch.linalg.qr(torch.randn(units, a)).Q
             inner = torch.linalg.qr(torch.randn(fan_in, b)).Q
-            # Orthonormal factors: the core alone sets the size of W, as in nn.Linear's uniform.
+            # With orthonormal factors the core alone determines the scale of W, here nn.Linear's.
             size = math.sqrt(units / (3 * a * b))
             self.cores.append(nn.Parameter(torch.randn(a, b, experts) * size))
             mix = torch.linalg.qr(torch.randn(experts, experts)).Q
@@ -289,7 +290,7 @@ class FactorisationBank(nn.Module):
 
 
 def read_streams(streams: Tensor, reads: Sequence[int]) -> Tensor:
-    """What each expert reads: [S, K, I, B] → [E, K, I, B]."""
+    """The stream that each expert reads: [S, K, I, B] → [E, K, I, B]."""
     if list(reads) == list(range(streams.shape[0])):
         return streams
     if streams.shape[0] == 1:
@@ -298,16 +299,16 @@ def read_streams(streams: Tensor, reads: Sequence[int]) -> Tensor:
 
 
 def visible_input(x: RowInput | Tensor, reads: Sequence[int], mask: Tensor | None) -> Tensor:
-    """What each expert sees of its input: [E, K, I, B]."""
+    """The input of each expert, zero where masked: [E, K, I, B]."""
     if isinstance(x, RowInput):
-        seen = x.row().t()[None, None].expand(len(reads), -1, -1, -1)
+        inputs = x.row().t()[None, None].expand(len(reads), -1, -1, -1)
     else:
-        seen = read_streams(x, reads)
-    return seen if mask is None else seen * mask[:, None, :, None]
+        inputs = read_streams(x, reads)
+    return inputs if mask is None else inputs * mask[:, None, :, None]
 
 
 def batched_linear(networks: int, fan_in: int, units: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weights [networks, units, fan_in] and biases [networks, units], drawn as in nn.Linear."""
+    """Weights [networks, units, fan_in] and biases [networks, units], initialised as nn.Linear."""
     bound = 1.0 / math.sqrt(fan_in)
     weight = torch.empty(networks, units, fan_in).uniform_(-bound, bound)
     bias = torch.empty(networks, units).uniform_(-bound, bound)

@@ -1,4 +1,12 @@
-"""Gates: the weight that each output of a layer gives to each expert."""
+"""Gates: the weight of each expert in each output of a layer.
+
+A softmax gate's outputs are the gate weights. With AdaTT's native weights added they are the expert
+weights, and the sum of the experts' outputs with these weights is the mixture that an output of the
+layer is (mixture.py).
+
+Shapes: O outputs and gates, E experts, H units of an expert, S streams, K members, B rows in the
+batch. A dimension "K or 1" is 1 where the gates of all members are the same.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +21,12 @@ from mtl_ranker.models.experts import batched_linear, read_streams
 
 
 class GateOutput(NamedTuple):
-    """Weights [O, K or 1, E, B], and each expert's smooth load [O, E] where noise decides."""
+    """Gate weights.
+
+    Attributes:
+        weights: [O, K or 1, E, B or 1].
+        load: [O, E], expected number of rows per expert under the noise of top-k gates, or None.
+    """
 
     weights: Tensor
     load: Tensor | None = None
@@ -23,13 +36,14 @@ class SoftmaxGates(nn.Module):
     """One softmax gate per output, g^k(x) = softmax(W_gk x) (Ma et al., KDD 2018, eq. 7).
 
     Args:
-        inputs: width of what the gates read.
-        visible: [O, E] booleans, which experts output o may use.
-        reads: [O], which stream each gate reads; ignored for rows.
+        inputs: width of x or of a stream.
+        visible: [O, E] booleans, which experts each output may use.
+        reads: [O], which stream each gate reads; ignored where gates read the rows.
         tied: all outputs share one gate (OMoE, eq. 5).
-        dropout: probability with which a gate ignores an expert for a row, in training.
+        dropout: probability that a gate drops an expert for a row, in training.
 
-    Shape: rows x or streams [S, K, inputs, B] → weights [O, K or 1, E, B]; each sums to 1 over E.
+    Shape: rows x or streams [S, K, inputs, B] → gate weights [O, K or 1, E, B], whose sum over E
+    is 1.
 
     >>> gates = SoftmaxGates(10, torch.ones(2, 4, dtype=torch.bool), reads=[0, 0])
     >>> weights = gates(RowInput(torch.randn(3, 10), torch.randn(3, 0))).weights
@@ -56,7 +70,7 @@ class SoftmaxGates(nn.Module):
         self.weight = batched_linear(len(self.reads), inputs, self.experts)[0]  # [G, E, inputs]
 
     def logits(self, x: RowInput | Tensor, weight: Tensor) -> Tensor:
-        """W x for every gate: [G, K or 1, E, B]."""
+        """W x for each of G gates (1 if tied, else O): [G, K or 1, E, B]."""
         if isinstance(x, RowInput):
             return self._of_gates(x.project(weight.flatten(0, 1), reader=self))
         return torch.matmul(weight.unsqueeze(1), read_streams(x, self.reads))
@@ -65,15 +79,16 @@ class SoftmaxGates(nn.Module):
         return product.unflatten(0, (-1, self.experts)).unsqueeze(1)
 
     def weigh(self, logits: Tensor) -> GateOutput:
+        """Gate weights from logits [G, K or 1, E, B]."""
         weights = torch.softmax(self.mask(logits), 2)
         return GateOutput(weights.expand(self.outputs, -1, -1, -1))
 
     def of_product(self, product: Tensor) -> GateOutput:
-        """What `forward` gives for rows whose product with the weight is made: [G·E, B]."""
+        """The same as `forward`, from the product of the weight with the rows: [G·E, B]."""
         return self.weigh(self._of_gates(product))
 
     def mask(self, logits: Tensor) -> Tensor:
-        """Logits [O, K or 1, E, B], minus infinity where an output does not use an expert."""
+        """Logits [O, K or 1, E, B], minus infinity where an expert is not visible or dropped."""
         hidden = ~self.visible[:, None, :, None]  # [O, 1, E, 1]
         if self.training and self.dropout > 0:
             dropped = torch.rand_like(logits) < self.dropout
@@ -88,13 +103,14 @@ class SoftmaxGates(nn.Module):
 
 
 class TopKGates(SoftmaxGates):
-    """Noisy top-k gates, which use k experts a row (Shazeer et al., ICLR 2017, eq. 3 to 5).
+    """Noisy top-k gates, which use k experts per row (Shazeer et al., ICLR 2017, eq. 3 to 5).
 
     H(x)_i = (W_g x)_i + N(0, 1) · softplus((W_noise x)_i); G(x) = softmax(KeepTopK(H(x), k)).
-    Without noise (at scoring) H(x) = W_g x. Both weights start at zero, as in the paper.
+    In evaluation mode there is no noise, H(x) = W_g x. Both weights start at zero, as in the paper.
 
-    Shape: as SoftmaxGates; exactly k weights a row are above zero. In training, `load` is the
-    probability that an expert is kept under new noise, summed over rows (appendix A, eq. 8 to 10).
+    Shape: as SoftmaxGates; exactly k gate weights per row are above zero. In training, `load` is
+    the probability that an expert is kept under resampled noise, summed over rows (appendix A,
+    eq. 8 to 10).
 
     >>> gates = TopKGates(10, torch.ones(1, 4, dtype=torch.bool), reads=[0], k=2)
     >>> weights = gates(RowInput(torch.randn(3, 10), torch.randn(3, 0))).weights
@@ -120,34 +136,34 @@ class TopKGates(SoftmaxGates):
         else:
             noisy = self.mask(clean)
         kept = noisy.topk(min(self.k, self.experts), 2)
-        lost = torch.full_like(noisy, float("-inf"))
-        return GateOutput(torch.softmax(lost.scatter(2, kept.indices, kept.values), 2), load)
+        others = torch.full_like(noisy, float("-inf"))
+        return GateOutput(torch.softmax(others.scatter(2, kept.indices, kept.values), 2), load)
 
     def _load(self, clean: Tensor, spread: Tensor, noisy: Tensor) -> Tensor | None:
         if self.k >= self.experts:
             return None
         top = noisy.topk(self.k + 1, 2).values
-        with_it, without_it = top[:, :, self.k - 1 : self.k], top[:, :, self.k : self.k + 1]
-        # The k-th greatest of the others: the next one for whoever is in, the last one else.
-        threshold = torch.where(noisy >= with_it, without_it, with_it)
-        chance = torch.special.ndtr(((clean - threshold) / spread).clamp(-10.0, 10.0))
-        return (chance * self.visible[:, None, :, None]).sum((1, 3))
+        last_kept, first_dropped = top[:, :, self.k - 1 : self.k], top[:, :, self.k : self.k + 1]
+        # The k-th greatest among the other experts: an expert above it is kept.
+        threshold = torch.where(noisy >= last_kept, first_dropped, last_kept)
+        probability = torch.special.ndtr(((clean - threshold) / spread).clamp(-10.0, 10.0))
+        return (probability * self.visible[:, None, :, None]).sum((1, 3))
 
 
 class StitchGates(nn.Module):
     """Learned constants: x̃_t = Σ_s α_ts x_s (cross-stitch, Misra et al., CVPR 2016, eq. 1).
 
     Args:
-        experts: E, as many as outputs; output t starts at α_tt = 0.9 and shares the rest.
+        experts: E, as many as outputs. α_tt starts at 0.9, the others at 0.1 / (E - 1).
 
-    Shape: anything with B rows → weights [E, 1, E, 1], the same for every row.
+    Shape: rows or streams → gate weights [E, 1, E, 1], the same for every row.
     """
 
     def __init__(self, experts: int) -> None:
         super().__init__()
-        own = torch.eye(experts)
-        other = (1.0 - own) * (0.1 / max(experts - 1, 1))
-        self.weight = nn.Parameter(0.9 * own + other if experts > 1 else own)
+        identity = torch.eye(experts)
+        others = (1.0 - identity) * (0.1 / max(experts - 1, 1))
+        self.weight = nn.Parameter(0.9 * identity + others if experts > 1 else identity)
 
     def forward(self, x: RowInput | Tensor) -> GateOutput:
         return GateOutput(self.weight[:, None, :, None])
@@ -156,7 +172,10 @@ class StitchGates(nn.Module):
 class FixedGates(nn.Module):
     """Each output uses its only visible expert (single-task, shared-bottom).
 
-    Shape: → weights [O, 1, E, 1] of zeros and ones; `choice` [O] is the expert.
+    Attributes:
+        choice: [O], the expert of each output.
+
+    Shape: rows or streams → gate weights [O, 1, E, 1], zeros and ones.
     """
 
     visible: Tensor
@@ -173,13 +192,19 @@ class FixedGates(nn.Module):
 def combine(weights: Tensor, experts: Tensor) -> Tensor:
     """The mixture of each output, f^k(x) = Σ_i g^k(x)_i f_i(x) (Ma et al., eq. 6).
 
-    Shape: weights [O, K or 1, E, B or 1], experts [E, K, H, B] → [O, K, H, B].
+    Args:
+        weights: expert weights [O, K or 1, E, B or 1].
+        experts: outputs of the experts [E, K, H, B].
+
+    Returns the mixtures [O, K, H, B].
     """
     return (weights.transpose(1, 2).unsqueeze(3) * experts.unsqueeze(0)).sum(1)
 
 
 def imbalance(amount: Tensor) -> Tensor:
-    """Squared coefficient of variation over experts (Shazeer et al., eq. 7): [O, E] → scalar mean.
+    """Squared coefficient of variation over experts (Shazeer et al., eq. 7), mean over outputs.
+
+    Shape: amounts [O, E], such as sums of gate weights → scalar.
 
     >>> float(imbalance(torch.tensor([[2.0, 2.0]]))), float(imbalance(torch.tensor([[4.0, 0.0]])))
     (0.0, 1.0)
@@ -189,7 +214,7 @@ def imbalance(amount: Tensor) -> Tensor:
 
 
 def per_row(weights: Tensor, rows: int) -> Tensor:
-    """Weights of gates as one mix a row, the mean over members: [O, K or 1, E, B or 1] → [B, O, E].
+    """Weights with the rows first, the mean over members: [O, K or 1, E, B or 1] → [B, O, E].
 
     >>> per_row(torch.ones(2, 1, 3, 1), rows=5).shape
     torch.Size([5, 2, 3])

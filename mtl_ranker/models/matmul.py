@@ -1,4 +1,4 @@
-"""How torch uses this machine: which kernels multiply matrices, and on which cores."""
+"""Precision of float32 matrix products, and blocks of rows computed on all cores."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PRECISION = "MTL_RANKER_MATMUL_PRECISION"
 
 ALLOWED = ("highest", "high", "medium")
 
-LARGE = 4_096  # rows of a block
+LARGE = 4_096  # rows of a block whose operations are divided among all cores
 
-ENOUGH_ROWS = 1_024  # for a core of its own
+ENOUGH_ROWS = 1_024  # per core, for a block per core
 
 _LOCK = threading.Lock()
 
@@ -28,13 +28,13 @@ _inside, _before = 0, ""
 
 @contextmanager
 def fast_matmul() -> Iterator[None]:
-    """Within it, float32 matrices are multiplied at torch's precision "medium" where that is exact.
+    """Multiply float32 matrices at torch's precision "medium" where that does not round them.
 
-    Torch then takes oneDNN's kernels instead of MKL's, which use half of an AMD processor's vector
-    width. On CPUs with bfloat16 units (AMX) oneDNN would round the factors at "medium", and torch's
-    default stays. It can be entered by several threads and again inside itself. Whatever the
-    process has set already stays, and `MTL_RANKER_MATMUL_PRECISION` (highest, high or medium) in
-    the environment is taken as it is.
+    Torch then uses oneDNN's kernels instead of MKL's, which use only half of an AMD processor's
+    vector width. On CPUs with bfloat16 units (AMX), oneDNN would round the factors at "medium", and
+    torch's default is kept. The context manager is reentrant and can be used by several threads.
+    A precision that the process has set is kept; `MTL_RANKER_MATMUL_PRECISION` (highest, high or
+    medium) in the environment overrides the choice. Raises ValueError for another value.
     """
     global _inside, _before
     wanted = os.environ.get(PRECISION)
@@ -45,8 +45,8 @@ def fast_matmul() -> Iterator[None]:
         if _inside == 1:
             _before = torch.get_float32_matmul_precision()
             if _before == "highest":
-                usual = "medium" if medium_is_exact() else "highest"
-                torch.set_float32_matmul_precision(wanted or usual)
+                default = "medium" if medium_is_exact() else "highest"
+                torch.set_float32_matmul_precision(wanted or default)
     try:
         yield
     finally:
@@ -66,41 +66,47 @@ def medium_is_exact() -> bool:
         error = (a @ a - a.double() @ a.double()).abs().max()
     finally:
         torch.set_float32_matmul_precision(before)
-    return bool(error < 1e-3)  # some 1e-5 in float32, some 0.1 with factors in bfloat16
+    return bool(error < 1e-3)  # about 1e-5 in float32, about 0.1 with factors in bfloat16
 
 
 def in_blocks(work: Callable[[slice], Tensor], rows: int, size: int) -> list[Tensor]:
-    """`work` for blocks of rows, in inference mode, on all cores.
+    """Apply `work` to blocks of rows, in inference mode, on all cores.
 
-    Of wide models, whose blocks of `size` rows fill a core's cache, each core takes one block at a
-    time: it does not wait for the others at every operation. Of narrow ones (LARGE rows and more)
-    all cores divide each operation of one block of `size` rows a core: there the time between
-    operations, which threads of Python would spend one after the other, counts most.
+    Small blocks, as of wide models (`size` is chosen so that a block fits a core's cache), are
+    computed one per core, so that cores do not wait for each other at every operation. Large ones
+    (LARGE rows or more, of narrow models) are computed one after the other, with each operation
+    divided among the cores: there the interpreter's time between operations dominates, and threads
+    of Python would take it in turn.
 
-    Returns the blocks' results in order (one of no rows when there are none).
+    Args:
+        work: called with the slice of rows of a block.
+        rows: N, all rows.
+        size: rows per block and core.
+
+    Returns the blocks' results in order; one of no rows for N = 0.
     """
     cores = torch.get_num_threads()
-    together = size >= LARGE
-    count = max(1, math.ceil(rows / (size * cores if together else size)))
-    if not together and rows >= cores * ENOUGH_ROWS:
+    divide_operations = size >= LARGE
+    count = max(1, math.ceil(rows / (size * cores if divide_operations else size)))
+    if not divide_operations and rows >= cores * ENOUGH_ROWS:
         count = math.ceil(count / cores) * cores
     size = max(1, math.ceil(rows / count))
     blocks = [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
 
     @torch.inference_mode()
-    def one(block: slice) -> Tensor:
+    def compute(block: slice) -> Tensor:
         return work(block)
 
-    def alone(block: slice) -> Tensor:
+    def compute_on_one_core(block: slice) -> Tensor:
         torch.set_num_threads(1)  # of this thread of Python
-        return one(block)
+        return compute(block)
 
     with fast_matmul():
-        if together or cores == 1 or len(blocks) == 1:
-            return [one(block) for block in blocks]
+        if divide_operations or cores == 1 or len(blocks) == 1:
+            return [compute(block) for block in blocks]
         try:
             with ThreadPoolExecutor(min(cores, len(blocks))) as pool:
-                return list(pool.map(alone, blocks))
+                return list(pool.map(compute_on_one_core, blocks))
         finally:
             torch.set_num_threads(cores)
 

@@ -1,4 +1,4 @@
-"""The one layer that every model is made of: experts, and gates that weigh them for each output."""
+"""The layer of which every model consists: experts, and a gated mixture of them for each output."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from mtl_ranker.models.gates import (
 Mask = tuple[tuple[bool, ...], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """The wiring of one layer of E experts and O outputs.
+    """The specification of one layer of E experts and O outputs.
 
     Attributes:
         visible: [O][E], which experts output o may use.
-        reads: [E], which stream expert e reads; a first layer has one stream, the row.
+        reads: [E], which stream expert e reads; all 0 in a first layer, which reads the rows.
         hidden: units of the experts' layers; the last is H.
-        gate: softmax, tied (one for all), top_k (noisy), or stitch (constants).
-        gate_reads: [O], which stream the gate of output o reads; empty: the row.
-        native: [O][E], the experts of an output's own, added with learned weights (AdaTT).
-        kinds: kind of each expert in turn: mlp, cross, fm or tucker.
-        groups: patterns of features that each expert in turn sees; empty: all.
-        top_k: experts a row, of gate = top_k.
+        gate: softmax, tied (one gate for all outputs), top_k (noisy), or stitch (constants).
+        gate_reads: [O], which stream the gate of output o reads; empty: the rows.
+        native: [O][E], the native experts of output o, added with learned native weights (AdaTT).
+        kinds: kinds of experts, repeated cyclically: mlp, cross, fm or tucker.
+        groups: patterns of the features that experts use, repeated cyclically; empty: all.
+        top_k: experts per row, for gate = top_k.
         gate_dropout: see SoftmaxGates.
     """
 
@@ -58,7 +58,13 @@ class LayerSpec:
 
 
 class LayerOutput(NamedTuple):
-    """Outputs [O, K, H, B] ([1, K, H, B] where all are the same), experts [E, K, H, B], gates."""
+    """What a layer computes.
+
+    Attributes:
+        outputs: mixtures [O, K, H, B]; [1, K, H, B] where all are the same.
+        experts: outputs of the experts [E, K, H, B].
+        gates: gate weights.
+    """
 
     outputs: Tensor
     experts: Tensor
@@ -66,15 +72,14 @@ class LayerOutput(NamedTuple):
 
 
 class MixtureLayer(nn.Module):
-    """E experts and O gated outputs (Ma et al., KDD 2018, eq. 6), wired by a LayerSpec.
+    """E experts and O outputs, each a gated mixture of them (Ma et al., KDD 2018, eq. 6).
 
     Args:
-        spec: the wiring.
-        inputs: width of what the experts read.
-        gate_inputs: width of what the gates read.
+        inputs: width of the experts' input.
+        gate_inputs: width of the gates' input.
         dropout: on the experts' units.
-        members: K of an ensemble inside the network; only a first layer makes it.
-        mask: [E, inputs] booleans, which inputs each expert sees.
+        members: K members of an ensemble inside the network, for a first layer.
+        mask: [E, inputs] booleans, which inputs each expert uses.
 
     Shape: rows x or streams [S, K, inputs, B] → outputs [O, K, H, B].
     """
@@ -98,7 +103,7 @@ class MixtureLayer(nn.Module):
         self.banks = nn.ModuleList()
         order: list[int] = []
         for kind in dict.fromkeys(kinds):
-            chosen = [e for e, own in enumerate(kinds) if own == kind]
+            chosen = [e for e in range(spec.experts) if kinds[e] == kind]
             order += chosen
             settings: dict[str, Any] = {"mask": mask[chosen]} if mask is not None else {}
             if kind == "mlp" and members > 1:
@@ -120,11 +125,11 @@ class MixtureLayer(nn.Module):
             self.gates = SoftmaxGates(gate_inputs, visible, gate_reads, tied, spec.gate_dropout)
         self.native = None
         if spec.native:
-            own = torch.tensor(spec.native, dtype=torch.bool)
-            self.register_buffer("native_mask", own, persistent=False)
-            # A single native expert is added as it is; of several a combination is learned.
-            start = own / own.sum(1, keepdim=True).clamp(min=1)
-            learned = bool((own.sum(1) > 1).any())
+            native = torch.tensor(spec.native, dtype=torch.bool)
+            self.register_buffer("native_mask", native, persistent=False)
+            # A single native expert has weight 1; the weights of several are learned.
+            start = native / native.sum(1, keepdim=True).clamp(min=1)
+            learned = bool((native.sum(1) > 1).any())
             self.native = nn.Parameter(start, requires_grad=learned)
 
     @property
@@ -134,18 +139,25 @@ class MixtureLayer(nn.Module):
     def forward(
         self, x: RowInput | Tensor, row: RowInput, ablated: Sequence[int] = ()
     ) -> LayerOutput:
-        """`ablated` experts get no weight; the other weights are scaled up to the same sum."""
+        """One pass.
+
+        Args:
+            x: input of the experts: rows or streams.
+            row: input of the gates where `spec.gate_reads` is empty.
+            ablated: experts whose weights are set to 0; the other gate weights are scaled up to
+                the same sum.
+        """
         product = None
-        if isinstance(x, RowInput) and self._product_in_common():
-            product, gates = self._read_once(x)
+        if isinstance(x, RowInput) and self._shares_product():
+            product, gates = self._shared_product(x)
         else:
             gates = self.gates(x if self.spec.gate_reads else row)
         if ablated:
             gates = GateOutput(ablate(gates.weights, ablated))
         experts = self._experts(x, gates) if product is None else self.banks[0](x, product)
         if isinstance(self.gates, FixedGates) and self.native is None and not ablated:
-            alike = self.spec.experts == 1  # every output is this expert
-            outputs = experts if alike else read_streams(experts, self.gates.choice)
+            single = self.spec.experts == 1  # every output is this expert
+            outputs = experts if single else read_streams(experts, self.gates.choice)
             return LayerOutput(outputs, experts, gates)
         weights = self.expert_weights(gates, ablated)
         if self.spec.gate == "tied" and self.native is None and self.gates.all_visible:
@@ -153,7 +165,7 @@ class MixtureLayer(nn.Module):
         return LayerOutput(combine(weights, experts), experts, gates)
 
     def expert_weights(self, gates: GateOutput, ablated: Sequence[int] = ()) -> Tensor:
-        """The weight of each expert in each output: the gate's and the native one (AdaTT).
+        """Expert weights: gate weights plus, in AdaTT, the native weights.
 
         Shape: [O, K or 1, E, B or 1].
         """
@@ -164,9 +176,10 @@ class MixtureLayer(nn.Module):
             native = ablate(native.unsqueeze(2), ablated, rescale=False).squeeze(2)
         return gates.weights + native[:, None, :, None]
 
-    def _product_in_common(self) -> bool:
-        """Whether experts and gates read the rows with one product; in training, where gradients
-        must be divided again, that gains nothing.
+    def _shares_product(self) -> bool:
+        """Whether experts and gates multiply the rows in one product.
+
+        In training that gains nothing, since the gradients are divided again.
         """
         bank = self.banks[0]
         return (
@@ -176,20 +189,21 @@ class MixtureLayer(nn.Module):
             and len(self.banks) == 1
         )
 
-    def _read_once(self, row: RowInput) -> tuple[Tensor, GateOutput]:
-        """The experts' first product and the gates, of one product that reads x once."""
+    def _shared_product(self, row: RowInput) -> tuple[Tensor, GateOutput]:
+        """The experts' first product [E·units, B] and the gate weights, from one product."""
         bank, gates = self.banks[0], self.gates
         assert isinstance(bank, MultilayerBank)
         assert isinstance(gates, SoftmaxGates)
         weight, shift = bank.heads()
-        own = gates.weight.flatten(0, 1)
+        gate_weight = gates.weight.flatten(0, 1)
         if shift is not None:
-            shift = torch.cat([shift, shift.new_zeros(len(own))])
-        product = row.project(torch.cat([weight, own]), shift, self)
-        made, seen = product.split([len(weight), len(own)])
-        return made, gates.of_product(seen)
+            shift = torch.cat([shift, shift.new_zeros(len(gate_weight))])
+        product = row.project(torch.cat([weight, gate_weight]), shift, self)
+        of_experts, of_gates = product.split([len(weight), len(gate_weight)])
+        return of_experts, gates.of_product(of_gates)
 
     def _experts(self, x: RowInput | Tensor, gates: GateOutput) -> Tensor:
+        """Outputs of the experts [E, K, H, B]; with top-k gates zero where no gate uses them."""
         bank = self.banks[0]
         if (
             isinstance(self.gates, TopKGates)
@@ -199,16 +213,19 @@ class MixtureLayer(nn.Module):
             and self.members == 1
             and not torch.compiler.is_exporting()  # shapes that depend on the data
         ):
-            chosen = (gates.weights[:, 0] > 0).any(0)  # [E, B]
-            return bank.of_selected(x, chosen)
-        made = [bank(x) for bank in self.banks]
-        if len(made) == 1:
-            return made[0]
-        wide = [m.expand(-1, self.members, -1, -1) for m in made]
-        return torch.cat(wide).index_select(0, self.order)
+            selected = (gates.weights[:, 0] > 0).any(0)  # [E, B]
+            return bank.of_selected(x, selected)
+        outputs = [bank(x) for bank in self.banks]
+        if len(outputs) == 1:
+            return outputs[0]
+        expanded = [output.expand(-1, self.members, -1, -1) for output in outputs]
+        return torch.cat(expanded).index_select(0, self.order)
 
     def imbalance(self, gates: GateOutput) -> Tensor:
-        """How unevenly experts are used in this batch: importance and load (Shazeer, eq. 6, 11)."""
+        """How unevenly experts are used in this batch: importance and load.
+
+        Shazeer et al., ICLR 2017, eq. 6 and 11.
+        """
         if not isinstance(self.gates, SoftmaxGates):
             return torch.zeros(())
         total = imbalance(gates.weights.sum((1, 3)))
@@ -216,10 +233,10 @@ class MixtureLayer(nn.Module):
 
 
 def ablate(weights: Tensor, experts: Sequence[int], rescale: bool = True) -> Tensor:
-    """Weights [..., E, B] with some experts at zero, the others scaled up to the same sum."""
-    left = torch.ones(weights.shape[-2], 1)
-    left[list(experts)] = 0.0
-    kept = weights * left
+    """Weights [..., E, B] with these experts at zero; `rescale`: the others at the same sum."""
+    mask = torch.ones(weights.shape[-2], 1)
+    mask[list(experts)] = 0.0
+    kept = weights * mask
     if not rescale:
         return kept
     return kept * (weights.sum(-2, keepdim=True) / kept.sum(-2, keepdim=True).clamp(min=1e-12))

@@ -1,7 +1,7 @@
-"""Kinds of objective: how a logit becomes a prediction, and what its loss is.
+"""Kinds of objective: the loss of a logit, and the prediction from it.
 
-Losses are plain functions of tensors. A missing label is NaN and weighs nothing. Logits may have
-leading dimensions before B and T (the members of an ensemble); losses are their mean.
+A missing label is NaN and has weight 0. Logits may have leading dimensions before B and T (the
+members of an ensemble), over which losses and predictions are averaged.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Task:
-    """What the model needs to know of an objective.
+    """The settings of an objective that its loss and predictions depend on.
 
     Attributes:
         kind: binary, regression, watch_time or ordinal.
+        weight: of its loss.
         transform: of a regression's label, identity or log1p.
-        conditional_on: the binary objective without which this binary one cannot happen.
+        conditional_on: the binary objective without which this binary one cannot happen (ESMM).
         levels: of an ordinal label, which is 0, 1, …, levels - 1.
     """
 
@@ -34,7 +35,7 @@ class Task:
 
 
 def transform_labels(labels: Tensor, tasks: Sequence[Task]) -> Tensor:
-    """Labels [B, T] on the scale the model learns (log1p where asked); NaN stays NaN."""
+    """Labels [B, T] on the scale of the loss (`Task.transform`); NaN stays NaN."""
     columns = [
         torch.log1p(labels[:, t]) if task.transform == "log1p" else labels[:, t]
         for t, task in enumerate(tasks)
@@ -48,10 +49,13 @@ def cutpoints_needed(tasks: Sequence[Task]) -> int:
 
 
 def predictions(logits: Tensor, tasks: Sequence[Task], cutpoints: Tensor | None = None) -> Tensor:
-    """Logits [..., B, T] to predictions [B, T], the mean over leading dimensions.
+    """Predictions [B, T] from logits [..., B, T], the mean over leading dimensions.
 
-    Binary: a probability, of a chained objective that of the whole chain. Watch time and
-    regression: in the label's own unit. Ordinal: the expected level.
+    Binary: a probability; with `conditional_on`, the product of the chain's probabilities. Watch
+    time and regression: in the label's unit. Ordinal: the expected level.
+
+    Args:
+        cutpoints: see `losses`.
     """
     chained = any(task.conditional_on for task in tasks)
     if not chained and all(task.kind == "binary" for task in tasks):
@@ -86,12 +90,12 @@ def losses(
 ) -> Tensor:
     """Mean loss of each objective over the rows where its label is present: [T].
 
-    Binary: cross-entropy on the logit; with `conditional_on`, on the product of the chain's
+    Binary: cross-entropy of the logit; with `conditional_on`, of the product of the chain's
     probabilities over all impressions (ESMM, Ma et al., SIGIR 2018, eq. 3). Regression: squared
-    error on the transformed scale. Watch time y: logistic regression weighted by y (Covington et
-    al., RecSys 2016, 4.2), where every impression is also a negative of weight 1, so that the
-    learned odds are E[y] exactly and not only for rare positives; the mean is over weights 1 + y.
-    Ordinal: cross-entropy of P(y > c) = σ(z − θ_c), summed over cut points (McCullagh 1980).
+    error on the transformed scale. Watch time y: logistic regression with weight y (Covington et
+    al., RecSys 2016, 4.2), where every impression is also a negative of weight 1, so that the odds
+    are E[y] exactly, not only where positives are rare; the mean is over weights 1 + y. Ordinal:
+    cross-entropy of P(y > c) = σ(z − θ_c), summed over cut points (McCullagh 1980).
 
     Args:
         logits: [..., B, T].
@@ -103,15 +107,15 @@ def losses(
     target = torch.where(present, labels, torch.zeros_like(labels))
     weight = label_weights(labels, tasks, sample_weight)
     kinds = {task.kind for task in tasks}
-    each = functional.binary_cross_entropy_with_logits(
+    loss = functional.binary_cross_entropy_with_logits(
         logits, target.clamp(0.0, 1.0).expand_as(logits), reduction="none"
-    )
+    )  # [..., B, T]
     if any(task.conditional_on for task in tasks):
         log_p, log_not = chain_log_probability(logits, tasks)
         chained = torch.tensor([task.conditional_on is not None for task in tasks])
-        each = torch.where(chained, -(target * log_p + (1 - target) * log_not), each)
+        loss = torch.where(chained, -(target * log_p + (1 - target) * log_not), loss)
     if kinds != {"binary"}:
-        columns = list(each.unbind(-1))
+        columns = list(loss.unbind(-1))
         for t, task in enumerate(tasks):
             z, y = logits[..., t], target[:, t]
             if task.kind == "regression":
@@ -126,58 +130,67 @@ def losses(
                 columns[t] = functional.binary_cross_entropy_with_logits(
                     score, above.expand_as(score), reduction="none"
                 ).sum(-1)
-        each = torch.stack(columns, -1)
-    members = each.numel() // max(labels.numel(), 1)
-    summed = (each * weight).flatten(0, -2).sum(0)
+        loss = torch.stack(columns, -1)
+    members = loss.numel() // max(labels.numel(), 1)
+    summed = (loss * weight).flatten(0, -2).sum(0)
     return summed / (weight.sum(0) * max(members, 1)).clamp(min=1e-12)
 
 
 def pairwise_losses(logits: Tensor, labels: Tensor, user: Tensor, tasks: Sequence[Task]) -> Tensor:
-    """How badly each objective orders a user's own impressions: [T].
+    """RankNet's loss on the order of each user's impressions, per objective: [T].
 
-    Σ log(1 + exp(z_j − z_i)) over pairs of one user's rows of which i is positive and j is not
-    (RankNet, Burges et al., ICML 2005, eq. 3), over the number of rows; the mean over leading
-    dimensions. Objectives that are not binary have 0; of a chain, z is the chain's log-odds.
+    Σ log(1 + exp(z_j − z_i)) over pairs (i, j) of rows of the same user, with i positive and j
+    negative, divided by the number of rows (Burges et al., ICML 2005, eq. 3); the mean over leading
+    dimensions. 0 for objectives that are not binary. With `conditional_on`, z is the log-odds of
+    the chain's probability.
 
     Args:
         logits: [..., B, T].
-        labels: [B, T], NaN = missing: in no pair.
-        user: [B].
+        labels: [B, T]; missing ones (NaN) are in no pair.
+        user: [B], equal for rows of the same user.
     """
     if any(task.conditional_on for task in tasks):
         log_p, log_not = chain_log_probability(logits, tasks)
         logits = log_p - log_not
-    same = user.unsqueeze(1) == user.unsqueeze(0)
-    found = []
+    same_user = user.unsqueeze(1) == user.unsqueeze(0)
+    by_task = []
     for t, task in enumerate(tasks):
         y, z = labels[:, t], logits[..., t]
-        better, worse = (same & (y.unsqueeze(1) > y.unsqueeze(0))).nonzero(as_tuple=True)
+        better, worse = (same_user & (y.unsqueeze(1) > y.unsqueeze(0))).nonzero(as_tuple=True)
         if task.kind == "binary" and len(better):
-            each = functional.softplus(z[..., worse] - z[..., better]).sum(-1)
-            found.append(each.mean() / len(y))
+            summed = functional.softplus(z[..., worse] - z[..., better]).sum(-1)
+            by_task.append(summed.mean() / len(y))
         else:
-            found.append(z.new_zeros(()))
-    return torch.stack(found)
+            by_task.append(z.new_zeros(()))
+    return torch.stack(by_task)
 
 
 def label_weights(
     labels: Tensor, tasks: Sequence[Task], sample_weight: Tensor | None = None
 ) -> Tensor:
-    """How much each label counts in the mean that is its objective's loss: [B, T], 0 = missing."""
+    """Weight of each label in its objective's mean loss: [B, T], 0 = missing.
+
+    Args:
+        labels: [B, T], transformed.
+        sample_weight: [B], or None for 1.
+    """
     weight = (~torch.isnan(labels)).to(labels.dtype)
     if sample_weight is not None:
         weight = weight * sample_weight.unsqueeze(1)
-    watched = [t for t, task in enumerate(tasks) if task.kind == "watch_time"]
-    if watched:
+    watch_times = [t for t, task in enumerate(tasks) if task.kind == "watch_time"]
+    if watch_times:
         columns = list(weight.unbind(1))
-        for t in watched:
+        for t in watch_times:
             columns[t] = columns[t] * (1 + torch.nan_to_num(labels[:, t]))
         weight = torch.stack(columns, 1)
     return weight
 
 
 def chain_log_probability(logits: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
-    """log p and log(1 - p) of each objective's chain, p_t = σ(z_t) · p_after(t): [..., T]."""
+    """log p and log(1 - p) of each objective's chain: [..., T].
+
+    p_t = σ(z_t) · p_c, where c is the objective that t is conditional on, if any.
+    """
     index = {task.name: t for t, task in enumerate(tasks)}
     log_sigmoid = functional.logsigmoid(logits)
     columns: list[Tensor] = []
@@ -192,7 +205,12 @@ def chain_log_probability(logits: Tensor, tasks: Sequence[Task]) -> tuple[Tensor
 
 
 def base_logits(labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = None) -> Tensor:
-    """The constant logits [T] that predict the training means; labels [N, T] are transformed."""
+    """The constant logits [T] that predict the labels' means.
+
+    Args:
+        labels: [N, T], transformed; NaN = missing.
+        weight: [N], or None for 1.
+    """
     present = ~torch.isnan(labels)
     mass = present.to(labels.dtype) * (1.0 if weight is None else weight.unsqueeze(1))
     means = (torch.nan_to_num(labels) * mass).sum(0) / mass.sum(0).clamp(min=1e-12)
@@ -214,17 +232,21 @@ def base_logits(labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = N
 
 
 def base_cutpoints(labels: Tensor, tasks: Sequence[Task]) -> Tensor | None:
-    """Cut points [T, levels - 1] at which a logit of 0 gives the training shares, or None."""
+    """Cut points [T, levels - 1] at which a logit of 0 predicts the labels' shares, or None.
+
+    Args:
+        labels: [N, T]; NaN = missing.
+    """
     needed = cutpoints_needed(tasks)
     if not needed:
         return None
     cuts = torch.arange(needed, dtype=labels.dtype).expand(len(tasks), -1).clone()
     for t, task in enumerate(tasks):
         if task.kind == "ordinal":
-            known = labels[~torch.isnan(labels[:, t]), t]
-            share = torch.stack([(known > c).double().mean() for c in range(task.levels - 1)])
-            found = -torch.logit(share.clamp(1e-4, 1 - 1e-4)).to(labels.dtype)
-            # Empty levels would give equal cut points, which no positive step can make.
-            steps = found.diff().clamp(min=1e-3)
-            cuts[t, : task.levels - 1] = torch.cat([found[:1], steps]).cumsum(0)
+            present = labels[~torch.isnan(labels[:, t]), t]
+            share = torch.stack([(present > c).double().mean() for c in range(task.levels - 1)])
+            at_shares = -torch.logit(share.clamp(1e-4, 1 - 1e-4)).to(labels.dtype)
+            # Steps must be positive; those of empty levels would be 0.
+            steps = at_shares.diff().clamp(min=1e-3)
+            cuts[t, : task.levels - 1] = torch.cat([at_shares[:1], steps]).cumsum(0)
     return cuts

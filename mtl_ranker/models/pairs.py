@@ -1,9 +1,11 @@
-"""The input of (user, item) pairs, so that what only a user or an item needs is done once for each.
+"""The input of (user, item) pairs, computed once per user and once per item where possible.
 
-A candidate set pairs few users with few items many times. The first layer and the gates are linear
-in x, and every column of x belongs to the user, to the item, or to the pair:
-W x = W_u x_u + W_i x_i + W_p x_p. The first two products, by far the larger ones, are made once a
-user and once an item; a pair adds two rows and its own small part.
+A candidate set has many pairs of few users and few items. The first layer and the gates are linear
+in x, and every column of x belongs to the user, the item, or the pair:
+W x = W_u x_u + W_i x_i + W_p x_p. The first two products, by far the larger ones, are computed once
+per user and per item; for each pair they are added to the small third one.
+
+Shapes: B pairs of U users and V items; x has I = I_u + I_i + I_p columns; W has N rows.
 """
 
 from __future__ import annotations
@@ -14,30 +16,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mtl_ranker.models.embedding import FeatureEmbedding, RowInput
+from mtl_ranker.models.embedding import EmbeddedHistory, FeatureEmbedding, RowInput
 
 USER, ITEM, PAIR = range(3)
 Inputs = tuple[Tensor, Tensor, Tensor]  # categorical, bags, numeric
 
 
 class ItemSide:
-    """V items, embedded once for all users that meet them.
+    """V items, embedded once for all users they are paired with.
+
+    Raises ValueError where a field other than a numeric belongs to the pair.
 
     Args:
-        embedding: of encoded rows; it is not trained here.
-        items: encoded rows in which only their own fields count.
-        part: of each field (categoricals, lists, numerics): USER, ITEM or PAIR; only numerics can
-            be a pair's. Histories are a user's; an item attends to them in each pair.
+        embedding: of encoded rows; its parameters must not change meanwhile.
+        items: encoded rows [V, ·]; only the fields of the item are used.
+        part: for each field (categoricals, lists, numerics), USER, ITEM or PAIR. Histories belong
+            to the user; target attention is computed for each pair.
     """
 
     def __init__(self, embedding: FeatureEmbedding, items: Inputs, part: Sequence[int]) -> None:
         first = len(part) - embedding.numerics.features
         if PAIR in part[:first]:
             raise ValueError("only numbers can belong to a pair; embed its other fields as rows")
-        own = torch.tensor([part[field] for field in embedding.sources])
-        own[embedding.attended] = PAIR  # a user's history, as the item attends to it
+        column_part = torch.tensor([part[field] for field in embedding.sources])
+        column_part[embedding.attended] = PAIR  # target attention depends on user and item
         self.embedding, self.part = embedding, part
-        self.columns = [(own == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
+        self.columns = [(column_part == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
         self.rows = embedding(*items).row()[:, self.columns[ITEM]]  # [V, I_i]
         self.vectors = embedding.vectors(*items[:2])[0] if embedding.histories else None
         self.pair_numbers = [n for n, p in enumerate(part[first:]) if p == PAIR]
@@ -47,7 +51,7 @@ class ItemSide:
     def products(self, weight: Tensor, reader: object) -> tuple[Tensor, Tensor, Tensor]:
         """W_i x_i of all items [V, N], and the other weights W_u [N, I_u] and W_p [N, I_p].
 
-        Computed once for each reader, whose weight [N, I] must not change meanwhile.
+        Computed once for each reader (the layer), whose weight [N, I] must not change meanwhile.
         """
         if id(reader) not in self._products:
             user, item, pair = (weight.index_select(1, c) for c in self.columns)
@@ -56,42 +60,43 @@ class ItemSide:
 
 
 class Sides:
-    """U users and the items that they meet.
+    """U users and the V items they are paired with.
 
     Args:
-        users: encoded rows in which only their own fields count.
+        users: encoded rows [U, ·]; only the fields of the user are used.
     """
 
     def __init__(self, items: ItemSide, users: Inputs) -> None:
         embedding, part = items.embedding, items.part
         self.items = items
         self.users = embedding(*users).row()[:, items.columns[USER]]  # [U, I_u]
-        self.memories: list[tuple[Tensor, Tensor]] = []
+        self.histories: list[EmbeddedHistory] = []
+        # For each history and field of the item in it: its part, and its vectors [U or V, D].
         self.targets: list[list[tuple[int, Tensor]]] = []
         if items.vectors is not None:
-            of_user, self.memories = embedding.vectors(*users[:2])
-            of_item = items.vectors
+            user_vectors, self.histories = embedding.vectors(*users[:2])
+            vectors = {USER: user_vectors, ITEM: items.vectors}
             self.targets = [
-                [(part[f], (of_user if part[f] == USER else of_item)[:, f]) for f, _ in history]
+                [(part[f], vectors[part[f]][:, f]) for f, _ in history]
                 for history in embedding.histories
             ]
         self._products: dict[int, tuple[Tensor, Tensor]] = {}
 
     def products(self, weight: Tensor, reader: object) -> tuple[Tensor, Tensor]:
-        """Rows W_u x_u of all users, then W_i x_i of all items [U + V, N], and W_p [N, I_p]."""
+        """W_u x_u of all users followed by W_i x_i of all items [U + V, N]; and W_p [N, I_p]."""
         if id(reader) not in self._products:
-            of_items, user, pair = self.items.products(weight, reader)
-            self._products[id(reader)] = torch.cat([self.users @ user.t(), of_items]), pair
+            item_products, user, pair = self.items.products(weight, reader)
+            self._products[id(reader)] = torch.cat([self.users @ user.t(), item_products]), pair
         return self._products[id(reader)]
 
 
 class PairInput(RowInput):
-    """x of B pairs.
+    """The input x of B pairs.
 
     Args:
         sides: the users and items.
-        user, item: [B], which of them each pair joins.
-        numeric: [B, F_p], the pairs' own numbers, in the order of `ItemSide.pair_numbers`.
+        user, item: [B], index of the user and of the item of each pair.
+        numeric: [B, F_p], numerics of the pairs, in the order of `ItemSide.pair_numbers`.
     """
 
     def __init__(self, sides: Sides, user: Tensor, item: Tensor, numeric: Tensor) -> None:
@@ -100,21 +105,21 @@ class PairInput(RowInput):
         attended = [
             attention(
                 torch.stack([v.index_select(0, user if p == USER else item) for p, v in target], 1),
-                *(memory.index_select(0, user) for memory in memories),
+                *(tensor.index_select(0, user) for tensor in history),
             )
-            for attention, target, memories in zip(
-                sides.items.embedding.attention, sides.targets, sides.memories, strict=True
+            for attention, target, history in zip(
+                sides.items.embedding.attention, sides.targets, sides.histories, strict=True
             )
         ]
-        own = sides.items.encode_pair(numeric)
-        self.pair = torch.cat([*attended, own], 1) if attended else own  # [B, I_p]
+        encoded = sides.items.encode_pair(numeric)
+        self.pair = torch.cat([*attended, encoded], 1) if attended else encoded  # [B, I_p]
 
     def project(self, weight: Tensor, bias: Tensor | None = None, reader: object = None) -> Tensor:
-        rows, own = self.sides.products(weight, reader)
+        rows, pair_weight = self.sides.products(weight, reader)
         # [B, N] → [N, B]: from here to the towers the batch is last.
         product = functional.embedding_bag(self.index, rows, mode="sum").t().contiguous()
         if self.pair.shape[1]:
-            product = product.addmm_(own, self.pair.t())
+            product = product.addmm_(pair_weight, self.pair.t())
         return product if bias is None else product.add_(bias.unsqueeze(1))
 
     def row(self) -> Tensor:

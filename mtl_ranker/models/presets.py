@@ -1,7 +1,7 @@
-"""The model family as presets: the same mixture layer, wired differently.
+"""Presets of the model family: specifications of mixture layers after published models.
 
-A preset takes the number of objectives T and says which experts there are, what each reads and
-which outputs use it. What all models have (towers, embeddings, dropout, members, …) is in
+A preset takes the number of objectives T and defines the experts, what each reads and which outputs
+use it. The settings that all presets have (towers, embeddings, dropout, members, …) are in
 `COMMON`.
 """
 
@@ -30,23 +30,29 @@ COMMON: dict[str, Any] = {
 
 
 def single_task(objectives: int, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
-    """T models that share nothing: what the gain of sharing is measured against.
+    """T models that share nothing, the reference for the gain of sharing.
 
-    One network with a block for each objective; each has its own share of every embedding, and
-    training restores each objective's own best epoch (`training/loop.py`).
+    One network with a block for each objective: each has its share of every embedding, and training
+    restores each objective's best epoch separately (`training/loop.py`).
     """
-    return replace(_alone(objectives, expert_hidden), unshared=True)
+    return replace(_expert_per_objective(objectives, expert_hidden), unshared=True)
 
 
 def shared_bottom(objectives: int, expert_hidden: Sequence[int] = (128,)) -> RankerSpec:
     """One expert that every objective uses (Caruana 1997; Ma et al., eq. 1)."""
-    return _one(LayerSpec(((True,),) * objectives, (0,), tuple(expert_hidden)))
+    layer = LayerSpec(visible=_all_visible(objectives, 1), reads=(0,), hidden=tuple(expert_hidden))
+    return RankerSpec(layers=(layer,))
 
 
 def omoe(objectives: int, experts: int = 4, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
     """One gate for all objectives (Ma et al., eq. 5)."""
-    every = _every(objectives, experts)
-    return _one(LayerSpec(every, (0,) * experts, tuple(expert_hidden), gate="tied"))
+    layer = LayerSpec(
+        visible=_all_visible(objectives, experts),
+        reads=(0,) * experts,
+        hidden=tuple(expert_hidden),
+        gate="tied",
+    )
+    return RankerSpec(layers=(layer,))
 
 
 def mmoe(
@@ -54,25 +60,33 @@ def mmoe(
 ) -> RankerSpec:
     """Multi-gate mixture-of-experts: one gate per objective (Ma et al., eq. 6 and 7).
 
-    With several layers, each expert of the next layer reads a mixture of the experts below,
-    weighed by a gate of its own; the last layer's gates are the objectives'. All gates read the
-    row.
+    With several layers, each expert of the next layer reads a mixture of the experts below, with a
+    gate per expert; the gates of the last layer are the objectives'. All gates read the rows.
     """
-    below = [
-        LayerSpec(_every(experts, experts), _reads(depth, experts), tuple(expert_hidden))
-        for depth in range(layers - 1)
-    ]
-    last = LayerSpec(_every(objectives, experts), _reads(layers - 1, experts), tuple(expert_hidden))
-    return RankerSpec((*below, last))
+    return RankerSpec(
+        layers=tuple(
+            LayerSpec(
+                visible=_all_visible(objectives if depth == layers - 1 else experts, experts),
+                reads=_reads(depth, experts),
+                hidden=tuple(expert_hidden),
+            )
+            for depth in range(layers)
+        )
+    )
 
 
 def sparse_mmoe(
     objectives: int, experts: int = 8, top_k: int = 2, expert_hidden: Sequence[int] = (64,)
 ) -> RankerSpec:
-    """MMoE with noisy top-k gates: k experts a row and objective (Shazeer et al., ICLR 2017)."""
-    every = _every(objectives, experts)
-    layer = LayerSpec(every, (0,) * experts, tuple(expert_hidden), gate="top_k", top_k=top_k)
-    return RankerSpec((layer,), balance=0.01)
+    """MMoE with noisy top-k gates: k experts per row and objective (Shazeer et al., ICLR 2017)."""
+    layer = LayerSpec(
+        visible=_all_visible(objectives, experts),
+        reads=(0,) * experts,
+        hidden=tuple(expert_hidden),
+        gate="top_k",
+        top_k=top_k,
+    )
+    return RankerSpec(layers=(layer,), balance=0.01)
 
 
 def cgc(
@@ -94,30 +108,39 @@ def ple(
 ) -> RankerSpec:
     """Progressive layered extraction: stacked CGC (Tang et al., RecSys 2020, 4.3).
 
-    The gate of objective t weighs its own and the shared experts; below the last layer a further
+    The gate of objective t weights its own and the shared experts. Below the last layer a further
     gate, over all experts, feeds the shared experts above. Gates read what their experts read.
     """
-    own = _own(objectives, own_experts, shared=shared_experts)
-    everything = (True,) * (objectives * own_experts + shared_experts)
+    own_visible = _own_visible(objectives, own_experts, shared=shared_experts)
+    every_expert = (True,) * (objectives * own_experts + shared_experts)
     streams = [t for t in range(objectives) for _ in range(own_experts)]
     streams += [objectives] * shared_experts
-    made = []
+    specs = []
     for depth in range(layers):
         last = depth == layers - 1
-        # Without shared experts there is nothing to pass on between objectives.
-        visible = own if last or not shared_experts else (*own, everything)
-        reads = tuple(streams) if depth else (0,) * len(streams)
-        gate_reads = tuple(range(len(visible))) if depth else ()
-        made.append(LayerSpec(visible, reads, tuple(expert_hidden), gate_reads=gate_reads))
-    return RankerSpec(tuple(made))
+        # Without shared experts the layers above have no stream besides the objectives'.
+        visible = own_visible if last or not shared_experts else (*own_visible, every_expert)
+        specs.append(
+            LayerSpec(
+                visible=visible,
+                reads=tuple(streams) if depth else (0,) * len(streams),
+                hidden=tuple(expert_hidden),
+                gate_reads=tuple(range(len(visible))) if depth else (),
+            )
+        )
+    return RankerSpec(layers=tuple(specs))
 
 
 def cross_stitch(objectives: int, expert_hidden: Sequence[int] = (64, 32)) -> RankerSpec:
     """A network per objective, mixed by learned constants after every layer (Misra et al. 2016)."""
-    every = _every(objectives, objectives)
     return RankerSpec(
-        tuple(
-            LayerSpec(every, _reads(depth, objectives), (units,), gate="stitch")
+        layers=tuple(
+            LayerSpec(
+                visible=_all_visible(objectives, objectives),
+                reads=_reads(depth, objectives),
+                hidden=(units,),
+                gate="stitch",
+            )
             for depth, units in enumerate(expert_hidden)
         )
     )
@@ -126,14 +149,14 @@ def cross_stitch(objectives: int, expert_hidden: Sequence[int] = (64, 32)) -> Ra
 def l2_constrained(
     objectives: int, expert_hidden: Sequence[int] = (64,), l2_weight: float = 1e-4
 ) -> RankerSpec:
-    """A network per objective, drawn together by a penalty (Duong et al., ACL 2015)."""
-    return replace(_alone(objectives, expert_hidden), l2_weight=l2_weight)
+    """A network per objective, with a penalty on their distance (Duong et al., ACL 2015)."""
+    return replace(_expert_per_objective(objectives, expert_hidden), l2_weight=l2_weight)
 
 
 def tensor_factorisation(objectives: int, expert_hidden: Sequence[int] = (64,)) -> RankerSpec:
-    """A network per objective with weights of one low-rank tensor (Yang & Hospedales 2017)."""
-    spec = _alone(objectives, expert_hidden)
-    return _one(replace(spec.layers[0], kinds=("tucker",)))
+    """A network per objective; the weights form one low-rank tensor (Yang & Hospedales 2017)."""
+    spec = _expert_per_objective(objectives, expert_hidden)
+    return RankerSpec(layers=(replace(spec.layers[0], kinds=("tucker",)),))
 
 
 def adatt(
@@ -145,8 +168,8 @@ def adatt(
 ) -> RankerSpec:
     """Adaptive task-to-task fusion (Li et al., KDD 2023, 3.2).
 
-    Every gate weighs all experts, those of other objectives too, and an objective's own ("native")
-    experts are added once more with learned weights, as a residual.
+    Every gate weights all experts, those of other objectives too. An output's own ("native")
+    experts are added a second time with learned native weights, as a residual.
     """
     modules = objectives + 1 if shared_experts else objectives
     native = [
@@ -156,19 +179,19 @@ def adatt(
     ]
     streams = [t for t in range(objectives) for _ in range(own_experts)]
     streams += [objectives] * shared_experts
-    made = []
+    specs = []
     for depth in range(layers):
         outputs = objectives if depth == layers - 1 else modules
-        made.append(
+        specs.append(
             LayerSpec(
-                _every(outputs, len(streams)),
-                tuple(streams) if depth else (0,) * len(streams),
-                tuple(expert_hidden),
+                visible=_all_visible(outputs, len(streams)),
+                reads=tuple(streams) if depth else (0,) * len(streams),
+                hidden=tuple(expert_hidden),
                 gate_reads=tuple(range(outputs)) if depth else (),
                 native=tuple(native[:outputs]),
             )
         )
-    return RankerSpec(tuple(made))
+    return RankerSpec(layers=tuple(specs))
 
 
 PRESETS: dict[str, Callable[..., RankerSpec]] = {
@@ -195,18 +218,22 @@ def make(
     objectives: int,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> RankerSpec:
-    """The specification of `{preset = "mmoe", experts = 8}`; `place` names it in an error.
+    """The specification of the settings of a model, such as `{preset = "mmoe", experts = 8}`.
 
-    `groups` names groups of features by patterns, for `expert_groups = ["user", "item", "all"]`.
     Raises ValueError naming the key, what was found and what is allowed.
+
+    Args:
+        place: of the settings in the project file, for messages.
+        objectives: T.
+        groups: name → patterns of features, for `expert_groups = ["user", "item", "all"]`.
     """
     overrides = dict(settings)
     name = overrides.pop("preset", place.rsplit(".", 1)[-1])
     if name not in PRESETS:
         raise ValueError(f"{place}.preset: no preset {name!r}; allowed: {', '.join(PRESETS)}")
     parameters = inspect.signature(PRESETS[name]).parameters
-    own = {key: p.default for key, p in parameters.items() if key != "objectives"}
-    allowed = own | COMMON
+    defaults = {key: p.default for key, p in parameters.items() if key != "objectives"}
+    allowed = defaults | COMMON
     for key, value in overrides.items():
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, 1)
@@ -215,7 +242,7 @@ def make(
                 f"{place}.{key}: unknown key{hint}; allowed: preset, {', '.join(allowed)}"
             )
         _check(f"{place}.{key}", value, allowed[key])
-    spec = PRESETS[name](objectives, **{k: v for k, v in overrides.items() if k in own})
+    spec = PRESETS[name](objectives, **{k: v for k, v in overrides.items() if k in defaults})
     common = {k: v for k, v in overrides.items() if k in COMMON}
     for kind in common.get("expert_kinds", ()):
         if kind not in BANKS:
@@ -240,12 +267,14 @@ def make(
     if "expert_kinds" in common:
         layers = [replace(layer, kinds=tuple(common["expert_kinds"])) for layer in layers]
     if common.get("expert_groups"):
-        seen = tuple(tuple(patterns[group]) for group in common["expert_groups"])
-        layers[0] = replace(layers[0], groups=seen)
+        by_expert = tuple(tuple(patterns[group]) for group in common["expert_groups"])
+        layers[0] = replace(layers[0], groups=by_expert)
     return replace(spec, layers=tuple(layers), **chosen)
 
 
 def _check(place: str, value: Any, default: Any) -> None:
+    """Raise ValueError unless the value has the type and range of the key."""
+
     def whole(number: Any) -> bool:
         return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
@@ -268,27 +297,26 @@ def _check(place: str, value: Any, default: Any) -> None:
         raise ValueError(f"{place}: found {value!r} ({type(value).__name__}); allowed: {allowed}")
 
 
-def _one(layer: LayerSpec) -> RankerSpec:
-    return RankerSpec((layer,))
+def _expert_per_objective(objectives: int, expert_hidden: Sequence[int]) -> RankerSpec:
+    """One expert per objective, with shared embeddings."""
+    layer = LayerSpec(
+        visible=_own_visible(objectives, 1), reads=(0,) * objectives, hidden=tuple(expert_hidden)
+    )
+    return RankerSpec(layers=(layer,))
 
 
-def _alone(objectives: int, expert_hidden: Sequence[int]) -> RankerSpec:
-    """A network per objective on common embeddings."""
-    return _one(LayerSpec(_own(objectives, 1), (0,) * objectives, tuple(expert_hidden)))
-
-
-def _every(outputs: int, experts: int) -> Mask:
+def _all_visible(outputs: int, experts: int) -> Mask:
     return ((True,) * experts,) * outputs
 
 
-def _own(objectives: int, each: int, shared: int = 0) -> Mask:
-    """Each objective uses its own experts and the shared ones, which come last."""
+def _own_visible(objectives: int, experts: int, shared: int = 0) -> Mask:
+    """Each objective uses its own `experts` and the shared ones, which come last."""
     return tuple(
-        tuple(own == t for own in range(objectives) for _ in range(each)) + (True,) * shared
+        tuple(own == t for own in range(objectives) for _ in range(experts)) + (True,) * shared
         for t in range(objectives)
     )
 
 
 def _reads(depth: int, experts: int) -> tuple[int, ...]:
-    """A first layer reads the row; above it expert e reads stream e."""
+    """A first layer reads the rows; above it, expert e reads stream e."""
     return tuple(range(experts)) if depth else (0,) * experts

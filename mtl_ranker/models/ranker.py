@@ -18,19 +18,19 @@ from mtl_ranker.models.towers import PositionBias, Towers
 CACHED_FLOATS = 1 << 19  # 2 MiB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RankerSpec:
-    """The wiring that makes a model of the family; see `presets.py`.
+    """The specification of a model; `presets.py` has those of the published models.
 
     Attributes:
         layers: mixture layers, the last with one output per objective.
         tower_hidden: units of the towers' hidden layers.
         embedding_dim: D.
         dropout: on experts' and towers' units.
-        members: K networks in one, of which the mean prediction counts (TabM).
+        members: K members of an ensemble inside the network (TabM); the prediction is their mean.
         balance: weight of the penalty on unevenly used experts.
-        l2_weight: weight of the penalty on experts' distance (Duong et al., ACL 2015).
-        unshared: the objectives share nothing, embeddings included: expert t is objective t's.
+        l2_weight: weight of the penalty on the distance of experts (Duong et al., ACL 2015).
+        unshared: the objectives share nothing, embeddings included; expert t is objective t's.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -48,14 +48,14 @@ class RankerSpec:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RankerSpec:
-        """The inverse of `dataclasses.asdict`, also after JSON has made lists of tuples."""
+        """The inverse of `dataclasses.asdict`, also after a round trip through JSON."""
 
         def frozen(value: Any) -> Any:
             return tuple(frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
-        own = {f.name for f in fields(LayerSpec)}
+        names = {f.name for f in fields(LayerSpec)}
         layers = tuple(
-            LayerSpec(**{k: frozen(v) for k, v in layer.items() if k in own})
+            LayerSpec(**{k: frozen(v) for k, v in layer.items() if k in names})
             for layer in content["layers"]
         )
         rest = {k: frozen(v) for k, v in content.items() if k != "layers"}
@@ -63,7 +63,13 @@ class RankerSpec:
 
 
 class Trace(NamedTuple):
-    """All that one forward pass computed: logits [K, B, T], each layer's gates and experts."""
+    """What one forward pass computes.
+
+    Attributes:
+        logits: [K, B, T].
+        gates: gate weights of each layer.
+        experts: for each layer, the outputs of its experts [E, K, H, B].
+    """
 
     logits: Tensor
     gates: list[GateOutput]
@@ -73,17 +79,18 @@ class Trace(NamedTuple):
 class Ranker(nn.Module):
     """A multi-task ranker of the family that Ma et al. (KDD 2018) compare.
 
-    f^k(x) = Σ_i g^k(x)_i f_i(x) and y_k = h^k(f^k(x)) (eq. 5 to 7), where the specification says
-    which experts there are, which of them each output uses, and how layers are stacked.
+    f^k(x) = Σ_i g^k(x)_i f_i(x) and y_k = h^k(f^k(x)) (eq. 5 to 7): experts f_i, gate weights g^k,
+    the mixture f^k and the tower h^k of objective k. The specification defines the experts, which
+    of them each output uses, and how layers are stacked.
 
     Args:
-        spec: the wiring.
         embedding: of the encoded rows.
-        positions: P, if the log has positions: trains a position-bias tower.
+        positions: P, number of positions for which a bias is trained; 0 without positions.
         cutpoints: for ordinal objectives, the highest number of levels minus 1; else 0.
+        position_dropout: see PositionBias.
 
-    Shape: categorical [B, C], bags [B, slots], numeric [B, F] → logits [K, B, T], K members (1
-    without an ensemble); the mean over K of their predictions is the model's.
+    Shape: categorical [B, C], bags [B, slots], numeric [B, F] → logits [K, B, T]. The model's
+    prediction is the mean over K members (1 without an ensemble).
     """
 
     def __init__(
@@ -116,7 +123,7 @@ class Ranker(nn.Module):
         self.position_bias = (
             PositionBias(positions, spec.objectives, position_dropout) if positions else None
         )
-        # Ordered by construction: a first cut point and positive steps to the next ones.
+        # Ascending by construction: the first cut point, and positive steps to the next ones.
         self.steps = nn.Parameter(torch.zeros(spec.objectives, cutpoints)) if cutpoints else None
 
     def forward(
@@ -136,7 +143,11 @@ class Ranker(nn.Module):
         position: Tensor | None = None,
         ablated: Mapping[int, Sequence[int]] | None = None,
     ) -> Trace:
-        """Logits with what led to them; `ablated`: layer → experts without weight."""
+        """Logits with the gate weights and experts of each layer.
+
+        Args:
+            ablated: layer → experts whose weights are set to 0 (see `MixtureLayer.forward`).
+        """
         return self.trace_row(self.embedding(categorical, bags, numeric), position, ablated)
 
     def trace_row(
@@ -145,7 +156,7 @@ class Ranker(nn.Module):
         position: Tensor | None = None,
         ablated: Mapping[int, Sequence[int]] | None = None,
     ) -> Trace:
-        """The same for rows that are embedded already."""
+        """The same for embedded rows."""
         x: RowInput | Tensor = row
         gates, experts = [], []
         for depth, layer in enumerate(self.layers):
@@ -160,16 +171,14 @@ class Ranker(nn.Module):
 
     @property
     def block_rows(self) -> int:
-        """Rows at a time, on each core, that predict fastest: the widest layer's outputs fit its
-        cache.
-        """
+        """Rows per block and core for fast prediction: the widest layer's outputs fit the cache."""
         widest = max(
             layer.experts * max(layer.hidden) * self.spec.members for layer in self.spec.layers
         )
         return min(4_096, max(256, CACHED_FLOATS // widest // 128 * 128))
 
     def penalty(self, trace: Trace) -> Tensor:
-        """What the specification adds to the loss: for uneven gates, and for distant experts."""
+        """Penalties of the specification: on unevenly used experts and on their distance."""
         total = torch.zeros(())
         if self.spec.balance > 0:
             for layer, gates in zip(self.layers, trace.gates, strict=True):
@@ -189,7 +198,7 @@ class Ranker(nn.Module):
         return torch.cat([self.steps[:, :1], rise], 1).cumsum(1)
 
     def expert_weights(self, categorical: Tensor, bags: Tensor, numeric: Tensor) -> list[Tensor]:
-        """How much each output of each layer takes of each expert, native experts (AdaTT) included.
+        """Expert weights of each layer: gate weights plus AdaTT's native weights.
 
         Shape: for each layer [B, O, E], the mean over members.
         """
@@ -201,12 +210,15 @@ class Ranker(nn.Module):
             ]
 
     def objective_axes(self) -> dict[str, int]:
-        """Of `unshared` objectives: the axis along which each trained tensor is theirs."""
+        """For `unshared` objectives: the axis along which each parameter is divided among them."""
         by_column = ("embedding.table", "position_bias")
         return {n: int(n.startswith(by_column)) for n, _ in self.named_parameters()}
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters below the towers, which the objectives share; without a sparse table."""
+        """Parameters below the towers, which the objectives share; without a sparse table.
+
+        A sparse table is left out because gradients are concatenated (see balancing.py).
+        """
         shared = [self.layers] if self.embedding.sparse else [self.embedding, self.layers]
         return [p for module in shared for p in module.parameters() if p.requires_grad]
 

@@ -1,4 +1,4 @@
-"""Towers: from an objective's mixture of experts to its logit, and what the position adds."""
+"""Towers, from an objective's mixture of experts to its logit, and the bias of the position."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from mtl_ranker.models.experts import batched_linear
 
 
 class Towers(nn.Module):
-    """Equal networks, one per objective and member, y_k = h^k(f^k(x)) (Ma et al., eq. 6).
+    """One network per objective and member, y_k = h^k(f^k(x)) (Ma et al., KDD 2018, eq. 6).
 
     Args:
-        inputs: H, width of each objective's mixture.
+        inputs: H, width of a mixture.
         hidden: units of each hidden layer; may be empty.
         objectives: T.
-        members: K; each member has towers of its own.
+        members: K.
 
-    Shape: [T, K, H, B], or [1, K, H, B] for all objectives alike → logits [K, B, T].
+    Shape: mixtures [T, K, H, B], or [1, K, H, B] if all objectives have the same → logits
+    [K, B, T].
 
     >>> Towers(inputs=16, hidden=[8], objectives=3)(torch.randn(3, 1, 16, 5)).shape
     torch.Size([1, 5, 3])
@@ -45,43 +46,42 @@ class Towers(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        last, alike = len(self.weights) - 1, h.shape[0] == 1
-        if not alike:
+        last, same = len(self.weights) - 1, h.shape[0] == 1
+        if not same:
             h = h.expand(-1, self.members, -1, -1).flatten(0, 1)  # [T·K, H, B]
         for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if depth == 0 and alike:
-                h = self._read_once(h[0], weight) + bias.unsqueeze(2)
+            if depth == 0 and same:
+                h = self._multiply_same(h[0], weight) + bias.unsqueeze(2)
             else:
                 h = torch.baddbmm(bias.unsqueeze(2), weight, h)  # [T·K, units, B]
             if depth < last:
                 h = self.dropout(torch.relu(h))
         return h.squeeze(1).unflatten(0, (-1, self.members)).permute(1, 2, 0)  # [K, B, T]
 
-    def _read_once(self, h: Tensor, weight: Tensor) -> Tensor:
-        """Products of all objectives' weights with one mixture: [K, H, B] → [T·K, ·, B]."""
-        wide = weight.unflatten(0, (-1, self.members)).transpose(0, 1).flatten(1, 2) @ h
+    def _multiply_same(self, h: Tensor, weight: Tensor) -> Tensor:
+        """Products of all objectives' weights with one mixture: [K, H, B] → [T·K, units, B]."""
+        product = weight.unflatten(0, (-1, self.members)).transpose(0, 1).flatten(1, 2) @ h
         units = weight.shape[1]
-        return wide.unflatten(1, (-1, units)).transpose(0, 1).flatten(0, 1)
+        return product.unflatten(1, (-1, units)).transpose(0, 1).flatten(0, 1)
 
     def start_at(self, values: Tensor) -> None:
-        """Let every tower's last bias start at its objective's value: [T]."""
+        """Set the last bias of every tower to its objective's value: [T]."""
         with torch.no_grad():
             self.biases[-1].copy_(values.repeat_interleave(self.members).unsqueeze(1))
 
 
 class PositionBias(nn.Module):
-    """What a position adds to each objective's logit (Zhao et al., RecSys 2019, 4.3).
+    """A bias per position and objective (Zhao et al., RecSys 2019, 4.3).
 
-    A shallow tower beside the main one: a logit per position and objective, added in training and
-    left out at scoring. In training a position is dropped (as if unknown) with some probability,
-    so that the main towers do not rely on it.
+    It is added to the logits in training and left out at scoring. In training, a row's position is
+    dropped (treated as unknown) with some probability, so that the towers do not rely on it.
 
     Args:
-        positions: P; positions from P on share one.
+        positions: P; positions from P on share one bias.
         objectives: T.
         dropout: probability of dropping a row's position in training.
 
-    Shape: position [B], whole numbers from 0, -1 = unknown → [B, T]; zero where unknown.
+    Shape: position [B], integers from 0, -1 = unknown → [B, T]; zero where unknown.
 
     >>> PositionBias(positions=20, objectives=2)(torch.tensor([-1])).tolist()
     [[0.0, 0.0]]

@@ -1,7 +1,8 @@
-"""A rolling-origin back-test: every day of a span, ranked by the model of the night before.
+"""A rolling-origin backtest: each day of a span is ranked by the model of the night before.
 
-Three policies rank the same days: the first night's model is `kept`; the `champion` is replaced by
-a challenger only on evidence (`promotion.py`); a model is `retrained` every night.
+Three policies rank the same days: `kept` uses the first night's model on all days; `champion`
+changes the model only if a challenger is promoted (`promotion.py`); `retrained` uses a new model
+every night.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ POLICIES = ("kept", "champion", "retrained")
 
 @dataclass(frozen=True)
 class Replayed:
-    """One policy on one day: which night's model ranked it, and how well."""
+    """The metrics of one policy on one day.
+
+    Attributes:
+        night: the night whose model ranked the day.
+        model: that model's name and seed.
+    """
 
     day: date
     policy: str
@@ -54,9 +60,9 @@ class Backtest:
     """Every policy on every day.
 
     Attributes:
-        promotions: day → the promotion decision of the night before, in words.
-        gains: (policy, objective) → quality over all days minus that of `kept`, on the same rows,
-            users resampled.
+        promotions: day → the reason of the promotion decision of the night before.
+        gains: (policy, objective) → quality over all days minus that of `kept` on the same rows,
+            with intervals from resampling users.
     """
 
     days: list[date]
@@ -65,7 +71,7 @@ class Backtest:
     gains: dict[tuple[str, str], Interval]
 
     def curve(self, policy: str, objective: str, metric: str) -> list[float]:
-        """The metric of a policy on each day."""
+        """A policy's metric on each day."""
         return [r.metrics[objective][metric] for r in self.replayed if r.policy == policy]
 
 
@@ -82,12 +88,13 @@ def backtest(
     context: Context,
     first: date,
     last: date,
-    on_step: Callable[[str], None] = lambda words: None,
+    on_step: Callable[[str], None] = lambda message: None,
 ) -> Backtest:
-    """Replay the nights before `first`..`last`, and evaluate each day once, after its night.
+    """Train on the nights before `first`..`last`, and evaluate each day after its night.
 
     The night of D - 1 trains on the split that ends with D - 1, as `nightly` does; its winner on
-    validation ranks day D. Raises ProjectError when a day is missing or its night has no split.
+    validation ranks day D. `on_step` is called with a message after each day. Raises ProjectError
+    if a day is missing or its night has no split.
     """
     project = context.project
     days = days_between(context.source.days(), first, last)
@@ -103,16 +110,16 @@ def backtest(
     for day, night in zip(days, nights, strict=True):
         build_split(context, night)
         suite = train_suite(context, night)
-        fresh = NightModel(night, suite.winner.label, suite.winner.artifact)
+        newest = NightModel(night, suite.winner.label, suite.winner.artifact)
         if not policies:
-            policies = dict.fromkeys(POLICIES, fresh)
+            policies = dict.fromkeys(POLICIES, newest)
             promotions[day] = "the first model is champion"
         else:
             champion = policies["champion"]
-            decision = compare_artifacts(context, night, fresh.artifact, champion.artifact)
+            decision = compare_artifacts(context, night, newest.artifact, champion.artifact)
             promotions[day] = decision.reason
-            policies["champion"] = fresh if decision.promoted else champion
-            policies["retrained"] = fresh
+            policies["champion"] = newest if decision.promoted else champion
+            policies["retrained"] = newest
         frame = _examples_of(context, day)
         labels.append(label_matrix(frame, [LABEL + n for n in names]))
         users.append(frame["user_id"].to_numpy())
@@ -127,7 +134,7 @@ def backtest(
 
 
 def _check_nights(context: Context, first: date, nights: Sequence[date]) -> None:
-    """Every night must be a day of the log, with a split that ends there."""
+    """Raises ProjectError unless every night is a day of the log with a split that ends there."""
     available = context.source.days()
     for night in nights:
         if night not in available:
@@ -139,7 +146,7 @@ def _check_nights(context: Context, first: date, nights: Sequence[date]) -> None
 
 
 def _examples_of(context: Context, day: date) -> pl.DataFrame:
-    """The examples of a day that follows a night's split."""
+    """The examples of a day after a night's split, built if they are missing."""
     ingest_day(context, day)
     aggregate_day(context, day)
     build_examples(context, day)
@@ -152,7 +159,13 @@ def _gains(
     users: np.ndarray,
     predictions: Mapping[str, Sequence[np.ndarray]],
 ) -> dict[tuple[str, str], Interval]:
-    """Each policy against `kept` over all days' rows: AUC (or R²), paired, users resampled."""
+    """The paired difference of AUC (or R²) between each policy and `kept` over all days' rows.
+
+    Args:
+        labels: [N, T] of all days.
+        users: [N].
+        predictions: policy → [n, T] of each day.
+    """
     weights = user_draws(users, project.promotion.bootstrap)
     qualities = {
         (policy, objective.name): resampled_quality(
@@ -173,7 +186,7 @@ def _gains(
 
 
 def measures(project: Project) -> dict[str, list[str]]:
-    """The curves worth drawing of each objective."""
+    """Objective → the metrics that are plotted over days."""
     return {
         o.name: ["auc", "gauc"] if quality_metric(o.kind) == "auc" else ["r2"]
         for o in project.objectives

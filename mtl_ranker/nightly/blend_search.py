@@ -1,4 +1,4 @@
-"""`mtl-ranker blend`: what each choice of weights gives, and the choice stored with the model."""
+"""Search of blend weights: the quality of each choice, and the choice that a trade-off selects."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.pareto import (
     Point,
-    PredictedRows,
     pareto,
     propose,
     quality_of,
@@ -29,7 +29,13 @@ from mtl_ranker.training.batches import label_matrix
 
 @dataclass(frozen=True)
 class Blend:
-    """The front over half of the test days' users; current and proposed weights on both halves."""
+    """The Pareto front on half of the test days' users, and two choices on both halves.
+
+    Attributes:
+        points: all choices, on the users that weights are chosen on.
+        current, proposed: on the same users.
+        current_on_test, proposed_on_test: on the other users.
+    """
 
     how: str
     points: list[Point]
@@ -41,12 +47,12 @@ class Blend:
 
 @dataclass(frozen=True)
 class BlendSearch:
-    """Which weights are tried, and which choice among them is proposed.
+    """Which weights are tried, and which of them are proposed.
 
     Attributes:
         satisfaction_share: the trade-off: 0 = engagement only, 1 = satisfaction only.
-        how: weighted_sum or weighted_product; None for the model's own.
-        tries: choices of weights.
+        how: weighted_sum or weighted_product; None for the model's current one.
+        tries: number of choices.
     """
 
     satisfaction_share: float = 0.5
@@ -63,9 +69,10 @@ def find_blend(
 ) -> Blend:
     """Try weights on the test days of the split that ends with D, and propose one choice.
 
-    Test days, because a winner that was refit has learned from the validation days. Weights are
-    tried on every other user, and the proposal is then evaluated once on the others.
-    Raises ProjectError when the examples are not built or the objectives are of one group.
+    On test days, because a refit winner was trained on the validation days too. Weights are tried
+    on every second user, and the proposal is evaluated once on the others. `on_point` is called
+    after each choice. Raises ProjectError if the examples are not built, the objectives are of one
+    group, or the model's objectives are not the project's.
     """
     project, workspace = context.project, context.workspace
     groups = {objective.group for objective in project.objectives}
@@ -108,7 +115,10 @@ def _predicted(artifact: RankerArtifact, frame: pl.DataFrame) -> PredictedRows:
 
 
 def check_weights(project: Project, given: Mapping[str, float]) -> dict[str, float]:
-    """Weights given by hand. Raises ProjectError for an unknown objective or a negative weight."""
+    """Weights from the command line, 0 for other objectives.
+
+    Raises ProjectError for an unknown objective, a negative weight, or if no weight is positive.
+    """
     names = [o.name for o in project.objectives]
     for name, weight in given.items():
         if name not in names:

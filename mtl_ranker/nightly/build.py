@@ -1,4 +1,4 @@
-"""The days that a training reads, built one after the other, without a scheduler."""
+"""Build the days that a training reads one after the other, without Prefect."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mtl_ranker.ranking.artifact import RankerArtifact
 
 
 def build_split(context: Context, day: date) -> SplitDays:
-    """Publish events, aggregates and examples that a training on D reads; the days of its split.
+    """Publish events, aggregates and examples that a training on D reads; returns its split.
 
-    What is published and unchanged is skipped. Raises ProjectError for an empty part of the split
+    Published and unchanged days are skipped. Raises ProjectError for an empty part of the split
     and for a day that breaks the contract.
     """
     project = context.project
     needed = needed_days(project, context.source.days(), day)
     split = split_days(project, needed, day)
-    for each in needed:
-        ingest_day(context, each)
-        aggregate_day(context, each)
-    for each in split.all:
-        build_examples(context, each)
+    for needed_day in needed:
+        ingest_day(context, needed_day)
+        aggregate_day(context, needed_day)
+    for split_day in split.all:
+        build_examples(context, split_day)
     return split
 
 

@@ -1,4 +1,4 @@
-"""One contender of a night: trained, calibrated on validation days, evaluated on test days."""
+"""Train one contender of a night, calibrate it on validation days, evaluate it on test days."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ class Contender:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Functions that are told about the progress of trainings.
+    """Functions called with the progress of trainings.
 
     Attributes:
-        on_epoch: model, seed and each of its epochs.
-        on_step: in words, what begins that has no epochs.
+        on_epoch: called with model, seed and epoch after each epoch.
+        on_step: called with a message before each step without epochs.
     """
 
     on_epoch: Callable[[str, int, Epoch], None] = lambda name, seed, epoch: None
-    on_step: Callable[[str], None] = lambda words: None
+    on_step: Callable[[str], None] = lambda message: None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A trained contender before it is evaluated.
+    """A trained contender before evaluation.
 
     Attributes:
-        started, ended: when it was trained, seconds since 1970.
-        diagnosis: of its network, where that was made before.
+        started, ended: when it was trained, in seconds since 1970.
+        diagnosis: of its network; None if it has yet to be made.
     """
 
     name: str
@@ -111,15 +111,15 @@ def train_model(
 
 
 def with_trees(project: Project, dataset: Dataset, run: ModelRun) -> ModelRun:
-    """A trained model's predictions averaged with those of boosted trees (training/boosting.py).
+    """The model with its predictions averaged with those of boosted trees (training/boosting.py).
 
-    The trees are fitted on the training rows in memory, a million of them at most, evenly from all;
-    how many is decided on the validation rows.
+    The trees are fitted on a sample of at most `SAMPLE_ROWS` training rows; their number is chosen
+    on the validation rows.
     """
     trees = fit_forest(
         dataset.tasks,
         _thinned(project, dataset.tasks, dataset.examples["train"], run.seed).sample(SAMPLE_ROWS),
-        project.training.trees,
+        [project.training.trees] * len(dataset.tasks),
         run.seed,
         dataset.examples["validate"],
     )
@@ -142,19 +142,18 @@ def refit(
     callbacks: Callbacks = Callbacks(),
     world: World = SINGLE_PROCESS,
 ) -> ModelRun:
-    """The same model trained again on training and validation days together, for as many epochs
-    as were best.
+    """The same model trained on training and validation days together, for its best epochs.
 
-    The encoder and the trees are fitted on both, too. Calibration was fitted on predictions for
-    days that the weights had not seen; the new weights have seen them, so it moves predictions
-    only half as far (`calibration.refit_share`). The validation quality by which the model was
-    chosen stays.
+    The encoder and the trees are fitted on both as well. The calibration was fitted on predictions
+    for days that the weights were not trained on; as the new weights are, only a part of it is
+    applied (`calibration.refit_share`). The run keeps the validation quality by which the model
+    was chosen.
     """
     tasks, training, started = dataset.tasks, project.training, time.time()
-    encoder, known = _training_and_validation_rows(project, dataset, world)
+    encoder, rows = _training_and_validation_rows(project, dataset, world)
     contender = Contender(f"{run.name}, refit", run.spec, run.seed)
     on_epoch = partial(callbacks.on_epoch, contender.name, contender.seed)
-    thinned = _thinned(project, tasks, known, run.seed)
+    thinned = _thinned(project, tasks, rows, run.seed)
     trained = train_ranker(
         Design(run.spec, encoder, tasks),
         Rows(thinned),
@@ -167,8 +166,8 @@ def refit(
     trees = run.artifact.trees
     if trees is not None:
         callbacks.on_step(f"boosted trees beside {contender.name}")
-        few = thinned.sample(SAMPLE_ROWS)
-        trees = fit_forest(tasks, few, training.trees, run.seed, trees=trees.trees)
+        sample = thinned.sample(SAMPLE_ROWS)
+        trees = fit_forest(tasks, sample, trees.trees, run.seed)
     calibration = run.artifact.calibration.part(project.calibration.refit_share)
     fitted = Fitted(
         name=contender.name,
@@ -189,7 +188,7 @@ def refit(
 def _training_and_validation_rows(
     project: Project, dataset: Dataset, world: World
 ) -> tuple[Encoder, Examples | ShardedExamples]:
-    """Both parts' rows, encoded with an encoder that was fitted on both."""
+    """The rows of both parts, encoded with an encoder fitted on both."""
     labels, numerics = [LABEL + task.name for task in dataset.tasks], numeric_features(project)
     if dataset.shards is not None:
         files = [*dataset.files["train"], *dataset.files["validate"]]
@@ -197,14 +196,14 @@ def _training_and_validation_rows(
         encoder = Encoder.fit(project.features, numerics, lazy, SAMPLE_ROWS)
         folder = dataset.workspace.root / ENCODED / "refit"
         return encoder, encode_to_files(encoder, files, labels, folder, world)
-    both = [dataset.frames["train"], dataset.frames["validate"]]
-    frame = pl.concat(both, how="vertical_relaxed")
+    parts = [dataset.frames["train"], dataset.frames["validate"]]
+    frame = pl.concat(parts, how="vertical_relaxed")
     encoder = Encoder.fit(project.features, numerics, frame)
     return encoder, encode_examples(encoder, frame, labels)
 
 
 def _calibrate(dataset: Dataset, fitted: Fitted) -> tuple[Fitted, Validation]:
-    """The contender with a calibration fitted on the validation days, and its quality there."""
+    """The contender with a calibration fitted on the validation days, and its results there."""
     tasks, validate = dataset.tasks, dataset.examples["validate"]
     frame, settings = dataset.frames["validate"], fitted.artifact.project.calibration
     raw, labels = fitted.artifact.raw(validate.inputs), validate.labels.numpy()
@@ -247,6 +246,7 @@ def _evaluate(dataset: Dataset, fitted: Fitted, validation: Validation) -> Model
 def _thinned(
     project: Project, tasks: list[Task], rows: Examples | ShardedExamples, seed: int
 ) -> Examples | ShardedExamples:
+    """The rows; of those without a positive label only a share `training.negative_keep`."""
     if project.training.negative_keep == 1.0:
         return rows
     binary = [t for t, task in enumerate(tasks) if task.kind == "binary"]
@@ -256,7 +256,7 @@ def _thinned(
 
 
 def _checkpoint(project: Project, dataset: Dataset, contender: Contender) -> Checkpoint:
-    """Of one training of a suite; the next suite of the workspace starts without."""
+    """The checkpoint of one training of a suite; a finished suite removes it."""
     settings = project.digest("features", "objectives", "training")
     key = fingerprint(__version__, dataset.digest, settings, contender.spec, contender.name)
     name = fingerprint(contender.name, contender.seed)

@@ -1,4 +1,4 @@
-"""Does the challenger deserve to be champion? Evidence on the same held-out rows, in words."""
+"""Promotion: whether a challenger replaces the champion, from evidence on the same test rows."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ from mtl_ranker.training.batches import label_matrix
 
 @dataclass(frozen=True)
 class Decision:
+    """Whether the challenger is promoted, and why.
+
+    Attributes:
+        blended: difference of the blended quality, challenger minus champion.
+        differences: objective → difference of AUC or R², challenger minus champion.
+        serving: how the saved challenger was served, if that was measured.
+    """
+
     promoted: bool
     reason: str
     blended: Interval | None = None
@@ -39,14 +47,14 @@ class Decision:
     serving: Serving | None = None
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the decision rests on: both models' predictions on the same test rows.
+@dataclass(frozen=True, kw_only=True)
+class ChallengerEvidence:
+    """The challenger's predictions on N test rows, and how it was served.
 
     Attributes:
         labels: [N, T], NaN = missing.
         user: [N].
-        challenger, champion: [N, T].
+        challenger: predictions [N, T].
         serving: the saved challenger in a fresh process, if that was measured.
     """
 
@@ -54,16 +62,28 @@ class Evidence:
     labels: np.ndarray
     user: np.ndarray
     challenger: np.ndarray
-    champion: np.ndarray
     serving: Serving | None = None
 
 
-def decide(project: Project, evidence: Evidence) -> Decision:
-    """Compare challenger and champion by a paired user bootstrap.
+@dataclass(frozen=True, kw_only=True)
+class Evidence(ChallengerEvidence):
+    """Both models' predictions on the same test rows.
 
-    Promoted only when the blended quality (weighted mean of AUC and R²) is significantly better,
-    no objective is significantly worse, every binary objective's ECE is within bounds, and the
-    saved challenger was served within budget.
+    Attributes:
+        champion: predictions [N, T].
+    """
+
+    champion: np.ndarray
+
+
+def decide(project: Project, evidence: Evidence) -> Decision:
+    """Compare challenger and champion by a paired bootstrap over users.
+
+    The challenger is promoted only if the blended quality (weighted mean of AUC and R²) is
+    significantly better, no objective is significantly worse, every binary objective's ECE is
+    within bounds, and the saved challenger was served within its limits. With
+    `promotion.require_significance = false` the blended quality may be worse by at most
+    `promotion.tolerance`.
     """
     rule, tasks = project.promotion, evidence.tasks
     weights = user_draws(evidence.user, rule.bootstrap)
@@ -82,19 +102,19 @@ def decide(project: Project, evidence: Evidence) -> Decision:
         [(task.weight, gain) for task, gain in zip(tasks, gains, strict=True)]
     ).interval(rule.confidence)
     worse = [name for name, difference in differences.items() if difference.high < 0]
-    against = []
+    objections = []
     if worse:
-        against.append(f"the challenger is significantly worse on {', '.join(worse)}")
-    against += unfit(project, tasks, evidence.labels, evidence.challenger, evidence.serving)
+        objections.append(f"the challenger is significantly worse on {', '.join(worse)}")
+    objections += unfit(project, evidence)
     enough = overall.low > 0 if rule.require_significance else overall.low > -rule.tolerance
     if not worse and not enough:
         limit = "significant" if rule.require_significance else f"above {-rule.tolerance:+.4f}"
-        against.append(
+        objections.append(
             "the challenger's blended quality differs by "
             f"{overall.value:+.4f} [{overall.low:+.4f}, {overall.high:+.4f}], not {limit}"
         )
-    if against:
-        reason = "kept the champion: " + "; ".join(against)
+    if objections:
+        reason = "kept the champion: " + "; ".join(objections)
         return Decision(False, reason, overall, differences, evidence.serving)
     reason = (
         f"promoted: blended quality better by {overall.value:+.4f} "
@@ -103,40 +123,35 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     return Decision(True, reason, overall, differences, evidence.serving)
 
 
-def unfit(
-    project: Project,
-    tasks: Sequence[Task],
-    labels: np.ndarray,
-    challenger: np.ndarray,
-    serving: Serving | None,
-) -> list[str]:
-    """What speaks against a model by itself, whoever is champion: calibration, serving."""
-    against, uncalibrated, rule = [], [], project.promotion
-    for t, task in enumerate(tasks):
-        known = ~np.isnan(labels[:, t])
+def unfit(project: Project, evidence: ChallengerEvidence) -> list[str]:
+    """Objections to a challenger that do not depend on the champion: calibration and serving."""
+    objections, uncalibrated, rule = [], [], project.promotion
+    for t, task in enumerate(evidence.tasks):
+        known = ~np.isnan(evidence.labels[:, t])
         if task.kind == "binary" and known.any():
-            error = ece(labels[known, t], challenger[known, t])
+            error = ece(evidence.labels[known, t], evidence.challenger[known, t])
             if error > rule.max_calibration_error:
                 uncalibrated.append(f"{task.name} ({error:.3f})")
     if uncalibrated:
-        against.append(
+        objections.append(
             f"its calibration error is above {rule.max_calibration_error} on "
             f"{', '.join(uncalibrated)}"
         )
+    serving = evidence.serving
     if serving is not None:
         if serving.failed is not None:
-            against.append(f"its artifact does not serve in a fresh process: {serving.failed}")
+            objections.append(f"its artifact does not serve in a fresh process: {serving.failed}")
         if serving.seconds_per_million > rule.max_seconds_per_million:
-            against.append(
+            objections.append(
                 f"it takes {serving.seconds_per_million:,.0f} s to score a million rows, allowed "
                 f"{rule.max_seconds_per_million:,.0f} (promotion.max_seconds_per_million)"
             )
         if serving.megabytes > rule.max_megabytes:
-            against.append(
+            objections.append(
                 f"it is {serving.megabytes:,.1f} MB, allowed {rule.max_megabytes:,.0f} "
                 "(promotion.max_megabytes)"
             )
-    return against
+    return objections
 
 
 def compare_artifacts(
@@ -152,7 +167,9 @@ def compare_artifacts(
     champion, the challenger becomes champion if it is calibrated and serves.
 
     Args:
-        folder: the challenger as saved; it is then loaded and timed in a fresh process.
+        folder: the saved challenger, to be loaded and timed in a fresh process; None to skip that.
+
+    Raises ProjectError if the test days have no examples.
     """
     project = context.project
     days = split_days(project, context.workspace.days("events"), day).test
@@ -164,13 +181,21 @@ def compare_artifacts(
     prediction = challenger.predict(frame)
     serving = None
     if folder is not None:
-        some = frame.select(challenger.columns).head(MEASURED_ROWS)
-        serving = try_serving(folder, some, prediction.head(MEASURED_ROWS))
+        rows = frame.select(challenger.columns).head(MEASURED_ROWS)
+        serving = try_serving(folder, rows, prediction.head(MEASURED_ROWS))
     labels = label_matrix(frame, [LABEL + n for n in names])
-    against = unfit(project, tasks, labels, prediction.select(names).to_numpy(), serving)
+    user = frame["user_id"].to_numpy()
+    alone = ChallengerEvidence(
+        tasks=tasks,
+        labels=labels,
+        user=user,
+        challenger=prediction.select(names).to_numpy(),
+        serving=serving,
+    )
+    objections = unfit(project, alone)
     if champion is None:
-        if against:
-            return Decision(False, "not promoted: " + "; ".join(against), serving=serving)
+        if objections:
+            return Decision(False, "not promoted: " + "; ".join(objections), serving=serving)
         return Decision(True, "promoted: the first model becomes champion", serving=serving)
     theirs = {task.name: task.kind for task in champion.tasks}
     common = [task for task in tasks if theirs.get(task.name) == task.kind]
@@ -185,14 +210,14 @@ def compare_artifacts(
     evidence = Evidence(
         tasks=common,
         labels=label_matrix(frame, [LABEL + n for n in shared]),
-        user=frame["user_id"].to_numpy(),
+        user=user,
         challenger=prediction.select(shared).to_numpy(),
         champion=_predictions_on(context, champion, frame, days).select(shared).to_numpy(),
         serving=serving,
     )
     decision = decide(project, evidence)
-    if decision.promoted and against:
-        reason = "kept the champion: " + "; ".join(against)
+    if decision.promoted and objections:
+        reason = "kept the champion: " + "; ".join(objections)
         decision = replace(decision, promoted=False, reason=reason)
     others = [n for n in dict.fromkeys([*names, *theirs]) if n not in shared]
     if others:

@@ -1,4 +1,4 @@
-"""What a night's training found: runs, baselines, intervals."""
+"""The results of a night's training: runs, baselines and intervals."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import HeldOut
 from mtl_ranker.training.loop import Trained
 
-SMOOTHING = 20.0  # impressions at the mean rate that item popularity starts from
+SMOOTHING = 20.0  # prior impressions at the mean rate in an item's popularity
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRun:
-    """One training of a model, and what it predicts on the validation and test days [N, T].
-
-    `raw_prediction` is `test_prediction` before calibration, which was fitted on the validation
-    days.
+    """One training of a model, with its predictions and metrics.
 
     Attributes:
-        started, ended: when it was trained, seconds since 1970.
+        started, ended: when it was trained, in seconds since 1970.
+        validate_quality: blended quality on the validation days, by which the winner is chosen.
+        validate_prediction: [N, T] on the validation days.
+        raw_prediction: [N, T] on the test days, before calibration.
+        test_prediction: [N, T] on the test days.
+        metrics: on the test days.
     """
 
     name: str
@@ -62,11 +64,11 @@ class ModelRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """All trainings of a night and what was found on its held-out days.
+    """All trainings of a night and their results on its held-out days.
 
     Attributes:
-        baselines: name → metrics of predictions that need no model.
-        intervals: (model, objective) → the mean seed's quality.
+        baselines: name → metrics of predictions without a model.
+        intervals: (model, objective) → mean quality over seeds.
         gains: against the model that shares nothing, if there is one.
         label_correlation: [T, T] between labels of the training days.
         slices, off_policy: of the winner.
@@ -93,9 +95,9 @@ def qualities(
     by_model: Mapping[str, list[ModelRun]],
     held_out: HeldOut,
 ) -> dict[tuple[str, str], Resampled]:
-    """(model, objective) → its mean quality over seeds on the test days.
+    """(model, objective) → mean quality over seeds on the test days.
 
-    Users, and among several seeds the trainings, are resampled; the same users for all models.
+    Users, and with several seeds the trainings, are resampled; the same users for all models.
     """
     weights = user_draws(held_out.user, settings.bootstrap)
     return {
@@ -111,7 +113,7 @@ def qualities(
 
 
 def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict[str, Metrics]:
-    """What one gets without a model: the training mean, and the item's smoothed training mean."""
+    """Metrics of predictions without a model: the training mean, and each item's smoothed mean."""
     constant, popularity = [], []
     for task in tasks:
         label = pl.col(LABEL + task.name)

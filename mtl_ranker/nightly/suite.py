@@ -1,4 +1,4 @@
-"""One night's training: every model × seed on the same rows, and the choice of a winner."""
+"""A night's training: every model × seed on the same rows, and the choice of the winner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.drift import Drift, health
-from mtl_ranker.evaluation.metrics import quality_metric
+from mtl_ranker.evaluation.metrics import PredictedRows, quality_metric
 from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
@@ -33,17 +33,17 @@ from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import model_specs
 from mtl_ranker.training.process_pool import side_by_side
 
-WORTH_A_PROCESS = 200_000  # rows x epochs of one training
+PARALLEL_FROM = 200_000  # rows x epochs of one training
 
 
 def train_suite(
     context: Context, day: date, callbacks: Callbacks = Callbacks(), world: World = SINGLE_PROCESS
 ) -> Suite:
-    """Train every model × seed and evaluate it; the winner is chosen on validation, never on test.
+    """Train and evaluate every model × seed; the winner is chosen on validation, never on test.
 
-    With a `world` of several ranks every rank calls this, and each training is theirs together.
-
-    Raises ProjectError as `load_dataset` does, and for an unknown model setting.
+    With a `world` of several ranks every rank calls this, and each training is data-parallel over
+    them. Raises ProjectError as `load_dataset` does, for an unknown model setting, and for drift
+    beyond a failing threshold.
     """
     project, workspace = context.project, context.workspace
     model_specs(project)
@@ -65,9 +65,10 @@ def train_all(
     callbacks: Callbacks = Callbacks(),
     world: World = SINGLE_PROCESS,
 ) -> list[ModelRun]:
-    """Every model × seed, side by side where that pays (`training.jobs`, `training.threads`).
+    """Every model × seed, in parallel processes if that is faster (`training.jobs`).
 
-    With the same number of threads the results are the same, however many trainings run at a time.
+    With the same number of threads per training (`training.threads`) the results do not depend on
+    the number of processes.
     """
     contenders = [
         Contender(name, spec, seed)
@@ -75,27 +76,28 @@ def train_all(
         for seed in project.training.seeds
     ]
     available = cores()
-    wanted = project.training.jobs or (available if _worthwhile(project, dataset) else 1)
-    wanted = wanted if world.size == 1 else 1
-    processes = min(len(contenders), wanted)
+    jobs = project.training.jobs or (available if _parallel_is_faster(project, dataset) else 1)
+    jobs = jobs if world.size == 1 else 1
+    processes = min(len(contenders), jobs)
     threads = project.training.threads or max(1, available // processes)
     torch.set_num_threads(threads)
-    tell = [partial(callbacks.on_epoch, each.name, each.seed) for each in contenders]
+    on_epochs = [partial(callbacks.on_epoch, each.name, each.seed) for each in contenders]
     try:
         if processes > 1:
-            work = partial(train_model, project, dataset)
-            return side_by_side(work, list(zip(contenders, tell, strict=True)), processes, threads)
+            train = partial(train_model, project, dataset)
+            arguments = list(zip(contenders, on_epochs, strict=True))
+            return side_by_side(train, arguments, processes, threads)
         return [
             train_model(project, dataset, contender, on_epoch, world)
-            for contender, on_epoch in zip(contenders, tell, strict=True)
+            for contender, on_epoch in zip(contenders, on_epochs, strict=True)
         ]
     finally:
         torch.set_num_threads(project.training.threads or available)
 
 
-def _worthwhile(project: Project, dataset: Dataset) -> bool:
-    """Starting a process takes seconds; a small training less than that."""
-    return len(dataset.train) * project.training.epochs >= WORTH_A_PROCESS
+def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:
+    """Starting a process takes seconds, longer than a small training."""
+    return len(dataset.train) * project.training.epochs >= PARALLEL_FROM
 
 
 def _winner(
@@ -105,7 +107,11 @@ def _winner(
     callbacks: Callbacks,
     world: World,
 ) -> tuple[ModelRun, list[ModelRun]]:
-    """The best seed of the best model on validation, and what was made of it: with trees, refit."""
+    """The winner, and the runs derived from the best one: with trees, refit.
+
+    Chosen on validation: the best seed of the model with the best mean, with trees if they are
+    better, refit if `training.refit`.
+    """
     by_model = _by_model(runs)
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
     best = max(mean, key=lambda n: mean[n])
@@ -113,10 +119,10 @@ def _winner(
     improved = []
     if project.training.trees:
         callbacks.on_step(f"boosted trees beside {winner.name}")
-        joined = with_trees(project, dataset, winner)
-        improved.append(joined)
-        if joined.validate_quality > winner.validate_quality:
-            winner = joined
+        averaged = with_trees(project, dataset, winner)
+        improved.append(averaged)
+        if averaged.validate_quality > winner.validate_quality:
+            winner = averaged
     if project.training.refit:
         winner = refit(project, dataset, winner, callbacks, world)
         improved.append(winner)
@@ -124,13 +130,13 @@ def _winner(
 
 
 def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: ModelRun) -> Suite:
-    """All runs with their intervals, gains, slices, estimates and drift."""
+    """All runs, with the intervals, gains, slices, off-policy estimates and drift of the night."""
     tasks, held_out = dataset.tasks, dataset.held_out
     confidence = project.promotion.confidence
     quality = qualities(project.promotion, tasks, _by_model(runs), held_out)
     specs = model_specs(project)
     reference = next((name for name, spec in specs.items() if spec.unshared), None)
-    # Trees and more days are no comparison of sharing with the model that shares nothing.
+    # A run with trees or more training days differs from the reference by more than sharing.
     comparable = {key: value for key, value in quality.items() if key[0] in specs}
     measures = {task.name: quality_metric(task.kind) for task in tasks}
     names = [task.name for task in tasks]
@@ -140,7 +146,8 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         "test": winner.test_prediction,
     }
     blend_score = blended_score(project, winner.test_prediction)
-    divided = divide(held_out.frame, project.log.context, exposure_columns(project))
+    predicted = PredictedRows(held_out.labels, winner.test_prediction, held_out.user)
+    slices = divide(held_out.frame, project.log.context, exposure_columns(project))
     return Suite(
         days=dataset.days,
         tasks=tasks,
@@ -153,9 +160,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
             else []
         ),
         label_correlation=label_correlation(dataset.examples["train"].labels.numpy()),
-        slices=slice_metrics(
-            tasks, held_out.labels, winner.test_prediction, held_out.user, divided
-        ),
+        slices=slice_metrics(tasks, predicted, slices),
         off_policy=off_policy(project, held_out.frame, held_out.labels, blend_score),
         drift=health(project, dataset.frames, scores),
         held_out=held_out,
@@ -170,7 +175,7 @@ def _by_model(runs: list[ModelRun]) -> dict[str, list[ModelRun]]:
 
 
 def refuse_drift(drift: Drift) -> None:
-    """Raises ProjectError when a day crosses a failing threshold of `[drift]`."""
+    """Raises ProjectError if a day crosses a failing threshold of `[drift]`."""
     if drift.failures:
         raise ProjectError(
             "the data drifted too far to train on:\n  " + "\n  ".join(drift.failures)
@@ -178,13 +183,13 @@ def refuse_drift(drift: Drift) -> None:
 
 
 def blended_score(project: Project, prediction: np.ndarray) -> np.ndarray:
-    """The project's own blend of predictions [N, T], up to a monotone map: [N]."""
+    """The project's blend of predictions [N, T], up to a monotone map: [N]."""
     weights = list(project.blend_weights.values())
     return blended(project.scoring.blend, weights, prediction)
 
 
 def exposure_columns(project: Project) -> dict[str, str]:
-    """`user` and `item` → the feature of their impressions a day in the longest window."""
+    """`user` and `item` → the feature of their impressions per day in the longest window."""
     longest = project.features.windows[-1]
     return {
         who: f"{who}_daily_impressions_{longest}d"

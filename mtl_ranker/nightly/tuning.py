@@ -1,7 +1,7 @@
-"""Search a model's settings on the validation days: Optuna's TPE, pruned, resumable.
+"""Search of a model's settings on the validation days by Optuna's TPE, with pruning.
 
-The test days are never read. The first trial is what the project file says, so that the best of a
-search is never worse on validation than no search.
+The test days are never read. The first trial has the settings of the project file, so that the
+best trial is never worse on validation. A search with a storage can be resumed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from mtl_ranker.training.network import predict
 if TYPE_CHECKING:
     import optuna
 
-# What is searched of `[training]`.
+# The settings of `[training]` that are searched.
 TRAINING = ("batch_size", "learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a search: settings, validation quality (NaN where pruned), the epochs."""
+    """One training of a search.
+
+    Attributes:
+        training, model: settings of `[training]` and `[models.NAME]`.
+        quality: blended validation quality; NaN if pruned.
+    """
 
     number: int
     training: dict[str, Any]
@@ -40,7 +45,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """The best settings found so far, of all trials that this study ever made."""
+    """The best settings of all trials of a study, also of earlier searches.
+
+    Attributes:
+        training, model: settings of `[training]` and `[models.NAME]`.
+        quality: blended validation quality.
+        trials: all of them, pruned ones included.
+    """
 
     training: dict[str, Any]
     model: dict[str, Any]
@@ -51,12 +62,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a search goes on.
+    """The limits of a search.
 
     Attributes:
-        trials: trainings in all, those of an earlier, interrupted search of the same study
-            included.
-        seconds: no training starts after so many; None for no limit.
+        trials: trainings in all, including those of earlier searches of the same study.
+        seconds: no training starts after this time; None for no limit.
     """
 
     trials: int
@@ -65,12 +75,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Study:
-    """Where Optuna keeps the trials of a search.
+    """The model that is searched, and where Optuna stores its trials.
 
     Attributes:
-        storage: a database URL, in which a search can be resumed; None for memory.
+        model: NAME of a `[models.NAME]`.
+        name: of Optuna's study.
+        storage: a database URL, from which a search can be resumed; None for memory.
     """
 
+    model: str
     name: str = "tune"
     storage: str | None = None
     seed: int = 0
@@ -79,22 +92,21 @@ class Study:
 def tune(
     project: Project,
     dataset: Dataset,
-    name: str,
+    study: Study,
     budget: Budget,
-    study: Study = Study(),
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Search:
-    """Search `[models.NAME]` and the rates of `[training]` by mean validation AUC (or R²).
+    """Search the settings of a model and of `[training]` by the blended validation quality.
 
-    `on_trial` is told each training when it ends.
+    `on_trial` is called with each training when it ends.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    given = dict(project.models[name])
+    configured = dict(project.models[study.model])
 
     def objective(trial: optuna.Trial) -> float:
-        training, model = suggest(trial, project, given)
+        training, model = suggest(trial, project, configured)
         epochs: list[Epoch] = []
 
         def on_epoch(epoch: Epoch) -> None:
@@ -103,7 +115,7 @@ def tune(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        spec = make(f"models.{name}", model, len(dataset.tasks), project.features.groups)
+        spec = make(f"models.{study.model}", model, len(dataset.tasks), project.features.groups)
         settings = project.training.model_copy(update=training)
         try:
             quality = _quality(dataset, spec, settings, study.seed, on_epoch)
@@ -113,15 +125,15 @@ def tune(
         on_trial(Trial(trial.number, training, model, quality, False, epochs))
         return quality
 
-    search = open_study(project, name, study)
+    stored = open_study(project, study)
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    done = len(search.get_trials(deepcopy=False, states=finished))
+    done = len(stored.get_trials(deepcopy=False, states=finished))
     if done < budget.trials:
-        search.optimize(objective, n_trials=budget.trials - done, timeout=budget.seconds)
-    training, model = suggest(optuna.trial.FixedTrial(search.best_params), project, given)
-    every = search.get_trials(deepcopy=False, states=finished)
-    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in every)
-    return Search(training, model, float(search.best_value), len(every), pruned)
+        stored.optimize(objective, n_trials=budget.trials - done, timeout=budget.seconds)
+    training, model = suggest(optuna.trial.FixedTrial(stored.best_params), project, configured)
+    trials = stored.get_trials(deepcopy=False, states=finished)
+    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in trials)
+    return Search(training, model, float(stored.best_value), len(trials), pruned)
 
 
 def _quality(
@@ -131,7 +143,7 @@ def _quality(
     seed: int,
     on_epoch: Callable[[Epoch], None],
 ) -> float:
-    """Validation quality of one training."""
+    """Blended validation quality of one training."""
     validate = dataset.examples["validate"]
     design = Design(spec, dataset.encoder, dataset.tasks)
     rows, execution = Rows(dataset.train, validate), Execution(on_epoch)
@@ -142,11 +154,11 @@ def _quality(
     return blended_quality(dataset.tasks, metrics)
 
 
-def open_study(project: Project, name: str, study: Study) -> optuna.Study:
-    """The Optuna study, made if it is new: with the settings of the project file as first trial."""
+def open_study(project: Project, study: Study) -> optuna.Study:
+    """The Optuna study; a new one has the settings of the project file as its first trial."""
     import optuna
 
-    opened = optuna.create_study(
+    stored = optuna.create_study(
         study_name=study.name,
         storage=study.storage,
         load_if_exists=True,
@@ -154,16 +166,20 @@ def open_study(project: Project, name: str, study: Study) -> optuna.Study:
         sampler=optuna.samplers.TPESampler(seed=study.seed, n_startup_trials=8, multivariate=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     )
-    if not opened.get_trials(deepcopy=False):
-        opened.enqueue_trial(default_trial(project, project.models[name]))
-    return opened
+    if not stored.get_trials(deepcopy=False):
+        stored.enqueue_trial(default_trial(project, project.models[study.model]))
+    return stored
 
 
 def suggest(
-    trial: Any, project: Project, given: Mapping[str, Any]
+    trial: Any, project: Project, configured: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of `[training]` and of the model, as an Optuna trial (or a fixed one) says."""
-    now = default_trial(project, given)
+    """Settings of `[training]` and of the model from an Optuna trial (or a fixed one).
+
+    Args:
+        configured: the model's table in the project file.
+    """
+    now = default_trial(project, configured)
     training = {
         "batch_size": trial.suggest_categorical(
             "batch_size", sorted({512, 1024, 2048, now["batch_size"]})
@@ -175,7 +191,7 @@ def suggest(
             "weight_decay", *_around(now["weight_decay"], 1e-4, 0.3), log=True
         ),
     }
-    model = dict(given)
+    model = dict(configured)
     low, high = _around(now["dropout"], 0.0, 0.5)
     model["dropout"] = trial.suggest_float("dropout", low, high)
     model["embedding_dim"] = trial.suggest_categorical(
@@ -191,10 +207,10 @@ def suggest(
     return training, model
 
 
-def default_trial(project: Project, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the project file says, in the search's own terms."""
-    preset = given.get("preset", "")
-    spec = make("models.x", dict(given), len(project.objectives), project.features.groups)
+def default_trial(project: Project, configured: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the project file, by the names that the search gives them."""
+    preset = configured.get("preset", "")
+    spec = make("models.x", dict(configured), len(project.objectives), project.features.groups)
     hidden = list(spec.layers[-1].hidden)
     now: dict[str, Any] = {key: getattr(project.training, key) for key in TRAINING}
     now |= {"dropout": spec.dropout, "embedding_dim": spec.embedding_dim}
@@ -207,12 +223,12 @@ def default_trial(project: Project, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _around(now: Any, low: Any, high: Any) -> tuple[Any, Any]:
-    """The range, widened where the project file lies outside of it."""
+    """The range from low to high, widened to include `now`."""
     return min(low, now), max(high, now)
 
 
 def as_toml(project: Project, name: str, search: Search) -> str:
-    """The found settings as lines of a project file."""
+    """The best settings as lines of a project file."""
 
     def lines(settings: dict[str, Any]) -> str:
         return "\n".join(f"{key} = {_toml(value)}" for key, value in settings.items())

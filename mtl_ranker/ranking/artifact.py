@@ -1,4 +1,4 @@
-"""A ranker as a folder: encoder, weights, wiring and project file. No pickle anywhere."""
+"""A ranker saved as a folder: encoder, weights, architecture and project file, without pickle."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from mtl_ranker.ranking.calibration import Calibration
 from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.training.network import build_ranker
 
-PARTS = ("user", "item", "pair")  # in the order of models/pairs.py
+SIDES = ("user", "item", "pair")  # in the order of USER, ITEM and PAIR in models/pairs.py
 
 
 @dataclass(frozen=True)
 class PairItems:
-    """Items ready to be paired with users.
+    """V items, encoded and embedded once, to be paired with users.
 
     Attributes:
-        side: encoded and embedded.
-        tree_columns: which of the trees' columns are a user's, an item's, a pair's.
-        tree_numbers: the items' own of them [V, F_i].
+        side: the items' embedded features.
+        tree_columns: indices of the trees' input columns that belong to users, items and pairs.
+        tree_numbers: the items' values of theirs [V, F_i].
     """
 
     side: ItemSide
@@ -48,18 +48,24 @@ class PairItems:
 
 @dataclass(frozen=True)
 class RankerArtifact:
-    """Everything that turns raw feature rows into predictions and one blended score."""
+    """Everything that turns raw feature rows into predictions and one blended score.
+
+    Attributes:
+        trees: their predictions are averaged with the model's; None without trees.
+        sql: template name → text, by which its features were built; None in artifacts that were
+            saved without it.
+    """
 
     project: Project
     encoder: Encoder
     tasks: Sequence[Task]
     model: Ranker
     calibration: Calibration = field(default_factory=Calibration)
-    trees: Forest | None = None  # averaged with the model's predictions
-    sql: Mapping[str, str] | None = None  # template name → text, by which its features were built
+    trees: Forest | None = None
+    sql: Mapping[str, str] | None = None
 
     def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
-        """The same predictions blended by other weights; objectives not named weigh 1."""
+        """The same ranker with other blend weights; objectives without one get weight 1."""
         scoring = self.project.scoring.model_copy(update={"blend": how, "weights": dict(weights)})
         project = self.project.model_copy(update={"scoring": scoring})
         return replace(self, project=project)
@@ -67,25 +73,27 @@ class RankerArtifact:
     @property
     def columns(self) -> list[str]:
         """The raw feature columns that `predict` reads."""
-        by = [] if self.calibration.by is None else [self.calibration.by]
-        return list(dict.fromkeys([*self.encoder.columns, *by]))
+        surface = [] if self.calibration.by is None else [self.calibration.by]
+        return list(dict.fromkeys([*self.encoder.columns, *surface]))
 
     def save(self, folder: Path) -> Path:
-        """Write encoder, calibration and model as JSON, weights.safetensors and project.toml."""
+        """Write encoder, calibration and architecture as JSON, the weights, and project.toml."""
         folder.mkdir(parents=True, exist_ok=True)
         self.encoder.save(folder / "encoder.json")
         self.calibration.save(folder / "calibration.json")
         weights = {k: v.contiguous() for k, v in self.model.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
-        wiring = {
+        architecture = {
             "spec": asdict(self.model.spec),
             "tasks": [asdict(task) for task in self.tasks],
             "positions": self.model.positions,
         }
         if self.trees is not None:
             save_file(self.trees.state_dict(), folder / "trees.safetensors")
-            wiring["trees"] = {k: getattr(self.trees, k) for k in ("features", "trees", "depth")}
-        (folder / "model.json").write_text(json.dumps(wiring, indent=1), "utf-8")
+            architecture["trees"] = {
+                k: getattr(self.trees, k) for k in ("features", "trees", "depth")
+            }
+        (folder / "model.json").write_text(json.dumps(architecture, indent=1), "utf-8")
         (folder / "project.toml").write_text(self.project.source_text, "utf-8")
         if self.sql is not None:
             (folder / "sql.json").write_text(json.dumps(dict(self.sql), indent=1), "utf-8")
@@ -93,19 +101,20 @@ class RankerArtifact:
 
     @classmethod
     def load(cls, folder: Path) -> RankerArtifact:
+        """The ranker that `save` wrote, also by an earlier version of this package."""
         text = (folder / "project.toml").read_text("utf-8")
         project = parse_project(text, str(folder), rename=True)
         encoder = Encoder.load(folder / "encoder.json")
-        wiring = _renamed(json.loads((folder / "model.json").read_text("utf-8")))
-        tasks = [Task(**task) for task in wiring["tasks"]]
-        spec = RankerSpec.from_dict(wiring["spec"])
-        model = build_ranker(spec, encoder, tasks, wiring["positions"])
+        architecture = _renamed(json.loads((folder / "model.json").read_text("utf-8")))
+        tasks = [Task(**task) for task in architecture["tasks"]]
+        spec = RankerSpec.from_dict(architecture["spec"])
+        model = build_ranker(spec, encoder, tasks, architecture["positions"])
         model.load_state_dict(load_file(folder / "weights.safetensors"))
         model.eval()
         calibration = Calibration.load(folder / "calibration.json")
         trees = None
-        if "trees" in wiring:
-            trees = Forest(**wiring["trees"])
+        if "trees" in architecture:
+            trees = Forest(**architecture["trees"])
             trees.load_state_dict(load_file(folder / "trees.safetensors"))
             trees.eval()
         sql = folder / "sql.json"
@@ -113,26 +122,26 @@ class RankerArtifact:
         return cls(project, encoder, tasks, model, calibration, trees, texts)
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """One calibrated column per objective and `score`, for raw feature rows, in their order."""
+        """Calibrated predictions, a column per objective, and `score`, for N raw feature rows."""
         by = self.calibration.by
         surface = frame[by] if by in frame.columns else None
         return self._calibrated(self.uncalibrated(frame).to_numpy(), surface)
 
     @torch.inference_mode()
-    def items_of_pairs(self, items: pl.DataFrame, part: Mapping[str, str]) -> PairItems:
+    def items_of_pairs(self, items: pl.DataFrame, side_of: Mapping[str, str]) -> PairItems:
         """Items encoded and embedded once for `predict_pairs` of many users.
 
         Args:
-            items: V rows with their own features; the others may be missing.
-            part: of each feature: "user", "item" or "pair".
+            items: V rows with the features of items; columns of other features may be missing.
+            side_of: feature → "user", "item" or "pair".
         """
         names = [v.column for v in (*self.encoder.categoricals, *self.encoder.lists)]
-        parts = [PARTS.index(part[name]) for name in (*names, *self.encoder.numerics)]
+        sides = [SIDES.index(side_of[name]) for name in (*names, *self.encoder.numerics)]
         encoded = encoded_tensors(self.encoder.transform(self._padded(items)))
-        side = ItemSide(self.model.embedding, encoded, parts)
+        side = ItemSide(self.model.embedding, encoded, sides)
         # The trees read numbers, then categories.
-        of_column = torch.tensor([*parts[len(names) :], *parts[: encoded[0].shape[1]]])
-        columns = [(of_column == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
+        column_sides = torch.tensor([*sides[len(names) :], *sides[: encoded[0].shape[1]]])
+        columns = [(column_sides == s).nonzero().squeeze(1) for s in (USER, ITEM, PAIR)]
         return PairItems(
             side, columns, tree_numbers(encoded[0], encoded[2]).index_select(1, columns[ITEM])
         )
@@ -146,43 +155,45 @@ class RankerArtifact:
         user: np.ndarray,
         item: np.ndarray,
     ) -> pl.DataFrame:
-        """`predict` for many pairs of few users and items: the same values, several times faster.
+        """`predict` for N pairs of few users and items: the same values, several times faster.
 
         Args:
-            users: U rows with their own features; the others may be missing.
-            items: see `items_of_pairs`.
-            pairs: [N], the features that only a pair has, and the surface to calibrate by.
+            users: U rows with the features of users; columns of other features may be missing.
+            items: of `items_of_pairs`.
+            pairs: N rows with the features of pairs, and the surface to calibrate by.
             user, item: [N], each pair's row in `users` and `items`.
         """
         encoded = encoded_tensors(self.encoder.transform(self._padded(users)))
         sides = Sides(items.side, encoded)
-        own = [self.encoder.numerics[n] for n in items.side.pair_numbers]
-        numbers = torch.from_numpy(numeric_matrix(pairs, own))
-        users_of, items_of = (torch.from_numpy(np.asarray(i, np.int64)) for i in (user, item))
-        of_user = tree_numbers(encoded[0], encoded[2]).index_select(1, items.tree_columns[USER])
+        pair_numerics = [self.encoder.numerics[n] for n in items.side.pair_numbers]
+        numbers = torch.from_numpy(numeric_matrix(pairs, pair_numerics))
+        user_rows, item_rows = (torch.from_numpy(np.asarray(i, np.int64)) for i in (user, item))
+        user_numbers = tree_numbers(encoded[0], encoded[2]).index_select(
+            1, items.tree_columns[USER]
+        )
         order = torch.cat(items.tree_columns).argsort()
 
         def logits(rows: slice) -> Tensor:
-            row = PairInput(sides, users_of[rows], items_of[rows], numbers[rows])
-            return self.model.trace_row(row).logits
+            pair_input = PairInput(sides, user_rows[rows], item_rows[rows], numbers[rows])
+            return self.model.trace_row(pair_input).logits
 
-        def for_trees(rows: slice) -> Tensor:
-            one = of_user.index_select(0, users_of[rows])
-            other = items.tree_numbers.index_select(0, items_of[rows])
-            return torch.cat([one, other, numbers[rows]], 1).index_select(1, order)
+        def tree_inputs(rows: slice) -> Tensor:
+            of_user = user_numbers.index_select(0, user_rows[rows])
+            of_item = items.tree_numbers.index_select(0, item_rows[rows])
+            return torch.cat([of_user, of_item, numbers[rows]], 1).index_select(1, order)
 
-        values = self._predicted(logits, for_trees, len(user))
+        values = self._predicted(logits, tree_inputs, len(user))
         by = self.calibration.by
         return self._calibrated(values, pairs[by] if by in pairs.columns else None)
 
     def uncalibrated(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """What the network, and the trees with it, predict: one column per objective."""
+        """Predictions of the network and the trees before calibration: a column per objective."""
         values = self.raw(encoded_tensors(self.encoder.transform(frame)))
         return pl.DataFrame({task.name: values[:, t] for t, task in enumerate(self.tasks)})
 
     @torch.inference_mode()
     def raw(self, inputs: Inputs) -> np.ndarray:
-        """The same for encoded rows: [N, T]."""
+        """Predictions of encoded rows before calibration: [N, T]."""
         self.model.eval()
         return self._predicted(
             lambda rows: self.model(*(tensor[rows] for tensor in inputs)),
@@ -193,14 +204,18 @@ class RankerArtifact:
     def _predicted(
         self,
         logits: Callable[[slice], Tensor],
-        numbers: Callable[[slice], Tensor],
+        tree_inputs: Callable[[slice], Tensor],
         rows: int,
     ) -> np.ndarray:
-        def block(chosen: slice) -> Tensor:
-            found = predictions(logits(chosen), self.tasks, self.model.cutpoints)
-            return found if self.trees is None else averaged(found, self.trees(numbers(chosen)))
+        """Predictions [N, T] of `rows` rows, block by block."""
 
-        return torch.cat(in_blocks(block, rows, self.model.block_rows)).numpy()
+        def predict_block(block: slice) -> Tensor:
+            network = predictions(logits(block), self.tasks, self.model.cutpoints)
+            if self.trees is None:
+                return network
+            return averaged(network, self.trees(tree_inputs(block)))
+
+        return torch.cat(in_blocks(predict_block, rows, self.model.block_rows)).numpy()
 
     def _calibrated(self, values: np.ndarray, surface: pl.Series | None) -> pl.DataFrame:
         names = [task.name for task in self.tasks]
@@ -209,9 +224,9 @@ class RankerArtifact:
         return pl.DataFrame(columns).with_columns(blend(self.project).alias("score"))
 
     def _padded(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """With the encoder's other columns, missing everywhere."""
-        absent = [c for c in self.encoder.columns if c not in frame.columns]
-        return frame.with_columns(pl.lit(None).alias(c) for c in absent)
+        """The frame with null columns for the encoder's columns that it lacks."""
+        missing = [c for c in self.encoder.columns if c not in frame.columns]
+        return frame.with_columns(pl.lit(None).alias(c) for c in missing)
 
 
 class RegisteredRanker(NamedTuple):
@@ -225,7 +240,7 @@ class RegisteredRanker(NamedTuple):
         return model_context(context, self.artifact.project, self.artifact.sql)
 
 
-# Keys in `model.json` of earlier versions, whose models stay in the registry.
+# Keys in `model.json` of earlier versions, whose models may still be in a registry.
 RENAMED = {
     "after": "conditional_on",
     "apart": "unshared",
@@ -235,7 +250,7 @@ RENAMED = {
 
 
 def _renamed(value: Any) -> Any:
-    """The same content with the keys' names of today."""
+    """The same content with current keys."""
     if isinstance(value, dict):
         return {RENAMED.get(key, key): _renamed(inner) for key, inner in value.items()}
     return [_renamed(inner) for inner in value] if isinstance(value, list) else value

@@ -11,7 +11,7 @@ from mtl_ranker.config import Project
 
 
 def blend(project: Project) -> pl.Expr:
-    """Objectives to one score: Σ w·p, or Π p^w as exp Σ w·ln p (Zhao et al., RecSys 2019)."""
+    """The blended score as an expression over the objectives' columns: Σ w·p, or Π p^w."""
     weights = project.blend_weights
     if project.scoring.blend == "weighted_sum":
         return pl.sum_horizontal(pl.col(name) * weight for name, weight in weights.items())
@@ -20,7 +20,12 @@ def blend(project: Project) -> pl.Expr:
 
 
 def blended(how: str, weights: Sequence[float], prediction: np.ndarray) -> np.ndarray:
-    """One score a row: Σ w·p, or Π p^w as Σ w·ln p (the same order). prediction [N, T] → [N]."""
+    """One score per row: Σ w·p, or Σ w·ln p, which orders rows as Π p^w does.
+
+    Args:
+        how: weighted_sum or weighted_product.
+        prediction: [N, T].
+    """
     w = np.asarray(weights, np.float64)
     if how == "weighted_sum":
         return prediction.astype(np.float64) @ w

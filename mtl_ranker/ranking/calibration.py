@@ -1,7 +1,8 @@
-"""Predicted probabilities put right on validation rows: per objective, and per surface if asked.
+"""Calibration of predicted probabilities, per objective and optionally per surface.
 
-A map is fitted on rows that the weights were not trained on, travels inside the artifact as JSON
-and is applied before objectives are blended, so that a weighted sum adds true probabilities.
+A map is fitted on validation rows, on which the weights were not trained, is stored in the artifact
+as JSON and is applied before objectives are blended, so that a weighted sum adds calibrated
+probabilities.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Map:
     """A monotone map of log-odds to log-odds through the points (x, y).
 
     Attributes:
-        straight: one line through the two points (Platt 1999); otherwise the points are joined, and
-            the first and the last value go on beyond them (isotonic regression).
+        straight: one line through the two points (Platt 1999); otherwise linear interpolation
+            between the points and constant values beyond them (isotonic regression).
 
     >>> Map([-1.0, 1.0], [-2.0, 2.0], straight=True)(np.array([0.5])).tolist()
     [0.5]
@@ -40,7 +41,7 @@ class Map:
     straight: bool
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, of the shape given."""
+        """Calibrated probabilities, in the same shape."""
         p = np.clip(probability.astype(np.float64), TINY, 1 - TINY)
         z = np.log(p) - np.log1p(-p)
         if self.straight:
@@ -51,7 +52,7 @@ class Map:
         return 1.0 / (1.0 + np.exp(-z))
 
     def part(self, share: float) -> Map:
-        """A map that moves log-odds only so far towards where this one does.
+        """A map that moves log-odds only by `share` of the way that this one does.
 
         >>> Map([0.0, 1.0], [0.5, 2.5], straight=True).part(0.5)
         Map(x=[0.0, 1.0], y=[0.25, 1.75], straight=True)
@@ -62,13 +63,13 @@ class Map:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The maps of each binary objective, for every surface that had enough positives.
+    """The maps of each binary objective, and of each of its surfaces with enough positives.
 
     Attributes:
-        by: the context column that names the surface, or None for one map an objective.
+        by: the context column that holds the surface; None for one map per objective.
         everywhere: objective → map fitted on all rows.
         surfaces: objective → surface (as text) → map.
-        conditional_on: objective → the one it cannot exceed (chained objectives).
+        conditional_on: objective → the objective whose probability it cannot exceed.
     """
 
     by: str | None = None
@@ -79,30 +80,36 @@ class Calibration:
     def apply(
         self, names: Sequence[str], prediction: np.ndarray, surface: pl.Series | None
     ) -> np.ndarray:
-        """Calibrated predictions [N, T]; objectives without a map stay as they are."""
-        made = prediction.astype(np.float32, copy=True)
+        """Calibrated predictions [N, T]; objectives without a map are unchanged.
+
+        Args:
+            names: the objectives, one per column of `prediction` [N, T].
+            surface: [N], the values of column `by`.
+        """
+        calibrated = prediction.astype(np.float32, copy=True)
         text = None if self.by is None or surface is None else surface.cast(pl.String)
         for t, name in enumerate(names):
             if name not in self.everywhere:
                 continue
-            made[:, t] = self.everywhere[name](prediction[:, t])
-            for value, own in self.surfaces.get(name, {}).items():
+            calibrated[:, t] = self.everywhere[name](prediction[:, t])
+            for value, surface_map in self.surfaces.get(name, {}).items():
                 if text is not None:
                     rows = (text == value).fill_null(False).to_numpy()
-                    made[rows, t] = own(prediction[rows, t])
+                    calibrated[rows, t] = surface_map(prediction[rows, t])
         index = {name: t for t, name in enumerate(names)}
-        for t, name in enumerate(names):  # parents come first or are clipped by their own
+        for t, name in enumerate(names):
+            # All ancestors, as a parent in a later column is not clipped yet.
             for parent in _ancestors(name, self.conditional_on):
-                made[:, t] = np.minimum(made[:, t], made[:, index[parent]])
-        return made
+                calibrated[:, t] = np.minimum(calibrated[:, t], calibrated[:, index[parent]])
+        return calibrated
 
     def part(self, share: float) -> Calibration:
-        """Every map so far towards where it moves (`Map.part`)."""
+        """The calibration with `Map.part` of every map."""
         return replace(
             self,
-            everywhere={name: own.part(share) for name, own in self.everywhere.items()},
+            everywhere={name: m.part(share) for name, m in self.everywhere.items()},
             surfaces={
-                name: {value: own.part(share) for value, own in maps.items()}
+                name: {value: m.part(share) for value, m in maps.items()}
                 for name, maps in self.surfaces.items()
             },
         )
@@ -113,9 +120,9 @@ class Calibration:
     @classmethod
     def load(cls, path: Path) -> Calibration:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        everywhere = {name: Map(**own) for name, own in content["everywhere"].items()}
+        everywhere = {name: Map(**m) for name, m in content["everywhere"].items()}
         surfaces = {
-            name: {value: Map(**own) for value, own in maps.items()}
+            name: {value: Map(**m) for value, m in maps.items()}
             for name, maps in content["surfaces"].items()
         }
         chained = content.get("conditional_on", content.get("after", {}))  # "after" until 0.1
@@ -129,10 +136,10 @@ def fit_calibration(
     settings: Calibrating,
     surface: pl.Series | None = None,
 ) -> Calibration:
-    """Fit on validation rows.
+    """Fit the maps on N validation rows.
 
-    A surface with too few positives or negatives (`settings.min_positives`) takes the objective's
-    map of all rows; an objective with too few stays as it is.
+    A surface with too few positives or negatives (`settings.min_positives`) uses the objective's
+    map of all rows; an objective with too few is not calibrated.
 
     Args:
         labels, prediction: [N, T]; NaN = missing label.
@@ -156,8 +163,8 @@ def fit_calibration(
         for value in text.unique().drop_nulls().sort().to_list():
             rows = known & (text == value).fill_null(False).to_numpy()
             if _enough(labels[rows, t], settings.min_positives):
-                own = fit(labels[rows, t], prediction[rows, t])
-                surfaces.setdefault(task.name, {})[value] = own
+                surface_map = fit(labels[rows, t], prediction[rows, t])
+                surfaces.setdefault(task.name, {})[value] = surface_map
     chained = {t.name: t.conditional_on for t in tasks if t.conditional_on is not None}
     return Calibration(settings.by, everywhere, surfaces, chained)
 
@@ -166,20 +173,20 @@ def platt(label: np.ndarray, probability: np.ndarray) -> Map:
     """Logistic regression of the label on the predicted log-odds (Platt 1999)."""
     p = np.clip(probability.astype(np.float64), TINY, 1 - TINY)
     z = (np.log(p) - np.log1p(-p)).reshape(-1, 1)
-    # One pseudo-observation's worth of regularisation keeps a slope finite on separable rows.
+    # Weak L2 regularisation keeps the slope finite on separable rows.
     model = LogisticRegression(C=100.0, tol=1e-8, max_iter=200).fit(z, label > 0.5)
     slope, shift = float(model.coef_[0, 0]), float(model.intercept_[0])
-    slope = max(slope, 1e-3)  # never turn an order round
+    slope = max(slope, 1e-3)  # keeps the order of predictions
     return Map([0.0, 1.0], [shift, shift + slope], straight=True)
 
 
 def isotonic(label: np.ndarray, probability: np.ndarray) -> Map:
     """Isotonic regression of the label on the prediction (Zadrozny & Elkan, KDD 2002).
 
-    Its steps are joined by straight lines, and the ends kept off 0 and 1 by one row's weight.
+    The steps are interpolated linearly, and values are kept half a row away from 0 and 1.
     """
-    least = 0.5 / len(label)
-    model = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+    margin = 0.5 / len(label)
+    model = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip")
     model.fit(probability.astype(np.float64), label)
     x = np.clip(model.X_thresholds_, TINY, 1 - TINY)
     z = np.log(x) - np.log1p(-x)
@@ -188,14 +195,15 @@ def isotonic(label: np.ndarray, probability: np.ndarray) -> Map:
     return Map(z[keep].tolist(), (np.log(y) - np.log1p(-y))[keep].tolist(), straight=False)
 
 
-def _enough(label: np.ndarray, least: int) -> bool:
-    positive = int((label > 0.5).sum())
-    return min(positive, len(label) - positive) >= least
+def _enough(label: np.ndarray, min_positives: int) -> bool:
+    """Whether there are enough positives and as many negatives."""
+    positives = int((label > 0.5).sum())
+    return min(positives, len(label) - positives) >= min_positives
 
 
 def _ancestors(name: str, conditional_on: Mapping[str, str]) -> list[str]:
-    found = []
+    ancestors = []
     while name in conditional_on:
         name = conditional_on[name]
-        found.append(name)
-    return found
+        ancestors.append(name)
+    return ancestors

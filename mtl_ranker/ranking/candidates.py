@@ -1,4 +1,4 @@
-"""Candidate sets: given as Parquet, or made from the log."""
+"""Candidate sets: given as Parquet files, or generated from the log."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mtl_ranker.workspace import Workspace
 
 
 def prepared_candidates(context: Context, day: date, checked: bool = False) -> pl.LazyFrame:
-    """The candidate set of day D with the log's types, and with every context column.
+    """The candidate set of day D in the log's types, with every context column.
 
-    Raises ProjectError as `load_candidates` does, and for a value that has no such form; not for
-    rows that were `checked` before.
+    Raises ProjectError as `load_candidates` does, and for a value that cannot be cast; with
+    `checked` the rows are not validated again.
     """
     project, workspace = context.project, context.workspace
     candidates = load_candidates(context, day, checked)
@@ -33,10 +33,10 @@ def prepared_candidates(context: Context, day: date, checked: bool = False) -> p
 
 
 def load_candidates(context: Context, day: date, checked: bool = False) -> pl.LazyFrame:
-    """The candidate set of day D: given (folder of date=D or one file), or made from the log.
+    """The candidate set of day D: given (folder date=D or one file), or generated from the log.
 
-    Raises ProjectError when a given set is missing, unreadable or lacks a column, a user or an
-    item; with `checked` the rows are not looked at.
+    Raises ProjectError if a given set is missing or unreadable, or lacks a column, a user or an
+    item; with `checked` the rows are not validated again.
     """
     project, source = context.project, context.source
     given = project.scoring.candidates
@@ -57,26 +57,26 @@ def load_candidates(context: Context, day: date, checked: bool = False) -> pl.La
     renames = {project.log.user: "user_id", project.log.item: "item_id"}
     lazy = lazy.rename({c: r for c, r in renames.items() if c in columns and c != r})
     columns = lazy.collect_schema().names()
-    for key, own in (("user_id", project.log.user), ("item_id", project.log.item)):
+    for key, column in (("user_id", project.log.user), ("item_id", project.log.item)):
         if key not in columns:
             raise ProjectError(
-                f"{path}: column {own!r} (the {key.removesuffix('_id')}) is missing; "
+                f"{path}: column {column!r} (the {key.removesuffix('_id')}) is missing; "
                 f"it has: {', '.join(columns)}"
             )
     if checked:
         return lazy
-    empty = (
+    incomplete = (
         lazy.select(pl.col("user_id").null_count() + pl.col("item_id").null_count())
         .collect()
         .item()
     )
-    if empty:
-        raise ProjectError(f"{path}: {empty} rows lack a user or an item; allowed: none")
+    if incomplete:
+        raise ProjectError(f"{path}: {incomplete} rows lack a user or an item; allowed: none")
     return lazy
 
 
 def candidate_files(context: Context, day: date) -> list[Path]:
-    """The files of day D's given candidate set; empty when none is given or there."""
+    """The files of day D's given candidate set; empty if none is configured or found."""
     project, source = context.project, context.source
     if project.scoring.candidates is None:
         return []
@@ -88,26 +88,30 @@ def candidate_files(context: Context, day: date) -> list[Path]:
 
 
 def candidate_days(context: Context) -> list[date]:
-    """Days for which a candidate set was put into the folder of candidates, ascending."""
+    """Days with a candidate set in the folder `scoring.candidates`, ascending.
+
+    Raises ProjectError if it is not set, is no folder, or holds a folder that names no day.
+    """
     project, source = context.project, context.source
     if project.scoring.candidates is None:
         raise ProjectError("scoring.candidates: not set, so no new candidate sets can be found")
     folder = source.root / project.scoring.candidates
     if not folder.is_dir():
         raise ProjectError(f"{folder}: no folder of date=YYYY-MM-DD (scoring.candidates)")
-    found = []
-    for place in folder.glob("date=*"):
+    days = []
+    for partition in folder.glob("date=*"):
         try:
-            found.append(date.fromisoformat(place.name.removeprefix("date=")))
+            days.append(date.fromisoformat(partition.name.removeprefix("date=")))
         except ValueError as error:
-            raise ProjectError(f"{place}: expected date=YYYY-MM-DD") from error
-    return sorted(day for day in found if candidate_files(context, day))
+            raise ProjectError(f"{partition}: expected date=YYYY-MM-DD") from error
+    return sorted(day for day in days if candidate_files(context, day))
 
 
 def generate_candidates(context: Context, day: date) -> pl.LazyFrame:
-    """Active users of the last day before D × the items shown most on the last three days.
+    """Users of the last day before D × the items with most impressions on the last three days.
 
-    Context columns take each user's most frequent value of that day.
+    Context columns have each user's most frequent value of that day. Raises ProjectError if no
+    events before D are published.
     """
     project, workspace = context.project, context.workspace
     before = [d for d in workspace.days("events") if d < day]
@@ -115,20 +119,20 @@ def generate_candidates(context: Context, day: date) -> pl.LazyFrame:
         raise ProjectError(f"no events before {day} are published, so no candidates can be made")
     last = workspace.scan("events", before[-1:])
     recent = workspace.scan("events", [d for d in before if day - d <= timedelta(days=3)] or before)
-    usual = [pl.col(c).mode().sort().first() for c in project.log.context]
-    users = last.group_by("user_id").agg(pl.len().alias("seen"), *usual)
-    users = users.sort(["seen", "user_id"], descending=[True, False]).drop("seen")
+    modes = [pl.col(c).mode().sort().first() for c in project.log.context]
+    users = last.group_by("user_id").agg(pl.len().alias("impressions"), *modes)
+    users = users.sort(["impressions", "user_id"], descending=[True, False]).drop("impressions")
     if project.scoring.generated_users is not None:
         users = users.head(project.scoring.generated_users)
-    items = recent.group_by("item_id").agg(pl.len().alias("shown"))
-    items = items.sort(["shown", "item_id"], descending=[True, False]).drop("shown")
+    items = recent.group_by("item_id").agg(pl.len().alias("impressions"))
+    items = items.sort(["impressions", "item_id"], descending=[True, False]).drop("impressions")
     items = items.head(project.scoring.generated_items)
-    # Without an order kept, polars drops the sorts, and the same scores differ in their last bits.
+    # Without `maintain_order` polars drops the sorts; other blocks then change scores by rounding.
     return users.join(items, how="cross", maintain_order="left_right")
 
 
 def columns_read(project: Project) -> set[str]:
-    """What of a candidate set counts, if it is there."""
+    """The columns of a candidate set that are used if they exist."""
     entity_keys = {key for entity in project.features.entities for key in entity}
     return {"user_id", "item_id", *project.log.context, *feature_columns(project), *entity_keys}
 
@@ -140,24 +144,24 @@ def cast_keys(
     context: Sequence[str] = (),
     checked: bool = False,
 ) -> pl.LazyFrame:
-    """User, item and context in the log's own types.
+    """Candidates with user, item and context in the log's types.
 
-    Raises ProjectError for a value that has no such form, unless `checked`.
+    Raises ProjectError for a value that cannot be cast, unless `checked`.
     """
-    schema, found = _event_schema(workspace), candidates.collect_schema()
-    for key in ("user_id", "item_id", *(c for c in context if c in found)):
-        if schema[key] == found[key]:
+    events, given = _event_schema(workspace), candidates.collect_schema()
+    for key in ("user_id", "item_id", *(c for c in context if c in given)):
+        if events[key] == given[key]:
             continue
-        cast = pl.col(key).cast(schema[key], strict=False)
+        cast = pl.col(key).cast(events[key], strict=False)
         if checked:
             candidates = candidates.with_columns(cast)
             continue
-        lost = candidates.filter(pl.col(key).is_not_null() & cast.is_null()).select(key)
-        odd = lost.head(3).collect()[key].to_list()
-        if odd:
+        invalid = candidates.filter(pl.col(key).is_not_null() & cast.is_null()).select(key)
+        examples = invalid.head(3).collect()[key].to_list()
+        if examples:
             raise ProjectError(
-                f"candidates of {day}: column {key!r} is {found[key]} and holds {odd}, "
-                f"but it is {schema[key]} in the log"
+                f"candidates of {day}: column {key!r} is {given[key]} and holds {examples}, "
+                f"but it is {events[key]} in the log"
             )
         candidates = candidates.with_columns(cast)
     return candidates

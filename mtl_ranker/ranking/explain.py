@@ -1,4 +1,4 @@
-"""Why a pair scores what it scores: features as of the day, predictions, experts, blend, rank."""
+"""Explain the score of a user-item pair: features, predictions, experts, blend and rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtl_ranker.workspace import Workspace
 
 @dataclass(frozen=True)
 class Pair:
-    """A user and an item as given on the command line, with context columns as text."""
+    """A user and an item, with context columns, as text from the command line."""
 
     user: str
     item: str
@@ -33,14 +33,13 @@ class Explanation:
     """How the ranker scores one pair.
 
     Attributes:
-        features: raw features as of the day; None = not known.
+        features: raw features as of the day; None = missing.
         raw, predictions: per objective, before and after calibration.
-        contributions: objective → what it adds to the score: w·p, or w·ln p of a product.
-        experts: objective → the last layer's weights, expert by expert, native experts included.
-        effects: feature → change of the score when this feature is made missing, the largest
-            first.
-        rank: in the day's published ranking, None where it is not among the top k.
-        known_user, known_item: whether it occurs in the published events.
+        contributions: objective → its term of the score: w·p, or w·ln p of a product.
+        experts: objective → its weight on each expert of the last layer, native experts included.
+        effects: feature → score minus the score with this feature missing, largest first.
+        rank: in the day's published ranking; None if the pair is not among the top k.
+        known_user, known_item: whether the id occurs in the published events.
     """
 
     user: Any
@@ -60,10 +59,10 @@ class Explanation:
 
 
 def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -> Explanation:
-    """Follow one pair through features as of `day`, the model, and the blend.
+    """Score one pair with features as of `day`, and return every step.
 
     Context columns not given are missing, as in a candidate set without them. Raises ProjectError
-    for an id that cannot be one of the log's, and for an unknown context column.
+    for an id or context value that is not of the log's type, and for an unknown context column.
     """
     context, artifact = ranker.context(context), ranker.artifact
     project, workspace = context.project, context.workspace
@@ -132,16 +131,16 @@ def _candidate(project: Project, schema: pl.Schema, pair: Pair) -> pl.DataFrame:
 
 
 def _effects(artifact: RankerArtifact, row: pl.DataFrame, score: float) -> dict[str, float]:
-    """The score with everything, minus the score without one feature: all at once, a row each."""
+    """The score minus the score without one feature, for every feature that is not missing."""
     columns = artifact.columns
-    known = [c for c in columns if row[c][0] is not None]
-    many = pl.concat([row] * max(len(known), 1))
-    without = many.with_columns(
+    present = [c for c in columns if row[c][0] is not None]
+    copies = pl.concat([row] * max(len(present), 1))
+    ablated = copies.with_columns(
         pl.when(pl.int_range(pl.len()) == number).then(None).otherwise(pl.col(c)).alias(c)
-        for number, c in enumerate(known)
+        for number, c in enumerate(present)
     )
-    scores = artifact.predict(without)["score"].to_list()
-    effects = {c: score - scores[number] for number, c in enumerate(known)}
+    scores = artifact.predict(ablated)["score"].to_list()
+    effects = {c: score - scores[number] for number, c in enumerate(present)}
     return dict(sorted(effects.items(), key=lambda pair: -abs(pair[1])))
 
 

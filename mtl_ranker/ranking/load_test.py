@@ -1,4 +1,4 @@
-"""Does a saved ranker serve? Loaded in a fresh process, timed, and its scores compared.
+"""Load a saved ranker in a fresh process, compare its scores and measure its speed.
 
 Run as `python -m mtl_ranker.ranking.load_test FOLDER ROWS.parquet SCORES.parquet`.
 """
@@ -21,12 +21,13 @@ MEASURED_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Serving:
-    """What a fresh process found.
+    """The result of scoring with a saved ranker in a fresh process.
 
     Attributes:
+        megabytes: size of the artifact's files.
+        seconds_per_million: seconds to score a million raw feature rows, without loading: the
+            fastest of three runs of at least `MEASURED_ROWS` rows.
         failed: why it could not score, or how its scores differ, or None.
-        seconds_per_million: to score a million raw rows with features, without loading: the
-            fastest of three times at least `MEASURED_ROWS` rows.
     """
 
     megabytes: float
@@ -38,52 +39,47 @@ def try_serving(folder: Path, rows: pl.DataFrame, expected: pl.DataFrame) -> Ser
     """Score `rows` with the artifact in `folder` in a new Python process.
 
     Args:
-        rows: raw feature rows.
-        expected: what the model gave for them in this process.
+        rows: N raw feature rows.
+        expected: their predictions in this process.
     """
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
-    with tempfile.TemporaryDirectory() as place:
-        given, made = Path(place) / "rows.parquet", Path(place) / "scores.parquet"
-        rows.write_parquet(given)
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "mtl_ranker.ranking.load_test",
-                str(folder),
-                str(given),
-                str(made),
-            ],
+    with tempfile.TemporaryDirectory() as scratch:
+        input_file, output_file = Path(scratch) / "rows.parquet", Path(scratch) / "scores.parquet"
+        rows.write_parquet(input_file)
+        module = "mtl_ranker.ranking.load_test"
+        process = subprocess.run(
+            [sys.executable, "-m", module, str(folder), str(input_file), str(output_file)],
             capture_output=True,
             text=True,
             timeout=600,
         )
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            return Serving(size, 0.0, last)
-        scores = pl.read_parquet(made)
-    speed = json.loads(done.stdout.splitlines()[-1])["seconds_per_million"]
+        if process.returncode != 0:
+            last_line = (process.stderr.strip().splitlines() or ["no message"])[-1]
+            return Serving(size, 0.0, last_line)
+        scores = pl.read_parquet(output_file)
+    speed = json.loads(process.stdout.splitlines()[-1])["seconds_per_million"]
     failed = None
     if scores.columns != expected.columns or scores.height != expected.height:
-        failed = f"it gave {scores.shape} with {scores.columns} instead of {expected.shape}"
+        failed = f"it returned {scores.shape} with {scores.columns} instead of {expected.shape}"
     elif not np.allclose(scores.to_numpy(), expected.to_numpy(), rtol=1e-4, atol=1e-6):
         worst = float(np.abs(scores.to_numpy() - expected.to_numpy()).max())
         failed = f"its scores differ by up to {worst:.2g} from those in training"
     return Serving(size, speed, failed)
 
 
-def main(folder: str, rows: str, made: str) -> None:
+def main(folder: str, rows: str, scores: str) -> None:
+    """Score the file `rows` into the file `scores`; print the speed as JSON."""
     from mtl_ranker.ranking.artifact import RankerArtifact
 
     artifact, frame = RankerArtifact.load(Path(folder)), pl.read_parquet(rows)
-    artifact.predict(frame).write_parquet(made)
-    # What a call costs whatever its size must not be taken for the cost of a row.
+    artifact.predict(frame).write_parquet(scores)
+    # Few rows would measure the fixed cost of a call instead of the cost per row.
     many = pl.concat([frame] * -(-MEASURED_ROWS // max(frame.height, 1)))
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        start = time.perf_counter()
         artifact.predict(many)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     print(json.dumps({"seconds_per_million": 1e6 * min(seconds) / max(many.height, 1)}))
 
 

@@ -1,4 +1,4 @@
-"""Candidates in, ranked Parquet out: features as of day D, predictions, one score, a rank."""
+"""Rank a day's candidates: features as of day D, predictions, one score and a rank, as Parquet."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from mtl_ranker.workspace import Workspace, file_state, fingerprint
 
 ITEM_ROW = "row of the item"
 
-WINDOWS_FOR = 16  # blocks on each core, whose users' windows are held at a time
+BLOCKS_PER_CORE = 16  # of a part; the windows of a part's users are in memory at a time
 
 
 @dataclass(frozen=True)
 class Ranked:
+    """A published ranking: its file, and how many candidates, users and ranked rows."""
+
     path: Path
     candidates: int
     users: int
@@ -36,13 +38,15 @@ class Ranked:
 
 
 def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -> dict[str, str]:
-    """What decides the ranking of a day."""
-    own = ranker.artifact.project.digest("scoring")
+    """What a day's ranking depends on, by name; it is rebuilt when one of them changes."""
+    stored_blend = ranker.artifact.project.digest("scoring")
     context = ranker.context(context)
     states = [file_state(file) for file in candidate_files(context, day)]
     return {
         "model version": ranker.version,
-        "setting scoring and stored blend": fingerprint(context.project.digest("scoring"), own),
+        "setting scoring and stored blend": fingerprint(
+            context.project.digest("scoring"), stored_blend
+        ),
         "candidate set": fingerprint(*states),
         "aggregates of earlier days": history_fingerprint(context, day),
     }
@@ -50,7 +54,7 @@ def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -
 
 @dataclass(frozen=True)
 class RankingPart:
-    """Blocks of whole users that are ranked side by side, and the file of their ranking."""
+    """Blocks of whole users that are ranked in parallel, and the file of their ranking."""
 
     blocks: list[Block]
     file: Path
@@ -62,11 +66,11 @@ class RankingPart:
 
 @dataclass(frozen=True)
 class RankingPlan:
-    """How a day's candidates are ranked: one part after the other, here or on several machines.
+    """A day's candidates in parts, which are ranked one after the other or on several machines.
 
     Attributes:
-        made: what decides the ranking.
-        parts: their files lie aside until all are ranked.
+        made: the ranking's provenance (`rankings_provenance`).
+        parts: their files are published together once all are ranked.
     """
 
     day: date
@@ -82,7 +86,7 @@ class RankingPlan:
 def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> RankingPlan:
     """Divide a day's candidates into parts.
 
-    Raises ProjectError for candidates that cannot be read, and for an empty set.
+    Raises ProjectError for candidates that cannot be read and for an empty set.
     """
     context = ranker.context(context)
     project = context.project
@@ -91,13 +95,13 @@ def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> Ranki
     blocks = user_blocks(candidates, project.scoring.block_rows)
     if not blocks:
         raise ProjectError(f"the candidate set of {day} holds no rows")
-    made = rankings_provenance(context, ranker, day)
-    size = WINDOWS_FOR * min(len(blocks), cores())
-    grouped = [blocks[begin : begin + size] for begin in range(0, len(blocks), size)]
-    key = {**made, "project": project.digest(), "blocks": fingerprint(*blocks)}
+    provenance = rankings_provenance(context, ranker, day)
+    size = BLOCKS_PER_CORE * min(len(blocks), cores())
+    grouped = [blocks[start : start + size] for start in range(0, len(blocks), size)]
+    key = {**provenance, "project": project.digest(), "blocks": fingerprint(*blocks)}
     files = context.workspace.parts("rankings", day, key, len(grouped))
     parts = [RankingPart(*part) for part in zip(grouped, files, strict=True)]
-    return RankingPlan(day, ranker.version, made, parts)
+    return RankingPlan(day, ranker.version, provenance, parts)
 
 
 def score_day(
@@ -108,24 +112,24 @@ def score_day(
 ) -> Ranked:
     """Score and rank day D's candidates, keep each user's top k, publish rankings/date=D.
 
-    Unknown users and items are scored with what is known, never dropped. A pair that occurs twice
-    in the candidates is ranked once. Candidates are taken in blocks of whole users, so memory
+    Unknown users and items are scored with missing features, never dropped. A pair that occurs
+    twice in the candidates is ranked once. Candidates are read in blocks of whole users, so memory
     depends on `scoring.block_rows` and on the largest user's set, not on the number of candidates.
-    A killed run's finished parts are not ranked again.
+    Finished parts of an interrupted run are not ranked a second time.
 
-    `on_block` is told how many of how many candidates are done.
+    `on_block` is called with the number of candidates done and of all candidates.
     """
     plan = plan_scoring(context, ranker, day)
     done = 0
 
-    def tell(rows: int) -> None:
+    def count(rows: int) -> None:
         nonlocal done
         done += rows
         if on_block is not None:
             on_block(done, plan.candidates)
 
     for part in plan.parts:
-        rank_part(context, ranker, day, part, tell)
+        rank_part(context, ranker, day, part, count)
     return publish_ranking(context.workspace, plan)
 
 
@@ -136,23 +140,28 @@ def rank_part(
     part: RankingPart,
     on_block: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Rank one part of a plan into its file, unless an earlier attempt has."""
+    """Rank one part of a plan into its file, unless the file exists.
+
+    `on_block` is called with the candidates of each finished block. Raises ProjectError for
+    candidates without a feature column.
+    """
     if part.file.is_file():
         on_block(part.candidates)
         return
     context = ranker.context(context)
     project, artifact, blocks = context.project, ranker.artifact, part.blocks
-    everyone = prepared_candidates(context, day, checked=True)
-    # Read once: a candidate file need not lie in the order of users.
-    own = [c for c in everyone.collect_schema() if c in columns_read(project)]
-    candidates = joined(blocks).of(everyone).select(own).collect(engine="streaming")
+    all_candidates = prepared_candidates(context, day, checked=True)
+    used = [c for c in all_candidates.collect_schema() if c in columns_read(project)]
+    # One read for all blocks, as a candidate file need not be sorted by user.
+    candidates = joined(blocks).of(all_candidates).select(used).collect(engine="streaming")
     as_of = AsOf.build(context, candidates.lazy(), day)
     columns = as_of.join(candidates.lazy()).collect_schema()
-    absent = [c for c in feature_columns(project) if c not in columns]
-    if absent:
-        raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(absent)}")
+    missing = [c for c in feature_columns(project) if c not in columns]
+    if missing:
+        raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(missing)}")
     workers = min(len(blocks), cores())
-    threads, before = max(1, cores() // workers), torch.get_num_threads()
+    threads, threads_before = max(1, cores() // workers), torch.get_num_threads()
+    # Few items are embedded once for all blocks, many for each block.
     shared: CandidateItems | None = None
     keys = feature_sides(project, as_of.tables, candidates.columns).item_keys
     if candidates.select(keys).n_unique() <= project.scoring.block_rows // 4:
@@ -168,19 +177,19 @@ def rank_part(
     rankings = []
     try:
         with ThreadPoolExecutor(workers) as pool, fast_matmul():
-            # Several blocks at a time: each step of one leaves most of a machine idle.
+            # Several blocks at a time, as one block does not use all cores.
             for block, ranking in zip(blocks, pool.map(rank, blocks), strict=True):
                 rankings.append(ranking)
                 on_block(block.rows)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
     with context.workspace.staged(part.file) as temporary:
         version = pl.lit(ranker.version).alias("model_version")
         pl.concat(rankings).with_columns(version).write_parquet(temporary)
 
 
 def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:
-    """All parts as rankings/date=D."""
+    """Publish all parts of a plan as rankings/date=D."""
     path = workspace.publish_parts(
         "rankings", plan.day, [part.file for part in plan.parts], plan.made
     )
@@ -193,11 +202,12 @@ def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:
 
 @dataclass(frozen=True)
 class CandidateItems:
-    """Items of candidates with their features as of the day, ready to be paired with users.
+    """The items of candidates with their features as of the day.
 
     Attributes:
-        sides: which features are a user's, an item's, a pair's.
-        features: a row an item.
+        sides: which features belong to users, to items and to pairs.
+        features: a row per item.
+        ready: the items, encoded and embedded.
     """
 
     sides: FeatureSides
@@ -208,7 +218,7 @@ class CandidateItems:
 def with_items(
     artifact: RankerArtifact, as_of: AsOf, candidates: pl.DataFrame
 ) -> tuple[pl.DataFrame, CandidateItems]:
-    """Candidates with the row of each one's item (`ITEM_ROW`), and the items."""
+    """The candidates with column `ITEM_ROW`, the row of each one's item, and the items."""
     sides = feature_sides(as_of.project, as_of.tables, candidates.columns)
     rows, features = _side(as_of, candidates, sides, "item")
     ready = artifact.items_of_pairs(features, sides.features)
@@ -220,47 +230,49 @@ def _side(
 ) -> tuple[pl.Series, pl.DataFrame]:
     """Each candidate's row among the distinct users (or items), and their features."""
     keys = sides.user_keys if which == "user" else sides.item_keys
-    one = candidates.select(keys).unique(maintain_order=True).with_row_index("row")
+    entities = candidates.select(keys).unique(maintain_order=True).with_row_index("row")
     rows = candidates.select(keys).join(
-        one, on=keys, how="left", nulls_equal=True, maintain_order="left"
+        entities, on=keys, how="left", nulls_equal=True, maintain_order="left"
     )
-    tables = [name for name, of in sides.entities.items() if of == which]
-    return rows["row"], as_of.join(one.lazy(), tables).collect(engine="streaming").sort("row")
+    tables = [name for name, side in sides.entities.items() if side == which]
+    return rows["row"], as_of.join(entities.lazy(), tables).collect(engine="streaming").sort("row")
 
 
 def rank_block(
     artifact: RankerArtifact, as_of: AsOf, candidates: pl.DataFrame, items: CandidateItems
 ) -> pl.DataFrame:
-    """Features, predictions, score and rank of some users' candidates; each user's top k.
+    """Each user's top k candidates with predictions, score and rank.
 
-    The candidates, with no other columns than `columns_read`, and their items: of `with_items`.
+    Args:
+        candidates: of whole users, with columns of `columns_read` and `ITEM_ROW`.
+        items: theirs; both are of `with_items`.
     """
     sides, top = items.sides, as_of.project.scoring.top_k
     pairs = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
     user_row, users = _side(as_of, pairs, sides, "user")
-    tables = [name for name, of in sides.entities.items() if of == "pair"]
+    tables = [name for name, side in sides.entities.items() if side == "pair"]
     if tables:
-        # Keys that come from a user's or item's table are taken from the sides, once joined.
-        known = {}
+        # Keys from the user or item table are not columns of the candidates.
+        keys = {}
         for key in sides.pair_keys:
             if key in pairs.columns:
-                known[key] = pairs[key]
+                keys[key] = pairs[key]
             elif key in users.columns:
-                known[key] = users[key].gather(user_row)
+                keys[key] = users[key].gather(user_row)
             else:
-                known[key] = items.features[key].gather(pairs[ITEM_ROW])
-        rows = pl.DataFrame(known).with_row_index("row").lazy()
+                keys[key] = items.features[key].gather(pairs[ITEM_ROW])
+        rows = pl.DataFrame(keys).with_row_index("row").lazy()
         features = [c for e in as_of.entities if e.name in tables for c in e.features]
         windows = as_of.join_windows(rows, tables).select("row", *features)
-        of_pair = windows.collect(engine="streaming").sort("row").drop("row")
+        pair_features = windows.collect(engine="streaming").sort("row").drop("row")
     else:
-        of_pair = pl.DataFrame()
+        pair_features = pl.DataFrame()
     by = artifact.calibration.by
     surface = pairs.select(by) if by is not None and by in pairs.columns else pl.DataFrame()
     predicted = artifact.predict_pairs(
         users,
         items.ready,
-        pl.concat([of_pair, surface], how="horizontal"),
+        pl.concat([pair_features, surface], how="horizontal"),
         user_row.to_numpy(),
         pairs[ITEM_ROW].to_numpy(),
     )
@@ -269,7 +281,7 @@ def rank_block(
             [pairs.select("user_id", "item_id", *as_of.project.log.context), predicted],
             how="horizontal",
         )
-        # Few are left to sort: a user's k best, and whatever scores as the last of them does.
+        # Before sorting, keeps a user's k best and whatever has the score of the last of them.
         .filter(pl.col("score") >= pl.col("score").top_k(top).min().over("user_id"))
         .sort(["user_id", "score", "item_id"], descending=[False, True, False])
         .with_columns((pl.int_range(pl.len(), dtype=pl.Int32).over("user_id") + 1).alias("rank"))

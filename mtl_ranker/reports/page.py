@@ -1,4 +1,4 @@
-"""One self-contained HTML page per training: what to believe, what sharing did, who hears whom."""
+"""The HTML report of a training: promotion, quality, sharing, slices, drift, gates and experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
-from mtl_ranker.evaluation.pareto import PredictedRows, quality_of, try_weights
+from mtl_ranker.evaluation.metrics import PredictedRows
+from mtl_ranker.evaluation.pareto import quality_of, try_weights
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import ModelRun, Suite
@@ -23,9 +24,9 @@ from mtl_ranker.reports.tables import comparison_rows
 
 DECISION = "<!-- decision -->", "<!-- /decision -->"
 
-FRONT_TRIES = 60
+FRONT_TRIES = 60  # choices of weights
 
-# Readable on a light and on a dark page.
+# Readable on light and dark pages.
 NEUTRAL = "#7d8590"
 
 STYLE: dict[Any, Any] = {
@@ -40,7 +41,7 @@ STYLE: dict[Any, Any] = {
 
 
 def training_report(project: Project, suite: Suite) -> str:
-    """The page as text. It loads nothing from the network."""
+    """The report as self-contained HTML."""
     names = [task.name for task in suite.tasks]
     groups = {objective.name: objective.group for objective in project.objectives}
     return _template("report.html").render(
@@ -62,10 +63,11 @@ def training_report(project: Project, suite: Suite) -> str:
 def with_decision(
     page: str, decision: Decision, challenger: str, champion: str | None, confidence: float
 ) -> str:
-    """The same page with what `promote` found in its place; again gives the latest finding.
+    """The page with the promotion decision inserted, or replaced if it has one.
 
     Args:
-        champion: the version that was champion before.
+        challenger, champion: versions; champion is the one before the decision, None without one.
+        confidence: of the decision's intervals.
     """
     rows = [*(decision.differences or {}).items()]
     if decision.blended is not None:
@@ -83,13 +85,17 @@ def with_decision(
 
 
 def warnings_of(suite: Suite) -> list[str]:
-    """What the diagnosis of each training found, with its name; once, also where trees joined."""
+    """The warnings of each network's diagnosis, with the training's name.
+
+    A run with trees shares its network with another run and is left out.
+    """
     first = {id(run.trained): run for run in reversed(suite.runs)}
-    each = [run for run in suite.runs if first[id(run.trained)] is run]
-    return [f"{run.label}: {words}" for run in each for words in run.diagnosis.warnings]
+    networks = [run for run in suite.runs if first[id(run.trained)] is run]
+    return [f"{run.label}: {warning}" for run in networks for warning in run.diagnosis.warnings]
 
 
 def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
+    """A run with its pictures, for the template."""
     epochs = run.trained.epochs
     train = np.array([e.train_loss for e in epochs])
     validate = np.array([e.validate_loss for e in epochs])
@@ -108,7 +114,7 @@ def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
                 {"as trained": run.raw_prediction, "calibrated": run.test_prediction},
                 "",
             ),
-            f"Predicted against observed means of {run.label} on the test days in ten bins, "
+            f"Mean prediction and mean label of {run.label} in ten bins of the test rows, "
             f"before and after calibration, for {', '.join(names)}",
         ),
     ]
@@ -133,16 +139,16 @@ def _front(project: Project, suite: Suite) -> dict[str, str] | None:
         return None
     how, held_out = project.scoring.blend, suite.held_out
     rows = PredictedRows(held_out.labels, suite.winner.test_prediction, held_out.user)
-    now = quality_of(project, rows, project.blend_weights, how)
-    if np.isnan(now.engagement) or np.isnan(now.satisfaction):
+    current = quality_of(project, rows, project.blend_weights, how)
+    if np.isnan(current.engagement) or np.isnan(current.satisfaction):
         return None
     points = try_weights(project, rows, how, FRONT_TRIES)
     best = [p for p in points if p.best]
     return _picture(
-        lambda: plots.pareto_front(points, {"now": now}, ""),
+        lambda: plots.pareto_front(points, {"current": current}, ""),
         f"Satisfaction against engagement NDCG@10 of {len(points)} choices of weights, "
         f"{len(best)} of them on the front; the project's weights give "
-        f"{now.engagement:.4f} and {now.satisfaction:.4f}",
+        f"{current.engagement:.4f} and {current.satisfaction:.4f}",
     )
 
 
@@ -154,6 +160,7 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _health(names: list[str], suite: Suite) -> dict[str, str]:
+    """Rows and mean labels over the days of the split."""
     days = suite.drift.days
     curves = {"rows": {"rows": [float(d.rows) for d in days]}} | {
         f"mean of {n}": {n: [d.label_rates[n] for d in days]} for n in names
@@ -165,13 +172,14 @@ def _health(names: list[str], suite: Suite) -> dict[str, str]:
     )
 
 
-def _picture(draw: Callable[[], Figure], words: str) -> dict[str, str]:
+def _picture(draw: Callable[[], Figure], alternative: str) -> dict[str, str]:
+    """A figure as an inline SVG, with its alternative text."""
     with mpl.rc_context(STYLE):
         figure = draw()
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return {"source": f"data:image/svg+xml;base64,{data}", "words": words}
+    return {"source": f"data:image/svg+xml;base64,{data}", "alternative": alternative}
 
 
 def _span(days: list[Any]) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of a training, drawn with matplotlib's object interface (no display, no state)."""
+"""Figures of a training, with matplotlib's object interface (no display, no global state)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ def learning_curves(
     best_epochs: Sequence[int],
     title: str,
 ) -> Figure:
-    """Loss per objective over epochs; train and validate are [epochs, T]."""
+    """Loss of each of T objectives over epochs.
+
+    Args:
+        train, validate: [epochs, T].
+        best_epochs: [T], counted from 1.
+    """
     figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     epochs = np.arange(1, len(train) + 1)
@@ -36,9 +41,12 @@ def learning_curves(
 
 
 def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Figure:
-    """Cosine between each two objectives' gradients over epochs; cosine is [epochs, T, T].
+    """Cosine between the gradients of each two objectives over epochs.
 
-    Below zero, a step for one objective hurts the other.
+    Below zero, a step that reduces one objective's loss increases the other's.
+
+    Args:
+        cosine: [epochs, T, T].
     """
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axis = figure.subplots()
@@ -58,15 +66,22 @@ def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Fi
 def calibration(
     names: Sequence[str], labels: np.ndarray, predictions: Mapping[str, np.ndarray], title: str
 ) -> Figure:
-    """Observed against predicted in bins of equal rows; labels and each prediction are [N, T]."""
+    """Mean label against mean prediction in ten bins of equal numbers of rows.
+
+    Args:
+        labels: [N, T].
+        predictions: legend → [N, T].
+    """
     figure = Figure(figsize=(3.8 * len(names), 3.6), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for t, (axis, name) in enumerate(zip(axes, names, strict=True)):
         known = ~np.isnan(labels[:, t])
         top = 1e-6
-        for said, prediction in predictions.items():
+        for name_of_line, prediction in predictions.items():
             predicted, observed, _ = calibration_bins(labels[known, t], prediction[known, t])
-            axis.plot(predicted, observed, marker="o", markersize=4, label=f"{said}, 10 bins")
+            axis.plot(
+                predicted, observed, marker="o", markersize=4, label=f"{name_of_line}, 10 bins"
+            )
             top = max(top, 1.05 * predicted.max(), 1.05 * observed.max())
         axis.plot([0, top], [0, top], color="0.7", linestyle="--", label="perfect", zorder=0)
         axis.set(title=name, xlabel="predicted", ylabel="observed" if t == 0 else "")
@@ -77,7 +92,7 @@ def calibration(
 
 
 def gate_heatmap(names: Sequence[str], mean_gate: np.ndarray, title: str) -> Figure:
-    """Mean gate weight of each objective (row) on each expert (column); mean_gate is [T, E]."""
+    """Mean gate weight [T, E] of each objective (row) on each expert (column)."""
     objectives, experts = mean_gate.shape
     size = (1.6 + 0.75 * experts, 1.4 + 0.55 * objectives)
     figure = Figure(figsize=size, layout="constrained")
@@ -96,7 +111,11 @@ def gate_heatmap(names: Sequence[str], mean_gate: np.ndarray, title: str) -> Fig
 
 
 def pareto_front(points: Sequence[Point], marked: Mapping[str, Point], title: str) -> Figure:
-    """Engagement against satisfaction NDCG of every choice of weights, some of them named."""
+    """Engagement against satisfaction NDCG@10 of every choice of weights.
+
+    Args:
+        marked: legend → point to highlight.
+    """
     figure = Figure(figsize=(7.0, 5.0), layout="constrained")
     axis = figure.subplots()
     front = sorted((p for p in points if p.best), key=lambda p: p.engagement)
@@ -113,17 +132,17 @@ def pareto_front(points: Sequence[Point], marked: Mapping[str, Point], title: st
         [p.satisfaction for p in front],
         "o-",
         markersize=4,
-        label="front: none is better in both",
+        label="Pareto front",
     )
     for number, (name, point) in enumerate(marked.items()):
-        words = ", ".join(f"{n} {w:g}" for n, w in point.weights.items())
+        weights = ", ".join(f"{n} {w:g}" for n, w in point.weights.items())
         axis.plot(
             point.engagement,
             point.satisfaction,
             "*X^"[number % 3],
             markersize=13,
             color=f"C{number + 1}",
-            label=f"{name}: {words}",
+            label=f"{name}: {weights}",
         )
     axis.set(xlabel="engagement NDCG@10", ylabel="satisfaction NDCG@10")
     axis.legend(frameon=False, fontsize=8)
@@ -135,7 +154,11 @@ def pareto_front(points: Sequence[Point], marked: Mapping[str, Point], title: st
 def curves_over_days(
     days: Sequence[object], curves: Mapping[str, Mapping[str, Sequence[float]]], title: str
 ) -> Figure:
-    """A panel per measure, a line per policy: panel → policy → value of each day."""
+    """A panel per measure with a line per policy.
+
+    Args:
+        curves: measure → policy → value of each day.
+    """
     columns = min(len(curves), 4)
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(3.9 * columns, 3.0 * rows + 0.4), layout="constrained")
@@ -156,6 +179,7 @@ def curves_over_days(
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What a training found, as a table of objectives × models."""
+"""The results of a training as a table of objectives × models."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.table import Table
 from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.nightly.results import Suite
 
-LEAST = 4  # columns: objective, model, quality, interval
+MIN_COLUMNS = 4  # objective, model, quality, interval
 
-SHOWN = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
+METRICS = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
 
 
 def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
-    """One row per objective and model (baselines first), metrics averaged over seeds."""
+    """One row per objective and model, baselines first, with metrics averaged over seeds."""
     rows = []
     models = list(dict.fromkeys(run.name for run in suite.runs))
     for task in suite.tasks:
@@ -27,7 +27,7 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
             else:
                 seeds = [r.metrics[task.name] for r in suite.runs if r.name == name]
                 metrics = {k: float(np.mean([m[k] for m in seeds])) for k in seeds[0]}
-            found = suite.intervals.get((name, task.name))
+            interval = suite.intervals.get((name, task.name))
             quality = quality_metric(task.kind)
             rows.append(
                 {
@@ -35,17 +35,17 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
                     "model": name,
                     "measure": quality,
                     "quality": _number(metrics[quality]),
-                    "interval": f"[{found.low:.4f}, {found.high:.4f}]" if found else "",
-                    **{key: _number(metrics[key]) for key in SHOWN if key in metrics},
+                    "interval": f"[{interval.low:.4f}, {interval.high:.4f}]" if interval else "",
+                    **{key: _number(metrics[key]) for key in METRICS if key in metrics},
                 }
             )
     return rows
 
 
 def comparison_table(suite: Suite, width: int) -> Table:
-    """The same rows for a terminal so many characters wide; the winner on validation is marked.
+    """The same rows for a terminal of `width` characters, with the winner on validation marked.
 
-    Where it is too narrow for all, the last metrics are left out: half a number is none.
+    If they do not fit, the last metrics are left out, as rich would cut numbers.
     """
     winner = suite.winner.name
     days = suite.days
@@ -65,13 +65,14 @@ def comparison_table(suite: Suite, width: int) -> Table:
         [row["objective"] for row in rows],
         [marks.get(r["model"], r["model"]) for r in rows],
     ]
-    columns += [[row.get(key, "") for row in rows] for key in ("quality", "interval", *SHOWN)]
+    columns += [[row.get(key, "") for row in rows] for key in ("quality", "interval", *METRICS)]
     headings = ["objective", "model", "AUC|R²", "interval"]
     headings += ["GAUC", "NDCG@10", "log loss", "calib", "ECE"]
-    room, shown = width - 1, 0  # the frame; a column has a blank on each side and a divider
+    # The frame takes one character; each column has a blank on both sides and a divider.
+    room, shown = width - 1, 0
     for heading, cells in zip(headings, columns, strict=True):
         room -= 3 + max(len(text) for text in [heading, *cells])
-        if room < 0 and shown >= LEAST:
+        if room < 0 and shown >= MIN_COLUMNS:
             break
         table.add_column(heading, justify="left" if shown < 2 else "right", no_wrap=True)
         shown += 1

@@ -318,7 +318,8 @@ def with_trees(split: Split, tuned: Tuned, seeds: Sequence[int], most: int = 600
     test = tree_numbers(parts["test"].categorical, parts["test"].numeric)
     predictions = []
     for seed, prediction in zip(seeds, tuned.predictions, strict=True):
-        forest = fit_forest(split.tasks, parts["train"], most, seed, parts["validate"])
+        trees = [most] * len(split.tasks)
+        forest = fit_forest(split.tasks, parts["train"], trees, seed, parts["validate"])
         predictions.append(average(torch.from_numpy(prediction), forest(test)).numpy())
     seconds = tuned.seconds + time.perf_counter() - began
     return replace(tuned, name=f"{tuned.name}, trees", predictions=predictions, seconds=seconds)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear, RowInput
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import Ranker
-from mtl_ranker.training.replicas import Chunk, train_replicas
+from mtl_ranker.training.replicas import AdamSettings, Chunk, train_replicas
 
 MODELS = ("shared_bottom", "omoe", "mmoe")
 EXPERTS, UNITS, TOWER = 8, 16, 8  # section 5.2: eight experts of 16 units, towers of 8
@@ -164,8 +164,7 @@ def run_starts(
                     partial(build_model, model, units[model]),
                     partial(tasks.chunks, batch=starts.batch),
                     seeds,
-                    starts.steps,
-                    starts.learning_rate,
+                    AdamSettings(starts.steps, starts.learning_rate),
                     report,
                 )
                 ends[model].append(replicas.losses(x, y))

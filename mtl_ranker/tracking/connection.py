@@ -1,4 +1,4 @@
-"""Where MLflow keeps runs and models: a server, or SQLite in the workspace."""
+"""The connection to MLflow: a tracking server, or SQLite and files in the workspace."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtl_ranker.workspace import Workspace
 
 
 def connect(workspace: Workspace) -> str:
-    """Use $MLFLOW_TRACKING_URI, or SQLite and local files in the workspace."""
+    """Use $MLFLOW_TRACKING_URI, or SQLite in the workspace; returns the tracking URI."""
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -28,28 +28,31 @@ def connect(workspace: Workspace) -> str:
 
 
 def tracking_uri(workspace: Workspace) -> str:
+    """The URI of the workspace's SQLite database."""
     return f"sqlite:///{workspace.root.resolve() / 'mlflow.db'}"
 
 
 def create_database(workspace: Workspace) -> None:
-    """MLflow's SQLite database, made aside and moved into place whole.
+    """Create MLflow's SQLite database under a temporary name and move it into place.
 
-    A run killed while MLflow migrates a new database would leave one that nobody can open.
+    A run killed while MLflow migrates a new database would leave one that cannot be opened.
     """
     target = workspace.root / "mlflow.db"
     if target.is_file():
         return
     with tempfile.TemporaryDirectory() as folder, workspace.staged(target) as temporary:
-        fresh = Path(folder) / "fresh.db"
-        mlflow.MlflowClient(tracking_uri=f"sqlite:///{fresh}").search_experiments(max_results=1)
-        with closing(sqlite3.connect(fresh)) as database:
+        migrated = Path(folder) / "migrated.db"
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{migrated}").search_experiments(max_results=1)
+        with closing(sqlite3.connect(migrated)) as database:
             database.execute("vacuum into ?", (str(temporary),))
 
 
 def artifact_root(workspace: Workspace) -> str:
+    """The URI of the workspace's artifacts."""
     return (workspace.root.resolve() / "mlartifacts").as_uri()
 
 
 def page_address() -> str:
+    """The address of MLflow's pages: the server's, or that of `mtl-ranker ui`."""
     uri = mlflow.get_tracking_uri()
     return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"

@@ -16,12 +16,12 @@ from mtl_ranker.ranking.artifact import RankerArtifact
 
 SERVED = Path(__file__).with_name("served_model.py")
 
-# Our schema comes from the logged signature; MLflow warns that type hints could give one as well,
-# through filters of its own, so that only recording keeps it quiet.
+# The schema comes from the logged signature. MLflow warns about missing type hints and overrides
+# ignore filters, so the warning is recorded instead.
 with warnings.catch_warnings(record=True):
 
     class ServedRanker(PythonModel):
-        """`mlflow.pyfunc` view of a ranker: a DataFrame of raw feature rows to predictions."""
+        """A ranker as a pyfunc model: from a pandas frame of raw feature rows to predictions."""
 
         def load_context(self, context: Any) -> None:
             self.ranker = RankerArtifact.load(Path(context.artifacts["ranker"]))
@@ -32,10 +32,12 @@ with warnings.catch_warnings(record=True):
 
 
 def serve() -> None:
+    """Hand the model to MLflow, from `served_model.py`."""
     set_model(ServedRanker())
 
 
 def signature_of(artifact: RankerArtifact, example: pl.DataFrame) -> ModelSignature:
+    """Inputs by the columns of `example`, outputs per objective and `score`."""
     columns: list[Any] = []
     for name, dtype in example.schema.items():
         kind: Any = _kind(dtype)

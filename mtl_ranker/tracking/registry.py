@@ -1,4 +1,4 @@
-"""Experiments and registered models. The only module that imports mlflow."""
+"""Registered models: versions, the aliases challenger and champion, stored blends, freezes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FROZEN_TAG = "frozen"
 
 
 def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
-    """Register the suite's winner; it takes the alias `challenger`."""
+    """Register the suite's winner with the alias `challenger`."""
     winner = suite.winner
     example = suite.held_out.frame.head(5).select(winner.artifact.columns)
     with (
@@ -64,12 +64,15 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
 
 
 def record(context: Context, suite: Suite) -> tuple[Logged, ModelVersion, Path]:
-    """A training's report, runs and registered winner: where they lie."""
+    """Publish a training's report, log its runs and register its winner.
+
+    Returns the logged runs, the model version and the path of the report.
+    """
     project, workspace = context.project, context.workspace
-    marks = (workspace.published_fingerprint("examples", day) for day in suite.days.all)
+    fingerprints = (workspace.published_fingerprint("examples", day) for day in suite.days.all)
     page = training_report(project, suite)
     report = workspace.publish_file(f"reports/{suite.days.test[-1]}.html", page)
-    logged = log_suite(context, suite, fingerprint(*marks), page)
+    logged = log_suite(context, suite, fingerprint(*fingerprints), page)
     version = register(project, suite, logged)
     keep_columns(workspace, used_columns(project))
     set_ends(suite, logged)
@@ -97,9 +100,10 @@ def registered_model(project: Project) -> RegisteredModel | None:
 
 
 def load_artifact(project: Project, alias: str) -> RegisteredRanker:
-    """The model behind `models:/NAME@alias` and its version. Raises ProjectError without one.
+    """The model with an alias, and its version.
 
-    It blends by the choice stored with this version (`store_blend`), else by the project file.
+    It blends as stored with the version (`store_blend`), else as the project file says. Raises
+    ProjectError if no version has the alias.
     """
     version = alias_version(project, alias)
     if version is None:
@@ -111,7 +115,7 @@ def load_artifact(project: Project, alias: str) -> RegisteredRanker:
 
 
 def load_version(project: Project, version: str) -> RegisteredRanker:
-    """One model version, as `load_artifact`."""
+    """The model of a version, with its blend as in `load_artifact`."""
     artifact = RankerArtifact.load(artifact_folder(project, version))
     chosen = stored_blend(project, version)
     how, weights = chosen or (project.scoring.blend, _weights(project, artifact.project))
@@ -126,7 +130,7 @@ def _weights(tonight: Project, own: Project) -> dict[str, float]:
 
 
 def stored_blend(project: Project, version: str) -> tuple[str, dict[str, float]] | None:
-    """How this model version blends its objectives, if `mtl-ranker blend --store` chose it."""
+    """The blend and weights stored by `mtl-ranker blend --store`, or None."""
     tags = mlflow.MlflowClient().get_model_version(project.name, version).tags
     if BLEND_TAG not in tags:
         return None
@@ -135,20 +139,20 @@ def stored_blend(project: Project, version: str) -> tuple[str, dict[str, float]]
 
 
 def store_blend(project: Project, version: str, how: str, weights: Mapping[str, float]) -> None:
-    """Let this model version blend so from its next scoring on, without training."""
+    """Store a blend with a model version; it is used from the next scoring on."""
     content = json.dumps({"blend": how, "weights": dict(weights)})
     mlflow.MlflowClient().set_model_version_tag(project.name, version, BLEND_TAG, content)
 
 
 def artifact_folder(project: Project, version: str) -> Path:
-    """A model version's files on this machine, fetched if they lie elsewhere."""
+    """The local folder of a model version's files, downloaded if necessary."""
     uri = f"models:/{project.name}/{version}"
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=None))
     return folder / "artifacts" / "ranker"
 
 
 def record_decision(project: Project, version: str, decision: Decision) -> None:
-    """Set the champion alias when promoted; the sentence and the figures become tags either way."""
+    """Store the decision as tags of the version, and make it champion if it was promoted."""
     client = mlflow.MlflowClient()
     tags = {"promotion": decision.reason[:500], "promoted": str(decision.promoted).lower()}
     if decision.serving is not None:
@@ -161,47 +165,49 @@ def record_decision(project: Project, version: str, decision: Decision) -> None:
 
 
 def replace_report(project: Project, version: str, page: str) -> None:
-    """Log the training's HTML page anew, beside what the version's training logged."""
+    """Replace the HTML report in the MLflow run of the version's training."""
     client = mlflow.MlflowClient()
     run_id = client.get_model_version(project.name, version).run_id
     if run_id is None:
-        return  # a version that was registered by hand
+        return  # registered without a run
     run = client.get_run(run_id)
     client.log_text(run.data.tags["mlflow.parentRunId"], page, "report.html")
 
 
 def champions(project: Project) -> list[str]:
-    """Versions that were champion, oldest first; the last one is the champion now."""
+    """Versions that were champion, oldest first; the last one is the current champion."""
     champion = alias_version(project, "champion")
     if champion is None:
         return []
     tags = mlflow.MlflowClient().get_registered_model(project.name).tags
-    known = json.loads(tags.get(CHAMPIONS_TAG, "[]"))
-    return known if known and known[-1] == champion else [*known, champion]
+    versions = json.loads(tags.get(CHAMPIONS_TAG, "[]"))
+    return versions if versions and versions[-1] == champion else [*versions, champion]
 
 
 def roll_back(project: Project, dry_run: bool = False) -> tuple[str, str]:
-    """Give `champion` back to the version that had it before: (from, to).
+    """Make the previous champion the champion; returns the current and the previous version.
 
-    With `dry_run` only says which. Raises ProjectError when there is none before.
+    With `dry_run` nothing is changed. Raises ProjectError if there is no previous champion.
     """
-    known = champions(project)
-    if len(known) < 2:
-        have = f"version {known[0]} is the only one so far" if known else "there is no champion"
-        raise ProjectError(f"{project.name}: nothing to roll back to; {have}")
-    left, back = known[-1], known[-2]
+    versions = champions(project)
+    if len(versions) < 2:
+        reason = (
+            f"version {versions[0]} is the only one so far" if versions else "there is no champion"
+        )
+        raise ProjectError(f"{project.name}: nothing to roll back to; {reason}")
+    current, previous = versions[-1], versions[-2]
     if dry_run:
-        return left, back
+        return current, previous
     client = mlflow.MlflowClient()
-    client.set_model_version_tag(project.name, left, "rolled_back", "true")
-    _set_champions(project, known[:-1])
-    return left, back
+    client.set_model_version_tag(project.name, current, "rolled_back", "true")
+    _set_champions(project, versions[:-1])
+    return current, previous
 
 
 def freeze(project: Project, reason: str | None) -> str:
-    """Keep the champion whatever a challenger shows (with a reason), or stop keeping it (None).
+    """Freeze the champion with a reason, or end a freeze with None; returns its version.
 
-    Returns the champion's version. Raises ProjectError without a champion.
+    A frozen champion is not replaced by a challenger. Raises ProjectError without a champion.
     """
     version = alias_version(project, "champion")
     if version is None:
@@ -216,16 +222,16 @@ def freeze(project: Project, reason: str | None) -> str:
 
 
 def frozen(project: Project) -> str | None:
-    """Why the champion is frozen, or None."""
+    """The reason of the champion's freeze, or None."""
     model = registered_model(project)
     return None if model is None else model.tags.get(FROZEN_TAG)
 
 
-def _set_champions(project: Project, known: list[str]) -> None:
+def _set_champions(project: Project, versions: list[str]) -> None:
     client = mlflow.MlflowClient()
-    client.set_registered_model_tag(project.name, CHAMPIONS_TAG, json.dumps(known[-50:]))
-    client.set_registered_model_alias(project.name, "champion", known[-1])
-    if len(known) > 1:
-        client.set_registered_model_alias(project.name, "previous_champion", known[-2])
+    client.set_registered_model_tag(project.name, CHAMPIONS_TAG, json.dumps(versions[-50:]))
+    client.set_registered_model_alias(project.name, "champion", versions[-1])
+    if len(versions) > 1:
+        client.set_registered_model_alias(project.name, "previous_champion", versions[-2])
     elif alias_version(project, "previous_champion") is not None:
         client.delete_registered_model_alias(project.name, "previous_champion")

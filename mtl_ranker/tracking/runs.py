@@ -29,7 +29,12 @@ from mtl_ranker.workspace import Workspace
 
 @dataclass(frozen=True)
 class Logged:
-    """Where a training lies in MLflow."""
+    """A training, search or study in MLflow.
+
+    Attributes:
+        run_id: of the parent run.
+        child_runs: name → run id.
+    """
 
     run_id: str
     experiment_id: str
@@ -37,7 +42,7 @@ class Logged:
 
     @property
     def link(self) -> str:
-        """The experiment's page, in the view for models (MLflow opens on language models')."""
+        """The experiment's page, in the view for machine learning (the default is for LLMs)."""
         page = f"{page_address()}/#/experiments/{self.experiment_id}/runs"
         return f"{page}?workflowType=machine_learning"
 
@@ -50,10 +55,13 @@ class Logged:
 
 
 def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logged:
-    """A parent run for the training and a child run per model × seed, with plots and tables.
+    """Log a training as a parent run with a child run per model × seed, with plots and tables.
 
-    Runs begin when their training began; `set_ends` ends them when it ended. `report` is the
-    training's HTML page (`reports/page.py`).
+    Runs have the start times of their trainings; `set_ends` sets the end times.
+
+    Args:
+        digest: of the examples.
+        report: the HTML report (`reports/page.py`).
     """
     project, workspace = context.project, context.workspace
     experiment_id = _experiment(project.name, workspace)
@@ -73,10 +81,10 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logge
         mlflow.log_dict(_sharing(suite), "sharing.json")
         mlflow.log_table(_comparison(suite), "comparison.json")
         details = {
-            "slices": [asdict(each) for each in suite.slices],
-            "off_policy": [asdict(each) for each in suite.off_policy],
+            "slices": [asdict(part) for part in suite.slices],
+            "off_policy": [asdict(estimate) for estimate in suite.off_policy],
             "drift_warnings": suite.drift.warnings,
-            "days": [asdict(each) | {"day": str(each.day)} for each in suite.drift.days],
+            "days": [asdict(health) | {"day": str(health.day)} for health in suite.drift.days],
         }
         mlflow.log_dict(_plain_numbers(details), "slices.json")
         for name, metrics in suite.baselines.items():
@@ -85,15 +93,15 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logge
             )
         mlflow.set_tags({"winner": suite.winner.name, "winner_seed": suite.winner.seed})
         for run in suite.runs:
-            own = tags | {MLFLOW_PARENT_RUN_ID: parent}
-            with _run_started(experiment_id, run.label, own, run.started) as child:
+            child_tags = tags | {MLFLOW_PARENT_RUN_ID: parent}
+            with _run_started(experiment_id, run.label, child_tags, run.started) as child:
                 children[run.label] = child
                 _log_run(project, suite, run, span)
     return Logged(parent, experiment_id, children)
 
 
 def set_ends(suite: Suite, logged: Logged) -> None:
-    """End each run of a suite when its training ended, not when it was logged."""
+    """End each run of a suite at the time when its training ended."""
     client = mlflow.MlflowClient()
     for run in suite.runs:
         client.set_terminated(logged.child_runs[run.label], end_time=round(1_000 * run.ended))
@@ -104,45 +112,49 @@ def set_ends(suite: Suite, logged: Logged) -> None:
 def _run_started(
     experiment_id: str, name: str, tags: Mapping[str, str], started: float
 ) -> Iterator[str]:
-    """A new active run that began at `started`, seconds since 1970; its id."""
-    own = {MLFLOW_USER: getuser(), MLFLOW_SOURCE_NAME: "mtl-ranker"} | dict(tags)
+    """A new active run with start time `started`, in seconds since 1970; yields its id."""
+    all_tags = {MLFLOW_USER: getuser(), MLFLOW_SOURCE_NAME: "mtl-ranker"} | dict(tags)
     milliseconds = round(1_000 * started)
     client = mlflow.MlflowClient()
-    run_id = client.create_run(experiment_id, milliseconds, own, name).info.run_id
+    run_id = client.create_run(experiment_id, milliseconds, all_tags, name).info.run_id
     with mlflow.start_run(run_id=run_id, nested=True):
         yield run_id
 
 
-def log_study(
-    workspace: Workspace,
-    name: str,
-    params: Mapping[str, Any],
-    runs: Mapping[str, Mapping[str, float]],
-    figures: Mapping[str, Figure],
-    content: Mapping[str, Any],
-) -> Logged:
-    """A study as an experiment `study-NAME`: a parent run with pictures, a child run per model.
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """What is logged of a study.
 
-    Args:
+    Attributes:
         params: of the whole study.
         runs: child run's name → metrics.
-        figures: file name → picture.
-        content: all figures, stored as `study.json`.
+        figures: file name → figure.
+        content: all results, stored as `study.json`.
     """
-    experiment_id = _experiment(f"study-{name}", workspace)
+
+    name: str
+    params: Mapping[str, Any]
+    runs: Mapping[str, Mapping[str, float]]
+    figures: Mapping[str, Figure]
+    content: Mapping[str, Any]
+
+
+def log_study(workspace: Workspace, study: StudyRecord) -> Logged:
+    """Log a study to the experiment `study-NAME`: a parent run, and a child run per model."""
+    experiment_id = _experiment(f"study-{study.name}", workspace)
     children = {}
     tags = {"git_commit": _git_commit(), "mtl_ranker": __version__}
-    with mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=tags) as parent:
-        mlflow.log_params(dict(params))
-        mlflow.log_dict(_plain_numbers(dict(content)), "study.json")
-        for file, figure in figures.items():
+    with mlflow.start_run(experiment_id=experiment_id, run_name=study.name, tags=tags) as parent:
+        mlflow.log_params(dict(study.params))
+        mlflow.log_dict(_plain_numbers(dict(study.content)), "study.json")
+        for file, figure in study.figures.items():
             mlflow.log_figure(figure, f"plots/{file}")
-        for child_name, metrics in runs.items():
+        for child_name, metrics in study.runs.items():
             with mlflow.start_run(
                 experiment_id=experiment_id, run_name=child_name, nested=True, tags=tags
             ) as child:
                 children[child_name] = child.info.run_id
-                mlflow.log_params(dict(params))
+                mlflow.log_params(dict(study.params))
                 mlflow.log_metrics({k: v for k, v in metrics.items() if not np.isnan(v)})
     return Logged(parent.info.run_id, experiment_id, children)
 
@@ -151,9 +163,10 @@ def log_study(
 def tuning_run(
     context: Context, name: str, params: Mapping[str, Any], run_id: str | None
 ) -> Iterator[tuple[Logged, Callable[[Trial], None]]]:
-    """A parent run for a search; the function it gives logs each trial as a nested run.
+    """A parent run for a search, and a function that logs a trial as a nested run.
 
-    `run_id` continues the parent of an interrupted search.
+    Args:
+        run_id: the parent run of the search to resume; None for a new one.
     """
     experiment_id = _experiment(context.project.name, context.workspace)
     tags = {"git_commit": _git_commit(), "mtl_ranker": __version__, "tuning": name}
@@ -182,21 +195,22 @@ def tuning_run(
 
 
 def log_search(search: Search, toml: str) -> None:
-    """What a search found, on the running parent run."""
+    """Log the result of a search to the active parent run."""
     mlflow.log_metric("validate_quality", search.quality)
     mlflow.set_tags({"trials": search.trials, "pruned": search.pruned})
     mlflow.log_text(toml, "best.toml")
 
 
 def _experiment(name: str, workspace: Workspace) -> str:
-    found = mlflow.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    # Without a kind, the page opens on dashboards for language models.
+    """The id of an experiment, which is created if it is missing."""
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is not None:
+        return experiment.experiment_id
+    # Without a kind, MLflow shows the dashboards for language models first.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     local = mlflow.get_tracking_uri().startswith("sqlite")
-    place = artifact_root(workspace) if local else None
-    return mlflow.create_experiment(name, artifact_location=place, tags=tags)
+    location = artifact_root(workspace) if local else None
+    return mlflow.create_experiment(name, artifact_location=location, tags=tags)
 
 
 def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
@@ -302,9 +316,9 @@ def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def _git_commit() -> str:
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip()
+    return process.stdout.strip()

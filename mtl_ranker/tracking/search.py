@@ -1,4 +1,4 @@
-"""A search for better settings, recorded in MLflow and resumed after an interruption."""
+"""A search of settings that is recorded in MLflow and can be resumed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mtl_ranker.workspace import fingerprint
 
 @dataclass(frozen=True)
 class RecordedSearch:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        study: Optuna's name of it.
+        study: name of Optuna's study.
         toml: the best settings as lines of a project file.
         link: its page in MLflow.
     """
@@ -30,18 +30,30 @@ class RecordedSearch:
     link: str
 
 
+@dataclass(frozen=True)
+class SearchCallbacks:
+    """Functions called with the progress of a search.
+
+    Attributes:
+        on_start: called with the number of trials of earlier searches.
+        on_trial: called with each new trial.
+    """
+
+    on_start: Callable[[int], None] = lambda trials: None
+    on_trial: Callable[[Trial], None] = lambda trial: None
+
+
 def run_search(
     context: Context,
     day: date,
     name: str,
     budget: Budget,
-    on_trial: Callable[[Trial], None] = lambda trial: None,
-    on_start: Callable[[int], None] = lambda trials: None,
+    callbacks: SearchCallbacks = SearchCallbacks(),
 ) -> RecordedSearch:
-    """Search `[models.NAME]` on the split that ends with D; called again, it is resumed.
+    """Search the settings of `[models.NAME]` on the split that ends with D.
 
-    `on_start` is told how many trials an earlier search made, `on_trial` each new one. Raises
-    ProjectError for an unknown model, and as `load_dataset` does.
+    A second call with the same settings and data resumes the search. Raises ProjectError for an
+    unknown model, and as `load_dataset` does.
     """
     project, workspace = context.project, context.workspace
     if name not in project.models:
@@ -51,30 +63,33 @@ def run_search(
     connection.connect(workspace)
     dataset = load_dataset(context, day)
     days = dataset.days
-    marks = [workspace.published_fingerprint("examples", d) for d in [*days.train, *days.validate]]
+    fingerprints = [
+        workspace.published_fingerprint("examples", d) for d in [*days.train, *days.validate]
+    ]
     settings = project.digest("objectives", "features", "training")
-    digest = fingerprint(settings, project.models[name], *marks)[:12]
+    digest = fingerprint(settings, project.models[name], *fingerprints)[:12]
     study = Study(
+        name,
         f"{project.name} {name} {day} {digest}",
         f"sqlite:///{workspace.root.resolve() / 'optuna.db'}",
     )
-    # The study knows its MLflow run before the first trial, so that a killed search finds it again.
-    record = open_study(project, name, study)
-    parent = record.user_attrs.get("mlflow_run")
-    on_start(sum(t.state.is_finished() for t in record.get_trials(deepcopy=False)))
+    # The study stores its MLflow run before the first trial, so that a killed search is resumed.
+    stored = open_study(project, study)
+    parent = stored.user_attrs.get("mlflow_run")
+    callbacks.on_start(sum(t.state.is_finished() for t in stored.get_trials(deepcopy=False)))
     params = {
         "model": name,
         "train_days": f"{days.train[0]}..{days.train[-1]}",
         "validate_days": f"{days.validate[0]}..{days.validate[-1]}",
     }
     with runs.tuning_run(context, name, params, parent) as (logged, log_trial):
-        record.set_user_attr("mlflow_run", logged.run_id)
+        stored.set_user_attr("mlflow_run", logged.run_id)
 
         def record_trial(trial: Trial) -> None:
             log_trial(trial)
-            on_trial(trial)
+            callbacks.on_trial(trial)
 
-        search = tune(project, dataset, name, budget, study, record_trial)
+        search = tune(project, dataset, study, budget, record_trial)
         text = as_toml(project, name, search)
         runs.log_search(search, text)
     return RecordedSearch(search, study.name, text, logged.link)

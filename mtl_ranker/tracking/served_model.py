@@ -1,4 +1,4 @@
-"""MLflow runs this file to rebuild the model ("models from code"): nothing is pickled."""
+"""MLflow runs this file to load the model ("models from code"), so nothing is pickled."""
 
 from mtl_ranker.tracking.pyfunc import serve
 

@@ -1,7 +1,7 @@
-"""How the objectives' losses become one gradient. Each class is one published method.
+"""Loss balancing: methods that combine the objectives' losses into one gradient.
 
-A method is made from the model, the objectives' weights [T], and their base losses [T]: those of
-always predicting the training means.
+A balancer is constructed from the model, the objectives' weights [T], and their base losses [T],
+the losses of predicting the training means. T objectives.
 """
 
 from __future__ import annotations
@@ -16,17 +16,25 @@ from mtl_ranker.models.ranker import Ranker
 
 
 class Balancer(Protocol):
-    """Turns losses [T] and a penalty into gradients on the model's parameters."""
+    """A method of loss balancing.
 
-    parameters: list[Tensor]  # of the method itself, for the optimiser
+    Attributes:
+        parameters: learned by the method itself, for the optimiser.
+    """
 
-    def state(self) -> dict[str, Tensor]: ...
+    parameters: list[Tensor]
 
-    def restore(self, state: Mapping[str, Tensor]) -> None: ...
+    def state(self) -> dict[str, Tensor]:
+        """The method's tensors, for a checkpoint."""
 
-    def backward(self, losses: Tensor, penalty: Tensor) -> None: ...
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state()`."""
 
-    def end_epoch(self, losses: Tensor) -> None: ...
+    def backward(self, losses: Tensor, penalty: Tensor) -> None:
+        """Add gradients of the losses [T] and of a scalar penalty to the parameters' `grad`."""
+
+    def end_epoch(self, losses: Tensor) -> None:
+        """Called with the epoch's mean losses [T]."""
 
 
 class Fixed:
@@ -37,14 +45,13 @@ class Fixed:
         self.weights = weights
 
     def state(self) -> dict[str, Tensor]:
-        """What it has learned so far, for a checkpoint."""
         return {k: v.detach().clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         for name, value in state.items():
-            now = getattr(self, name)
-            if isinstance(now, Tensor) and now.requires_grad:
-                now.data.copy_(value)  # the optimiser holds this very tensor
+            current = getattr(self, name)
+            if isinstance(current, Tensor) and current.requires_grad:
+                current.data.copy_(value)  # in place, since the optimiser refers to this tensor
             else:
                 setattr(self, name, value)
 
@@ -56,11 +63,11 @@ class Fixed:
 
 
 class Normalised(Fixed):
-    """Σ_t w_t L_t / L⁰_t, where L⁰_t is the loss of always predicting the training mean: the
-    normalised entropies (He et al., ADKDD 2014) by which trainings are stopped and compared.
+    """Σ_t w_t L_t / L⁰_t, where L⁰_t is the loss of predicting the training mean.
 
-    A cross-entropy is small where positives are rare: unnormalised, an objective with one positive
-    in 350 has a fiftieth of a click's say in what is shared.
+    These are the normalised entropies (He et al., ADKDD 2014) that early stopping monitors. A
+    cross-entropy is small where positives are rare: unnormalised, an objective with one positive in
+    350 rows has a fiftieth of a click's influence on the shared parameters.
     """
 
     def __init__(self, model: Ranker, weights: Tensor, base: Tensor) -> None:
@@ -68,8 +75,9 @@ class Normalised(Fixed):
 
 
 class Uncertainty(Fixed):
-    """Σ_t w_t (e^{-s_t} L_t + s_t / 2) with learned s_t = log σ_t² (Kendall et al., CVPR 2018,
-    eq. 10, for classification).
+    """Σ_t w_t (e^{-s_t} L_t + s_t / 2) with learned s_t = log σ_t².
+
+    Kendall et al., CVPR 2018, eq. 10, for classification.
     """
 
     def __init__(self, model: Ranker, weights: Tensor, base: Tensor) -> None:
@@ -78,13 +86,14 @@ class Uncertainty(Fixed):
         self.parameters = [self.log_variance]
 
     def backward(self, losses: Tensor, penalty: Tensor) -> None:
-        each = torch.exp(-self.log_variance) * losses + self.log_variance / 2
-        ((each * self.weights).sum() + penalty).backward()
+        scaled = torch.exp(-self.log_variance) * losses + self.log_variance / 2
+        ((scaled * self.weights).sum() + penalty).backward()
 
 
 class DynamicWeightAverage(Fixed):
-    """λ_t = T · softmax_t(r_t / 2), r_t = L_t(e-1) / L_t(e-2) over epochs (Liu et al., CVPR 2019,
-    eq. 7): what falls slowly weighs more.
+    """λ_t = T · softmax_t(r_t / 2), with r_t = L_t(e-1) / L_t(e-2) over epochs e.
+
+    Losses that decrease slowly get more weight (Liu et al., CVPR 2019, eq. 7).
     """
 
     def __init__(self, model: Ranker, weights: Tensor, base: Tensor) -> None:
@@ -100,11 +109,11 @@ class DynamicWeightAverage(Fixed):
 
 
 class GradNorm(Fixed):
-    """Weights that keep the objectives' gradient norms on a shared layer in proportion to how
-    slowly they train (Chen et al., ICML 2018, eq. 2): G_t → mean(G) · r_t^α, α = 1.5.
+    """Weights with which the gradient norms on a shared layer reflect relative training rates.
 
-    As G_t = w_t ‖∇L_t‖, the gradient of |G_t − target| by w_t is sign · ‖∇L_t‖: no second
-    derivatives are needed.
+    G_t → mean(G) · r_t^α with α = 1.5 (Chen et al., ICML 2018, eq. 2): objectives that train slowly
+    get greater norms. As G_t = w_t ‖∇L_t‖, the gradient of |G_t − target| by w_t is sign · ‖∇L_t‖,
+    so no second derivatives are needed.
     """
 
     alpha = 1.5
@@ -120,34 +129,39 @@ class GradNorm(Fixed):
         norms = gradients(losses, self.shared, retain=True).norm(dim=1)
         if self.initial is None:
             self.initial = losses.detach().clamp(min=1e-12)
-        used = self.weights.clone()
-        pace = losses.detach() / self.initial
-        pace = pace / pace.mean().clamp(min=1e-12)
-        now = used * norms
-        target = now.mean() * pace**self.alpha
+        weights = self.weights.clone()
+        inverse_rate = losses.detach() / self.initial
+        inverse_rate = inverse_rate / inverse_rate.mean().clamp(min=1e-12)
+        weighted = weights * norms
+        target = weighted.mean() * inverse_rate**self.alpha
         scale = norms.mean().clamp(min=1e-12)
-        moved = (used - self.rate * torch.sign(now - target) * norms / scale).clamp(min=1e-3)
-        self.weights = moved * (self.total / moved.sum())
-        ((losses * used).sum() + penalty).backward()
+        step = self.rate * torch.sign(weighted - target) * norms / scale
+        updated = (weights - step).clamp(min=1e-3)
+        self.weights = updated * (self.total / updated.sum())
+        ((losses * weights).sum() + penalty).backward()
 
 
 class ProjectedGradients(Fixed):
-    """PCGrad: where two objectives' gradients point against each other, each loses its part along
-    the other's, in random order (Yu et al., NeurIPS 2020, algorithm 1).
+    """PCGrad: projects each gradient onto the normal plane of those it conflicts with.
+
+    Others are taken in random order (Yu et al., NeurIPS 2020, algorithm 1). Applied to the shared
+    parameters only.
     """
 
     def __init__(self, model: Ranker, weights: Tensor, base: Tensor) -> None:
         super().__init__(model, weights, base)
         self.shared = model.shared_parameters()
         shared = {id(p) for p in self.shared}
-        self.own = [p for p in model.parameters() if p.requires_grad and id(p) not in shared]
+        self.unshared = [p for p in model.parameters() if p.requires_grad and id(p) not in shared]
 
     def backward(self, losses: Tensor, penalty: Tensor) -> None:
         weighted = losses * self.weights
-        each = gradients(weighted, self.shared, retain=True)  # [T, P]
-        total = project_conflicts(each).sum(0)
-        own = torch.autograd.grad(weighted.sum(), self.own, retain_graph=True, allow_unused=True)
-        for parameter, gradient in zip(self.own, own, strict=True):
+        by_objective = gradients(weighted, self.shared, retain=True)  # [T, P]
+        total = project_conflicts(by_objective).sum(0)
+        of_unshared = torch.autograd.grad(
+            weighted.sum(), self.unshared, retain_graph=True, allow_unused=True
+        )
+        for parameter, gradient in zip(self.unshared, of_unshared, strict=True):
             parameter.grad = gradient
         if penalty.requires_grad:
             total = total + gradients(penalty.unsqueeze(0), self.shared, retain=False)[0]
@@ -169,36 +183,42 @@ BALANCERS: dict[str, type[Fixed]] = {
 
 
 def gradients(losses: Tensor, parameters: Sequence[Tensor], retain: bool) -> Tensor:
-    """The gradient of each of T losses on P shared numbers: [T, P]."""
+    """Gradients of T losses, with the P numbers of all parameters concatenated: [T, P].
+
+    Args:
+        retain: keep the graph for another backward pass.
+    """
     rows = []
     last = len(losses) - 1
     for t, loss in enumerate(losses):
-        found = torch.autograd.grad(
+        by_parameter = torch.autograd.grad(
             loss, parameters, retain_graph=retain or t < last, allow_unused=True
         )
-        rows.append(torch.cat([_flat(g, p) for g, p in zip(found, parameters, strict=True)]))
+        flat = [_flat(g, p) for g, p in zip(by_parameter, parameters, strict=True)]
+        rows.append(torch.cat(flat))
     return torch.stack(rows)
 
 
-def project_conflicts(each: Tensor) -> Tensor:
-    """PCGrad's projection of gradients [T, P], in a random order per objective."""
-    projected = each.clone()
-    count = len(each)
+def project_conflicts(gradient: Tensor) -> Tensor:
+    """PCGrad's projection of gradients [T, P], the others in random order for each objective."""
+    projected = gradient.clone()
+    count = len(gradient)
     for t in range(count):
         for other in torch.randperm(count).tolist():
-            along = projected[t] @ each[other]
-            if other != t and along < 0:
-                projected[t] -= along / each[other].square().sum().clamp(min=1e-12) * each[other]
+            product = projected[t] @ gradient[other]
+            if other != t and product < 0:
+                square = gradient[other].square().sum().clamp(min=1e-12)
+                projected[t] -= product / square * gradient[other]
     return projected
 
 
 def gradient_cosine(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """Cosine between the objectives' gradients on shared parameters: [T, T], ones on the diagonal.
 
-    Below zero, a step that helps one objective hurts the other (Yu et al., NeurIPS 2020).
+    Below zero, a step along one gradient increases the other's loss (Yu et al., NeurIPS 2020).
     """
-    each = gradients(losses, parameters, retain=False)
-    unit = each / each.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    gradient = gradients(losses, parameters, retain=False)
+    unit = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return unit @ unit.t()
 
 

@@ -19,10 +19,16 @@ GATHERED_BATCHES = 32
 
 @dataclass(frozen=True)
 class Examples:
-    """N rows: categorical [N, C], bags [N, slots], numeric [N, F], labels [N, T]; NaN = missing.
+    """N encoded rows as tensors.
 
-    Optionally the position [N] (whole, -1 = unknown), the sample weight [N], and the user [N], a
-    number that tells a row's user from others.
+    Attributes:
+        categorical: [N, C], indices; 0 = unknown.
+        bags: [N, slots of all lists], indices; 0 = empty.
+        numeric: [N, F], NaN = missing.
+        labels: [N, T], NaN = missing.
+        position: [N] integers, -1 = unknown.
+        weight: [N], sample weights.
+        user: [N] integers, equal for rows of the same user.
     """
 
     categorical: Tensor
@@ -42,29 +48,31 @@ class Examples:
 
     @property
     def positions(self) -> int:
-        """One more than the highest position, 0 without."""
+        """The highest position plus 1; 0 without positions."""
         if self.position is None or not len(self):
             return 0
         return int(self.position.max()) + 1
 
     def with_labels(self, change: Callable[[Tensor], Tensor]) -> Examples:
-        """The same rows with changed labels."""
+        """The same rows with transformed labels."""
         return replace(self, labels=change(self.labels))
 
     def thinned(self, thin: Callable[[Examples, int], Examples], seed: int) -> Examples:
-        """`thin_negatives` with its settings filled in, by a seed."""
+        """Apply `thin`, which is `thin_negatives` with its other settings, with a seed."""
         return thin(self, seed=seed)  # type: ignore[call-arg]
 
     def sample(self, rows: int, inputs: bool = True) -> Examples:
-        """At most so many rows, evenly from all (with their inputs, which are here anyway)."""
+        """At most `rows` evenly spaced rows; `inputs` is for the interface of ShardedExamples."""
         step = -(-len(self) // max(rows, 1))
         return self if step <= 1 else take(self, torch.arange(0, len(self), step))
 
     def batches(
         self, size: int, generator: torch.Generator, users: bool = False
     ) -> Iterator[Examples]:
-        """Every row once, in random order, or users in random order with their rows together;
-        `size` at a time (the last batch may be smaller).
+        """Batches of `size` rows, in random order; the last one may be smaller.
+
+        Args:
+            users: keep the rows of each user together, with users in random order.
         """
         return batches_of(self, random_order(self, generator, users), size)
 
@@ -77,21 +85,21 @@ def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) ->
     inputs = encoded_tensors(encoder.transform(frame))
     position = weight = None
     if "position" in frame.columns:
-        whole = frame["position"].cast(pl.Int64, strict=False).fill_null(-1).clip(lower_bound=-1)
-        position = torch.from_numpy(whole.to_numpy().copy())
+        integers = frame["position"].cast(pl.Int64, strict=False).fill_null(-1)
+        position = torch.from_numpy(integers.clip(lower_bound=-1).to_numpy().copy())
     if SAMPLE_WEIGHT in frame.columns:
-        known = frame[SAMPLE_WEIGHT].cast(pl.Float32).fill_null(1.0)
-        weight = torch.from_numpy(known.to_numpy().copy())
+        filled = frame[SAMPLE_WEIGHT].cast(pl.Float32).fill_null(1.0)
+        weight = torch.from_numpy(filled.to_numpy().copy())
     user = None
     if "user_id" in frame.columns:
-        number = frame["user_id"].hash(0).to_numpy() >> np.uint64(33)
-        user = torch.from_numpy(number.astype(np.int64))
-    labelled = torch.from_numpy(label_matrix(frame, labels))
-    return Examples(*inputs, labelled, position, weight, user)
+        hashes = frame["user_id"].hash(0).to_numpy() >> np.uint64(33)
+        user = torch.from_numpy(hashes.astype(np.int64))
+    matrix = torch.from_numpy(label_matrix(frame, labels))
+    return Examples(*inputs, matrix, position=position, weight=weight, user=user)
 
 
 def label_matrix(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Label columns as numbers [N, T]; a null label becomes NaN."""
+    """Label columns as float32 [N, T]; a null label becomes NaN."""
     wide = frame.select(pl.col(c).cast(pl.Float32).fill_null(np.nan) for c in columns)
     return wide.to_numpy(writable=True)
 
@@ -105,45 +113,46 @@ def encoded_tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def take(examples: Examples, rows: Tensor) -> Examples:
-    """Some rows, in the order given: rows [M] whole numbers."""
-    return _each(examples, lambda tensor: tensor.index_select(0, rows))
+    """Rows by index [M], in the given order."""
+    return _map(examples, lambda tensor: tensor.index_select(0, rows))
 
 
 def part_of(examples: Examples, rows: slice) -> Examples:
-    """Some rows in a row, without a copy."""
-    return _each(examples, lambda tensor: tensor[rows])
+    """Consecutive rows, without a copy."""
+    return _map(examples, lambda tensor: tensor[rows])
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
-    """Some examples after each other."""
-    made: dict[str, Any] = {}
+    """Examples concatenated in order."""
+    tensors: dict[str, Any] = {}
     for name in TENSORS:
-        tensors = [getattr(part, name) for part in parts]
-        made[name] = None if tensors[0] is None else torch.cat(tensors)
-    return Examples(**made)
+        of_parts = [getattr(part, name) for part in parts]
+        tensors[name] = None if of_parts[0] is None else torch.cat(of_parts)
+    return Examples(**tensors)
 
 
-def _each(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
-    made: dict[str, Any] = {}
+def _map(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
+    """Apply a function to every tensor."""
+    tensors: dict[str, Any] = {}
     for name in TENSORS:
         tensor = getattr(examples, name)
-        made[name] = None if tensor is None else change(tensor)
-    return Examples(**made)
+        tensors[name] = None if tensor is None else change(tensor)
+    return Examples(**tensors)
 
 
 def random_order(examples: Examples, generator: torch.Generator, users: bool = False) -> Tensor:
-    """A permutation of the rows [N]; with `users` one of the users, each with its own rows."""
+    """A random permutation of the rows [N]; with `users`, of the users with their rows together."""
     if not users or examples.user is None:
         return torch.randperm(len(examples), generator=generator)
-    known, user = torch.unique(examples.user, return_inverse=True)
-    place = torch.randperm(len(known), generator=generator)
-    return place[user].argsort(stable=True)
+    users_present, user = torch.unique(examples.user, return_inverse=True)
+    rank = torch.randperm(len(users_present), generator=generator)
+    return rank[user].argsort(stable=True)
 
 
 def batches_of(examples: Examples, order: Tensor, size: int) -> Iterator[Examples]:
-    """Rows in this order, `size` at a time.
+    """Batches of `size` rows in this order [N].
 
-    They are gathered for several batches at once, which are then slices without a copy.
+    Rows are gathered for several batches at once, which are then slices without a copy.
     """
     for rows in order.split(size * GATHERED_BATCHES):
         gathered = take(examples, rows)
@@ -152,15 +161,18 @@ def batches_of(examples: Examples, order: Tensor, size: int) -> Iterator[Example
 
 
 def thin_negatives(examples: Examples, binary: list[int], keep: float, seed: int) -> Examples:
-    """Keep every row with a positive binary label, and a share `keep` of the others.
+    """Keep every row with a positive binary label, and a random share `keep` of the others.
 
-    A kept negative weighs 1 / keep, so that losses, and with them calibration, stay what they are
-    on all rows in expectation; no correction of predictions is needed for any objective.
+    A kept negative has weight 1 / keep, so that the expected losses, and so the calibration, are
+    those of all rows; predictions need no correction.
+
+    Args:
+        binary: numbers of the binary objectives.
     """
     labels = examples.labels[:, binary]
     positive = (torch.nan_to_num(labels) > 0.5).any(1)
-    chance = torch.rand(len(examples), generator=torch.Generator().manual_seed(seed))
-    rows = (positive | (chance < keep)).nonzero().squeeze(1)
+    uniform = torch.rand(len(examples), generator=torch.Generator().manual_seed(seed))
+    rows = (positive | (uniform < keep)).nonzero().squeeze(1)
     weight = examples.weight if examples.weight is not None else torch.ones(len(examples))
     weight = torch.where(positive, weight, weight / keep)
     return take(replace(examples, weight=weight), rows)

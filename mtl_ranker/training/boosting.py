@@ -1,6 +1,6 @@
-"""Boosted trees for the binary objectives, fitted by scikit-learn and kept as plain tensors.
+"""Boosted trees for the binary objectives, fitted by scikit-learn and stored as tensors.
 
-A network and trees make different mistakes, so their average ranks better than either
+Errors of a network and of trees are different, so that their average ranks better than either
 (docs/decisions/0005).
 """
 
@@ -16,7 +16,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss
 
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.models.trees import Forest, tree_numbers
+from mtl_ranker.models.trees import Forest, TreeArrays, tree_numbers
 from mtl_ranker.training.batches import Examples
 
 DEPTH = 4
@@ -34,17 +34,18 @@ SETTINGS: dict[str, Any] = {
 def fit_forest(
     tasks: Sequence[Task],
     train: Examples,
-    most: int,
+    trees: Sequence[int],
     seed: int,
     validate: Examples | None = None,
-    trees: Sequence[int] | None = None,
 ) -> Forest:
-    """Trees for each binary objective; rows without its label are left out of its own.
+    """Fit trees for each binary objective on the rows that have its label.
 
     Args:
-        most: trees an objective at most; as many are kept as give the least log loss on
-            `validate`.
-        trees: of each objective, without validation rows: as many as an earlier forest kept.
+        trees: [T], number of trees of each objective; 0 for none.
+        validate: if given, only the first trees of each objective are kept, as many as have the
+            least log loss on these rows.
+
+    Objectives that are not binary, or have only one label in `train`, get no trees.
     """
     numbers = tree_numbers(train.categorical, train.numeric)
     x = numbers.numpy()
@@ -54,39 +55,38 @@ def fit_forest(
     fitted: list[HistGradientBoostingClassifier | None] = []
     kept: list[int] = []
     for t, task in enumerate(tasks):
-        known = ~torch.isnan(train.labels[:, t]).numpy()
-        y = train.labels[:, t].numpy()[known]
-        wanted = most if trees is None else trees[t]
-        if task.kind != "binary" or wanted == 0 or y.min(initial=1.0) == y.max(initial=0.0):
+        present = ~torch.isnan(train.labels[:, t]).numpy()
+        y = train.labels[:, t].numpy()[present]
+        if task.kind != "binary" or trees[t] == 0 or y.min(initial=1.0) == y.max(initial=0.0):
             fitted.append(None)
             kept.append(0)
             continue
-        model = HistGradientBoostingClassifier(max_iter=wanted, random_state=seed, **SETTINGS)
-        weight = None if train.weight is None else train.weight.numpy()[known]
-        model.fit(x[known], y, weight)
+        model = HistGradientBoostingClassifier(max_iter=trees[t], random_state=seed, **SETTINGS)
+        weight = None if train.weight is None else train.weight.numpy()[present]
+        model.fit(x[present], y, weight)
         fitted.append(model)
-        kept.append(wanted if validate is None else _best(model, held_out, labels[:, t]))
+        kept.append(trees[t] if validate is None else _best_number(model, held_out, labels[:, t]))
     forest = Forest(numbers.shape[1], kept, DEPTH)
     for t, model in enumerate(fitted):
         if model is not None:
-            forest.fill(t, *_tensors(model, kept[t]))
+            forest.fill(t, _tree_arrays(model, kept[t]))
     return forest.eval()
 
 
-def _best(model: HistGradientBoostingClassifier, x: np.ndarray, label: np.ndarray) -> int:
-    """With how many trees the log loss is least: x [N, F], label [N], NaN = missing."""
-    known = ~np.isnan(label)
-    staged = model.staged_predict_proba(x[known])
-    losses = [log_loss(label[known], p, labels=[0, 1]) for p in staged]
+def _best_number(model: HistGradientBoostingClassifier, x: np.ndarray, label: np.ndarray) -> int:
+    """Number of trees with the least log loss on rows x [N, F], label [N]; NaN = missing."""
+    present = ~np.isnan(label)
+    staged = model.staged_predict_proba(x[present])
+    losses = [log_loss(label[present], p, labels=[0, 1]) for p in staged]
     return int(np.argmin(losses)) + 1
 
 
-def _tensors(model: HistGradientBoostingClassifier, trees: int) -> tuple[Any, ...]:
-    """The arguments of `Forest.fill`: every tree as a full one of depth DEPTH."""
+def _tree_arrays(model: HistGradientBoostingClassifier, trees: int) -> TreeArrays:
+    """The model's first trees, each as a complete tree of depth DEPTH."""
     inner = 2**DEPTH - 1
     feature = np.zeros((trees, inner), np.int64)
     threshold = np.full((trees, inner), np.inf, np.float32)
-    right = np.zeros((trees, inner), bool)
+    missing_right = np.zeros((trees, inner), bool)
     leaf = np.zeros((trees, inner + 1))
 
     def place(tree: int, nodes: np.ndarray, number: int, at: int, level: int) -> None:
@@ -96,18 +96,24 @@ def _tensors(model: HistGradientBoostingClassifier, trees: int) -> tuple[Any, ..
             first = (at - (2**level - 1)) * width
             leaf[tree, first : first + width] = node["value"]
             return
-        # x <= threshold for float32 x is x <= the greatest float32 that is not above it.
+        # For float32 x, x <= threshold is x <= the greatest float32 not above the threshold.
         limit = np.float32(node["num_threshold"])
         if limit > node["num_threshold"]:
             limit = np.nextafter(limit, np.float32(-np.inf))
-        # An infinite one parts what is missing from all that is not.
+        # An infinite threshold separates missing numbers from all others.
         feature[tree, at] = node["feature_idx"]
         threshold[tree, at] = min(limit, np.finfo(np.float32).max)
-        right[tree, at] = not node["missing_go_to_left"]
+        missing_right[tree, at] = not node["missing_go_to_left"]
         place(tree, nodes, node["left"], 2 * at + 1, level + 1)
         place(tree, nodes, node["right"], 2 * at + 2, level + 1)
 
-    # scikit-learn has no public way to its trees; a test compares the forest's predictions to its.
+    # scikit-learn has no public access to its trees; a test compares predictions with its own.
     for tree, (predictor,) in enumerate(islice(model._predictors, trees)):
         place(tree, predictor.nodes, 0, 0, 0)
-    return feature, threshold, right, leaf, float(model._baseline_prediction.item())
+    return TreeArrays(
+        feature=torch.from_numpy(feature),
+        threshold=torch.from_numpy(threshold),
+        missing_right=torch.from_numpy(missing_right),
+        leaf=torch.from_numpy(leaf),
+        start=float(model._baseline_prediction.item()),
+    )

@@ -1,4 +1,4 @@
-"""The examples of one split, read and encoded."""
+"""The dataset of a training: the examples of one split, read and encoded."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
 from mtl_ranker.workspace import Workspace, fingerprint
 
-SAMPLE_ROWS = 1_000_000  # of training rows that do not fit into memory
+SAMPLE_ROWS = 1_000_000  # in memory, of training rows that are streamed
 ENCODED = "encoded"
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test rows: labels [N, T] (NaN = missing) and the user of each row [N]."""
+    """The test rows: labels [N, T] (NaN = missing), the user of each row [N], raw examples."""
 
     labels: np.ndarray
     user: np.ndarray
@@ -43,16 +43,16 @@ class HeldOut:
 class Dataset:
     """The examples of one split, raw and encoded, by part: train, validate, test.
 
-    Of more training rows than `training.in_memory_rows`, these are an even sample, and all of them
-    stream from files.
+    With more training rows than `training.in_memory_rows`, all of them are streamed from files, and
+    the part `train` has evenly spaced ones.
 
     Attributes:
         frames: part → raw examples.
-        examples: part → the same as tensors.
-        shards: the training rows, where they stream from files.
-        files: part → its partitions.
-        workspace: where files may be put.
-        digest: a hash of what the training and validation examples were made from.
+        examples: part → the same rows as tensors.
+        shards: all training rows, if they are streamed.
+        files: part → files of its partitions.
+        workspace: for temporary files.
+        digest: hash of the provenance of the training and validation examples.
         sql: template name → text, by which the examples were built.
     """
 
@@ -79,11 +79,11 @@ class Dataset:
 
 
 def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> Dataset:
-    """Read the split that ends with `day`; encode it with an encoder fitted on its training days.
+    """Read the split that ends with `day`, and encode it with an encoder fitted on training days.
 
-    Of several ranks the first writes what streams from files. Raises ProjectError for an empty
-    split, and for an objective that never occurs, always occurs or has no label in the training
-    days.
+    With several ranks, the first one writes the files from which rows are streamed. Raises
+    ProjectError for an empty split, for examples that are not built, and for an objective that
+    never occurs, always occurs or has no label in the training days.
     """
     project, workspace = context.project, context.workspace
     days = split_days(project, needed_days(project, workspace.days("events"), day), day)
@@ -95,11 +95,11 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
             f"run `mtl-ranker features --date {day}` first"
         )
     tasks, dataset = tasks_of(project), examples_dataset(context)
-    lazy = {part: workspace.scan(dataset, own) for part, own in by_part.items()}
-    for part, own in by_part.items():
-        check_labels(project, lazy[part], f"{part} days {_span(own)}", part)
+    lazy = {part: workspace.scan(dataset, dates) for part, dates in by_part.items()}
+    for part, dates in by_part.items():
+        check_labels(project, lazy[part], f"{part} days {_span(dates)}", part)
     rows = lazy["train"].select(pl.len()).collect().item()
-    files = {part: [workspace.path(dataset, d) for d in own] for part, own in by_part.items()}
+    files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
     labels = [LABEL + task.name for task in tasks]
     numerics = numeric_features(project)
     shards = None
@@ -130,7 +130,7 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
 def encode_to_files(
     encoder: Encoder, files: Sequence[Path], labels: list[str], folder: Path, world: World
 ) -> ShardedExamples:
-    """Encoded rows in a folder that is removed at the training's end."""
+    """Write encoded rows to a temporary folder; the first rank writes, all open it."""
     if world.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
         write_shards(encoder, files, labels, folder)
@@ -139,7 +139,15 @@ def encode_to_files(
 
 
 def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str) -> None:
-    """Each objective must occur, and not always. Raises ProjectError naming it."""
+    """Raise ProjectError unless each objective has labels that can be learned.
+
+    Each needs a label in every part, positives and negatives in the training days, and no positive
+    where the objective that it is conditional on is negative.
+
+    Args:
+        place: for messages.
+        part: train, validate or test.
+    """
     names = [o.name for o in project.objectives]
     counts = run_sql(sql_text("checks/labels.sql"), {"examples": examples}, objectives=names)
     row = counts.collect(engine="streaming").to_dicts()[0]
@@ -155,18 +163,18 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
             )
         if objective.conditional_on is not None:
             child, parent = (pl.col(LABEL + n) for n in (objective.name, objective.conditional_on))
-            odd = examples.filter((child == 1) & ~(parent == 1).fill_null(False))
-            alone = odd.select(pl.len()).collect(engine="streaming").item()
-            if alone:
+            contradicting = examples.filter((child == 1) & ~(parent == 1).fill_null(False))
+            orphans = contradicting.select(pl.len()).collect(engine="streaming").item()
+            if orphans:
                 raise ProjectError(
-                    f"{where}: conditional_on = {objective.conditional_on!r}, but {alone:,} "
+                    f"{where}: conditional_on = {objective.conditional_on!r}, but {orphans:,} "
                     f"of {int(total):,} positive rows have {objective.conditional_on} = 0; "
                     "allowed: none"
                 )
         if part == "train" and objective.kind == "binary" and total in (0.0, float(count)):
-            found = "never occurs (all 0)" if total == 0 else "always occurs (all 1)"
+            problem = "never occurs (all 0)" if total == 0 else "always occurs (all 1)"
             raise ProjectError(
-                f"{where}: the label {found} in {count:,} rows; allowed: both 0 and 1"
+                f"{where}: the label {problem} in {count:,} rows; allowed: both 0 and 1"
             )
 
 

@@ -1,8 +1,9 @@
 """Data-parallel training: the same loop in several processes, on one machine or many.
 
-Every process (a rank of torch.distributed) sees the same batches in the same order, takes its part
-of each, and adds its gradients to the others': the sum is the gradient of the whole batch, missing
-labels and sample weights included, so several processes train what one would.
+Every process (a rank of torch.distributed) iterates over the same batches in the same order and
+takes its part of each. The ranks' gradients are summed. With losses scaled by each rank's share of
+the label weights, the sum is the gradient of the whole batch, so that several processes train the
+same model as one.
 """
 
 from __future__ import annotations
@@ -23,20 +24,25 @@ from mtl_ranker.training.batches import Examples, part_of
 
 
 class World:
-    """One process: everything is its own."""
+    """A single process.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+    """
 
     rank, size = 0, 1
 
     def part(self, batch: Examples, tasks: Sequence[Task]) -> tuple[Examples, Tensor | None]:
-        """This rank's rows, and the share of each objective's loss that they make up: [T]."""
+        """This rank's rows, and their share [T] of each objective's loss; None for all rows."""
         return batch, None
 
     def add_gradients(self, model: nn.Module, losses: Tensor) -> Tensor:
-        """Every rank's gradients become the sum of all ranks'; gives the sum of their losses."""
+        """Sum the gradients over all ranks, in place; return the sum of their losses [T]."""
         return losses
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Block until every rank has called this."""
 
 
 SINGLE_PROCESS = World()
@@ -51,23 +57,23 @@ class Ranks(World):
     def part(self, batch: Examples, tasks: Sequence[Task]) -> tuple[Examples, Tensor | None]:
         whole = label_weights(batch.labels, tasks, batch.weight).sum(0)
         edges = torch.linspace(0, len(batch), self.size + 1).round().long().tolist()
-        own = part_of(batch, slice(edges[self.rank], edges[self.rank + 1]))
-        mine = label_weights(own.labels, tasks, own.weight).sum(0)
-        return own, mine / whole.clamp(min=1e-12)
+        part = part_of(batch, slice(edges[self.rank], edges[self.rank + 1]))
+        weight = label_weights(part.labels, tasks, part.weight).sum(0)
+        return part, weight / whole.clamp(min=1e-12)
 
     def add_gradients(self, model: nn.Module, losses: Tensor) -> Tensor:
-        known = [p for p in model.parameters() if p.grad is not None]
-        for parameter in known:
+        trained = [p for p in model.parameters() if p.grad is not None]
+        for parameter in trained:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.coalesce()
                 dist.all_reduce(parameter.grad)
-        gradients = [p.grad for p in known if p.grad is not None and not p.grad.is_sparse]
+        gradients = [p.grad for p in trained if p.grad is not None and not p.grad.is_sparse]
         flat = torch.cat([*(g.flatten() for g in gradients), losses])
         dist.all_reduce(flat)
-        *parts, summed = flat.split([*(g.numel() for g in gradients), len(losses)])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-        return summed
+        *sums, summed_losses = flat.split([*(g.numel() for g in gradients), len(losses)])
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total.view_as(gradient))
+        return summed_losses
 
     def wait(self) -> None:
         dist.barrier()
@@ -75,13 +81,13 @@ class Ranks(World):
 
 @contextmanager
 def ranks() -> Iterator[World]:
-    """The group that `torchrun` describes in the environment, over gloo; alone without it."""
+    """The process group that `torchrun` describes in the environment; without it one process."""
     if "WORLD_SIZE" not in os.environ:
         yield SINGLE_PROCESS
         return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # The launcher's store outlives a restart: under one name, a restarted rank would find the
-        # address of the rank that was lost.
+        # The launcher's store is kept over a restart. With the same prefix, a restarted rank would
+        # read the address of the lost one.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         agents = dist.TCPStore(address, port)
@@ -96,11 +102,13 @@ def ranks() -> Iterator[World]:
 
 
 def group_name(store: dist.Store, rank: int, size: int, patience: float = 600.0) -> str:
-    """A name that the ranks of this start agree on and no earlier start had.
+    """A name for the process group, the same on all ranks and different at every start.
 
-    Launchers on several hosts do not count restarts alike. So rank 0 makes a name up and waits for
-    the others; to them a name is an old one if their rank has answered to it before, and one to
-    which rank 0 never says go. Raises TimeoutError after `patience` seconds.
+    Launchers on several hosts do not count restarts consistently. Rank 0 generates the name and
+    waits until the others have confirmed it. They ignore a name that their rank has confirmed
+    already, and one that rank 0 does not release: both are of earlier starts.
+
+    Raises TimeoutError after `patience` seconds.
     """
     end = time.monotonic() + patience
     if rank == 0:

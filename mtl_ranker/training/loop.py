@@ -1,5 +1,6 @@
-"""Train one ranker: AdamW with a learning rate falling linearly to zero, early stopping on
-validation, best weights restored, seeds honoured.
+"""Train one ranker: AdamW with linear decay of the learning rate, and early stopping.
+
+The weights of the best epoch are restored. The same seed gives the same weights.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MOST_POSITIONS = 200
 
 @dataclass(frozen=True)
 class Design:
-    """The network to train: its wiring, its inputs and its objectives."""
+    """The network to train: its specification, its inputs and its objectives."""
 
     spec: RankerSpec
     encoder: Encoder
@@ -61,10 +62,10 @@ class Execution:
     """How a training runs.
 
     Attributes:
-        on_epoch: told each epoch when it ends.
-        until: without validation rows, after how many epochs each objective's weights are taken:
-            the best epochs of an earlier training.
-        checkpoint: where the training is saved, and from where it is resumed.
+        on_epoch: called with each epoch when it ends.
+        until: [T], without validation rows, the epoch after which each objective's weights are
+            kept: the best epochs of an earlier training.
+        checkpoint: to which the training is saved, and from which it is resumed.
         world: the processes among which every batch is divided (training/distributed.py).
     """
 
@@ -79,7 +80,7 @@ class Trained:
     """A trained ranker in evaluation mode.
 
     Attributes:
-        best_epochs: of each objective; all the same unless the model is `unshared`.
+        best_epochs: [T], equal for all objectives unless the model is `unshared`.
     """
 
     model: Ranker
@@ -100,26 +101,26 @@ def train_ranker(
     seed: int,
     execution: Execution = Execution(),
 ) -> Trained:
-    """Train with one seed; the same seed on the same machine and threads gives the same weights.
+    """Train with one seed; the result is reproducible with the same machine and threads.
 
-    The monitored value is the objectives' weighted mean of validation loss over the loss of
-    predicting the training mean (normalised entropy, He et al., ADKDD 2014): lower is better.
-    Of `unshared` models each objective stops, and is restored, by itself. Without
-    validation rows nothing is monitored, and `execution.until` decides.
+    Early stopping monitors normalised entropy (He et al., ADKDD 2014): the validation loss divided
+    by the loss of predicting the training mean, as a weighted mean over objectives. The objectives
+    of `unshared` models are monitored and restored separately. Without validation rows nothing is
+    monitored, and `execution.until` defines the epochs.
 
     Raises FloatingPointError when the loss becomes NaN or infinite.
     """
     tasks, checkpoint, rank = design.tasks, execution.checkpoint, execution.world.rank
     train = rows.train.with_labels(partial(transform_labels, tasks=tasks))
-    known = train.sample(PRIOR_ROWS, inputs=False)
-    state = _start(design, known, settings, seed, min(rows.train.positions, MOST_POSITIONS))
+    prior = train.sample(PRIOR_ROWS, inputs=False)
+    state = _start(design, prior, settings, seed, min(rows.train.positions, MOST_POSITIONS))
     state.best.until = execution.until
-    monitor = None if rows.validate is None else _Monitor(state.model, known, rows.validate, tasks)
+    monitor = None if rows.validate is None else _Monitor(state.model, prior, rows.validate, tasks)
     probe = train.sample(PROBE_ROWS)
     saved = None if checkpoint is None else checkpoint.load()
     if saved is not None:
         state.resume(saved)
-    if rank > 0:  # other rows, other dropout
+    if rank > 0:  # different rows need different dropout
         torch.manual_seed(seed + 7_919 * rank + state.step)
     while state.epoch <= settings.epochs:
         if state.epochs and state.best.exhausted(state.epoch - 1):
@@ -138,7 +139,7 @@ def train_ranker(
             train_loss=train_loss.tolist(),
             validate_loss=validate_loss.tolist(),
             monitored=float((relative * weights).sum() / weights.sum()),
-            gradient_cosine=_conflict(state.model, probe, tasks),
+            gradient_cosine=_gradient_cosine(state.model, probe, tasks),
             seconds=time.perf_counter() - started,
         )
         execution.on_epoch(epoch)
@@ -154,16 +155,21 @@ def train_ranker(
 
 
 def _start(
-    design: Design, known: Examples, settings: Training, seed: int, positions: int
+    design: Design, prior: Examples, settings: Training, seed: int, positions: int
 ) -> TrainingState:
-    """A training before its first batch. `known` are training rows for the labels' means."""
+    """A training before its first batch.
+
+    Args:
+        prior: training rows for the labels' means.
+        positions: P, number of positions with a bias.
+    """
     tasks = design.tasks
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = build_ranker(design.spec, design.encoder, tasks, positions, settings.position_dropout)
-    start_at_prior(model, known.labels, tasks, known.weight)
+    start_at_prior(model, prior.labels, tasks, prior.weight)
     weights = torch.tensor([task.weight for task in tasks])
-    base = _base_losses(known.labels, known.labels, tasks, known.weight)
+    base = _base_losses(prior.labels, prior.labels, tasks, prior.weight)
     balancer = BALANCERS[settings.balancing](model, weights, base)
     return TrainingState(
         model=model,
@@ -183,7 +189,7 @@ def _train_epoch(
     settings: Training,
     execution: Execution,
 ) -> Tensor:
-    """Train the rest of the running epoch; the mean loss of its batches [T]."""
+    """Train the rest of the running epoch; return the mean loss of its batches [T]."""
     checkpoint, trained_before = execution.checkpoint, state.batches
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     state.model.train()
@@ -192,8 +198,8 @@ def _train_epoch(
     for number, batch in enumerate(batches, 1):
         if number <= trained_before:
             continue
-        rate = settings.learning_rate * (1.0 - state.step / steps)
-        _train_batch(state, batch, tasks, settings, execution.world, rate)
+        _set_learning_rate(state.optimisers, settings.learning_rate * (1.0 - state.step / steps))
+        _train_batch(state, batch, tasks, settings, execution.world)
         state.batches = number
         if checkpoint is not None and execution.world.rank == 0 and checkpoint.due():
             checkpoint.save(state.content())
@@ -202,38 +208,41 @@ def _train_epoch(
     return mean
 
 
+def _set_learning_rate(optimisers: Sequence[Optimizer], learning_rate: float) -> None:
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate
+
+
 def _train_batch(
     state: TrainingState,
     batch: Examples,
     tasks: Sequence[Task],
     settings: Training,
     world: World,
-    learning_rate: float,
 ) -> None:
-    """One step of the optimisers."""
+    """One step of the optimisers; adds the batch's losses to `state.loss`."""
     model = state.model
     batch, share = world.part(batch, tasks)
     trace = model.trace(*batch.inputs, batch.position)
-    each = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)
+    loss = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)  # [T]
     if share is not None:
-        each = each * share
+        loss = loss * share
     if settings.pairwise > 0 and batch.user is not None:
-        pairs = pairwise_losses(trace.logits, batch.labels, batch.user, tasks)
-        each = each + settings.pairwise * pairs / world.size
+        pairwise = pairwise_losses(trace.logits, batch.labels, batch.user, tasks)
+        loss = loss + settings.pairwise * pairwise / world.size
     for optimiser in state.optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate
         optimiser.zero_grad()
     state.step += 1
-    state.balancer.backward(each, model.penalty(trace) / world.size)
-    state.loss += world.add_gradients(model, each.detach())
+    state.balancer.backward(loss, model.penalty(trace) / world.size)
+    state.loss += world.add_gradients(model, loss.detach())
     for optimiser in state.optimisers:
         optimiser.step()
 
 
 def _check_finite(epoch: int, train: Tensor, validate: Tensor, monitored: bool) -> None:
-    seen = torch.cat([train, validate]) if monitored else train
-    if not bool(torch.isfinite(seen).all()):
+    values = torch.cat([train, validate]) if monitored else train
+    if not bool(torch.isfinite(values).all()):
         raise FloatingPointError(
             f"the loss is not finite in epoch {epoch} (train {train.tolist()}, "
             f"validation {validate.tolist()}); try a smaller training.learning_rate"
@@ -241,10 +250,10 @@ def _check_finite(epoch: int, train: Tensor, validate: Tensor, monitored: bool) 
 
 
 def _optimisers(model: Ranker, balancer: Balancer, settings: Training) -> list[Optimizer]:
-    """AdamW for everything; of a large table of embeddings, Adam on a batch's own rows.
+    """AdamW for all parameters; for a large table of embeddings, Adam on the batch's rows.
 
-    A dense step costs as much as the table is large, whatever the batch. The rows' decay of weights
-    is left out there; PCGrad projects whole gradients and stays dense.
+    The cost of a dense step is proportional to the table, whatever the batch. Sparse updates have
+    no weight decay. PCGrad projects complete gradients, so there the table stays dense.
     """
     table = model.embedding.table.weight
     model.embedding.sparse = len(table) > settings.sparse_rows and settings.balancing != "pcgrad"
@@ -254,21 +263,23 @@ def _optimisers(model: Ranker, balancer: Balancer, settings: Training) -> list[O
         *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
     ]
     rate, decay = settings.learning_rate, settings.weight_decay
-    made: list[Optimizer] = [torch.optim.AdamW(learned, lr=rate, weight_decay=decay, fused=True)]
+    optimisers: list[Optimizer] = [
+        torch.optim.AdamW(learned, lr=rate, weight_decay=decay, fused=True)
+    ]
     if model.embedding.sparse:
-        made.append(torch.optim.SparseAdam([table], lr=rate))
-    return made
+        optimisers.append(torch.optim.SparseAdam([table], lr=rate))
+    return optimisers
 
 
 class _Monitor:
-    """Losses on the validation rows, and those of always predicting the training means."""
+    """Losses [T] on the validation rows; `base`, those of predicting the training means."""
 
     def __init__(
-        self, model: Ranker, known: Examples, validate: Examples, tasks: Sequence[Task]
+        self, model: Ranker, prior: Examples, validate: Examples, tasks: Sequence[Task]
     ) -> None:
         self.model, self.rows, self.tasks = model, validate, tasks
         self.labels = transform_labels(validate.labels, tasks)
-        self.base = _base_losses(known.labels, self.labels, tasks, known.weight)
+        self.base = _base_losses(prior.labels, self.labels, tasks, prior.weight)
 
     @torch.no_grad()
     def losses(self) -> Tensor:
@@ -276,16 +287,18 @@ class _Monitor:
         return losses(logits, self.labels, self.tasks, None, self.model.cutpoints)
 
 
-def _conflict(model: Ranker, probe: Examples, tasks: Sequence[Task]) -> list[list[float]]:
+def _gradient_cosine(model: Ranker, probe: Examples, tasks: Sequence[Task]) -> list[list[float]]:
+    """Cosine between the objectives' gradients on some training rows: [T][T]."""
     model.eval()
     logits = model(*probe.inputs)
-    each = losses(logits, probe.labels, tasks, probe.weight, model.cutpoints)
-    return gradient_cosine(each, model.shared_parameters()).tolist()
+    loss = losses(logits, probe.labels, tasks, probe.weight, model.cutpoints)
+    return gradient_cosine(loss, model.shared_parameters()).tolist()
 
 
 def _base_losses(
     train: Tensor, validate: Tensor, tasks: Sequence[Task], weight: Tensor | None
 ) -> Tensor:
+    """Losses [T] on `validate` of predicting the means of `train`, both labels [N, T]."""
     constant = base_logits(train, tasks, weight).expand_as(validate)
     cuts = base_cutpoints(train, tasks)
     return losses(constant, validate, tasks, None, cuts).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""A ranker's network: built from a specification and an encoder, started, and run."""
+"""Build a ranker from a specification and an encoder, initialise it, and predict with it."""
 
 from __future__ import annotations
 
@@ -50,9 +50,12 @@ def build_ranker(
     positions: int = 0,
     position_dropout: float = 0.1,
 ) -> Ranker:
-    """A ranker with fresh weights for this encoder's fields.
+    """A ranker with random weights for this encoder's fields.
 
     Raises ValueError when a group of features matches none of them.
+
+    Args:
+        positions, position_dropout: see Ranker.
     """
     numerics = PiecewiseLinear(
         encoder.edges, encoder.missing, encoder.numeric_encoding == "standardise"
@@ -73,7 +76,12 @@ def build_ranker(
 def start_at_prior(
     model: Ranker, labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = None
 ) -> None:
-    """Let each tower's last bias, and the cut points, start at the training means."""
+    """Initialise each tower's last bias, and the cut points, to predict the training means.
+
+    Args:
+        labels: [N, T], transformed; NaN = missing.
+        weight: [N], or None for 1.
+    """
     model.towers.start_at(base_logits(labels, tasks, weight))
     cuts = base_cutpoints(labels, tasks)
     if cuts is not None and model.steps is not None:

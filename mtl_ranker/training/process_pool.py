@@ -1,9 +1,9 @@
-"""The suite's trainings side by side: one process each, a few threads each.
+"""Run jobs side by side in several processes with a few threads each.
 
-Small batches leave most of a machine idle: at 256 rows a second thread adds little, a second
-training adds all. Workers are started fresh (never forked, which OpenMP does not survive), read
-the examples once from a file, and end by themselves when the night is killed. They need seconds to
-start; the process that starts them trains meanwhile.
+Small batches do not use all cores: at 256 rows a second thread gains little, but a second training
+runs at full speed. Workers are spawned, since OpenMP does not work in forked processes. They read
+the data once from a file, and exit when their parent is killed. As they take seconds to start, the
+parent works on jobs meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from mtl_ranker.training.state import Epoch
 
 Report = Callable[[Epoch], None]
-_WORKER: dict[str, Any] = {}  # what a worker process was given
+_WORKER: dict[str, Any] = {}  # state of a worker process, set by `_start_worker`
 
 
 def side_by_side(
@@ -34,17 +34,17 @@ def side_by_side(
     processes: int,
     threads: int,
 ) -> list[Any]:
-    """`work(job, report)` for every job, in the jobs' order.
+    """Compute `work(job, report)` for every job; return the results in the jobs' order.
 
     Args:
-        work: pickled once with all that it holds; its results are pickled too.
-        jobs: each with the function that is told its epochs, from threads of this process.
-        processes: how many at a time, at least two, this one among them.
-        threads: of torch, in each; this process has been given them already.
+        work: pickled once for all workers; results are pickled too.
+        jobs: each with a function that is called with its epochs, from threads of this process.
+        processes: including this one, at least 2.
+        threads: of torch in each worker; those of this process are not changed.
     """
     context = get_context("spawn")
     messages = context.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(messages, jobs), daemon=True)
+    listener = threading.Thread(target=_forward_reports, args=(messages, jobs), daemon=True)
     with tempfile.TemporaryDirectory(prefix="mtl-ranker-") as folder:
         file = Path(folder) / "work.pickle"
         with open(file, "wb") as out:
@@ -56,25 +56,26 @@ def side_by_side(
             initializer=_start_worker,
             initargs=(str(file), threads, os.getpid(), messages),
         )
-        waiting = deque(range(len(jobs)))  # workers take from the left, this process from the right
+        # Workers take jobs from the left, this process from the right.
+        waiting = deque(range(len(jobs)))
         results: dict[int, Any] = {}
 
         def feed() -> None:
             while (number := _next(waiting.popleft)) is not None:
-                done = pool.submit(_run_in_worker, number, jobs[number][0]).result()
-                results[number] = pickle.loads(done)
+                pickled = pool.submit(_run_in_worker, number, jobs[number][0]).result()
+                results[number] = pickle.loads(pickled)
 
         try:
             with ThreadPoolExecutor(processes - 1) as feeders:
-                fed = [feeders.submit(feed) for _ in range(processes - 1)]
+                futures = [feeders.submit(feed) for _ in range(processes - 1)]
                 try:
-                    # This process works too, while workers are still importing torch.
+                    # This process works too, also while workers are still importing torch.
                     while (number := _next(waiting.pop)) is not None:
                         results[number] = work(*jobs[number])
                 finally:
                     waiting.clear()
-                for each in fed:
-                    each.result()
+                for future in futures:
+                    future.result()
             return [results[number] for number in range(len(jobs))]
         finally:
             pool.shutdown(cancel_futures=True)
@@ -83,20 +84,22 @@ def side_by_side(
 
 
 def _next(pop: Callable[[], int]) -> int | None:
+    """The next job's number, or None when none is left."""
     try:
         return pop()
     except IndexError:
         return None
 
 
-def _listen(messages: Any, jobs: Sequence[tuple[Any, Report]]) -> None:
+def _forward_reports(messages: Any, jobs: Sequence[tuple[Any, Report]]) -> None:
+    """Call each job's function with the epochs that workers send, until a message of None."""
     while (message := messages.get()) is not None:
         number, epoch = message
         jobs[number][1](epoch)
 
 
 def _start_worker(file: str, threads: int, parent: int, messages: Any) -> None:
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     with open(file, "rb") as pickled:
         _WORKER["work"] = pickle.load(pickled)
@@ -110,8 +113,8 @@ def _run_in_worker(number: int, job: Any) -> bytes:
     return pickle.dumps(_WORKER["work"](job, report), protocol=5)
 
 
-def _end_with(parent: int) -> None:
-    """End this worker when its parent is killed; it would wait for work for ever."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit this worker when its parent is killed; otherwise it would wait for jobs for ever."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

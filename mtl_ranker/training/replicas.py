@@ -1,9 +1,10 @@
-"""Many random starts of one model trained side by side: a replica dimension on every parameter."""
+"""Train many random starts of one model at once, with a replica dimension on every parameter."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,21 @@ from mtl_ranker.models.matmul import fast_matmul
 Chunk = tuple[Tensor, Tensor]  # inputs [S, B, I] and labels [S, B, T] of S steps
 
 
-class Replicas:
-    """R models of equal structure with weights of their own, trained by Adam as one.
+@dataclass(frozen=True)
+class AdamSettings:
+    """How long, and at which learning rate, Adam trains."""
 
-    Every parameter is stacked to [R, …] and the model runs once for all replicas
-    (`torch.vmap`), so that R small matrix products become one batched product. Adam works on each
-    number by itself and the replicas' losses are summed, so no replica feels another: each ends
-    where it would have ended alone, up to rounding. Models must not draw random numbers.
+    steps: int
+    learning_rate: float
+
+
+class Replicas:
+    """R models of the same structure with different weights, trained by Adam as one.
+
+    Every parameter is stacked to [R, …] and the model is evaluated once for all replicas
+    (`torch.vmap`), so that R small matrix products become one batched product. Adam is elementwise
+    and the replicas' losses are summed, so replicas do not affect each other: each has the weights
+    of a separate training, up to rounding. Models must not use random numbers.
 
     Args:
         models: R modules that map inputs [B, I] to outputs [B, T].
@@ -34,15 +43,15 @@ class Replicas:
         )
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs of every replica on its own inputs: [R, B, I] → [R, B, T]."""
+        """Outputs of every replica for its inputs: [R, B, I] → [R, B, T]."""
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        def single(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
             return torch.func.functional_call(self.structure, (parameters, buffers), (x,))
 
-        return torch.vmap(one)(self.parameters, self.buffers, inputs)
+        return torch.vmap(single)(self.parameters, self.buffers, inputs)
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """One step of Adam on the mean squared error; each replica's losses before it [R, T]."""
+        """One step of Adam on the mean squared error; returns the losses before it [R, T]."""
         self.optimiser.zero_grad()
         losses = (self(inputs) - labels).square().mean(1)
         losses.sum().backward()
@@ -60,32 +69,30 @@ def train_replicas(
     build: Callable[[], nn.Module],
     data: Callable[[int], Iterator[Chunk]],
     seeds: Sequence[int],
-    steps: int,
-    learning_rate: float,
+    adam: AdamSettings,
     on_steps: Callable[[int], None] | None = None,
 ) -> Replicas:
     """Train one replica per seed.
 
     Args:
-        build: makes a model; called under the replica's seed.
-        data: a seed's own endless chunks of steps; equal sizes for all seeds.
-        steps: of Adam.
-        on_steps: told, after every chunk, how many replica-steps it had.
+        build: returns a new model; called after torch is seeded with the replica's seed.
+        data: endless chunks of steps for a seed, of equal sizes for all seeds.
+        on_steps: called after every chunk with its number of steps, summed over replicas.
     """
     models = []
     for seed in seeds:
         torch.manual_seed(seed)
         models.append(build())
-    replicas = Replicas(models, learning_rate)
+    replicas = Replicas(models, adam.learning_rate)
     sources = [data(seed) for seed in seeds]
-    done = 0
-    while done < steps:
+    step = 0
+    while step < adam.steps:
         chunks = [next(source) for source in sources]
         inputs, labels = (torch.stack([c[part] for c in chunks], 1) for part in (0, 1))
-        for x, y in zip(inputs[: steps - done], labels[: steps - done], strict=True):
+        count = min(adam.steps - step, len(inputs))
+        for x, y in zip(inputs[:count], labels[:count], strict=True):
             replicas.step(x, y)
-        count = min(steps - done, len(inputs))
-        done += count
+        step += count
         if on_steps is not None:
             on_steps(count * len(models))
     return replicas

@@ -1,8 +1,8 @@
-"""Examples that do not fit into memory: encoded once into Parquet, streamed from there.
+"""Examples that do not fit into memory: encoded once to Parquet files, and streamed from them.
 
-A file holds blocks of rows (its row groups). An epoch visits the blocks in random order, keeps a
-pool of a few in memory, and shuffles the rows of each pool: rows that meet in a batch come from
-anywhere in the log, and memory depends on the pool. The next pool is read while this one trains.
+A file consists of blocks of rows (its row groups). An epoch reads the blocks in random order, a few
+at a time as a pool, and shuffles the rows of each pool. So the rows of a batch come from all over
+the log, and memory depends on the size of the pool only. The next pool is read while one trains.
 """
 
 from __future__ import annotations
@@ -40,18 +40,17 @@ META = b"mtl_ranker.encoded"
 POSITIONS = "positions"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardedExamples:
     """Encoded examples in Parquet files; iterates like `Examples`.
 
     Attributes:
-        files: in a fixed order.
-        blocks: (file, row group, rows) of each block.
-        widths: how many columns there are of each tensor.
-        positions: one more than the highest position, 0 without.
+        blocks: (number of the file, row group, rows) of each block.
+        widths: number of columns of each tensor of `Examples`.
+        positions: the highest position plus 1; 0 without positions.
         change: applied to a block's labels when it is read.
-        thin, seed: then makes a block smaller, by this seed and the block's number.
-        kept: rows that are left of all blocks, where they are thinned.
+        thin: then applied to the block, with a seed from `seed` and the block's number.
+        kept: number of rows after thinning; None without.
     """
 
     files: list[Path]
@@ -67,30 +66,34 @@ class ShardedExamples:
         return sum(rows for _, _, rows in self.blocks) if self.kept is None else self.kept
 
     def with_labels(self, change: Callable[[Tensor], Tensor]) -> ShardedExamples:
-        """The same rows, their labels changed as they are read."""
+        """The same rows with labels that are transformed when read."""
         return replace(self, change=change)
 
     def thinned(self, thin: Callable[..., Examples], seed: int) -> ShardedExamples:
-        """Each block thinned when it is read, always the same rows of it; read once to count."""
+        """The rows with each block thinned when read, always to the same rows.
+
+        All blocks are read once, to count their rows.
+        """
         thinned = replace(self, thin=thin, seed=seed)
         blocks = range(len(self.blocks))
-        kept = sum(len(thinned._seen(block, _read(self, block))) for block in blocks)
+        kept = sum(len(thinned._processed(block, _read(self, block))) for block in blocks)
         return replace(thinned, kept=kept)
 
     def sample(self, rows: int, inputs: bool = True) -> Examples:
-        """About so many rows, evenly from blocks all over the log; all if there are no more.
+        """About `rows` evenly spaced rows, of evenly spaced blocks; all if there are fewer.
 
-        Without `inputs` only labels and weights are read.
+        Args:
+            inputs: if False, only labels, positions, weights and users are read.
         """
-        wanted = max(SAMPLED_BLOCKS, -(-rows // BLOCK_ROWS)) if inputs else len(self.blocks)
-        every = max(1, len(self.blocks) // wanted)
+        count = max(SAMPLED_BLOCKS, -(-rows // BLOCK_ROWS)) if inputs else len(self.blocks)
+        every = max(1, len(self.blocks) // count)
         chosen = range(0, len(self.blocks), every)
         step = max(1, sum(self.blocks[b][2] for b in chosen) // max(rows, 1))
-        blocks = (self._seen(b, _read(self, b, inputs)) for b in chosen)
+        blocks = (self._processed(b, _read(self, b, inputs)) for b in chosen)
         return joined([_every(rows, step) for rows in blocks])
 
-    def _seen(self, block: int, rows: Examples) -> Examples:
-        """A block as it is read, thinned and its labels changed."""
+    def _processed(self, block: int, rows: Examples) -> Examples:
+        """The rows of a block with labels transformed, and thinned."""
         if self.change is not None:
             rows = rows.with_labels(self.change)
         if self.thin is not None:
@@ -100,48 +103,51 @@ class ShardedExamples:
     def batches(
         self, size: int, generator: torch.Generator, users: bool = False
     ) -> Iterator[Examples]:
-        """Every row once, `size` at a time, only the last batch smaller; with `users`, those rows
-        of a user together that meet in a pool.
+        """Batches of `size` rows, each row once; only the last batch is smaller.
+
+        Args:
+            users: keep the rows of a user that are in the same pool together.
         """
         order = torch.randperm(len(self.blocks), generator=generator).tolist()
         pools = [order[at : at + POOL_BLOCKS] for at in range(0, len(order), POOL_BLOCKS)]
-        left: list[Examples] = []
+        remainder: list[Examples] = []  # rows that did not fill a batch
         with ThreadPoolExecutor(1) as reader:
-            read = reader.submit(_read_all, self, pools[0]) if pools else None
+            future = reader.submit(_read_all, self, pools[0]) if pools else None
             for number in range(len(pools)):
-                assert read is not None
-                # Only here, not in the reader: torch would give its thread a team of threads, which
-                # wait actively for work that never comes and slow this thread's team to half.
-                seen = [
-                    self._seen(*each) for each in zip(pools[number], read.result(), strict=True)
+                assert future is not None
+                # Not in the reader's thread: torch would start a team of OpenMP threads for it,
+                # whose active waiting slows this thread's team to half.
+                blocks = [
+                    self._processed(block, rows)
+                    for block, rows in zip(pools[number], future.result(), strict=True)
                 ]
-                pool = joined([*left, *seen])
+                pool = joined([*remainder, *blocks])
                 last = number + 1 == len(pools)
-                read = None if last else reader.submit(_read_all, self, pools[number + 1])
+                future = None if last else reader.submit(_read_all, self, pools[number + 1])
                 rows = random_order(pool, generator, users)
-                whole = len(pool) if last else len(pool) - len(pool) % size
-                yield from batches_of(pool, rows[:whole], size)
-                left = [take(pool, rows[whole:])] if whole < len(pool) else []
-                del pool
+                count = len(pool) if last else len(pool) - len(pool) % size
+                yield from batches_of(pool, rows[:count], size)
+                remainder = [take(pool, rows[count:])] if count < len(pool) else []
+                del pool, blocks
 
 
 def _read(examples: ShardedExamples, block: int, inputs: bool = True) -> Examples:
-    """One block as it is stored. Its file is closed again: an open one keeps what it has read."""
+    """One stored block. The file is closed, since an open one keeps its data in memory."""
     number, group, rows = examples.blocks[block]
-    names = [n for n in examples.widths if inputs or n in KNOWN]
+    names = [n for n in examples.widths if inputs or n in WITHOUT_INPUTS]
     with pq.ParquetFile(examples.files[number], pre_buffer=False) as file:
         table = file.read_row_group(group, columns=names, use_threads=False)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, width in examples.widths.items():
         stored = np.int32 if name in INDICES else np.float32
         matrix = np.zeros((rows, 0), stored)
         if name in names and width:
-            # Bytes of whole rows: decoding them is a copy.
+            # One binary value per row: decoding is a copy of the buffer.
             content = table.column(name).combine_chunks().buffers()[1]
             matrix = np.frombuffer(content, stored, rows * width).reshape(rows, width)
         tensor = torch.from_numpy(matrix.astype(np.int64 if name in INDICES else np.float32))
-        found[name] = tensor.squeeze(1) if name in SINGLE else tensor
-    return Examples(**found)
+        tensors[name] = tensor.squeeze(1) if name in SINGLE else tensor
+    return Examples(**tensors)
 
 
 def _read_all(examples: ShardedExamples, blocks: Sequence[int]) -> list[Examples]:
@@ -150,7 +156,7 @@ def _read_all(examples: ShardedExamples, blocks: Sequence[int]) -> list[Examples
 
 INDICES = ("categorical", "bags", "position", "user")
 SINGLE = ("position", "weight", "user")
-KNOWN = ("labels", *SINGLE)
+WITHOUT_INPUTS = ("labels", *SINGLE)
 
 
 def write_shards(
@@ -159,7 +165,12 @@ def write_shards(
     labels: list[str],
     folder: Path,
 ) -> ShardedExamples:
-    """Encode example partitions file by file, a bounded number of rows at a time."""
+    """Encode example partitions to files of `folder`, a bounded number of rows at a time.
+
+    Args:
+        sources: files of the partitions.
+        labels: names of the label columns.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     positions = 0
     files = []
@@ -170,9 +181,9 @@ def write_shards(
         writer = None
         for start in range(0, rows, READ_ROWS):
             frame = scan.slice(start, READ_ROWS).collect()
-            piece = encode_examples(encoder, frame, labels)
-            positions = max(positions, piece.positions)
-            table = _table(piece)
+            encoded = encode_examples(encoder, frame, labels)
+            positions = max(positions, encoded.positions)
+            table = _table(encoded)
             if writer is None:
                 writer = pq.ParquetWriter(files[-1], table.schema, compression="lz4")
             writer.write_table(table, row_group_size=BLOCK_ROWS)
@@ -185,7 +196,7 @@ def write_shards(
 
 
 def open_shards(folder: Path) -> ShardedExamples:
-    """What `write_shards` wrote."""
+    """The examples that `write_shards` has written."""
     files = sorted(folder.glob("*.parquet"))
     positions = int((folder / POSITIONS).read_text("utf-8"))
     blocks, widths = [], {}
@@ -193,11 +204,12 @@ def open_shards(folder: Path) -> ShardedExamples:
         meta = pq.read_metadata(file)
         widths = json.loads(meta.metadata[META])
         blocks += [(number, g, meta.row_group(g).num_rows) for g in range(meta.num_row_groups)]
-    return ShardedExamples(files, [b for b in blocks if b[2]], widths, positions)
+    blocks = [block for block in blocks if block[2]]
+    return ShardedExamples(files=files, blocks=blocks, widths=widths, positions=positions)
 
 
 def _table(rows: Examples) -> pa.Table:
-    """One column a tensor: the bytes of each row's int32 or float32 numbers."""
+    """A binary column per tensor, with the bytes of each row's int32 or float32 numbers."""
     arrays: dict[str, Any] = {}
     widths = {}
     for name in TENSORS:

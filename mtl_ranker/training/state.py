@@ -1,4 +1,4 @@
-"""The state of one training, and the checkpoints from which a killed one is resumed bit for bit."""
+"""The state of a training, and checkpoints from which a killed one is resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Epoch:
 
     Attributes:
         train_loss, validate_loss: [T], mean losses; NaN without validation rows.
-        monitored: the value by which trainings are stopped and compared, lower is better.
+        monitored: the value for early stopping and comparisons; lower is better.
         gradient_cosine: [T][T], cosine between the objectives' gradients on shared parameters.
     """
 
@@ -37,18 +37,20 @@ class Epoch:
     gradient_cosine: list[list[float]]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainingState:
-    """Everything that decides the rest of a training.
+    """Everything on which the rest of a training depends.
 
     Attributes:
-        epochs: those that have ended.
-        epoch: the one that is running, from 1.
-        batches: how many of its batches are trained.
-        step: of the optimisers, over all epochs.
+        generator: of the order of rows.
         loss: [T], sum over the running epoch's batches.
-        epoch_start: state of `generator` when the running epoch began, from which its order of
-            rows can be drawn again.
+        epoch_start: state of `generator` at the start of the running epoch, to repeat its order.
+        epochs: those that have ended.
+        epoch: number of the running one, from 1.
+        batches: number of batches trained in the running epoch.
+        step: of the optimisers, over all epochs.
+        spent: seconds of earlier processes.
+        began: `time.perf_counter` when this process started or resumed the training.
     """
 
     model: Ranker
@@ -67,22 +69,23 @@ class TrainingState:
 
     @property
     def seconds(self) -> float:
-        """Spent on this training so far, by earlier processes too."""
+        """Duration of the training so far, including earlier processes."""
         return self.spent + time.perf_counter() - self.began
 
     def next_epoch(self, ended: Epoch) -> None:
+        """Start the next epoch."""
         self.epochs.append(ended)
         self.epoch, self.batches, self.loss = self.epoch + 1, 0, torch.zeros_like(self.loss)
         self.epoch_start = self.generator.get_state()
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The content of a checkpoint."""
         return {
             "model": self.model.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "balancer": self.balancer.state(),
             "best": self.best.state(),
-            "epochs": [asdict(each) for each in self.epochs],
+            "epochs": [asdict(epoch) for epoch in self.epochs],
             "epoch": self.epoch,
             "batches": self.batches,
             "step": self.step,
@@ -93,10 +96,10 @@ class TrainingState:
         }
 
     def resume(self, content: Mapping[str, Any]) -> None:
-        """Take over what a checkpoint held, torch's random state included."""
+        """Restore the content of a checkpoint, including torch's global random state."""
         self.model.load_state_dict(content["model"])
-        for optimiser, its_state in zip(self.optimisers, content["optimisers"], strict=True):
-            optimiser.load_state_dict(its_state)
+        for optimiser, saved in zip(self.optimisers, content["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.balancer.restore(content["balancer"])
         self.best.resume(content["best"])
         self.epochs = [Epoch(**epoch) for epoch in content["epochs"]]
@@ -107,9 +110,11 @@ class TrainingState:
 
 
 class BestWeights:
-    """The weights of the best epoch, of each objective its own where they share nothing.
+    """The weights of the best epoch, separately for each objective of an `unshared` model.
 
-    With `until`, each objective's epoch is given beforehand and nothing is compared.
+    Args:
+        patience: epochs without improvement after which the training stops.
+        until: [T], the epoch whose weights are kept for each objective, without any comparison.
     """
 
     def __init__(
@@ -125,7 +130,7 @@ class BestWeights:
         self.states: dict[int, dict[str, Tensor]] = {}
 
     def keep(self, epoch: int, values: Sequence[float]) -> None:
-        """Remember this epoch for the objectives whose value, lower is better, it improved."""
+        """Keep the model's weights if a value improves; values [T], lower is better."""
         for t, value in enumerate(values):
             if epoch == self.until[t] if self.until else value < self.values[t]:
                 self.values[t], self.epochs[t] = value, epoch
@@ -141,29 +146,32 @@ class BestWeights:
         self.values, self.epochs, self.states = (state[k] for k in ("values", "epochs", "states"))
 
     def exhausted(self, epoch: int) -> bool:
+        """Whether the training stops after this epoch."""
         if self.until:
             return epoch >= max(self.until)
         return epoch - max(self.epochs) >= self.patience
 
     def restore(self) -> None:
-        chosen = self.states[self.epochs[0]]
+        """Load the best weights into the model."""
+        weights = self.states[self.epochs[0]]
         if len(self.states) > 1:
-            parts = [self.states[epoch] for epoch in self.epochs]
+            by_objective = [self.states[epoch] for epoch in self.epochs]
+            count = len(by_objective)
             for name, axis in self.model.objective_axes().items():
-                blocks = [s[name].chunk(len(parts), axis)[t] for t, s in enumerate(parts)]
-                chosen[name] = torch.cat(blocks, axis)
-        self.model.load_state_dict(chosen)
+                blocks = [s[name].chunk(count, axis)[t] for t, s in enumerate(by_objective)]
+                weights[name] = torch.cat(blocks, axis)
+        self.model.load_state_dict(weights)
 
 
 @dataclass
 class Checkpoint:
-    """Where and how often one training is saved.
+    """The file to which a training is saved.
 
     Args:
-        path: of the file; written aside, then renamed.
-        key: what decides the training (`workspace.fingerprint` of settings and rows); a file with
-            another key is of another training and is ignored.
-        seconds: at least so long between two files.
+        path: of the file, which is replaced atomically.
+        key: identifies the training (`workspace.fingerprint` of settings and rows); a file with
+            another key is ignored.
+        seconds: least time between two saves.
     """
 
     path: Path
@@ -172,7 +180,7 @@ class Checkpoint:
     _last: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved last, or None."""
+        """The saved state, or None without a file of this key."""
         if not self.path.is_file():
             return None
         state = torch.load(self.path, weights_only=True)

@@ -1,7 +1,7 @@
 -- Windows over one entity's daily aggregates, strictly before day {{ as_of }} (days since 1970).
 -- A rate is smoothed towards the rate of all events in the same window and, with `relative`,
--- divided by it (null where that is 0). Impressions are a mean per day of the window that the log has;
--- a sum would grow from day to day while the log is shorter than the window.
+-- divided by it (null where that is 0). Impressions are a mean per day of the window that the log
+-- has; a sum would grow from day to day while the log is shorter than the window.
 with recent as (
     select *
     from daily

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from benchmarks import markdown, results, tables
+from benchmarks import markdown, results, scoring_speed, tables, training_speed
 
 FIGURES = {
     "replicas": 2,
@@ -110,6 +110,26 @@ def test_markdown():
     assert markdown.gain(0.01, -0.005, 0.02) == "+0.0100 [-0.0050, +0.0200]"
     assert markdown.span([33.2, 54.0]) == "33 to 54"
     assert markdown.span([1.0, 1.2]) == "1"
+
+
+def test_tables_of_scripts_whose_peers_may_be_missing():
+    """The figures of the documentation, in the form in which the scripts write them."""
+    rates = {"train_rows_per_second": 495_661.2, "predict_rows_per_second": 3_994_907.0}
+    ours = rates | {"predict_rows_per_second_large": 3_994_907.0}
+    peer = {"train_rows_per_second": 102_862.0, "train_ratio": 4.82}
+    peer |= {"predict_rows_per_second": 389_842.0, "predict_ratio": 10.24}
+    peer |= {"predict_rows_per_second_large": 444_115.0, "predict_ratio_large": 9.0}
+    figures = {"census": {"libraries": {"mtl_ranker": ours, "DeepCTR-Torch": peer}}}
+    found = training_speed.tables(figures)["training_speed census"].splitlines()
+    assert found[2] == "| mtl_ranker | 495,661 |  | 3,994,907 |  | 3,994,907 |  |"
+    assert found[3] == "| DeepCTR-Torch | 102,862 | 4.8x | 389,842 | 10.2x | 444,115 | 9.0x |"
+    assert "4.8 and 10.2 times DeepCTR-Torch" in training_speed.summary(figures)
+    figures = {
+        "scoring": {"per_second": 1_198_095.0, "peak_mb": 873.0, "ratio": 1.0},
+        "pandas_and_deepctr": {"per_second": 112_324.0, "peak_mb": 2_985.0, "ratio": 10.67},
+    }
+    found = scoring_speed.tables(figures)["scoring_speed"].splitlines()
+    assert found[3] == "| DeepCTR-Torch, pandas | 112,324 | 2,985 | 10.7 times slower |"
 
 
 @pytest.mark.parametrize("how", [["-m", "benchmarks.sizing"], ["benchmarks/sizing.py"]])

@@ -1,4 +1,4 @@
-"""What a person sees, in headless Chromium: the report, light and dark, without console errors."""
+"""The report in headless Chromium, light and dark, without console errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mtl_ranker.context import without_log
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.reports.page import training_report
 from tests.nightly.test_suite import LAST, prepared
@@ -20,8 +19,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SCHEMES = {"light": "1", "dark": "0"}
 
 
-def look(page: Path, picture: Path, scheme: str, profile: Path) -> str:
-    """Screenshot a page; returns what the console said."""
+def screenshot(page: Path, picture: Path, scheme: str, profile: Path) -> str:
+    """Write a screenshot of a page to `picture`; returns its console messages."""
     assert CHROMIUM is not None
     done = subprocess.run(
         [
@@ -46,17 +45,17 @@ def look(page: Path, picture: Path, scheme: str, profile: Path) -> str:
 def test_report_is_readable_light_and_dark_without_console_errors(tiny, tmp_path):
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
-    project, workspace = prepared(tiny)
-    suite = train_suite(without_log(project, workspace), LAST)
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
     page = tmp_path / "report.html"
-    page.write_text(training_report(project, suite), "utf-8")
+    page.write_text(training_report(context.project, suite), "utf-8")
     brightness = {}
     for scheme in SCHEMES:
         picture = tmp_path / f"{scheme}.png"
-        said = look(page, picture, scheme, tmp_path / f"profile-{scheme}")
-        assert said == ""
+        messages = screenshot(page, picture, scheme, tmp_path / f"profile-{scheme}")
+        assert messages == ""
         pixels = imread(picture)[..., :3]
         brightness[scheme] = float(np.median(pixels))
-        assert pixels.std() > 0.05  # there is something on the page
+        assert pixels.std() > 0.05  # the page is not empty
     assert brightness["light"] > 0.9
     assert brightness["dark"] < 0.3

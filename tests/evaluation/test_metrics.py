@@ -45,8 +45,8 @@ def test_ndcg_equals_scikit_learn(rows):
         for u in np.unique(user)
         if (user == u).sum() > 1 and label[user == u].sum() > 0
     ]
-    found = ndcg(label, score, user, 10)
-    assert found == pytest.approx(np.mean(values)) if values else np.isnan(found)
+    mean = ndcg(label, score, user, 10)
+    assert mean == pytest.approx(np.mean(values)) if values else np.isnan(mean)
 
 
 def test_calibration_by_hand():
@@ -57,18 +57,18 @@ def test_calibration_by_hand():
 
 def test_missing_labels_are_left_out():
     label = np.array([0, 1, np.nan, 1])
-    found = evaluate("binary", label, np.array([0.2, 0.8, 0.9, 0.1]), np.array([1, 1, 1, 1]))
-    assert found["auc"] == 0.5
+    metrics = evaluate("binary", label, np.array([0.2, 0.8, 0.9, 0.1]), np.array([1, 1, 1, 1]))
+    assert metrics["auc"] == 0.5
 
 
 def test_weighted_auc_is_scikit_learns_with_repeated_rows():
     rng = np.random.default_rng(0)
     label, score = (rng.random(60) < 0.4).astype(float), rng.integers(0, 9, 60) / 9
     weights = user_draws(rng.integers(0, 15, 60), 20)
-    for draw, found in zip(weights, weighted_auc(label, score, weights), strict=True):
-        assert found == pytest.approx(roc_auc_score(label, score, sample_weight=draw))
-    for draw, found in zip(weights, weighted_r2(label, score, weights), strict=True):
-        assert found == pytest.approx(r2_score(label, score, sample_weight=draw))
+    for draw, value in zip(weights, weighted_auc(label, score, weights), strict=True):
+        assert value == pytest.approx(roc_auc_score(label, score, sample_weight=draw))
+    for draw, value in zip(weights, weighted_r2(label, score, weights), strict=True):
+        assert value == pytest.approx(r2_score(label, score, sample_weight=draw))
 
 
 def test_draws_keep_a_users_rows_together():
@@ -78,15 +78,15 @@ def test_draws_keep_a_users_rows_together():
     assert (draws[:, [0, 1, 3]].sum(1) == 3).all()
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
+def test_interval_covers_the_true_value_at_about_its_confidence():
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(60):
         label = (rng.random(400) < 0.5).astype(float)
         score = label + rng.normal(0, 1.0, 400)
         draws = weighted_auc(label, score, user_draws(np.arange(400), 100, trial))
-        found = interval(auc(label, score), draws, 0.9)
-        hits += found.low < 0.7602 < found.high  # Φ(1/√2): two unit normals one apart
+        bounds = interval(auc(label, score), draws, 0.9)
+        hits += bounds.low < 0.7602 < bounds.high  # Φ(1/√2): two unit normals one apart
     assert 45 <= hits <= 60
 
 
@@ -96,9 +96,9 @@ def test_gauc_of_a_resample_is_gauc_of_the_repeated_users():
     user = rng.integers(0, 12, 90)
     label, score = (rng.random(90) < 0.4).astype(float), rng.random(90).round(1)
     weights = user_draws(user, 15)
-    found = gauc_draws(label, score, user, weights)
-    for value, weight in zip(found, weights, strict=True):
+    values = gauc_draws(label, score, user, weights)
+    for value, weight in zip(values, weights, strict=True):
         copies = [np.flatnonzero(weight > c) for c in range(int(weight.max()))]
         rows = np.concatenate(copies)
-        who = np.concatenate([user[part] + 100 * c for c, part in enumerate(copies)])
-        assert value == pytest.approx(gauc(label[rows], score[rows], who))
+        users = np.concatenate([user[part] + 100 * c for c, part in enumerate(copies)])
+        assert value == pytest.approx(gauc(label[rows], score[rows], users))

@@ -1,4 +1,4 @@
-"""Weights of objectives: the front by brute force, and what a stated trade-off chooses."""
+"""Blend weights: the Pareto front against brute force, and the point that a trade-off chooses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl_ranker.evaluation.metrics import ndcg
+from mtl_ranker.evaluation.metrics import PredictedRows, ndcg
 from mtl_ranker.evaluation.pareto import (
     Point,
-    PredictedRows,
     pareto,
     propose,
     quality_of,
@@ -33,11 +32,11 @@ values = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 2))
 
 
 @given(st.lists(st.tuples(values, values), min_size=1, max_size=25))
-def test_front_is_what_no_other_point_dominates(found):
-    marked = pareto([Point({}, e, s) for e, s in found])
-    for point, (e, s) in zip(marked, found, strict=True):
-        beaten = any(a >= e and b >= s and (a > e or b > s) for a, b in found)
-        assert point.best == (not beaten)
+def test_front_is_the_points_that_no_other_point_dominates(qualities):
+    marked = pareto([Point({}, e, s) for e, s in qualities])
+    for point, (e, s) in zip(marked, qualities, strict=True):
+        dominated = any(a >= e and b >= s and (a > e or b > s) for a, b in qualities)
+        assert point.best == (not dominated)
 
 
 def conflict(rows: int = 4_000):
@@ -64,10 +63,10 @@ def test_a_trade_off_moves_along_the_front_from_one_group_to_the_other():
 def test_quality_is_each_groups_ndcg_of_the_blended_score():
     labels, p, user = conflict()
     rows = PredictedRows(labels, p, user)
-    found = quality_of(PROJECT, rows, {"click": 1.0, "like": 2.0}, "weighted_sum")
+    point = quality_of(PROJECT, rows, {"click": 1.0, "like": 2.0}, "weighted_sum")
     score = p[:, 0] + 2 * p[:, 1]
-    assert found.engagement == pytest.approx(ndcg(labels[:, 0], score, user))
-    assert found.satisfaction == pytest.approx(ndcg(labels[:, 1], score, user))
+    assert point.engagement == pytest.approx(ndcg(labels[:, 0], score, user))
+    assert point.satisfaction == pytest.approx(ndcg(labels[:, 1], score, user))
 
 
 def test_a_product_is_the_weighted_sum_of_logarithms():
@@ -77,10 +76,10 @@ def test_a_product_is_the_weighted_sum_of_logarithms():
     )
 
 
-def test_trial_weights_try_each_objective_alone_and_weigh_rare_ones_up():
+def test_trial_weights_contain_each_objective_alone_and_scale_rare_ones_up():
     _, p, _ = conflict()
-    tried = trial_weights(PROJECT, p, 30)
-    assert {"click": 1.0, "like": 0.0} in tried
-    assert {"click": 0.0, "like": 1.0} in tried
-    even = tried[2 + 5]
+    choices = trial_weights(PROJECT, p, 30)
+    assert {"click": 1.0, "like": 0.0} in choices
+    assert {"click": 0.0, "like": 1.0} in choices
+    even = choices[2 + 5]
     assert even["like"] / even["click"] == pytest.approx(p[:, 0].std() / p[:, 1].std(), rel=1e-3)

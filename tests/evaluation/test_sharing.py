@@ -1,4 +1,4 @@
-"""MTL gain: paired, said in words; correlation between labels with gaps."""
+"""The multi-task gain, paired, with its verdict; correlation between labels with gaps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def feed():
     return users, label, taste, rng.normal(size=4_000)
 
 
-def test_help_and_hurt_are_told_from_noise():
+def test_help_and_hurt_are_distinguished_from_noise():
     user, label, taste, noise = feed()
     scores = {
         ("alone", "click"): taste + 2 * noise,
@@ -31,31 +31,33 @@ def test_help_and_hurt_are_told_from_noise():
     values = {key: auc(label, score) for key, score in scores.items()}
     qualities = {k: resampled_quality("binary", label, [s], weights) for k, s in scores.items()}
     gains = sharing_gains(qualities, "alone", {"click": "auc", "like": "auc"}, 0.95)
-    found = {(g.model, g.objective): g for g in gains}
+    gain_of = {(g.model, g.objective): g for g in gains}
     assert len(gains) == 4
-    assert found["mmoe", "click"].verdict == "helped"
-    assert found["mmoe", "like"].verdict == "hurt"
-    assert found["omoe", "click"].verdict == "undecided"
-    assert "sharing hurt (negative transfer) like, AUC -0." in str(found["mmoe", "like"])
+    assert gain_of["mmoe", "click"].verdict == "helped"
+    assert gain_of["mmoe", "like"].verdict == "hurt"
+    assert gain_of["omoe", "click"].verdict == "undecided"
+    assert "sharing hurt (negative transfer) like, AUC -0." in str(gain_of["mmoe", "like"])
     expected = values["mmoe", "click"] - values["alone", "click"]
-    assert abs(found["mmoe", "click"].gain.value - expected) < 1e-12
-    assert found["omoe", "click"].gain.low == found["omoe", "click"].gain.high == 0
+    assert abs(gain_of["mmoe", "click"].gain.value - expected) < 1e-12
+    same = gain_of["omoe", "click"].gain
+    assert same.low == same.high == 0
 
 
-def test_seeds_are_drawn_anew():
+def test_seeds_are_resampled():
     draws = np.stack([np.full(2_000, 0.70), np.full(2_000, 0.72)])
-    found = over_seeds(draws)
-    np.testing.assert_allclose(np.unique(found.round(6)), [0.70, 0.71, 0.72])
-    assert abs((found == 0.70).mean() - 0.25) < 0.05
+    means = over_seeds(draws)
+    np.testing.assert_allclose(np.unique(means.round(6)), [0.70, 0.71, 0.72])
+    assert abs((means == 0.70).mean() - 0.25) < 0.05
     assert (over_seeds(draws[:1]) == 0.70).all()
 
 
 def test_label_correlation_uses_rows_that_have_both():
     nan = np.nan
     labels = np.array([[1, 1, 0], [0, 0, 0], [1, nan, 0], [0, 1, 0], [1, 1, 0]], float)
-    found = label_correlation(labels)
-    both = labels[[0, 1, 3, 4]]
-    np.testing.assert_allclose(found[0, 1], np.corrcoef(both[:, 0], both[:, 1])[0, 1])
-    assert found[1, 0] == found[0, 1]
-    assert np.isnan(found[0, 2])
-    np.testing.assert_allclose(np.diag(found), 1.0)
+    correlation = label_correlation(labels)
+    complete = labels[[0, 1, 3, 4]]
+    expected = np.corrcoef(complete[:, 0], complete[:, 1])[0, 1]
+    np.testing.assert_allclose(correlation[0, 1], expected)
+    assert correlation[1, 0] == correlation[0, 1]
+    assert np.isnan(correlation[0, 2])
+    np.testing.assert_allclose(np.diag(correlation), 1.0)

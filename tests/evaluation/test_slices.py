@@ -1,4 +1,4 @@
-"""Slices against metrics of rows filtered by hand."""
+"""Slices against metrics of rows that are filtered in the test."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.slices import divide, slice_metrics, worst
 from mtl_ranker.models.objectives import Task
 
 
-def test_rows_fall_into_thirds_cold_ones_apart_and_ages_into_bands():
+def test_divide_forms_thirds_a_cold_slice_and_bands_of_age():
     frame = pl.DataFrame(
         {
             "tab": [1, 1, 2, 2, 2, None],
@@ -19,9 +20,9 @@ def test_rows_fall_into_thirds_cold_ones_apart_and_ages_into_bands():
             "item_age_days": [0.0, 1.0, 5.0, 8.0, 400.0, None],
         }
     )
-    parts = divide(frame, ["tab"], {"user": "user_daily_impressions_3d"})
-    assert parts["tab"].to_list() == ["1", "1", "2", "2", "2", None]
-    assert parts["user activity"].to_list() == [
+    slices = divide(frame, ["tab"], {"user": "user_daily_impressions_3d"})
+    assert slices["tab"].to_list() == ["1", "1", "2", "2", "2", None]
+    assert slices["user activity"].to_list() == [
         "cold (not seen in the window)",
         "low third",
         "low third",
@@ -29,7 +30,7 @@ def test_rows_fall_into_thirds_cold_ones_apart_and_ages_into_bands():
         "middle third",
         "high third",
     ]
-    assert parts["item age"].to_list() == [
+    assert slices["item age"].to_list() == [
         "up to 1 day",
         "up to 1 day",
         "2 to 7 days",
@@ -39,33 +40,29 @@ def test_rows_fall_into_thirds_cold_ones_apart_and_ages_into_bands():
     ]
 
 
-def test_a_slice_has_the_metrics_of_its_rows_and_the_worst_is_named():
+def test_a_slice_has_the_metrics_of_its_rows_and_the_worst_is_reported():
     rng = np.random.default_rng(0)
     n = 6_000
-    p = rng.random(n)
-    label = (rng.random(n) < p).astype(np.float32)
-    blind = np.arange(n) % 3 == 0
-    p[blind] = rng.random(blind.sum())  # on these rows the prediction knows nothing
-    tab = pl.Series(np.where(blind, "blind", "seen"))
-    found = slice_metrics(
-        [Task("click", "binary")], label[:, None], p[:, None], np.arange(n) % 500, {"tab": tab}
-    )
-    by_value = {s.value: s for s in found}
-    assert by_value["blind"].quality.value == pytest.approx(roc_auc_score(label[blind], p[blind]))
-    assert by_value["seen"].rows == (~blind).sum()
-    assert by_value["blind"].gap < -0.1
-    assert [s.value for s in worst(found)] == ["blind"]
-    assert "click is worst where tab is blind" in str(worst(found)[0])
+    probability = rng.random(n)
+    label = (rng.random(n) < probability).astype(np.float32)
+    noise = np.arange(n) % 3 == 0
+    probability[noise] = rng.random(noise.sum())  # predictions without information
+    tab = pl.Series(np.where(noise, "noise", "signal"))
+    rows = PredictedRows(label[:, None], probability[:, None], np.arange(n) % 500)
+    metrics = slice_metrics([Task("click", "binary")], rows, {"tab": tab})
+    by_value = {s.value: s for s in metrics}
+    expected = roc_auc_score(label[noise], probability[noise])
+    assert by_value["noise"].quality.value == pytest.approx(expected)
+    assert by_value["signal"].rows == (~noise).sum()
+    assert by_value["noise"].gap < -0.1
+    assert [s.value for s in worst(metrics)] == ["noise"]
+    assert "click is worst where tab is noise" in str(worst(metrics)[0])
 
 
 def test_a_slice_with_too_few_positives_is_left_out_and_never_the_worst():
     label = np.r_[np.ones(9), np.zeros(500), np.ones(200), np.zeros(200)].astype(np.float32)
     tab = pl.Series(["small"] * 509 + ["large"] * 400)
-    found = slice_metrics(
-        [Task("click", "binary")],
-        label[:, None],
-        np.random.default_rng(0).random((909, 1)),
-        np.arange(909),
-        {"tab": tab},
-    )
-    assert {s.value for s in found} == {"large"}
+    prediction = np.random.default_rng(0).random((909, 1))
+    rows = PredictedRows(label[:, None], prediction, np.arange(909))
+    metrics = slice_metrics([Task("click", "binary")], rows, {"tab": tab})
+    assert {s.value for s in metrics} == {"large"}

@@ -30,7 +30,11 @@ def day_of(milliseconds: int) -> date:
 def examples(root, days, clicked=lambda click, time: click) -> pl.DataFrame:
     """Examples of the last partition, with features only."""
     history = {"signal": "click", "columns": ["item_id"], "length": 3}
-    write_project(root, log={"day_tolerance_hours": 6, "max_bad_share": 1.0}, features={"histories": [history]})
+    write_project(
+        root,
+        log={"day_tolerance_hours": 6, "max_bad_share": 1.0},
+        features={"histories": [history]},
+    )
     context = open_context(str(root / "project.toml"), root, root / "ws")
     for number, events in enumerate(days):
         day = FIRST + timedelta(days=number)
@@ -56,7 +60,9 @@ def examples(root, days, clicked=lambda click, time: click) -> pl.DataFrame:
     return rows.drop([c for c in rows.columns if c.startswith("label_")])
 
 
-@settings(max_examples=5, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=5, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
 @given(days=DAYS)
 def test_no_feature_depends_on_an_event_of_the_rows_own_date(tmp_path_factory, days):
     """The labels of all events from the row's midnight on are flipped: its features stay."""

@@ -1,4 +1,4 @@
-"""`blend`, `tune` and `backtest` from the command line on a night that was lived."""
+"""`blend`, `tune` and `backtest` from the command line after a finished night."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(name: str, folder, feed, *more: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory, feed):
+def finished_night(tmp_path_factory, feed):
     folder = tmp_path_factory.mktemp("judged")
     write_project(folder, SMALL)
     done = night(folder, feed)
@@ -33,43 +33,45 @@ def lived(tmp_path_factory, feed):
 
 
 @pytest.mark.slow
-def test_a_stored_blend_changes_the_ranking_without_training(lived, feed):
-    before = pl.read_parquet(lived / "ws/rankings/date=2026-03-09/part-0.parquet")
-    figures = lived / "blend.json"
-    looked = run("blend", lived, feed, "--tries", "20", "--json", str(figures))
-    assert looked.returncode == 0, looked.stderr
-    assert "not stored: add --store" in looked.stdout
-    found = json.loads(figures.read_text())
-    front = [p for p in found["points"] if p["best"]]
-    assert found["proposed"] in front
-    assert (lived / "ws/blends/2026-03-08.png").stat().st_size > 5_000
-    stored = run("blend", lived, feed, "--set", "like=1", "--store")
+def test_a_stored_blend_changes_the_ranking_without_training(finished_night, feed):
+    before = pl.read_parquet(finished_night / "ws/rankings/date=2026-03-09/part-0.parquet")
+    figures = finished_night / "blend.json"
+    searched = run("blend", finished_night, feed, "--tries", "20", "--json", str(figures))
+    assert searched.returncode == 0, searched.stderr
+    assert "not stored: add --store" in searched.stdout
+    results = json.loads(figures.read_text())
+    front = [p for p in results["points"] if p["best"]]
+    assert results["proposed"] in front
+    assert (finished_night / "ws/blends/2026-03-08.png").stat().st_size > 5_000
+    stored = run("blend", finished_night, feed, "--set", "like=1", "--store")
     assert stored.returncode == 0, stored.stderr
     assert "small version 1 blends weighted_sum: click 0, like 1" in stored.stdout
-    scored = run("score", lived, feed, "--date", "2026-03-09")
+    scored = run("score", finished_night, feed, "--date", "2026-03-09")
     assert scored.returncode == 0, scored.stderr
-    after = pl.read_parquet(lived / "ws/rankings/date=2026-03-09/part-0.parquet")
+    after = pl.read_parquet(finished_night / "ws/rankings/date=2026-03-09/part-0.parquet")
     assert after["model_version"].unique().to_list() == ["1"]
     assert (after["score"] - after["like"]).abs().max() < 1e-6
     assert not after.select("user_id", "item_id").equals(before.select("user_id", "item_id"))
-    odd = run("blend", lived, feed, "--set", "clicks=1")
-    assert odd.returncode == 2
-    assert "--set clicks: no such objective; allowed: click, like" in odd.stderr
+    invalid = run("blend", finished_night, feed, "--set", "clicks=1")
+    assert invalid.returncode == 2
+    assert "--set clicks: no such objective; allowed: click, like" in invalid.stderr
 
 
 @pytest.mark.slow
-def test_tune_goes_on_where_it_was_and_logs_every_trial(lived, feed):
-    first = run("tune", lived, feed, "--model", "mmoe", "--trials", "2")
+def test_tune_is_resumed_and_logs_every_trial(finished_night, feed):
+    first = run("tune", finished_night, feed, "--model", "mmoe", "--trials", "2")
     assert first.returncode == 0, first.stderr
-    figures = lived / "tune.json"
-    again = run("tune", lived, feed, "--model", "mmoe", "--trials", "4", "--json", str(figures))
-    assert again.returncode == 0, again.stderr
-    assert "going on with 2 trials made before" in again.stdout
-    assert "[models.mmoe]" in again.stdout
+    figures = finished_night / "tune.json"
+    resumed = run(
+        "tune", finished_night, feed, "--model", "mmoe", "--trials", "4", "--json", str(figures)
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after 2 trials" in resumed.stdout
+    assert "[models.mmoe]" in resumed.stdout
     assert json.loads(figures.read_text())["trials"] == 4
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{lived}/ws/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{finished_night}/ws/mlflow.db")
     experiment = client.get_experiment_by_name("small").experiment_id
     runs = client.search_runs([experiment], "tags.tuning = 'mmoe'")
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
@@ -80,17 +82,19 @@ def test_tune_goes_on_where_it_was_and_logs_every_trial(lived, feed):
 
 
 @pytest.mark.slow
-def test_backtest_prints_a_curve_of_every_policy(lived, feed):
-    figures = lived / "backtest.json"
+def test_backtest_prints_a_curve_of_every_policy(finished_night, feed):
+    figures = finished_night / "backtest.json"
     span = ("--from", "2026-03-07", "--to", "2026-03-08", "--json", str(figures))
-    done = run("backtest", lived, feed, *span, "--model", "mmoe")
+    done = run("backtest", finished_night, feed, *span, "--model", "mmoe")
     assert done.returncode == 0, done.stderr
-    for words in ("kept AUC", "champion AUC", "retrained AUC", "retrained over kept"):
-        assert words in done.stdout
-    found = json.loads(figures.read_text())
-    assert found["days"] == ["2026-03-07", "2026-03-08"]
-    assert len(found["lived"]) == 6
-    assert (lived / "ws/backtests/2026-03-07_2026-03-08.png").stat().st_size > 5_000
-    wrong = run("backtest", lived, feed, "--from", "2026-03-08", "--to", "2026-03-07")
-    assert wrong.returncode == 2
-    assert "lies after --to" in wrong.stderr
+    for heading in ("kept AUC", "champion AUC", "retrained AUC", "retrained over kept"):
+        assert heading in done.stdout
+    results = json.loads(figures.read_text())
+    assert results["days"] == ["2026-03-07", "2026-03-08"]
+    assert len(results["replayed"]) == 6
+    assert (finished_night / "ws/backtests/2026-03-07_2026-03-08.png").stat().st_size > 5_000
+    reversed_span = run(
+        "backtest", finished_night, feed, "--from", "2026-03-08", "--to", "2026-03-07"
+    )
+    assert reversed_span.returncode == 2
+    assert "lies after --to" in reversed_span.stderr

@@ -24,7 +24,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """As a newcomer's shell: none of the test process's Prefect or MLflow settings."""
+    """The environment without the test process's Prefect and MLflow settings."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
 
 
@@ -41,26 +41,26 @@ def night(folder: Path, feed: Path, name: str = "nightly", *more: str, more_env=
 
 
 def champion_quality(printed: str, objectives: tuple[str, ...]) -> dict[str, float]:
-    """AUC of the marked model per objective, read off the printed table."""
+    """AUC of the marked model per objective, from the printed table."""
     quality, objective = {}, ""
     for line in printed.splitlines():
-        words = line.split()
-        if words and words[0] in objectives:
-            objective = words[0]
-        if "*" in words[1:] and objective:
-            quality[objective] = float(words[words.index("*") + 1])
+        cells = line.split()
+        if cells and cells[0] in objectives:
+            objective = cells[0]
+        if "*" in cells[1:] and objective:
+            quality[objective] = float(cells[cells.index("*") + 1])
     return quality
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory, feed):
+def finished_night(tmp_path_factory, feed):
     folder = tmp_path_factory.mktemp("night")
     return folder, night(folder, feed)
 
 
 @pytest.mark.slow
-def test_night_prints_a_table_and_publishes_rankings(lived):
-    folder, done = lived
+def test_night_prints_a_table_and_publishes_rankings(finished_night):
+    folder, done = finished_night
     assert done.returncode == 0, done.stderr
     for word in ("ingest", "features", "base_rate", "item_popularity", "mmoe", "champion", "date="):
         assert word in done.stdout
@@ -84,9 +84,9 @@ def test_night_prints_a_table_and_publishes_rankings(lived):
 
 
 @pytest.mark.slow
-def test_ranking_agrees_with_the_truth_kept_aside(lived):
-    """Clicks the model ranks first are truly likelier than the candidates' average."""
-    folder, _ = lived
+def test_ranking_agrees_with_the_true_probabilities(finished_night):
+    """The items ranked first have a higher true value than the average candidate."""
+    folder, _ = finished_night
     ranked = pl.read_parquet(folder / "ws/rankings/date=2026-03-09/part-0.parquet")
     world = make_world(Feed(impressions=12_000, days=7, users=300, items=200, first_day=FIRST))
     users = ranked["user_id"].unique().sort().to_numpy()
@@ -99,8 +99,8 @@ def test_ranking_agrees_with_the_truth_kept_aside(lived):
 
 
 @pytest.mark.slow
-def test_registered_model_scores_raw_rows_in_a_fresh_process(lived):
-    folder, _ = lived
+def test_registered_model_scores_raw_rows_in_a_fresh_process(finished_night):
+    folder, _ = finished_night
     script = f"""
 import mlflow, polars as pl
 mlflow.set_tracking_uri("sqlite:///{folder}/ws/mlflow.db")
@@ -128,8 +128,10 @@ print("scored")
 
 
 @pytest.mark.slow
-def test_given_candidates_with_unknown_users_and_items_are_all_scored(lived, feed, tmp_path):
-    folder, _ = lived
+def test_given_candidates_with_unknown_users_and_items_are_all_scored(
+    finished_night, feed, tmp_path
+):
+    folder, _ = finished_night
     data = tmp_path / "data"
     data.mkdir()
     for name in ("log", "items.parquet"):
@@ -162,8 +164,8 @@ def test_given_candidates_with_unknown_users_and_items_are_all_scored(lived, fee
 
 
 @pytest.mark.slow
-def test_second_night_compares_with_the_champion_and_redoes_nothing(lived, feed):
-    folder, _ = lived
+def test_second_night_compares_with_the_champion_and_rebuilds_nothing(finished_night, feed):
+    folder, _ = finished_night
     done = night(folder, feed)
     assert done.returncode == 0, done.stderr
     assert "0 days read, 7 up to date" in done.stdout
@@ -174,8 +176,8 @@ def test_second_night_compares_with_the_champion_and_redoes_nothing(lived, feed)
 
 @pytest.mark.slow
 def test_a_night_killed_at_every_stage_leaves_nothing_half_written_and_finishes(tmp_path, feed):
-    """SIGKILL as soon as a place appears, again and again: in ingest, features, training,
-    registering, scoring.
+    """SIGKILL in ingest, features, training, registration and scoring: as soon as the step's file
+    or folder appears.
     """
     write_project(tmp_path, SMALL)
     workspace = Workspace(tmp_path / "ws")
@@ -230,8 +232,8 @@ def test_users_mistake_is_one_message_without_a_stack_trace(tmp_path, feed):
 
 
 @pytest.mark.slow
-def test_kuairand_reaches_the_promised_quality(shared_data, tmp_path):
-    """The issue's split: train 04-27..05-03, validate 05-04, test 05-05."""
+def test_kuairand_reaches_the_required_quality(shared_data, tmp_path):
+    """Train 04-27..05-03, validate 05-04, test 05-05."""
     done = subprocess.run(
         command(
             "nightly",
@@ -257,8 +259,8 @@ def test_kuairand_reaches_the_promised_quality(shared_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_census_lives_a_night_too(shared_data, tmp_path):
-    """No users, items or days; income is hard, so a broken encoder shows here first."""
+def test_census_runs_a_night(shared_data, tmp_path):
+    """Data without users, items or days; income is sensitive to errors of the encoder."""
     done = subprocess.run(
         command(
             "nightly", "-c", "census", "-d", str(shared_data / "census-income"), "-w", tmp_path

@@ -1,4 +1,4 @@
-"""Everything against real servers: Prefect and MLflow (basic auth) on Postgres, artifacts on S3."""
+"""Nights with real servers: Prefect and MLflow (basic auth) on Postgres, artifacts on S3."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float 
         try:
             urllib.request.urlopen(address, timeout=2)
         except urllib.error.HTTPError:
-            return  # it answers
+            return  # the server answers
         except OSError:
             assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.5)
@@ -65,7 +65,7 @@ def as_postgres(*command: str) -> list[str]:
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """A Postgres of its own on 127.0.0.1; yields USER:PASSWORD@HOST:PORT."""
+    """A temporary Postgres server on 127.0.0.1; yields USER:PASSWORD@HOST:PORT."""
     binaries = POSTGRES[-1].parent
     folder = Path(tempfile.mkdtemp(prefix="mtl-ranker-postgres-"))
     password = secrets.token_hex(12)
@@ -342,19 +342,23 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
     api, log = f"http://{HERE}:{port}/api", tmp_path / "prefect.log"
     env = environment() | prefect_server(tmp_path / "prefect", stack.database)
     env |= {"DO_NOT_TRACK": "1"}
-    both = {"PREFECT_API_URL": api, "DASK_LOGGING__DISTRIBUTED": "error"}
+    variables = {"PREFECT_API_URL": api, "DASK_LOGGING__DISTRIBUTED": "error"}
     address = f"tcp://{hosts[0].address}:8786"
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", hosts[0].address]
     work = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1"]
     work += ["--no-dashboard", "--no-nanny", "--host"]
     with started([*server, "--port", str(port)], f"{api}/health", log, env):
-        processes = [hosts[0].start(*dask, "--no-dashboard", log=tmp_path / "dask.log", **both)]
+        processes = [
+            hosts[0].start(*dask, "--no-dashboard", log=tmp_path / "dask.log", **variables)
+        ]
         for host in hosts:
-            said = tmp_path / f"{host.name}.log"
-            processes.append(host.start(*work, host.address, log=said, **both))
+            worker_log = tmp_path / f"{host.name}.log"
+            processes.append(host.start(*work, host.address, log=worker_log, **variables))
         try:
             with killed(processes[1], tmp_path / "ws/.parts/examples", "*/*/*.parquet"):
-                done = run("nightly", tmp_path, *day, "--cluster", address, data=feed, env=both)
+                done = run(
+                    "nightly", tmp_path, *day, "--cluster", address, data=feed, env=variables
+                )
             assert done.returncode == 0, done.stdout + done.stderr
         finally:
             for process in processes:
@@ -363,12 +367,12 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
     assert not list((tmp_path / "ws/.parts").glob("*/*"))
     for dataset in ("events", "examples", "rankings"):
         one, other = (published(folder / "ws", dataset) for folder in (alone, tmp_path))
-        if dataset == "rankings":  # a core more or less rounds sums of products otherwise
+        if dataset == "rankings":  # the number of cores changes the rounding of matrix products
             one, other = (frame.select("user_id", "rank", "score") for frame in (one, other))
         polars.testing.assert_frame_equal(one, other, rel_tol=1e-4)
     for part in ("examples 2026-03-08 00000", "score 2026-03-09 00000"):
-        found = {"task_runs": {"name": {"like_": part}}}
-        assert len(ask(stack.prefect, "/task_runs/filter", found)) > 1
+        query = {"task_runs": {"name": {"like_": part}}}
+        assert len(ask(stack.prefect, "/task_runs/filter", query)) > 1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Target attention: a plain loop as oracle, what must not matter, and pairs as whole rows."""
+"""Target attention: against a plain loop, its invariances, and pairs against whole rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from mtl_ranker.models.pairs import ITEM, PAIR, USER, ItemSide, PairInput, Sides
 COLUMNS, WIDTH, LENGTH = 2, 4, 5
 
 
-def made(heads: int = 1) -> tuple[TargetAttention, torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_attention(
+    heads: int = 1,
+) -> tuple[TargetAttention, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     attention = TargetAttention(COLUMNS, WIDTH, LENGTH, heads)
     for parameter in attention.parameters():
@@ -25,10 +27,10 @@ def made(heads: int = 1) -> tuple[TargetAttention, torch.Tensor, torch.Tensor, t
     return attention, target, history, filled
 
 
-def test_it_is_the_formula():
-    attention, target, history, filled = made()
-    found = attention(target, history, filled)
-    assert found.shape == (6, 2 * COLUMNS * WIDTH)
+def test_equals_the_formula_in_loops():
+    attention, target, history, filled = make_attention()
+    outputs = attention(target, history, filled)
+    assert outputs.shape == (6, 2 * COLUMNS * WIDTH)
     for row in range(6):
         t = target[row].flatten().double()
         score = {}
@@ -42,12 +44,12 @@ def test_it_is_the_formula():
         for k, s in score.items():
             v += math.exp(s) / total * history[row, k].flatten().double()
         expected = torch.cat([v, t * v]).float()
-        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
-    assert not found[1].any()
+        torch.testing.assert_close(outputs[row], expected, rtol=1e-4, atol=1e-5)
+    assert not outputs[1].any()
 
 
-def test_what_is_not_there_does_not_matter_and_order_only_by_recency():
-    attention, target, history, filled = made()
+def test_empty_slots_have_no_effect_and_order_only_by_recency():
+    attention, target, history, filled = make_attention()
     other = torch.where(filled[:, :, None, None], history, torch.randn_like(history))
     torch.testing.assert_close(attention(target, other, filled), attention(target, history, filled))
     order = torch.tensor([3, 1, 4, 0, 2])
@@ -58,8 +60,8 @@ def test_what_is_not_there_does_not_matter_and_order_only_by_recency():
 
 
 def test_heads_share_nothing():
-    """Objectives of `unshared` models own a part of every embedding, and of every output."""
-    attention, target, history, filled = made(heads=2)
+    """Each objective of an `unshared` model has a part of every embedding, and of every output."""
+    attention, target, history, filled = make_attention(heads=2)
     before = attention(target, history, filled).view(6, 2 * COLUMNS, 2, WIDTH // 2)
     for tensor in (target, history):
         tensor[..., WIDTH // 2 :] += 1.0
@@ -70,7 +72,7 @@ def test_heads_share_nothing():
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_pairs_attend_as_whole_rows_do(heads):
-    """Of a categorical, of a list, and of a column of the user's own (the surface)."""
+    """With a categorical, a list, and a column that belongs to the user (the surface)."""
     torch.manual_seed(0)
     share = ["item", "surface", "tag", "item", "surface", "tag"]
     embedding = FeatureEmbedding(
@@ -95,19 +97,19 @@ def test_pairs_attend_as_whole_rows_do(heads):
         bags = [torch.randint(0, size, (count, n)) for size, n in ((6, 2), (9, 4), (3, 4), (6, 4))]
         return [torch.cat(fields, 1), torch.cat(bags, 1), torch.rand(count, 2) * 2]
 
-    of_user, of_item = rows(users), rows(items)
-    of_user[1][0, 2:] = 0  # a user without history
-    own = torch.rand(pairs, 1) * 2
+    user_rows, item_rows = rows(users), rows(items)
+    user_rows[1][0, 2:] = 0  # a user without history
+    pair_numbers = torch.rand(pairs, 1) * 2
     whole = [
-        torch.stack([of_item[0][item, 0], of_user[0][user, 1]], 1),
-        torch.cat([of_item[1][item, :2], of_user[1][user, 2:]], 1),
-        torch.cat([of_user[2][user, :1], own], 1),
+        torch.stack([item_rows[0][item, 0], user_rows[0][user, 1]], 1),
+        torch.cat([item_rows[1][item, :2], user_rows[1][user, 2:]], 1),
+        torch.cat([user_rows[2][user, :1], pair_numbers], 1),
     ]
     expected = embedding(*whole).row()
-    sides = Sides(ItemSide(embedding, tuple(of_item), part), tuple(of_user))
-    found = PairInput(sides, user, item, own)
-    torch.testing.assert_close(found.row(), expected)
+    sides = Sides(ItemSide(embedding, tuple(item_rows), part), tuple(user_rows))
+    pair_input = PairInput(sides, user, item, pair_numbers)
+    torch.testing.assert_close(pair_input.row(), expected)
     weight = torch.randn(3, embedding.outputs)
     torch.testing.assert_close(
-        found.project(weight, reader=weight), weight @ expected.t(), rtol=1e-4, atol=1e-4
+        pair_input.project(weight, reader=weight), weight @ expected.t(), rtol=1e-4, atol=1e-4
     )

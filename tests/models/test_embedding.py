@@ -1,4 +1,4 @@
-"""One table of embeddings: fields apart or sharing, and gradients of a batch's rows only."""
+"""One table of embeddings: separate or shared fields, and sparse gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.loop import Design, Rows, train_ranker
 from mtl_ranker.training.network import build_ranker
-from tests.training import rows as made
+from tests.training import rows as small
 
 NOTHING = torch.zeros(2, 0)
 
@@ -20,13 +20,13 @@ def test_fields_that_share_read_the_same_rows_and_others_do_not() -> None:
     )
     assert embedding.table.weight.shape == (7, 2)
     rows = torch.tensor([[1, 1, 3], [2, 2, 2]])
-    found = embedding(rows, torch.tensor([[1], [0]]), NOTHING).learned.view(2, 4, 2)
+    vectors = embedding(rows, torch.tensor([[1], [0]]), NOTHING).learned.view(2, 4, 2)
     table = embedding.table.weight
     expected = [
         [table[1], table[4 + 1], table[3], table[1]],
         [table[2], table[4 + 2], table[2], torch.zeros(2)],
     ]
-    torch.testing.assert_close(found, torch.stack([torch.stack(row) for row in expected]))
+    torch.testing.assert_close(vectors, torch.stack([torch.stack(row) for row in expected]))
 
 
 def test_sparse_gradients_are_the_dense_ones() -> None:
@@ -48,20 +48,20 @@ def test_sparse_gradients_are_the_dense_ones() -> None:
 
 @pytest.mark.parametrize("balancing", ["fixed", "uncertainty", "dwa", "gradnorm", "pcgrad"])
 def test_training_is_the_dense_one_where_every_batch_has_every_row(balancing: str) -> None:
-    frame = made.frame(512)
-    encoder = made.encoder(frame)
-    rows = encode_examples(encoder, frame, made.LABELS)
-    found = []
+    frame = small.frame(512)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
+    models = []
     for sparse_rows in (1_000, 1):
-        settings = made.settings(
+        settings = small.settings(
             batch_size=256, weight_decay=0.0, sparse_rows=sparse_rows, balancing=balancing
         )
-        found.append(
+        models.append(
             train_ranker(
-                Design(made.spec(), encoder, made.TASKS), Rows(rows, rows), settings, 0
+                Design(small.spec(), encoder, small.TASKS), Rows(rows, rows), settings, 0
             ).model
         )
-    dense, sparse = found
+    dense, sparse = models
     assert sparse.embedding.sparse == (balancing != "pcgrad")
     # SparseAdam adds its epsilon before the bias correction; rows move by some 0.05 here.
     for name, value in dense.state_dict().items():
@@ -69,15 +69,15 @@ def test_training_is_the_dense_one_where_every_batch_has_every_row(balancing: st
 
 
 def test_rows_that_no_batch_has_stay_as_they_began() -> None:
-    frame = made.frame(512)
-    encoder = made.encoder(frame)
-    rows = encode_examples(encoder, frame, made.LABELS)
-    settings = made.settings(sparse_rows=1, weight_decay=0.5)
+    frame = small.frame(512)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
+    settings = small.settings(sparse_rows=1, weight_decay=0.5)
     model = train_ranker(
-        Design(made.spec(), encoder, made.TASKS), Rows(rows, rows), settings, 0
+        Design(small.spec(), encoder, small.TASKS), Rows(rows, rows), settings, 0
     ).model
     torch.manual_seed(0)
-    fresh = build_ranker(made.spec(), encoder, made.TASKS, rows.positions)
+    fresh = build_ranker(small.spec(), encoder, small.TASKS, rows.positions)
     moved = (model.embedding.table.weight != fresh.embedding.table.weight).any(1)
     used = torch.zeros(len(moved), dtype=torch.bool)
     used[(rows.categorical + model.embedding.offset).flatten()] = True

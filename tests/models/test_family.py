@@ -97,15 +97,15 @@ def naive_expert(bank, e: int, x: np.ndarray) -> np.ndarray:
 
 
 def naive_gates(layer, o: int, streams: list[np.ndarray], row: np.ndarray) -> np.ndarray:
-    """Weights of output o over the experts, for one row."""
+    """Expert weights of output o, for one row."""
     gates, spec = layer.gates, layer.spec
-    seen = streams[spec.gate_reads[o]] if spec.gate_reads else row
+    inputs = streams[spec.gate_reads[o]] if spec.gate_reads else row
     if isinstance(gates, FixedGates):
         weights = array(gates.visible)[o].astype(float)
     elif isinstance(gates, StitchGates):
         weights = array(gates.weight)[o]
     else:
-        z = array(gates.weight)[0 if spec.gate == "tied" else o] @ seen
+        z = array(gates.weight)[0 if spec.gate == "tied" else o] @ inputs
         z = np.where(array(gates.visible)[o] > 0, z, -np.inf)
         if isinstance(gates, TopKGates):
             z = np.where(z >= np.sort(z)[-spec.top_k], z, -np.inf)
@@ -228,7 +228,7 @@ def test_sparse_gating_of_all_experts_is_dense():
 
 
 def test_sparse_gating_computes_only_the_chosen_experts():
-    """An expert that would poison every row it touches is harmless where no gate chose it."""
+    """An expert with NaN weights has no effect on rows for which no gate selects it."""
     torch.manual_seed(1)
     ranker = make_ranker(sparse_mmoe(2, 6, 2, [8]))
     torch.nn.init.normal_(ranker.layers[0].gates.weight)
@@ -256,14 +256,14 @@ def test_permuting_experts_and_gates_changes_nothing():
     torch.testing.assert_close(ranker(*make_rows()), before)
 
 
-def test_single_task_objectives_do_not_touch_each_other():
+def test_single_task_objectives_have_no_parameter_in_common():
     torch.manual_seed(1)
     ranker = make_ranker(single_task(3, [8]))
     ranker(*make_rows())[..., 1].sum().backward()
     axes = ranker.objective_axes()
     for name, parameter in ranker.named_parameters():
-        mine = [part.abs().sum() > 0 for part in parameter.grad.chunk(3, axes[name])]
-        assert mine == [False, True, False], name
+        has_gradient = [part.abs().sum() > 0 for part in parameter.grad.chunk(3, axes[name])]
+        assert has_gradient == [False, True, False], name
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -284,7 +284,7 @@ def test_every_expert_starts_different_and_gets_a_gradient(name):
                 assert (gradient.flatten(1).abs().sum(1) > 0).all()
 
 
-def test_members_are_networks_of_their_own_that_share_the_big_product():
+def test_members_are_different_networks_that_share_the_first_product():
     torch.manual_seed(1)
     ranker = make_ranker(replace(mmoe(2, 3, [8]), members=4))
     rows = make_rows()
@@ -326,7 +326,7 @@ def test_experts_see_only_their_group_of_features():
         embedding.columns_of(("nothing_*",))
 
 
-def test_position_counts_in_training_and_never_at_scoring():
+def test_a_position_bias_is_added_only_for_known_positions():
     torch.manual_seed(1)
     ranker = make_ranker(mmoe(2, 3, [8]), positions=5)
     torch.nn.init.normal_(ranker.position_bias.logits.weight)
@@ -348,7 +348,9 @@ def test_position_counts_in_training_and_never_at_scoring():
 def test_gates_are_distributions_over_visible_experts():
     torch.manual_seed(1)
     visible = ((True, True, False), (False, True, True))
-    ranker = make_ranker(RankerSpec((LayerSpec(visible, (0, 0, 0), (8,)),)))
+    ranker = make_ranker(
+        RankerSpec(layers=(LayerSpec(visible=visible, reads=(0, 0, 0), hidden=(8,)),))
+    )
     weights = ranker.expert_weights(*make_rows())[0]
     torch.testing.assert_close(weights.sum(-1), torch.ones(B, 2))
     assert (weights[:, 0, 2] == 0).all()
@@ -363,7 +365,7 @@ def test_gate_dropout_leaves_a_distribution():
 
 
 def test_top_k_load_is_the_chance_of_being_kept():
-    """Against a simulation of the noise (Shazeer et al., eq. 8): the gate's own draw excluded."""
+    """Against a simulation of the noise (Shazeer et al., eq. 8), averaged over the noise."""
     torch.manual_seed(0)
     gates = TopKGates(3, torch.ones(1, 4, dtype=torch.bool), [0], k=2).train()
     torch.nn.init.normal_(gates.weight)
@@ -377,16 +379,16 @@ def test_ablated_experts_get_no_weight():
     torch.manual_seed(1)
     ranker = make_ranker(mmoe(2, 3, [8]))
     rows = make_rows()
-    quiet = ranker.trace(*rows, ablated={0: [1]})
-    weights = quiet.gates[0].weights
+    ablated = ranker.trace(*rows, ablated={0: [1]})
+    weights = ablated.gates[0].weights
     assert (weights[:, :, 1] == 0).all()
     torch.testing.assert_close(weights.sum(2), torch.ones(2, 1, B))
     with torch.no_grad():
         ranker.layers[0].banks[0].weights[0][1] += 5.0
-    torch.testing.assert_close(ranker.trace(*rows, ablated={0: [1]}).logits, quiet.logits)
+    torch.testing.assert_close(ranker.trace(*rows, ablated={0: [1]}).logits, ablated.logits)
 
 
-def test_closeness_is_the_sum_over_pairs():
+def test_l2_penalty_is_the_sum_over_pairs_of_experts():
     torch.manual_seed(1)
     ranker = make_ranker(l2_constrained(3, [8], l2_weight=0.5))
     bank = ranker.layers[0].banks[0]
@@ -396,8 +398,8 @@ def test_closeness_is_the_sum_over_pairs():
         for s in range(3)
         for t in range(s)
     )
-    found = ranker.penalty(ranker.trace(*make_rows())).detach()
-    assert float(found) == pytest.approx(0.5 * expected, rel=1e-5)
+    penalty = ranker.penalty(ranker.trace(*make_rows())).detach()
+    assert float(penalty) == pytest.approx(0.5 * expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -419,7 +421,7 @@ def test_every_preset_is_tested_and_documented():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"preset": "mmo"}, "no preset 'mmo'"),
         ({"preset": "mmoe", "expert": 3}, "did you mean experts"),
@@ -430,14 +432,14 @@ def test_every_preset_is_tested_and_documented():
         ({"preset": "mmoe", "gate_dropout": 1.0}, "below 1"),
     ],
 )
-def test_settings_of_a_model_are_checked(settings, words):
-    with pytest.raises(ValueError, match=words):
+def test_settings_of_a_model_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
         make("models.m", settings, 2)
 
 
-@pytest.mark.parametrize("name", ["embedding", "experts", "gates", "towers"])
+@pytest.mark.parametrize("name", ["embedding", "experts", "gates", "towers", "trees"])
 def test_docstring_examples_run(name):
     module = importlib.import_module(f"mtl_ranker.models.{name}")
-    found = doctest.testmod(module, extraglobs={"torch": torch})
-    assert found.attempted > 0
-    assert found.failed == 0
+    results = doctest.testmod(module, extraglobs={"torch": torch})
+    assert results.attempted > 0
+    assert results.failed == 0

@@ -1,4 +1,4 @@
-"""What changes how torch computes changes nothing else, and leaves torch as it was."""
+"""Precision and threads: results stay exact, and torch's settings are restored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_blocks_cover_every_row_once_and_in_order(rows: int, size: int, threads:
         torch.set_num_threads(before)
 
 
-def test_a_failing_block_is_told_and_leaves_the_threads() -> None:
+def test_an_error_in_a_block_is_raised_and_restores_the_threads() -> None:
     before = torch.get_num_threads()
 
     def work(chosen: slice) -> torch.Tensor:
@@ -39,14 +39,14 @@ def test_a_failing_block_is_told_and_leaves_the_threads() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_precision_comes_back_after_the_last_of_several_threads() -> None:
+def test_precision_is_restored_after_the_last_of_several_threads() -> None:
     def enter(_: int) -> str:
         with fast_matmul(), fast_matmul():
             return torch.get_float32_matmul_precision()
 
-    usual = "medium" if medium_is_exact() else "highest"
+    default = "medium" if medium_is_exact() else "highest"
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(enter, range(64))) == {usual}
+        assert set(pool.map(enter, range(64))) == {default}
     assert torch.get_float32_matmul_precision() == "highest"
 
 
@@ -58,7 +58,7 @@ def test_products_stay_float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(product.double(), a.double() @ a.double(), rtol=1e-3, atol=1e-4)
 
 
-def test_what_the_process_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_set_by_the_process_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_float32_matmul_precision("high")
     try:
         with fast_matmul():
@@ -71,12 +71,12 @@ def test_what_the_process_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None
         assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_an_unknown_precision_is_named_and_leaves_nothing_behind(
+def test_an_unknown_precision_is_named_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MTL_RANKER_MATMUL_PRECISION", "fast")
-    words = r"MTL_RANKER_MATMUL_PRECISION = 'fast'; allowed: highest, high, medium"
-    with pytest.raises(ValueError, match=words), fast_matmul():
+    message = r"MTL_RANKER_MATMUL_PRECISION = 'fast'; allowed: highest, high, medium"
+    with pytest.raises(ValueError, match=message), fast_matmul():
         pass
     monkeypatch.delenv("MTL_RANKER_MATMUL_PRECISION")
     with fast_matmul():

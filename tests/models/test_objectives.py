@@ -1,4 +1,4 @@
-"""Losses: masked, weighted, equal to scikit-learn's."""
+"""Losses and predictions against scikit-learn, loops and values worked out by hand."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_binary_loss_is_scikit_learns_on_labelled_rows():
     expected = log_loss(
         label[known, 0], torch.sigmoid(logits)[known, 0].numpy(), sample_weight=weight[known]
     )
-    found = losses(logits, torch.tensor(label), TASKS[:1], weight)
-    assert abs(float(found[0]) - expected) < 1e-9
+    loss = losses(logits, torch.tensor(label), TASKS[:1], weight)
+    assert abs(float(loss[0]) - expected) < 1e-9
 
 
 def test_regression_on_log1p_scale_by_hand():
     labels = transform_labels(torch.tensor([[1.0, np.e - 1], [0.0, NAN]]), TASKS)
-    found = losses(torch.tensor([[0.0, 3.0], [0.0, 99.0]]), labels, TASKS)
-    np.testing.assert_allclose(found.numpy(), [np.log(2), 4.0], rtol=1e-6)
+    loss = losses(torch.tensor([[0.0, 3.0], [0.0, 99.0]]), labels, TASKS)
+    np.testing.assert_allclose(loss.numpy(), [np.log(2), 4.0], rtol=1e-6)
 
 
 def test_missing_labels_send_no_gradient():
@@ -50,8 +50,8 @@ def test_missing_labels_send_no_gradient():
 
 
 def test_predictions_are_in_the_labels_unit():
-    found = predictions(torch.tensor([[0.0, np.log(8.0)]]), TASKS)
-    np.testing.assert_allclose(found.numpy(), [[0.5, 7.0]], rtol=1e-5)
+    prediction = predictions(torch.tensor([[0.0, np.log(8.0)]]), TASKS)
+    np.testing.assert_allclose(prediction.numpy(), [[0.5, 7.0]], rtol=1e-5)
 
 
 def test_watch_time_odds_are_the_mean_watch_time():
@@ -83,9 +83,9 @@ def test_chain_is_the_product_of_its_probabilities():
     expected = np.stack([p[:, 0] * p[:, 1], p[:, 1], p[:, 0] * p[:, 1] * p[:, 2]], 1)
     np.testing.assert_allclose(predictions(z, tasks).numpy(), expected, rtol=1e-6)
     labels = (rng.random((20, 3)) < 0.4).astype(float)
-    found = losses(z, torch.tensor(labels), tasks).numpy()
+    loss = losses(z, torch.tensor(labels), tasks).numpy()
     for t in range(3):
-        np.testing.assert_allclose(found[t], log_loss(labels[:, t], expected[:, t]), rtol=1e-6)
+        np.testing.assert_allclose(loss[t], log_loss(labels[:, t], expected[:, t]), rtol=1e-6)
 
 
 def test_chained_gradient_reaches_the_parent():
@@ -146,8 +146,8 @@ def test_pairwise_losses_are_those_of_a_loop_over_pairs() -> None:
                         if user[i] == user[j] and labels[i, t] == 1 and labels[j, t] == 0:
                             expected[t] += math.log1p(math.exp(z[j, t] - z[i, t]))
             expected[t] /= 30 * len(members)
-        found = pairwise_losses(logits, labels, user, tasks)
-        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+        loss = pairwise_losses(logits, labels, user, tasks)
+        torch.testing.assert_close(loss, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_pairwise_losses_of_a_chain_compare_the_chains_odds() -> None:
@@ -156,9 +156,9 @@ def test_pairwise_losses_of_a_chain_compare_the_chains_odds() -> None:
     labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
     p = [1 / (1 + math.exp(-a)) / (1 + math.exp(-b)) for a, b in logits.tolist()]
     odds = [math.log(q / (1 - q)) for q in p]
-    found = pairwise_losses(logits, labels, torch.zeros(2), tasks)
+    loss = pairwise_losses(logits, labels, torch.zeros(2), tasks)
     expected = [math.log1p(math.exp(-3.0)) / 2, math.log1p(math.exp(odds[1] - odds[0])) / 2]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_users_pair_there_is_no_pairwise_loss() -> None:

@@ -1,7 +1,8 @@
-"""Training: seeds, early stopping, splits, and objectives that cannot be learned."""
+"""A night's training: seeds, early stopping, refit, trees, and objectives without labels."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -12,12 +13,10 @@ import torch
 from mtl_ranker.config import load_project
 from mtl_ranker.context import Context, without_log
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.days import split_days
-from mtl_ranker.features.examples import build_examples
-from mtl_ranker.logs.ingest import ingest_day
-from mtl_ranker.logs.sources import open_source
+from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.objectives import losses
+from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.contenders import Callbacks
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -25,24 +24,22 @@ from mtl_ranker.reports.tables import comparison_rows
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.loop import Design, Execution, Rows, train_ranker
 from mtl_ranker.training.network import predict_logits
-from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.projects import TINY, WITHOUT, changed, edit_project, write_project
 
 LAST = FIRST + timedelta(days=5)
 
 
-def prepared(root):
-    project = load_project(str(root / "project.toml"))
-    source, workspace = open_source(project, root), Workspace(root / "ws")
-    days = source.days()
-    for day in days:
-        ingest_day(Context(project, source, workspace), day)
-        aggregate_day(Context(project, source, workspace), day)
-    split = split_days(project, days, LAST)
-    for day in [*split.train, *split.validate, *split.test]:
-        build_examples(Context(project, source, workspace), day)
-    return project, workspace
+def prepared(root) -> Context:
+    """The folder's project with every day built; without the log, which training does not read."""
+    context = open_context(str(root / "project.toml"), root, root / "ws")
+    build_split(context, LAST)
+    return without_log(context.project, context.workspace)
+
+
+def with_project_of(root, context: Context) -> Context:
+    """The same workspace with the folder's project file as it is now."""
+    return replace(context, project=load_project(str(root / "project.toml")))
 
 
 def test_split_counts_back_from_the_day_and_skips_the_warm_up(tiny):
@@ -57,12 +54,12 @@ def test_split_counts_back_from_the_day_and_skips_the_warm_up(tiny):
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tiny):
-    project, workspace = prepared(tiny)
-    one = train_suite(without_log(project, workspace), LAST).winner.trained.model.state_dict()
-    two = train_suite(without_log(project, workspace), LAST).winner.trained.model.state_dict()
+    context = prepared(tiny)
+    one = train_suite(context, LAST).winner.trained.model.state_dict()
+    two = train_suite(context, LAST).winner.trained.model.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     write_project(tiny, training={"seeds": [5]})
-    other = train_suite(without_log(load_project(str(tiny / "project.toml")), workspace), LAST)
+    other = train_suite(with_project_of(tiny, context), LAST)
     weights = other.winner.trained.model.state_dict()
     first = "layers.0.banks.0.weights.0"
     assert not torch.equal(one[first], weights[first])
@@ -70,8 +67,8 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny):
 
 def test_best_epoch_is_restored(tiny):
     write_project(tiny, training={"epochs": 30, "patience": 3, "learning_rate": 0.1})
-    project, workspace = prepared(tiny)
-    trained = train_suite(without_log(project, workspace), LAST).winner.trained
+    context = prepared(tiny)
+    trained = train_suite(context, LAST).winner.trained
     monitored = [epoch.monitored for epoch in trained.epochs]
     assert trained.best_epoch == 1 + monitored.index(min(monitored))
     assert len(trained.epochs) < 30
@@ -83,90 +80,87 @@ def test_single_task_restores_each_objectives_own_best_epoch(tiny):
         models={"mmoe": {"preset": "single_task", "experts": WITHOUT}},
         training={"epochs": 12, "patience": 12, "learning_rate": 0.05},
     )
-    project, workspace = prepared(tiny)
-    suite = train_suite(without_log(project, workspace), LAST)
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
     trained = suite.winner.trained
-    each = np.array([epoch.validate_loss for epoch in trained.epochs])
-    assert trained.best_epochs == (each.argmin(0) + 1).tolist()
+    validate_loss = np.array([epoch.validate_loss for epoch in trained.epochs])
+    assert trained.best_epochs == (validate_loss.argmin(0) + 1).tolist()
     assert len(set(trained.best_epochs)) == 2
-    rows = workspace.scan("examples", suite.days.validate).collect()
+    rows = context.workspace.scan("examples", suite.days.validate).collect()
     labels = [f"label_{task.name}" for task in suite.tasks]
     validate = encode_examples(suite.winner.artifact.encoder, rows, labels)
     logits = predict_logits(trained.model, validate)
     restored = losses(logits, validate.labels, suite.tasks)
-    np.testing.assert_allclose(restored, each.min(0), rtol=1e-5)
+    np.testing.assert_allclose(restored, validate_loss.min(0), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_side_by_side_gives_the_same_table_as_one_after_the_other(tiny):
+def test_parallel_trainings_give_the_same_table_as_sequential_ones(tiny):
     write_project(tiny, training={"seeds": [0, 1], "threads": 1, "jobs": 1})
-    project, workspace = prepared(tiny)
-    one = train_suite(without_log(project, workspace), LAST)
+    context = prepared(tiny)
+    one = train_suite(context, LAST)
     edit_project(tiny, training={"jobs": 2})
-    told = []
-    project = load_project(str(tiny / "project.toml"))
-    two = train_suite(
-        without_log(project, workspace), LAST, Callbacks(lambda *epoch: told.append(epoch))
-    )
+    calls = []
+    callbacks = Callbacks(lambda *epoch: calls.append(epoch))
+    two = train_suite(with_project_of(tiny, context), LAST, callbacks)
     assert comparison_rows(two) == comparison_rows(one)
     assert two.winner.label == one.winner.label
     assert np.array_equal(two.winner.test_prediction, one.winner.test_prediction)
-    assert sorted((n, s, e.number) for n, s, e in told) == [
+    assert sorted((n, s, e.number) for n, s, e in calls) == [
         ("mmoe", seed, number) for seed in (0, 1) for number in (1, 2)
     ]
 
 
 @pytest.mark.slow
-def test_a_failing_training_fails_the_suite_from_its_process(tiny):
+def test_an_error_in_a_training_process_fails_the_suite(tiny):
     write_project(tiny, training={"seeds": [0, 1], "jobs": 2, "learning_rate": 1e30})
-    project, workspace = prepared(tiny)
+    context = prepared(tiny)
     with pytest.raises(FloatingPointError, match="loss is not finite in epoch"):
-        train_suite(without_log(project, workspace), LAST)
+        train_suite(context, LAST)
 
 
-def test_the_winner_is_trained_again_on_validation_days_as_long_as_it_was_best(tiny):
+def test_refit_trains_the_winner_on_validation_days_too_for_its_best_epochs(tiny):
     settings = {"epochs": 9, "patience": 2, "learning_rate": 0.03, "refit": True}
     write_project(tiny, training=settings)
-    project, workspace = prepared(tiny)
-    suite = train_suite(without_log(project, workspace), LAST)
-    first, again = suite.runs
-    assert again is suite.winner
-    assert (again.name, again.seed) == ("mmoe, refit", first.seed)
-    assert again.trained.best_epochs == first.trained.best_epochs
-    assert len(again.trained.epochs) == first.trained.best_epoch
-    assert again.validate_quality == first.validate_quality
-    # By hand: the same training on the rows of both parts, stopped after as many epochs.
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
+    first, refit = suite.runs
+    assert refit is suite.winner
+    assert (refit.name, refit.seed) == ("mmoe, refit", first.seed)
+    assert refit.trained.best_epochs == first.trained.best_epochs
+    assert len(refit.trained.epochs) == first.trained.best_epoch
+    assert refit.validate_quality == first.validate_quality
+    # Expected: the same training on the rows of both parts, stopped after as many epochs.
     days = [*suite.days.train, *suite.days.validate]
-    rows = workspace.scan("examples", days).collect()
+    rows = context.workspace.scan("examples", days).collect()
     labels = [f"label_{task.name}" for task in suite.tasks]
-    encoder = again.artifact.encoder
-    both = encode_examples(encoder, rows, labels)
-    same = train_ranker(
-        Design(again.spec, encoder, suite.tasks),
-        Rows(both),
-        project.training,
+    encoder = refit.artifact.encoder
+    expected = train_ranker(
+        Design(refit.spec, encoder, suite.tasks),
+        Rows(encode_examples(encoder, rows, labels)),
+        context.project.training,
         0,
         Execution(until=first.trained.best_epochs),
     ).model.state_dict()
-    mine = again.trained.model.state_dict()
-    assert all(torch.equal(mine[name], same[name]) for name in mine)
+    weights = refit.trained.model.state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
-@pytest.mark.parametrize(("value", "words"), [(0, "never occurs"), (1, "always occurs")])
-def test_objective_without_both_labels_is_named(tiny, value, words):
+@pytest.mark.parametrize(("value", "message"), [(0, "never occurs"), (1, "always occurs")])
+def test_objective_without_both_labels_is_an_error(tiny, value, message):
     for n in range(6):
         day = FIRST + timedelta(days=n)
         write_day(tiny, day, tiny_events(day).with_columns(click=pl.lit(value, pl.Int64)))
-    project, workspace = prepared(tiny)
-    with pytest.raises(ProjectError, match=rf"objectives\[0\] \(click\), train days.*{words}"):
-        train_suite(without_log(project, workspace), LAST)
+    context = prepared(tiny)
+    with pytest.raises(ProjectError, match=rf"objectives\[0\] \(click\), train days.*{message}"):
+        train_suite(context, LAST)
 
 
-def test_objective_whose_label_is_nowhere_is_named(tiny):
+def test_objective_without_any_label_is_an_error(tiny):
     write_project(tiny, objectives=changed(TINY["objectives"], 1, where="click = 9"))
-    project, workspace = prepared(tiny)
+    context = prepared(tiny)
     with pytest.raises(ProjectError, match=r"objectives\[1\] \(long\).*no row has this label"):
-        train_suite(without_log(project, workspace), LAST)
+        train_suite(context, LAST)
 
 
 KINDS = [
@@ -192,8 +186,8 @@ KINDS = [
 def test_every_kind_of_objective_in_one_training(tiny):
     training = {"sample_weight": "1.0 + click", "negative_keep": 0.5}
     write_project(tiny, objectives=KINDS, training=training)
-    project, workspace = prepared(tiny)
-    suite = train_suite(without_log(project, workspace), LAST)
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
     names = [task.name for task in suite.tasks]
     predicted = dict(zip(names, suite.winner.test_prediction.T, strict=True))
     assert (predicted["finish"] <= predicted["click"]).all()
@@ -202,49 +196,49 @@ def test_every_kind_of_objective_in_one_training(tiny):
     metrics = suite.winner.metrics
     assert set(metrics["finish"]) >= {"auc", "gauc", "ece"}
     assert set(metrics["seconds"]) == set(metrics["stars"]) == {"r2", "rmse", "calibration"}
-    again = suite.winner.artifact
-    reloaded = type(again).load(again.save(tiny / "saved"))
+    artifact = suite.winner.artifact
+    reloaded = RankerArtifact.load(artifact.save(tiny / "saved"))
     frame = suite.held_out.frame
-    assert again.predict(frame).equals(reloaded.predict(frame))
+    assert artifact.predict(frame).equals(reloaded.predict(frame))
     assert {row["objective"] for row in comparison_rows(suite)} == set(names)
 
 
-def test_chained_objective_without_its_parent_is_named(tiny):
-    alone = "case when play > 10 then 1 else 0 end"
-    write_project(tiny, objectives=changed(KINDS, 2, label=alone))
-    project, workspace = prepared(tiny)
+def test_chained_objective_with_a_positive_but_no_parent_is_an_error(tiny):
+    label = "case when play > 10 then 1 else 0 end"
+    write_project(tiny, objectives=changed(KINDS, 2, label=label))
+    context = prepared(tiny)
     with pytest.raises(
         ProjectError, match=r"objectives\[2\] \(finish\).*conditional_on = 'click'.*allowed"
     ):
-        train_suite(without_log(project, workspace), LAST)
+        train_suite(context, LAST)
 
 
-def test_trees_join_the_winner_and_are_kept_where_validation_gains(tiny):
+def test_trees_are_kept_if_they_improve_validation_quality(tiny):
     write_project(tiny, training={"trees": 12, "refit": True})
-    project, workspace = prepared(tiny)
-    suite = train_suite(without_log(project, workspace), LAST)
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
     runs = {run.name: run for run in suite.runs}
-    joined = next(run for name, run in runs.items() if name.endswith(", trees"))
-    alone = runs[joined.name.removesuffix(", trees")]
-    assert joined.artifact.trees is not None
-    assert max(joined.artifact.trees.trees) <= 12
-    kept = joined.validate_quality > alone.validate_quality
-    assert suite.winner.name == f"{(joined if kept else alone).name}, refit"
+    with_trees = next(run for name, run in runs.items() if name.endswith(", trees"))
+    network = runs[with_trees.name.removesuffix(", trees")]
+    assert with_trees.artifact.trees is not None
+    assert max(with_trees.artifact.trees.trees) <= 12
+    kept = with_trees.validate_quality > network.validate_quality
+    assert suite.winner.name == f"{(with_trees if kept else network).name}, refit"
     assert (suite.winner.artifact.trees is not None) == kept
-    assert {gain.model for gain in suite.gains} <= set(project.models)
-    assert joined.name in {model for model, _ in suite.intervals}
+    assert {gain.model for gain in suite.gains} <= set(context.project.models)
+    assert with_trees.name in {model for model, _ in suite.intervals}
 
-    # The average of log-odds, worked out here from the network and from the trees by themselves.
+    # Expected: the average of the log-odds of the network and of the trees.
     frame = suite.held_out.frame
     labels = [f"label_{task.name}" for task in suite.tasks]
-    encoded = encode_examples(joined.artifact.encoder, frame, labels)
-    network = predict_logits(alone.trained.model, encoded).sigmoid().mean(0).double()
+    encoded = encode_examples(with_trees.artifact.encoder, frame, labels)
+    probability = predict_logits(network.trained.model, encoded).sigmoid().mean(0).double()
     numbers = torch.cat([encoded.numeric, encoded.categorical.float()], 1)
-    forest = joined.artifact.trees(numbers).double()
+    forest = with_trees.artifact.trees(numbers).double()
     binary = [t for t, task in enumerate(suite.tasks) if task.kind == "binary"]
-    z = (network.logit() + forest) / 2
-    found = joined.artifact.uncalibrated(frame).to_numpy()
-    np.testing.assert_allclose(found[:, binary], z.sigmoid().numpy()[:, binary], atol=1e-6)
+    z = (probability.logit() + forest) / 2
+    predicted = with_trees.artifact.uncalibrated(frame).to_numpy()
+    np.testing.assert_allclose(predicted[:, binary], z.sigmoid().numpy()[:, binary], atol=1e-6)
 
-    again = RankerArtifact.load(joined.artifact.save(tiny / "saved"))
-    assert again.predict(frame).equals(joined.artifact.predict(frame))
+    reloaded = RankerArtifact.load(with_trees.artifact.save(tiny / "saved"))
+    assert reloaded.predict(frame).equals(with_trees.artifact.predict(frame))

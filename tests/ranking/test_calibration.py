@@ -1,4 +1,4 @@
-"""Calibration against scikit-learn and by what it promises: probabilities that come true."""
+"""Calibration against scikit-learn, and calibration errors on new rows."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def rows(seed: int, count: int = 6_000, slope: float = 2.0, shift: float = -1.0)
 
 def test_platt_recovers_the_line_that_distorted_the_log_odds():
     label, wrong = rows(0, 60_000)
-    found = platt(label, wrong)
-    slope = found.y[1] - found.y[0]
+    line = platt(label, wrong)
+    slope = line.y[1] - line.y[0]
     assert slope == pytest.approx(1 / 2.0, abs=0.03)
-    assert found.y[0] == pytest.approx(1 / 2.0, abs=0.05)  # z = (wrong + 1) / 2
+    assert line.y[0] == pytest.approx(1 / 2.0, abs=0.05)  # z = (wrong + 1) / 2
 
 
 def test_isotonic_agrees_with_scikit_learn_at_its_own_thresholds():
     label, wrong = rows(1)
-    found = isotonic(label, wrong)
+    fitted = isotonic(label, wrong)
     model = IsotonicRegression(y_min=0.5 / len(label), y_max=1 - 0.5 / len(label)).fit(wrong, label)
     np.testing.assert_allclose(
-        found(model.X_thresholds_), model.predict(model.X_thresholds_), atol=1e-6
+        fitted(model.X_thresholds_), model.predict(model.X_thresholds_), atol=1e-6
     )
 
 
@@ -47,11 +47,11 @@ def by_surface(method: str) -> Calibrating:
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
-def test_calibration_error_falls_on_new_rows_and_order_stays(method):
+def test_calibration_reduces_the_error_on_new_rows_and_keeps_the_order(method):
     label, wrong = rows(2)
-    found = fit_calibration([CLICK], label[:, None], wrong[:, None], Calibrating(method=method))
+    fitted = fit_calibration([CLICK], label[:, None], wrong[:, None], Calibrating(method=method))
     label, wrong = rows(3)
-    right = found.apply(["click"], wrong[:, None], None)[:, 0]
+    right = fitted.apply(["click"], wrong[:, None], None)[:, 0]
     assert ece(label, right) < 0.02 < 0.1 < ece(label, wrong)
     assert auc(label, right) == pytest.approx(auc(label, wrong), abs=2e-3)
 
@@ -60,66 +60,69 @@ def test_a_surface_with_enough_rows_has_its_own_map_and_the_others_share_one():
     one, other = rows(4), rows(5, shift=2.0)
     label, wrong = np.r_[one[0], other[0]][:, None], np.r_[one[1], other[1]][:, None]
     surface = pl.Series(["home"] * 6_000 + ["search"] * 5_990 + ["rare"] * 10)
-    found = fit_calibration([CLICK], label, wrong, by_surface("platt"), surface)
-    assert sorted(found.surfaces["click"]) == ["home", "search"]
-    right = found.apply(["click"], wrong, surface)
+    fitted = fit_calibration([CLICK], label, wrong, by_surface("platt"), surface)
+    assert sorted(fitted.surfaces["click"]) == ["home", "search"]
+    right = fitted.apply(["click"], wrong, surface)
     home, search, rare = (surface == s for s in ("home", "search", "rare"))
     for part in (home.to_numpy(), search.to_numpy()):
         assert ece(label[part, 0], right[part, 0]) < 0.02
-    general = found.everywhere["click"](wrong[rare.to_numpy(), 0])
+    general = fitted.everywhere["click"](wrong[rare.to_numpy(), 0])
     np.testing.assert_allclose(right[rare.to_numpy(), 0], general, rtol=1e-5)
-    unknown = found.apply(["click"], wrong[:3], pl.Series([None, "new", None], dtype=pl.String))
-    np.testing.assert_allclose(unknown[:, 0], found.everywhere["click"](wrong[:3, 0]), rtol=1e-5)
+    unknown = fitted.apply(["click"], wrong[:3], pl.Series([None, "new", None], dtype=pl.String))
+    np.testing.assert_allclose(unknown[:, 0], fitted.everywhere["click"](wrong[:3, 0]), rtol=1e-5)
 
 
-def test_too_few_positives_leave_an_objective_alone_and_a_missing_label_counts_for_nothing():
+def test_an_objective_with_too_few_positives_or_labels_is_not_calibrated():
     label, wrong = rows(6)
     few = np.where(np.cumsum(label) > 49, np.nan, label)
-    both = np.stack([label, few], 1)
-    found = fit_calibration(
-        [CLICK, Task("rare", "binary")], both, np.stack([wrong] * 2, 1), Calibrating(method="platt")
+    labels = np.stack([label, few], 1)
+    fitted = fit_calibration(
+        [CLICK, Task("rare", "binary")],
+        labels,
+        np.stack([wrong] * 2, 1),
+        Calibrating(method="platt"),
     )
-    assert list(found.everywhere) == ["click"]
-    made = found.apply(["click", "rare"], np.stack([wrong] * 2, 1), None)
-    np.testing.assert_allclose(made[:, 1], wrong, rtol=1e-6)
+    assert list(fitted.everywhere) == ["click"]
+    calibrated = fitted.apply(["click", "rare"], np.stack([wrong] * 2, 1), None)
+    np.testing.assert_allclose(calibrated[:, 1], wrong, rtol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1_000), st.sampled_from(["platt", "isotonic"]))
-def test_what_comes_after_never_exceeds_what_it_waits_for(seed, method):
+def test_a_chained_objective_never_exceeds_its_parent(seed, method):
     click, p = rows(seed, 800)
     like, q = rows(seed + 1, 800)
-    found = fit_calibration(
+    fitted = fit_calibration(
         [CLICK, LIKE],
         np.stack([click, like * click], 1),
         np.stack([p, p * q], 1),
         Calibrating(method=method),
     )
-    made = found.apply(["click", "like"], np.stack([p, p * q], 1), None)
-    assert (made[:, 1] <= made[:, 0]).all()
-    assert ((made >= 0) & (made <= 1)).all()
+    calibrated = fitted.apply(["click", "like"], np.stack([p, p * q], 1), None)
+    assert (calibrated[:, 1] <= calibrated[:, 0]).all()
+    assert ((calibrated >= 0) & (calibrated <= 1)).all()
 
 
 def test_saved_and_loaded_maps_are_the_same(tmp_path):
     label, wrong = rows(7)
     surface = pl.Series([1, 2] * 3_000)
-    found = fit_calibration(
+    fitted = fit_calibration(
         [CLICK], label[:, None], wrong[:, None], Calibrating(method="isotonic", by="tab"), surface
     )
-    found.save(tmp_path / "calibration.json")
-    assert Calibration.load(tmp_path / "calibration.json") == found
+    fitted.save(tmp_path / "calibration.json")
+    assert Calibration.load(tmp_path / "calibration.json") == fitted
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
-def test_a_part_of_a_map_goes_so_far_in_log_odds_and_keeps_the_order(method):
+def test_a_part_of_a_map_interpolates_log_odds_and_keeps_the_order(method):
     one, other = rows(6), rows(7, shift=2.0)
     label, wrong = np.r_[one[0], other[0]][:, None], np.r_[one[1], other[1]][:, None]
     surface = pl.Series(["home"] * 6_000 + ["search"] * 6_000)
-    found = fit_calibration([CLICK], label, wrong, by_surface(method), surface)
-    before, after = (np.log(p / (1 - p)) for p in (wrong, found.apply(["click"], wrong, surface)))
-    inside = np.abs(before[:, 0]) < 2.0  # an isotonic map is flat beyond its ends
+    fitted = fit_calibration([CLICK], label, wrong, by_surface(method), surface)
+    before, after = (np.log(p / (1 - p)) for p in (wrong, fitted.apply(["click"], wrong, surface)))
+    inside = np.abs(before[:, 0]) < 2.0  # an isotonic map is constant beyond its ends
     for share in (0.0, 0.25, 1.0):
-        part = found.part(share).apply(["click"], wrong, surface)
+        part = fitted.part(share).apply(["click"], wrong, surface)
         expected = (1 - share) * before + share * after
         np.testing.assert_allclose(
             np.log(part / (1 - part))[inside], expected[inside], rtol=1e-3, atol=1e-3

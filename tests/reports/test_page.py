@@ -1,4 +1,4 @@
-"""The HTML report: self-contained, with words for every picture, and what sharing did."""
+"""The HTML report is self-contained, describes every picture and shows the effect of sharing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from mtl_ranker.config import load_project
-from mtl_ranker.context import without_log
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
@@ -29,26 +27,24 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.texts: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.words.append(data)
+        self.texts.append(data)
 
 
 @pytest.fixture
 def trained(tiny):
     write_project(tiny, models=MODELS, training={"epochs": 1})
-    project, workspace = prepared(tiny)
-    return load_project(str(tiny / "project.toml")), train_suite(
-        without_log(project, workspace), LAST
-    )
+    context = prepared(tiny)
+    return context.project, train_suite(context, LAST)
 
 
-def test_page_is_self_contained_and_says_what_sharing_did(trained):
+def test_page_is_self_contained_and_shows_the_gains_of_sharing(trained):
     project, suite = trained
     text = training_report(project, suite)
     page = Page(text)
@@ -64,29 +60,29 @@ def test_page_is_self_contained_and_says_what_sharing_did(trained):
     assert has_front == ("choices of weights" in text)
     for run in suite.runs:
         assert f"{run.trained.model.parameter_count():,}" in text
-    words = " ".join(page.words)
+    page_text = " ".join(page.texts)
     for name in ("alone", "stack", "mmoe", "click", "long", "base_rate", "Layer 2", "utilisation"):
-        assert name in words
+        assert name in page_text
     assert len(suite.gains) == 4  # two models against the one that shares nothing
     for gain in suite.gains:
         assert gain.reference == "alone"
         assert f"{gain.gain.value:+.4f}" in text
 
 
-def test_without_a_reference_the_page_says_how_to_get_one(tiny):
-    project, workspace = prepared(tiny)
-    suite = train_suite(without_log(project, workspace), LAST)
+def test_without_a_reference_the_page_explains_how_to_add_one(tiny):
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
     assert suite.gains == []
-    assert "single_task" in training_report(project, suite)
+    assert "single_task" in training_report(context.project, suite)
 
 
-def test_warnings_carry_the_trainings_name(trained):
+def test_warnings_name_their_training(trained):
     _, suite = trained
-    for words in warnings_of(suite):
-        assert words.split(" seed ")[0] in ("alone", "stack", "mmoe")
+    for warning in warnings_of(suite):
+        assert warning.split(" seed ")[0] in ("alone", "stack", "mmoe")
 
 
-def test_the_decision_takes_its_place_and_a_later_one_replaces_it(trained):
+def test_the_decision_is_inserted_and_a_later_one_replaces_it(trained):
     project, suite = trained
     text = training_report(project, suite)
     assert "Not compared yet" in text
@@ -95,24 +91,22 @@ def test_the_decision_takes_its_place_and_a_later_one_replaces_it(trained):
     first = Decision(True, "promoted: it is better", better, {"click": better}, serving)
     page = with_decision(text, first, "2", "1", 0.9)
     assert "Not compared yet" not in page
-    words = " ".join(" ".join(Page(page).words).split())
-    assert "promoted: it is better." in words
-    assert "Challenger (version 2) less champion (version 1)" in words
-    assert "90 % intervals" in words
-    assert "click +0.0200 [ +0.0100 , +0.0300 ] yes: better" in words.replace("[", "[ ").replace(
-        "]", " ]"
-    ).replace(", +0.0300", " , +0.0300")
-    assert "12.0 s for a million rows, 1.5 MB" in words
+    page_text = " ".join(" ".join(Page(page).texts).split())
+    assert "promoted: it is better." in page_text
+    assert "Challenger (version 2) minus champion (version 1)" in page_text
+    assert "90 % bootstrap intervals over users" in page_text
+    assert "click +0.0200 [+0.0100, +0.0300] yes: better" in page_text
+    assert "12.0 s for a million rows, 1.5 MB" in page_text
     second = Decision(False, "kept the champion", unclear, {"click": unclear})
-    again = with_decision(page, second, "2", "1", 0.9)
-    assert "promoted: it is better" not in again
-    assert again.count("no: within the noise") == 2
-    assert again == with_decision(again, second, "2", "1", 0.9)
-    assert again.split("<h2>Objectives")[1] == text.split("<h2>Objectives")[1]
+    replaced = with_decision(page, second, "2", "1", 0.9)
+    assert "promoted: it is better" not in replaced
+    assert replaced.count("no: the interval contains zero") == 2
+    assert replaced == with_decision(replaced, second, "2", "1", 0.9)
+    assert replaced.split("<h2>Objectives")[1] == text.split("<h2>Objectives")[1]
 
 
 @pytest.mark.parametrize("width", [*range(60, 100, 3), 80, 140])
-def test_the_terminals_table_cuts_no_number(trained, width):
+def test_the_table_fits_a_terminal_without_cutting_numbers(trained, width):
     _, suite = trained
     console = Console(width=width, file=io.StringIO())
     console.print(comparison_table(suite, width))

@@ -1,4 +1,4 @@
-"""Rows and settings for tests of the loop: small, with gaps, weights and a position."""
+"""Small rows and settings for tests of training: missing values, weights and positions."""
 
 from __future__ import annotations
 

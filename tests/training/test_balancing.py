@@ -1,4 +1,4 @@
-"""Loss balancing: each method against its formula, worked by hand or by a loop."""
+"""Loss balancing: each method against its formula, by hand or in a loop."""
 
 from __future__ import annotations
 
@@ -79,19 +79,19 @@ def test_gradnorm_moves_weight_to_the_slower_objective_and_keeps_the_sum():
     balancer = GradNorm(model, torch.ones(2), BASE)
     balancer.backward(step_losses(model), torch.zeros(()))
     for _ in range(20):
-        each = step_losses(model)
-        # Pretend that the first objective has fallen to a tenth, the second not at all.
-        balancer.initial = each.detach() * torch.tensor([10.0, 1.0])
-        balancer.backward(each, torch.zeros(()))
+        loss = step_losses(model)
+        # As if the first loss had decreased to a tenth, and the second not at all.
+        balancer.initial = loss.detach() * torch.tensor([10.0, 1.0])
+        balancer.backward(loss, torch.zeros(()))
     assert balancer.weights[1] > 1.2 > 0.8 > balancer.weights[0]
     np.testing.assert_allclose(float(balancer.weights.sum()), 2.0, rtol=1e-6)
 
 
 def test_pcgrad_removes_the_conflict():
-    each = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
-    found = project_conflicts(each)
+    gradient = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+    projected = project_conflicts(gradient)
     # g1 - (g1·g2/|g2|²) g2 = (1,0) + ½(-1,1); g2 - (g2·g1/|g1|²) g1 = (0,1)
-    np.testing.assert_allclose(found, [[0.5, 0.5], [0.0, 1.0]])
+    np.testing.assert_allclose(projected, [[0.5, 0.5], [0.0, 1.0]])
     agreeing = torch.tensor([[1.0, 0.5], [0.2, 1.0]])
     torch.testing.assert_close(project_conflicts(agreeing), agreeing)
 
@@ -103,12 +103,12 @@ def test_pcgrad_equals_fixed_where_objectives_agree():
             parameter.copy_(parameter[:1].expand_as(parameter))
         gate = model.layers[0].gates.weight
         gate.copy_(gate[:1].expand_as(gate))
-    both = step_losses(model)[:1].expand(2)
-    (both * WEIGHTS).sum().backward()
+    same_loss = step_losses(model)[:1].expand(2)
+    (same_loss * WEIGHTS).sum().backward()
     expected = gradients_of(model)
     model.zero_grad()
-    both = step_losses(model)[:1].expand(2)
-    BALANCERS["pcgrad"](model, WEIGHTS, BASE).backward(both, torch.zeros(()))
+    same_loss = step_losses(model)[:1].expand(2)
+    BALANCERS["pcgrad"](model, WEIGHTS, BASE).backward(same_loss, torch.zeros(()))
     for name, gradient in gradients_of(model).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
@@ -118,12 +118,12 @@ def test_gradient_cosine_is_autograds():
     shared = model.shared_parameters()
     rows = []
     for t in range(2):
-        found = torch.autograd.grad(step_losses(model)[t], shared)
-        rows.append(torch.cat([g.flatten() for g in found]))
+        gradient = torch.autograd.grad(step_losses(model)[t], shared)
+        rows.append(torch.cat([g.flatten() for g in gradient]))
     expected = torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=0)
-    found = gradient_cosine(step_losses(model), shared)
-    torch.testing.assert_close(found[0, 1], expected)
-    torch.testing.assert_close(found.diagonal(), torch.ones(2))
+    cosine = gradient_cosine(step_losses(model), shared)
+    torch.testing.assert_close(cosine[0, 1], expected)
+    torch.testing.assert_close(cosine.diagonal(), torch.ones(2))
 
 
 @pytest.mark.parametrize("method", sorted(BALANCERS))
@@ -148,13 +148,13 @@ def test_normalised_divides_each_loss_by_that_of_the_training_mean():
     expected = gradients_of(model)
     model.zero_grad()
     BALANCERS["normalised"](model, WEIGHTS, BASE).backward(step_losses(model), torch.zeros(()))
-    found = gradients_of(model)
-    assert all(torch.allclose(found[name], expected[name]) for name in expected)
+    gradient = gradients_of(model)
+    assert all(torch.allclose(gradient[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("method", sorted(BALANCERS))
 def test_a_balancer_restored_is_the_one_saved(method):
-    """Two steps, saved, one more: the same as one more after restoring into a new one."""
+    """A step after `state()` equals the same step of a new balancer after `restore()`."""
 
     def stepped(balancer, model):
         model.zero_grad()
@@ -171,8 +171,8 @@ def test_a_balancer_restored_is_the_one_saved(method):
         stepped(balancer, model)
     saved = balancer.state()
     expected = stepped(balancer, model)
-    other = BALANCERS[method](model, WEIGHTS, BASE)
-    other.restore(saved)
-    found = stepped(other, model)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    restored = BALANCERS[method](model, WEIGHTS, BASE)
+    restored.restore(saved)
+    gradient = stepped(restored, model)
+    assert gradient.keys() == expected.keys()
+    assert all(torch.equal(gradient[name], expected[name]) for name in expected)

@@ -1,4 +1,4 @@
-"""Batches: every row once; thinned negatives leave totals and calibration as they were."""
+"""Batches have every row once; thinned negatives keep totals and calibration."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_thinning_multiplies_a_sample_weight():
     assert thin_negatives(full, [0], keep=0.5, seed=0).weight.unique().tolist() == [6.0]
 
 
-def test_position_and_weight_are_read_and_their_gaps_filled():
+def test_position_and_weight_are_read_and_missing_ones_filled():
     frame = pl.DataFrame(
         {
             "age": [1.0, 2.0, 3.0],
@@ -61,10 +61,10 @@ def test_position_and_weight_are_read_and_their_gaps_filled():
         }
     )
     encoder = Encoder.fit(Features(numerics=["age"]), ["age"], frame)
-    found = encode_examples(encoder, frame, ["label_click"])
-    assert found.position.tolist() == [4, -1, 0]
-    assert found.weight.tolist() == [2.0, 1.0, 0.5]
-    assert found.labels[:, 0].isnan().tolist() == [False, True, False]
+    encoded = encode_examples(encoder, frame, ["label_click"])
+    assert encoded.position.tolist() == [4, -1, 0]
+    assert encoded.weight.tolist() == [2.0, 1.0, 0.5]
+    assert encoded.labels[:, 0].isnan().tolist() == [False, True, False]
 
 
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(0, 3))
@@ -72,8 +72,8 @@ def test_users_come_in_random_order_each_with_all_of_its_rows(users: list[int], 
     rows = replace(examples(len(users)), user=torch.tensor(users, dtype=torch.long))
     order = random_order(rows, torch.Generator().manual_seed(seed), users=True)
     assert sorted(order.tolist()) == list(range(len(users)))
-    found = rows.user[order].tolist()
-    starts = [u for n, u in enumerate(found) if n == 0 or found[n - 1] != u]
+    ordered = rows.user[order].tolist()
+    starts = [u for n, u in enumerate(ordered) if n == 0 or ordered[n - 1] != u]
     assert len(starts) == len(set(users))
 
 

@@ -1,4 +1,4 @@
-"""The forest of tensors predicts what scikit-learn's own trees predict."""
+"""Predictions of the forest equal those of scikit-learn's own trees."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ def matrix(examples: Examples) -> np.ndarray:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_predicts_what_scikit_learn_predicts(weighted: bool) -> None:
+def test_predictions_equal_scikit_learns(weighted: bool) -> None:
     train, other = rows(3_000, 0), rows(500, 1)
     weight = torch.rand(3_000) + 0.5 if weighted else None
     train = Examples(*train.inputs, train.labels, weight=weight)
-    forest = fit_forest(TASKS, train, most=20, seed=3, trees=[20, 20, 7])
-    found = forest(torch.from_numpy(matrix(other)).float())
+    forest = fit_forest(TASKS, train, trees=[20, 20, 7], seed=3)
+    logits = forest(torch.from_numpy(matrix(other)).float())
     for t, trees in ((0, 20), (2, 7)):
         y = train.labels[:, t].numpy()
-        known = ~np.isnan(y)
+        present = ~np.isnan(y)
         model = HistGradientBoostingClassifier(max_iter=trees, random_state=3, **SETTINGS)
-        model.fit(matrix(train)[known], y[known], None if weight is None else weight[known])
+        model.fit(matrix(train)[present], y[present], None if weight is None else weight[present])
         expected = model.decision_function(matrix(other))
-        np.testing.assert_allclose(found[:, t].numpy(), expected, rtol=0, atol=1e-5)
-    assert found[:, 1].isnan().all()
+        np.testing.assert_allclose(logits[:, t].numpy(), expected, rtol=0, atol=1e-5)
+    assert logits[:, 1].isnan().all()
     assert forest.trees == [20, 0, 7]
 
 
-def test_keeps_the_trees_that_do_best_on_the_validation_rows() -> None:
+def test_keeps_the_number_of_trees_with_the_least_validation_loss() -> None:
     train, validate = rows(600, 0), rows(400, 1)
-    forest = fit_forest(TASKS, train, most=60, seed=0, validate=validate)
+    forest = fit_forest(TASKS, train, trees=[60] * 3, seed=0, validate=validate)
     losses = []
     for trees in range(1, 61):
-        z = fit_forest(TASKS[:1], train, 60, 0, trees=[trees])(
+        z = fit_forest(TASKS[:1], train, trees=[trees], seed=0)(
             torch.from_numpy(matrix(validate)).float()
         )[:, 0]
         losses.append(log_loss(validate.labels[:, 0].numpy(), torch.sigmoid(z).numpy()))
@@ -68,7 +68,7 @@ def test_keeps_the_trees_that_do_best_on_the_validation_rows() -> None:
 def test_an_objective_with_one_label_only_has_no_trees() -> None:
     train = rows(200, 0)
     train.labels[:, 2] = 1.0
-    assert fit_forest(TASKS, train, most=5, seed=0, trees=[5, 5, 5]).trees == [5, 0, 0]
+    assert fit_forest(TASKS, train, trees=[5, 5, 5], seed=0).trees == [5, 0, 0]
 
 
 def test_average_is_of_log_odds_and_leaves_objectives_without_trees() -> None:
@@ -79,7 +79,7 @@ def test_average_is_of_log_odds_and_leaves_objectives_without_trees() -> None:
 
 
 def test_the_forest_can_be_exported() -> None:
-    forest = fit_forest(TASKS, rows(500, 0), most=5, seed=0, trees=[5, 0, 3])
+    forest = fit_forest(TASKS, rows(500, 0), trees=[5, 0, 3], seed=0)
     numbers = torch.from_numpy(matrix(rows(64, 2))).float()
     program = torch.export.export(forest, (numbers,)).module()
     torch.testing.assert_close(program(numbers), forest(numbers), equal_nan=True)

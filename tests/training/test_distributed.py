@@ -1,4 +1,4 @@
-"""Several ranks train what one process trains; a lost rank's training goes on from a checkpoint."""
+"""Several ranks train the same model as one process; after a lost rank, training is resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.state import Checkpoint
 from mtl_ranker.training.distributed import ranks
 from mtl_ranker.training.loop import Design, Execution, Rows, train_ranker
-from tests.training import rows as made
+from tests.training import rows as small
 
 folder, how = Path(sys.argv[1]), sys.argv[2]
 more = {"sparse_rows": 1} if how == "sparse" else {}
@@ -37,14 +37,14 @@ class Saving(Checkpoint):
             os.kill(os.getpid(), signal.SIGKILL)
 
 torch.set_num_threads(1)
-frame = made.frame(500)
-encoder = made.encoder(frame)
-rows = encode_examples(encoder, frame, made.LABELS)
-held_out = encode_examples(encoder, made.frame(200, seed=9), made.LABELS)
+frame = small.frame(500)
+encoder = small.encoder(frame)
+rows = encode_examples(encoder, frame, small.LABELS)
+held_out = encode_examples(encoder, small.frame(200, seed=9), small.LABELS)
 with ranks() as world:
     run = train_ranker(
-        Design(made.spec(dropout=0.0), encoder, made.TASKS), Rows(rows, held_out),
-        made.settings(position_dropout=0.0, **more), 0,
+        Design(small.spec(dropout=0.0), encoder, small.TASKS), Rows(rows, held_out),
+        small.settings(position_dropout=0.0, **more), 0,
         Execution(checkpoint=Saving(folder / "a.pt", "key"), world=world),
     )
     if world.rank == 0:
@@ -100,20 +100,20 @@ def test_a_lost_rank_resumes_from_its_checkpoint(tmp_path):
 
 
 def start(store: dist.Store, size: int) -> list[str]:
-    """What the ranks of one start call their group, the last rank arriving first."""
+    """The name that each rank of one start gets; the last rank calls first."""
     with ThreadPoolExecutor(size) as pool:
         names = [pool.submit(group_name, store, rank, size, 20.0) for rank in reversed(range(size))]
         return [name.result() for name in names]
 
 
-def test_the_ranks_of_each_start_agree_on_a_name_of_their_own(tmp_path):
+def test_the_ranks_of_each_start_agree_on_a_new_name(tmp_path):
     store = dist.HashStore()
-    seen = []
+    groups = []
     for _ in range(4):
         names = start(store, 3)
         assert len(set(names)) == 1
-        seen.append(names[0])
-    assert len(set(seen)) == 4
+        groups.append(names[0])
+    assert len(set(groups)) == 4
 
 
 def test_a_start_in_which_a_rank_never_arrived_does_not_confuse_the_next():

@@ -1,4 +1,4 @@
-"""A killed training goes on where it was and ends with the same weights, bit for bit."""
+"""A killed training is resumed and ends with the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import polars as pl
 import pytest
 import torch
 
+from mtl_ranker.training import shards
 from mtl_ranker.training.balancing import BALANCERS
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
 from mtl_ranker.training.shards import write_shards
 from mtl_ranker.training.state import Checkpoint
-from tests.training import rows as made
+from tests.training import rows as small
 
 STEPS = 3 * 8  # epochs x batches of 64 of 500 rows
 
 
 class Killed(BaseException):
-    """What nobody catches."""
+    """Not an Exception, so that no handler catches it."""
 
 
 class Dying(Checkpoint):
-    """Saves after every batch; the process dies after some of them."""
+    """Saves after every batch, and raises Killed after some of them."""
 
     after = 0
 
@@ -42,31 +43,31 @@ class Dying(Checkpoint):
 
 
 def train(rows, encoder, checkpoint: Checkpoint | None, **more) -> Trained:
-    held_out = encode_examples(encoder, made.frame(200, seed=9), made.LABELS)
+    held_out = encode_examples(encoder, small.frame(200, seed=9), small.LABELS)
     return train_ranker(
-        Design(made.spec(**more.pop("spec", {})), encoder, made.TASKS),
+        Design(small.spec(**more.pop("spec", {})), encoder, small.TASKS),
         Rows(rows, held_out),
-        made.settings(**more),
+        small.settings(**more),
         0,
         Execution(checkpoint=checkpoint),
     )
 
 
 def resumes(folder: Path, rows, encoder, after: int, **more) -> Trained:
-    """A training that is killed after some batches ends as one that is not, which is returned."""
+    """Check that a training killed after some batches ends as an uninterrupted one; return that."""
     whole = train(rows, encoder, None, **more)
     dying = Dying(folder / "a.pt", "key")
     dying.after = after
     with pytest.raises(Killed):
         train(rows, encoder, dying, **more)
-    torch.manual_seed(123)  # what else the process did
+    torch.manual_seed(123)  # another random state than at the kill
     same(train(rows, encoder, Checkpoint(folder / "a.pt", "key"), **more), whole)
     return whole
 
 
 def same(one: Trained, other: Trained) -> None:
-    mine, its = one.model.state_dict(), other.model.state_dict()
-    assert all(torch.equal(mine[name], its[name]) for name in mine)
+    weights, other_weights = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
     assert [e.train_loss for e in one.epochs] == [e.train_loss for e in other.epochs]
     assert [e.monitored for e in one.epochs] == [e.monitored for e in other.epochs]
     assert one.best_epochs == other.best_epochs
@@ -75,23 +76,19 @@ def same(one: Trained, other: Trained) -> None:
 @pytest.mark.parametrize("after", [1, 8, 9, 20])
 @pytest.mark.parametrize("balancing", sorted(BALANCERS))
 def test_a_killed_training_ends_with_the_same_weights(tmp_path, after, balancing):
-    frame = made.frame(500)
-    encoder = made.encoder(frame)
-    rows = encode_examples(encoder, frame, made.LABELS)
+    frame = small.frame(500)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
     resumes(tmp_path, rows, encoder, after, balancing=balancing)
 
 
-def test_also_from_files_and_with_objectives_apart(tmp_path, monkeypatch):
-    from mtl_ranker.training import shards
-
+def test_also_from_files(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "BLOCK_ROWS", 40)
     monkeypatch.setattr(shards, "POOL_BLOCKS", 3)
-    frame = made.frame(500)
-    encoder = made.encoder(frame)
-    files = made.partitions(frame, tmp_path, [200, 300])
-    rows = write_shards(encoder, files, made.LABELS, tmp_path / "encoded")
-    apart = {"spec": {"preset": "single_task", "experts": None, "expert_hidden": [8]}}
-    apart["spec"].pop("experts")
+    frame = small.frame(500)
+    encoder = small.encoder(frame)
+    files = small.partitions(frame, tmp_path, [200, 300])
+    rows = write_shards(encoder, files, small.LABELS, tmp_path / "encoded")
     whole = train(rows, encoder, None)
     dying = Dying(tmp_path / "a.pt", "key")
     dying.after = 11
@@ -100,25 +97,25 @@ def test_also_from_files_and_with_objectives_apart(tmp_path, monkeypatch):
     same(train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key")), whole)
 
 
-def test_also_with_pairs_of_users_rows(tmp_path):
-    frame = made.frame(500).with_columns(user_id=pl.col("row") % 37)
-    encoder = made.encoder(frame)
-    rows = encode_examples(encoder, frame, made.LABELS)
+def test_also_with_a_pairwise_loss(tmp_path):
+    frame = small.frame(500).with_columns(user_id=pl.col("row") % 37)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
     plain, whole = train(rows, encoder, None), resumes(tmp_path, rows, encoder, 11, pairwise=0.5)
     assert [e.train_loss for e in plain.epochs] != [e.train_loss for e in whole.epochs]
 
 
 def test_also_with_sparse_embeddings(tmp_path):
-    frame = made.frame(500)
-    encoder = made.encoder(frame)
-    rows = encode_examples(encoder, frame, made.LABELS)
+    frame = small.frame(500)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
     assert resumes(tmp_path, rows, encoder, 11, sparse_rows=1).model.embedding.sparse
 
 
 def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
-    frame = made.frame(500)
-    encoder = made.encoder(frame)
-    rows = encode_examples(encoder, frame, made.LABELS)
+    frame = small.frame(500)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
     dying = Dying(tmp_path / "a.pt", "of other rows")
     dying.after = 3
     with pytest.raises(Killed):
@@ -129,20 +126,20 @@ def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
-    frame = made.frame(500)
-    encoder = made.encoder(frame)
-    rows = encode_examples(encoder, frame, made.LABELS)
+    frame = small.frame(500)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
     first = train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key", seconds=0.0))
-    seen = []
-    again = train_ranker(
-        Design(made.spec(), encoder, made.TASKS),
-        Rows(rows, encode_examples(encoder, made.frame(200, seed=9), made.LABELS)),
-        made.settings(),
+    epochs = []
+    second = train_ranker(
+        Design(small.spec(), encoder, small.TASKS),
+        Rows(rows, encode_examples(encoder, small.frame(200, seed=9), small.LABELS)),
+        small.settings(),
         0,
-        Execution(on_epoch=seen.append, checkpoint=Checkpoint(tmp_path / "a.pt", "key")),
+        Execution(on_epoch=epochs.append, checkpoint=Checkpoint(tmp_path / "a.pt", "key")),
     )
-    assert seen == []
-    same(again, first)
+    assert epochs == []
+    same(second, first)
 
 
 CHILD = """
@@ -160,15 +157,15 @@ class Fatal(Checkpoint):
             os.kill(os.getpid(), signal.SIGKILL)
 
 torch.set_num_threads(1)
-frame = made.frame(500)
-encoder = made.encoder(frame)
-rows = encode_examples(encoder, frame, made.LABELS)
+frame = small.frame(500)
+encoder = small.encoder(frame)
+rows = encode_examples(encoder, frame, small.LABELS)
 done = train(rows, encoder, Fatal(Path(sys.argv[1]) / "a.pt", "key"))
 torch.save(done.model.state_dict(), Path(sys.argv[1]) / "weights.pt")
 """
 
 
-def test_a_process_killed_by_sigkill_is_continued_by_another(tmp_path):
+def test_a_training_killed_by_sigkill_is_resumed_by_another_process(tmp_path):
     def run(folder: Path, how: str) -> int:
         folder.mkdir(exist_ok=True)
         command = [sys.executable, "-c", CHILD, str(folder), how]

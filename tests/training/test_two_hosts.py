@@ -14,7 +14,7 @@ from tests.training.test_distributed import run as on_one_host
 
 
 def run(hosts: list[Host], folder: Path, how: str) -> dict[str, torch.Tensor]:
-    """`torchrun` on each host, as its documentation says for two machines."""
+    """Run `torchrun` on each host, as documented for two machines."""
     folder.mkdir()
     (folder / "worker.py").write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
@@ -30,18 +30,18 @@ def run(hosts: list[Host], folder: Path, how: str) -> dict[str, torch.Tensor]:
         for host in hosts
     ]
     try:
-        for each in started:
-            said = each.communicate(timeout=240)[0]
-            assert each.returncode == 0, said[-3000:]
+        for process in started:
+            output = process.communicate(timeout=240)[0]
+            assert process.returncode == 0, output[-3000:]
     finally:
-        for each in started:
-            each.kill()
+        for process in started:
+            process.kill()
     return torch.load(folder / "weights.pt")
 
 
 @pytest.mark.slow
 def test_the_hosts_do_not_see_each_others_loopback(hosts):
-    """Otherwise the next test would show nothing."""
+    """A precondition of the next test."""
     listen = (
         "import socket; s = socket.create_server(('127.0.0.1', 29_999)); "
         "print(1, flush=True); s.accept()"

@@ -1,0 +1,73 @@
+"""Candidate sets: given with keys of other types, incomplete ones, and generated ones."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import polars as pl
+import pytest
+
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import open_context
+from mtl_ranker.ranking.candidates import cast_keys, generate_candidates, load_candidates
+from tests.conftest import FIRST, write_log
+from tests.projects import write_project
+from tests.ranking.test_scoring import write_candidates
+
+
+@pytest.fixture
+def context(tmp_path):
+    write_project(tmp_path, scoring={"candidates": "candidates"})
+    write_log(tmp_path)
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    for day in context.source.days():
+        ingest_day(context, day)
+    return context
+
+
+def test_given_candidates_are_cast_to_the_logs_types(context):
+    write_candidates(context, FIRST, pl.DataFrame({"u": ["1", "2"], "i": [3.0, 4.0]}))
+    rows = load_candidates(context, FIRST)
+    cast = cast_keys(rows, context.workspace, FIRST).collect()
+    assert cast.rows() == [(1, 3), (2, 4)]
+    assert cast.dtypes == [pl.Int64, pl.Int64]
+
+
+def test_an_id_that_is_no_number_is_an_error(context):
+    write_candidates(context, FIRST, pl.DataFrame({"u": ["1", "anna"], "i": [3, 4]}))
+    rows = load_candidates(context, FIRST)
+    with pytest.raises(ProjectError, match=r"'user_id' is String and holds \['anna'\].*Int64"):
+        cast_keys(rows, context.workspace, FIRST)
+
+
+def test_a_surface_is_cast_to_the_logs_type(context):
+    write_candidates(context, FIRST, pl.DataFrame({"u": [1], "i": [3], "tab": [1]}))
+    rows = load_candidates(context, FIRST)
+    assert cast_keys(rows, context.workspace, FIRST, ["tab"]).collect()["tab"].to_list() == ["1"]
+
+
+def test_a_missing_set_column_or_user_is_an_error(context):
+    with pytest.raises(ProjectError, match="no candidate set for 2026-03-02"):
+        load_candidates(context, FIRST)
+    write_candidates(context, FIRST, pl.DataFrame({"u": [1], "item": [3]}))
+    with pytest.raises(ProjectError, match=r"column 'i' \(the item\) is missing; it has: user_id"):
+        load_candidates(context, FIRST)
+    write_candidates(
+        context, FIRST + timedelta(days=1), pl.DataFrame({"u": [1, None], "i": [3, 3]})
+    )
+    with pytest.raises(ProjectError, match="1 rows lack a user or an item"):
+        load_candidates(context, FIRST + timedelta(days=1))
+
+
+def test_generated_candidates_are_active_users_times_recent_items_with_context(context):
+    day = FIRST + timedelta(days=6)
+    candidates = generate_candidates(context, day).collect()
+    last = context.workspace.scan("events", [day - timedelta(days=1)]).collect()
+    assert set(candidates["user_id"]) == set(last["user_id"])
+    active = last.group_by("user_id").len().sort(["len", "user_id"], descending=[True, False])
+    assert candidates["user_id"].unique(maintain_order=True).equals(active["user_id"])
+    assert candidates.group_by("user_id").len()["len"].unique().to_list() == [13]
+    for user, rows in last.group_by("user_id"):
+        modes = rows["tab"].mode().to_list()
+        assert set(candidates.filter(pl.col("user_id") == user[0])["tab"]) <= set(modes)
