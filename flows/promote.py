@@ -6,7 +6,6 @@ from datetime import date
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from flows.night import RETRY, announce
 from mtl_ranker.context import Context
@@ -16,7 +15,7 @@ from mtl_ranker.reports.page import with_decision
 from mtl_ranker.tracking import connection, registry
 
 
-@task(name="decide", task_run_name="decide {day}", cache_policy=NO_CACHE, **RETRY)
+@task(name="decide", task_run_name="decide {day}", **RETRY)
 def decide_task(context: Context, day: date, champion: str | None, accept: bool) -> Decision:
     """The challenger against the version that is champion, if there is one."""
     project = context.project
@@ -50,9 +49,7 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
     else:
         decision = decide_task(context, day, champion, accept)
     if dry_run:
-        announce(
-            f"[bold]promote[/]   would be: {decision.reason}; champion stays version {champion}"
-        )
+        announce("promote", f"would be: {decision.reason}; champion stays version {champion}")
         return decision
     registry.record_decision(project, challenger, decision)
     page = context.workspace.root / f"reports/{day}.html"
@@ -62,7 +59,7 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
         context.workspace.publish_file(f"reports/{day}.html", text)
         registry.replace_report(project, challenger, text)
     now = registry.alias_version(project, "champion")
-    announce(f"[bold]promote[/]   {decision.reason}; champion is version {now}")
+    announce("promote", f"{decision.reason}; champion is version {now}")
     create_markdown_artifact(
         key="promotion",
         markdown=f"{decision.reason}\n\nChallenger version {challenger}, champion version {now}. "

@@ -33,7 +33,8 @@ from mtl_ranker.errors import ProjectError
 PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
 MEMORY = ".remembered"
 ABANDONED = 7 * 86_400.0  # seconds
-_HELD: set[str] = set()  # roots of workspaces that this process has locked
+BUILD = "build"  # the lock of everything up to a trained model
+_HELD: set[str] = set()  # files of the build locks that this process holds
 Provenance = Mapping[str, str]  # input of a partition, by name → its fingerprint
 
 
@@ -175,23 +176,27 @@ class Workspace:
         return value
 
     @contextmanager
-    def lock(self, what: str) -> Iterator[None]:
-        """Hold the workspace's lock, so that only one run builds in it.
+    def lock(self, what: str, scope: str = BUILD, wait: bool = False) -> Iterator[None]:
+        """Hold a lock of the workspace, so that only one run writes what it protects.
 
         The operating system releases the lock when a run is killed. A process that holds the lock
-        may take it again. Raises ProjectError naming the other run.
+        of `BUILD` may take it again, as a flow does whose steps run in threads. Raises
+        ProjectError naming the other run, unless `wait`.
 
         Args:
             what: the run, for the message of another one.
+            scope: what is written: `BUILD` for events, aggregates, examples and trainings;
+                otherwise any name, such as that of a day's ranking.
+            wait: wait until the other run ends.
         """
-        root = str(self.root.resolve())
-        if root in _HELD:
+        path = self.root / (".lock" if scope == BUILD else f".locks/{scope.replace('/', '-')}")
+        if str(path.resolve()) in _HELD:
             yield
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".lock", "a+", encoding="utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+", encoding="utf-8") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 file.seek(0)
                 raise ProjectError(
@@ -202,11 +207,12 @@ class Workspace:
             file.truncate()
             file.write(f"{what}, process {os.getpid()}")
             file.flush()
-            _HELD.add(root)
+            if scope == BUILD:
+                _HELD.add(str(path.resolve()))
             try:
                 yield
             finally:
-                _HELD.discard(root)
+                _HELD.discard(str(path.resolve()))
 
     @contextmanager
     def staged(self, target: Path) -> Iterator[Path]:

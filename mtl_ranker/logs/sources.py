@@ -6,6 +6,7 @@ eagerly. Errors name the file and the column.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -81,7 +82,7 @@ class ParquetSource:
         """
         files = self._day_files(day)
         if self._folders():
-            lazy = _scan_files(files, self._read(used)).with_columns(pl.lit(day).alias("date"))
+            lazy = scan_files(files, self._read(used)).with_columns(pl.lit(day).alias("date"))
             return _canonical(lazy, self.log, files[0])
         rows = self._undivided(files, self._read(used))
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
@@ -97,7 +98,7 @@ class ParquetSource:
 
     def columns(self, day: date) -> list[str]:
         """The columns of a day's first file, for messages."""
-        return _parquet_schema(self._day_files(day)[0]).names()
+        return parquet_schema(self._day_files(day)[0]).names()
 
     def table(self, which: str) -> pl.LazyFrame | None:
         """The users' or items' table keyed by `user_id` or `item_id`, or None."""
@@ -177,7 +178,7 @@ class ParquetSource:
         return [None if day is None else date.fromisoformat(day) for day in found]
 
     def _undivided(self, files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
-        lazy = _scan_files(files, used)
+        lazy = scan_files(files, used)
         schema = lazy.collect_schema()
         name = self.log.partition
         if name is not None and name in schema:
@@ -205,13 +206,13 @@ def parquet_files(path: Path) -> list[Path]:
     ]
 
 
-def _scan_files(files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
+def scan_files(files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
     """Scan files with one type for each column.
 
     Files may differ in the width of numbers, and in columns that are not `used`. All footers are
     read first, so that an error names the file.
     """
-    schemas = {file: _parquet_schema(file) for file in files}
+    schemas = {file: parquet_schema(file) for file in files}
     names = dict.fromkeys(name for schema in schemas.values() for name in schema)
     columns = [name for name in names if used is None or name in used]
     casts: dict[str, pl.DataType] = {}
@@ -239,7 +240,8 @@ def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]
     ]
 
 
-def _parquet_schema(file: Path) -> pl.Schema:
+def parquet_schema(file: Path) -> pl.Schema:
+    """The columns of a file. Raises ProjectError for one that is not Parquet."""
     if file.stat().st_size == 0:
         raise ProjectError(f"{file}: empty file (0 bytes), not Parquet")
     try:
@@ -373,7 +375,7 @@ def _in_zone(local: pl.Expr, log: Log) -> pl.Expr:
 def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFrame:
     if not path.is_file():
         raise ProjectError(f"{path}: not found ({where}.path)")
-    lazy = _scan_files([path])
+    lazy = scan_files([path])
     schema = lazy.collect_schema()
     named = [(f"{where}.key", settings.key), *((f"{where}.columns", c) for c in settings.columns)]
     named += [(f"{where}.lists", c) for c in settings.lists]
@@ -423,8 +425,11 @@ def open_source(project: Project, data: Path, workspace: Workspace | None = None
 def open_context(config: str, data: Path, workspace: Path) -> Context:
     """Read the project file, and find its log and its workspace.
 
-    Raises ProjectError for a mistake in the project file and a missing folder of data.
+    Raises ProjectError for a mistake in the project file, a missing folder of data and a workspace
+    that is no local folder.
     """
     project = load_project(config)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workspace)):
+        raise ProjectError(f"--workspace {workspace}: is an address; allowed: a local folder")
     folder = Workspace(workspace)
     return Context(project, open_source(project, data, folder), folder)

@@ -119,6 +119,21 @@ def score_day(
 
     `on_block` is called with the number of candidates done and of all candidates.
     """
+    with context.workspace.lock(f"score {day}", ranking_scope(day), wait=True):
+        return _score_day(context, ranker, day, on_block)
+
+
+def ranking_scope(day: date) -> str:
+    """Name of the lock of a day's ranking."""
+    return f"rankings/{day}"
+
+
+def _score_day(
+    context: Context,
+    ranker: RegisteredRanker,
+    day: date,
+    on_block: Callable[[int, int], None] | None,
+) -> Ranked:
     plan = plan_scoring(context, ranker, day)
     done = 0
 
@@ -248,7 +263,16 @@ def rank_block(
         items: theirs; both are of `with_items`.
     """
     sides, top = items.sides, as_of.project.scoring.top_k
-    pairs = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    pair = ["user_id", "item_id"]
+    pairs = candidates.unique(maintain_order=True)
+    twice = pairs.filter(pl.struct(pair).is_duplicated())
+    if not twice.is_empty():
+        first = twice.sort(pair).head(2).to_dicts()
+        raise ProjectError(
+            f"candidates of {as_of.day}: {twice.height} rows differ in "
+            f"{', '.join(as_of.project.log.context)} only, such as {first[0]} and {first[1]}; "
+            "allowed: one row for each user and item"
+        )
     user_row, users = _side(as_of, pairs, sides, "user")
     tables = [name for name, side in sides.entities.items() if side == "pair"]
     if tables:

@@ -30,6 +30,7 @@ def day_of(milliseconds: int) -> date:
 def examples(root, days, clicked=lambda click, time: click) -> pl.DataFrame:
     """Examples of the last partition, with features only."""
     history = {"signal": "click", "columns": ["item_id"], "length": 3}
+    root.mkdir(exist_ok=True)
     write_project(
         root,
         log={"day_tolerance_hours": 6, "max_bad_share": 1.0},
