@@ -56,7 +56,9 @@ class Table(Settings):
     key: str
     columns: list[str] = []
     lists: dict[str, str] = Field({}, description="text column -> separator; becomes a list column")
-    published: str | None = Field(None, description="date column from which an age in days is made")
+    published: str | None = Field(
+        None, description="date column from which an age in days is computed"
+    )
 
 
 class Log(Settings):
