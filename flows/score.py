@@ -15,7 +15,7 @@ from flows.schedule import mark_lost_runs
 from mtl_ranker.context import Context
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.artifact import RegisteredRanker
-from mtl_ranker.ranking.candidates import candidate_days
+from mtl_ranker.ranking.candidates import candidate_days, describe_candidates
 from mtl_ranker.ranking.scoring import (
     Ranked,
     RankingPart,
@@ -87,6 +87,8 @@ def score(
         version: the model; by default the champion.
     """
     connection.connect(context.workspace)
+    if context.project.scoring.candidates is not None:
+        announce("candidates", describe_candidates(context, day))
     if cluster is None:
         ranked = score_task(context, day, version)
     else:

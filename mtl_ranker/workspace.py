@@ -161,6 +161,8 @@ class Workspace:
     def remembered(self, subject: str, stamp: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, or what it returned last for this subject if the stamp was the same.
 
+        Nothing is stored in a workspace that does not exist.
+
         Args:
             compute: returns what JSON can hold.
         """
@@ -172,7 +174,10 @@ class Workspace:
         if stored.get("stamp") == stamp:
             return stored["value"]
         value = compute()
-        self.publish_file(place, json.dumps({"subject": subject, "stamp": stamp, "value": value}))
+        if self.root.is_dir():
+            self.publish_file(
+                place, json.dumps({"subject": subject, "stamp": stamp, "value": value})
+            )
         return value
 
     @contextmanager

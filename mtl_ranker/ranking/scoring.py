@@ -263,16 +263,7 @@ def rank_block(
         items: theirs; both are of `with_items`.
     """
     sides, top = items.sides, as_of.project.scoring.top_k
-    pair = ["user_id", "item_id"]
-    pairs = candidates.unique(maintain_order=True)
-    twice = pairs.filter(pl.struct(pair).is_duplicated())
-    if not twice.is_empty():
-        first = twice.sort(pair).head(2).to_dicts()
-        raise ProjectError(
-            f"candidates of {as_of.day}: {twice.height} rows differ in "
-            f"{', '.join(as_of.project.log.context)} only, such as {first[0]} and {first[1]}; "
-            "allowed: one row for each user and item"
-        )
+    pairs = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
     user_row, users = _side(as_of, pairs, sides, "user")
     tables = [name for name, side in sides.entities.items() if side == "pair"]
     if tables:

@@ -24,7 +24,7 @@ from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.tracking.pyfunc import SERVED, signature_of
-from mtl_ranker.tracking.runs import Logged, log_suite, set_ends
+from mtl_ranker.tracking.runs import VERSION_TAG, Logged, attempts, log_suite, set_ends
 from mtl_ranker.workspace import fingerprint
 
 BLEND_TAG = "blend"
@@ -66,17 +66,41 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
 def record(context: Context, suite: Suite) -> tuple[Logged, ModelVersion, Path]:
     """Publish a training's report, log its runs and register its winner.
 
-    Returns the logged runs, the model version and the path of the report.
+    A training of the same day with the same inputs is registered once: if there is one, it becomes
+    the challenger again. Returns the logged runs, the model version and the path of the report.
     """
     project, workspace = context.project, context.workspace
-    fingerprints = (workspace.published_fingerprint("examples", day) for day in suite.days.all)
+    client, day = mlflow.MlflowClient(), suite.days.test[-1]
+    place = f"reports/{day}.html"
+    marks = [workspace.published_fingerprint("examples", d) for d in suite.days.all]
+    inputs = fingerprint(__version__, project.source_text, day, *marks)
+    for logged, number in attempts(project, workspace, inputs):
+        if number is None:
+            _delete_attempt(project, logged)
+            continue
+        client.set_registered_model_alias(project.name, "challenger", number)
+        report = workspace.root / place
+        if not report.is_file():
+            workspace.publish_file(place, training_report(project, suite))
+        return logged, client.get_model_version(project.name, number), report
     page = training_report(project, suite)
-    report = workspace.publish_file(f"reports/{suite.days.test[-1]}.html", page)
-    logged = log_suite(context, suite, fingerprint(*fingerprints), page)
+    report = workspace.publish_file(place, page)
+    logged = log_suite(context, suite, fingerprint(*marks), page, inputs)
     version = register(project, suite, logged)
     keep_columns(workspace, used_columns(project))
+    client.set_tag(logged.run_id, VERSION_TAG, version.version)
     set_ends(suite, logged)
     return logged, version, report
+
+
+def _delete_attempt(project: Project, logged: Logged) -> None:
+    """Delete the runs of a training that was not registered, and a version without an alias."""
+    client = mlflow.MlflowClient()
+    for version in client.search_model_versions(f"name = '{project.name}'"):
+        if version.run_id in logged.child_runs.values() and not version.aliases:
+            client.delete_model_version(project.name, version.version)
+    for run_id in (*logged.child_runs.values(), logged.run_id):
+        client.delete_run(run_id)
 
 
 def alias_version(project: Project, alias: str) -> str | None:
