@@ -47,7 +47,7 @@ def publish_task(context: Context, plan: ExamplesPlan) -> str:
     return finish_examples(context, plan)
 
 
-@flow(name="backfill", validate_parameters=False, **HOOKS)
+@flow(name="backfill", **HOOKS)
 def backfill(
     config: str,
     data: str,
@@ -76,8 +76,8 @@ def backfill(
     built = [row for row in rows if any(row[d] for d in datasets)]
     for row in built:
         reasons = [f"{d} {row[d]}" for d in datasets if row[d]]
-        announce(f"[bold]backfill[/]  {row['day']}: {'; '.join(reasons)}")
-    announce(f"[bold]backfill[/]  {len(built)} days built, {len(rows) - len(built)} up to date")
+        announce("backfill", f"{row['day']}: {'; '.join(reasons)}")
+    announce("backfill", f"{len(built)} days built, {len(rows) - len(built)} up to date")
     create_table_artifact(key="backfill", table=rows, description="Why each day was built")
     return rows
 

@@ -35,13 +35,17 @@ def features(context: Context, day: date) -> list[date]:
     published = needed_days(project, context.workspace.days("events"), day)
     if day not in published:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-    aggregated = [aggregate_task(context, d) for d in with_progress(published, "aggregating days")]
     days = split_days(project, published, day)
     rows = [*days.train, *days.validate, *days.test]
-    built = [examples_task(context, d) for d in with_progress(rows, "building examples")]
+    with context.workspace.lock(f"features {day}"):
+        aggregated = [
+            aggregate_task(context, d) for d in with_progress(published, "aggregating days")
+        ]
+        built = [examples_task(context, d) for d in with_progress(rows, "building examples")]
     announce(
-        f"[bold]features[/]  {len([a for a in aggregated if a])} days aggregated, "
+        "features",
+        f"{len([a for a in aggregated if a])} days aggregated, "
         f"{len([b for b in built if b])} days of examples "
-        f"built, the rest up to date; {len(feature_columns(project))} features"
+        f"built, the rest up to date; {len(feature_columns(project))} features",
     )
     return rows

@@ -31,18 +31,20 @@ def ingest(context: Context, day: date) -> list[IngestReport]:
         have = f"{available[0]} to {available[-1]}" if available else "none"
         raise ProjectError(f"{context.log_path}: no rows for {day}; days found: {have}")
     days = needed_days(context.project, available, day)
-    reports = [ingest_task(context, d) for d in with_progress(days, "reading days")]
+    with context.workspace.lock(f"ingest {day}"):
+        reports = [ingest_task(context, d) for d in with_progress(days, "reading days")]
     ingested = [r for r in reports if not r.skipped]
     bad = sum(r.rows - r.good for r in ingested)
     announce(
-        f"[bold]ingest[/]    {len(ingested)} days read, {len(reports) - len(ingested)} up to date: "
-        f"{sum(r.good for r in reports):,} events, {bad:,} rows quarantined"
+        "ingest",
+        f"{len(ingested)} days read, {len(reports) - len(ingested)} up to date: "
+        f"{sum(r.good for r in reports):,} events, {bad:,} rows quarantined",
     )
     reasons: Counter[str] = Counter()
     for report in ingested:
         reasons.update(report.reasons)
     for reason, count in reasons.most_common():
-        announce(f"          {count:>8,}  {reason}")
+        announce("", f"{count:>8,}  {reason}")
     create_table_artifact(
         key="ingest",
         table=[

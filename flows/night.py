@@ -12,12 +12,12 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import MissingContextError
 from rich.progress import track
 from rich.text import Text
 
-from mtl_ranker.errors import ProjectError
 from mtl_ranker.reports.console import console
 
 
@@ -30,11 +30,18 @@ def await_api() -> None:
         return
 
 
-def announce(message: str, level: int = logging.INFO) -> None:
-    """Print a message, and log it without markup to the Prefect run."""
-    console.print(message, highlight=False)
+STYLES = {logging.WARNING: "bold yellow", logging.ERROR: "bold red"}
+
+
+def announce(label: str, message: object, level: int = logging.INFO) -> None:
+    """Print a label and a message, and log them to the Prefect run.
+
+    The message may hold data, so it is never read as markup.
+    """
+    style = "bold green" if label == "done" else STYLES.get(level, "bold")
+    console.print(Text.assemble((f"{label:<9} ", style), str(message)), soft_wrap=True)
     try:
-        get_run_logger().log(level, Text.from_markup(message).plain)
+        get_run_logger().log(level, f"{label:<9} {message}")
     except MissingContextError:
         return
 
@@ -47,17 +54,22 @@ def with_progress(days: Sequence[date], description: str) -> Iterable[date]:
 
 
 def is_retryable(task: object, run: object, state: object) -> bool:
-    """Whether to retry a failed task: errors such as I/O or a busy database, not user errors."""
+    """Whether to retry a failed task: for I/O, a busy database or a server that does not answer.
+
+    Other errors repeat, so they are not waited for.
+    """
     try:
         state.result()  # type: ignore[attr-defined]
-    except (ProjectError, FloatingPointError, MemoryError):
-        return False
-    except Exception:
-        return True
+    except Exception as error:
+        return isinstance(error, OSError) or type(error).__module__.split(".")[0] in REMOTE
     return False
 
 
+# Packages whose errors come from a server or a database.
+REMOTE = {"mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3", "httpx"}
+
 RETRY: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
     "retries": 3,
     "retry_delay_seconds": [1.0, 5.0, 20.0],
     "retry_condition_fn": is_retryable,

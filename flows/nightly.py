@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo
+from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -18,12 +18,14 @@ from flows.features import features
 from flows.ingest import ingest
 from flows.night import HOOKS, announce
 from flows.promote import promote
+from flows.schedule import in_turn, mark_lost_runs, scheduled_yesterday
 from flows.score import score
 from flows.train import train
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.days import needed_days, needed_history, split_days
 from mtl_ranker.logs.sources import open_context
+from mtl_ranker.ranking.candidates import describe_candidates
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.tracking import connection, registry
 from mtl_ranker.training.network import model_specs
@@ -33,12 +35,12 @@ def run_name() -> str:
     return f"nightly {flow_run.parameters.get('day') or 'latest'}"
 
 
-@flow(name="nightly", flow_run_name=run_name, validate_parameters=False, **HOOKS)
+@flow(name="nightly", flow_run_name=run_name, **HOOKS)
 def nightly(
     config: str,
     data: str,
     workspace: str,
-    day: date | str | None = None,
+    day: date | Literal["yesterday"] | None = None,
     wait_minutes: float = 0.0,
     poll_seconds: float | None = None,
     cluster: str | None = None,
@@ -58,27 +60,28 @@ def nightly(
     """
     context = open_context(config, Path(data), Path(workspace))
     model_specs(context.project)
+    mark_lost_runs()
     chosen = chosen_day(context, day)
-    with context.workspace.lock(f"nightly {chosen}"):
+    tomorrow = chosen + timedelta(days=1)
+    with in_turn(context.workspace, f"nightly {chosen}", wait_minutes):
         try:
             await_log(context, chosen, wait_minutes, poll_seconds or min(30.0, 3 * wait_minutes))
             if cluster is not None:
                 build_on(cluster, context, chosen)
             ingest(context, chosen)
+            look_at_candidates(context, tomorrow)
             features(context, chosen)
             suite = train(context, chosen)
             decision = promote(context, chosen)
+            ranked = score(context, tomorrow, cluster)
         except Exception as failure:
             try:
-                rank_with_champion(context, chosen, failure)
+                rank_with_champion(context, tomorrow, failure)
             except Exception as ranking_failure:
-                announce(
-                    f"[bold red]failed[/]    ranking failed too: {first_line(ranking_failure)}",
-                    logging.ERROR,
-                )
+                message = f"ranking failed too: {first_line(ranking_failure)}"
+                announce("failed", message, logging.ERROR)
             raise
-        ranked = score(context, chosen + timedelta(days=1), cluster)
-    announce(f"[bold green]done[/]      {ranked.path}")
+    announce("done", ranked.path)
     create_markdown_artifact(
         key="night",
         markdown=f"{suite.winner.label} won the training of {chosen}; {decision.reason}.\n\n"
@@ -97,42 +100,64 @@ def build_on(cluster: str, context: Context, day: date) -> None:
     run_days.with_options(task_runner=runner_of(cluster, 2))(context, wanted, days)
 
 
-def chosen_day(context: Context, day: date | str | None) -> date:
-    """The day D: given, yesterday, or the log's last. Raises ProjectError for an invalid text."""
+def chosen_day(context: Context, day: date | Literal["yesterday"] | None) -> date:
+    """The day D: given, or the log's last; "yesterday" is the day before the scheduled start."""
     if day == "yesterday":
-        return datetime.now(ZoneInfo(context.project.log.timezone)).date() - timedelta(days=1)
-    if isinstance(day, str):
-        try:
-            return date.fromisoformat(day)
-        except ValueError as error:
-            raise ProjectError(f"day {day!r}: expected YYYY-MM-DD or yesterday") from error
+        return scheduled_yesterday(context.project.log.timezone)
     return day or context.last_day()
 
 
-def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: float) -> None:
-    """Return once the log contains the day and, if it was late, its files no longer change.
+SETTLED = 60.0  # seconds since the last change of a file that is not looked at twice
 
-    Raises ProjectError after `wait_minutes`.
+
+def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: float) -> None:
+    """Return once the log contains the day and its files no longer grow.
+
+    With `log.ready` the marker says so. Otherwise files that have changed within the last minute
+    are looked at again, after `poll_seconds` or, without waiting, a second. Raises ProjectError
+    after `wait_minutes`. A day that is missing although nothing is waited for is left to `ingest`.
     """
-    if wait_minutes <= 0:
-        return
     deadline = time.monotonic() + 60 * wait_minutes
-    previous_state: list[str] | None = None
-    waited = False
+    previous: list[str] | None = None
+    announced = False
     while True:
         arrived = day in context.source.days()
-        state = context.source.state(day) if arrived else None
-        if arrived and (not waited or state == previous_state):
+        sizes = context.source.sizes(day) if arrived else None
+        if not arrived and wait_minutes <= 0:
             return
-        if time.monotonic() >= deadline:
+        if arrived and (context.project.log.ready or sizes == previous or _settled(sizes)):
+            return
+        grows = arrived and previous is not None
+        if time.monotonic() >= deadline and (grows or not arrived):
+            problem = "still grows after" if grows else "did not arrive within"
             raise ProjectError(
-                f"{context.log_path}: the log of {day} did not arrive "
-                f"within {wait_minutes:g} minutes"
+                f"{context.log_path}: the log of {day} {problem} {wait_minutes:g} minutes"
             )
-        if not waited:
-            announce(f"[bold]wait[/]      the log of {day} is not here yet")
-        waited, previous_state = True, state
-        time.sleep(poll_seconds)
+        if not announced and not arrived:
+            announce("wait", f"the log of {day} is not here yet")
+            announced = True
+        previous = sizes
+        time.sleep(poll_seconds or 1.0)
+
+
+def _settled(sizes: list[str] | None) -> bool:
+    """Whether no file has changed within the last minute; `sizes` as of `Source.sizes`."""
+    changed = max((int(text.rsplit(":", 1)[1]) for text in sizes or []), default=0)
+    return time.time() - changed / 1e9 > SETTLED
+
+
+def look_at_candidates(context: Context, day: date) -> None:
+    """Check a given candidate set before the training, and announce how much of it is unknown.
+
+    A problem is announced at once. The night goes on, as the model is needed when the set has been
+    repaired; `score` then fails with the same sentence.
+    """
+    if context.project.scoring.candidates is None:
+        return
+    try:
+        announce("candidates", describe_candidates(context, day))
+    except ProjectError as problem:
+        announce("candidates", problem, logging.ERROR)
 
 
 def first_line(failure: Exception) -> str:
@@ -141,20 +166,29 @@ def first_line(failure: Exception) -> str:
 
 
 def rank_with_champion(context: Context, day: date, failure: Exception) -> None:
-    """After a failure, rank the candidates of D + 1 with the current champion, if there is one."""
+    """After a failure, rank day D's candidates with the champion, or with the one before it."""
     connection.connect(context.workspace)
-    version = registry.alias_version(context.project, "champion")
     reason = first_line(failure)
-    if version is None or not context.workspace.days("events"):
-        announce(
-            f"[bold red]failed[/]    {reason}; there is no champion to rank with",
-            logging.ERROR,
-        )
+    aliases = ("champion", "previous_champion")
+    versions = [registry.alias_version(context.project, alias) for alias in aliases]
+    versions = list(dict.fromkeys(version for version in versions if version is not None))
+    if not versions or not context.workspace.days("events"):
+        announce("failed", f"{reason}; there is no champion to rank with", logging.ERROR)
         return
     announce(
-        f"[bold red]failed[/]    {reason}; the champion (version {version}) ranks with the "
-        "published data",
+        "failed",
+        f"{reason}; the champion (version {versions[0]}) ranks with the published data",
         logging.ERROR,
     )
-    ranked = score(context, day + timedelta(days=1))
-    announce(f"[bold yellow]ranked[/]    {ranked.path}, by version {version}, after the failure")
+    for version in versions:
+        try:
+            ranked = score(context, day, version=version)
+        except Exception as problem:
+            if version == versions[-1]:
+                raise
+            announce("failed", f"version {version}: {first_line(problem)}", logging.ERROR)
+            continue
+        announce(
+            "ranked", f"{ranked.path}, by version {version}, after the failure", logging.WARNING
+        )
+        return

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from datetime import date
 
-from prefect import flow
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from flows.night import announce
+from flows.night import RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.nightly.promotion import Decision, compare_artifacts
+from mtl_ranker.nightly.promotion import Decision, accept_by_hand, compare_artifacts
 from mtl_ranker.reports.page import with_decision
 from mtl_ranker.tracking import connection, registry
 
 
+@task(name="decide", task_run_name="decide {day}", **RETRY)
+def decide_task(context: Context, day: date, champion: str | None, accept: bool) -> Decision:
+    """The challenger against the version that is champion, if there is one."""
+    project = context.project
+    new = registry.load_artifact(project, "challenger")
+    folder = registry.artifact_folder(project, new.version)
+    if accept:
+        return accept_by_hand(context, day, new.artifact, folder)
+    old = None if champion is None else registry.load_version(project, champion).artifact
+    return compare_artifacts(context, day, new.artifact, old, folder)
+
+
 @flow(name="promote", flow_run_name="promote {day}", validate_parameters=False)
-def promote(context: Context, day: date, dry_run: bool = False) -> Decision:
+def promote(context: Context, day: date, dry_run: bool = False, accept: bool = False) -> Decision:
     """Compare challenger and champion; give the challenger the alias `champion` if it is promoted.
 
-    With `dry_run` the decision is only announced. Raises ProjectError without a challenger.
+    With `dry_run` the decision is only announced. With `accept` the challenger is not compared with
+    the champion; it must still be calibrated and be served. Raises ProjectError without a
+    challenger.
     """
     project = context.project
     connection.connect(context.workspace)
@@ -33,14 +47,9 @@ def promote(context: Context, day: date, dry_run: bool = False) -> Decision:
     elif champion is not None and frozen is not None:
         decision = Decision(False, f"kept the champion: it is frozen ({frozen})")
     else:
-        contender = registry.load_artifact(project, "challenger")
-        current = registry.load_artifact(project, "champion").artifact if champion else None
-        folder = registry.artifact_folder(project, contender.version)
-        decision = compare_artifacts(context, day, contender.artifact, current, folder)
+        decision = decide_task(context, day, champion, accept)
     if dry_run:
-        announce(
-            f"[bold]promote[/]   would be: {decision.reason}; champion stays version {champion}"
-        )
+        announce("promote", f"would be: {decision.reason}; champion stays version {champion}")
         return decision
     registry.record_decision(project, challenger, decision)
     page = context.workspace.root / f"reports/{day}.html"
@@ -50,7 +59,7 @@ def promote(context: Context, day: date, dry_run: bool = False) -> Decision:
         context.workspace.publish_file(f"reports/{day}.html", text)
         registry.replace_report(project, challenger, text)
     now = registry.alias_version(project, "champion")
-    announce(f"[bold]promote[/]   {decision.reason}; champion is version {now}")
+    announce("promote", f"{decision.reason}; champion is version {now}")
     create_markdown_artifact(
         key="promotion",
         markdown=f"{decision.reason}\n\nChallenger version {challenger}, champion version {now}. "

@@ -63,7 +63,7 @@ def in_turn(
                 if time.monotonic() >= deadline:
                     raise
                 if not waited:
-                    announce(f"[bold]wait[/]      {busy}")
+                    announce("wait", busy)
                 waited = True
             time.sleep(poll_seconds)
         yield
@@ -84,11 +84,10 @@ def mark_lost_runs(quiet: timedelta = QUIET) -> list[FlowRun]:
         with get_client(sync_client=True) as client:
             lost = _lost(client, FlowRunFilterDeploymentId(any_=[own]), quiet)
     except Exception as error:  # whatever the server says, the night goes on
-        message = f"[bold yellow]warning[/]   cannot look for lost runs: {error}"
-        announce(message, logging.WARNING)
+        announce("warning", f"cannot look for lost runs: {error}", logging.WARNING)
         return []
     for run in lost:
-        announce(f"[bold yellow]lost[/]      {run.name}: its process died", logging.WARNING)
+        announce("lost", f"{run.name}: its process died", logging.WARNING)
         notify_failure(None, run, run.state)
     return lost
 

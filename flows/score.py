@@ -11,10 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from flows.cluster import runner_of
 from flows.night import HOOKS, RETRY, announce
+from flows.schedule import mark_lost_runs
 from mtl_ranker.context import Context
-from mtl_ranker.features.aggregates import aggregate_history
 from mtl_ranker.logs.sources import open_context
-from mtl_ranker.ranking.candidates import candidate_days
+from mtl_ranker.ranking.artifact import RegisteredRanker
+from mtl_ranker.ranking.candidates import candidate_days, describe_candidates
 from mtl_ranker.ranking.scoring import (
     Ranked,
     RankingPart,
@@ -22,6 +23,7 @@ from mtl_ranker.ranking.scoring import (
     plan_scoring,
     publish_ranking,
     rank_part,
+    ranking_scope,
     rankings_provenance,
     score_day,
 )
@@ -30,9 +32,8 @@ from mtl_ranker.tracking import connection, registry
 
 
 @task(name="score-day", task_run_name="score {day}", **RETRY)
-def score_task(context: Context, day: date) -> Ranked:
-    aggregate_history(context, day)
-    champion = registry.load_artifact(context.project, "champion")
+def score_task(context: Context, day: date, version: str | None) -> Ranked:
+    ranker = _ranker(context, version)
     columns = (
         TextColumn("[bold]score[/]     {task.description}"),
         BarColumn(),
@@ -45,13 +46,18 @@ def score_task(context: Context, day: date) -> Ranked:
         def on_block(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total, description=f"{day}")
 
-        return score_day(context, champion, day, on_block)
+        return score_day(context, ranker, day, on_block)
+
+
+def _ranker(context: Context, version: str | None) -> RegisteredRanker:
+    if version is None:
+        return registry.load_artifact(context.project, "champion")
+    return registry.load_version(context.project, version)
 
 
 @task(name="plan-score", task_run_name="plan score {day}", **RETRY)
-def plan_task(context: Context, day: date) -> RankingPlan:
-    aggregate_history(context, day)
-    return plan_scoring(context, registry.load_artifact(context.project, "champion"), day)
+def plan_task(context: Context, day: date, version: str | None) -> RankingPlan:
+    return plan_scoring(context, _ranker(context, version), day)
 
 
 @task(name="score-part", task_run_name="score {day} {part.file.stem}", **RETRY)
@@ -68,36 +74,52 @@ def run_parts(context: Context, plan: RankingPlan) -> None:
 
 
 @flow(name="score", flow_run_name="score {day}", validate_parameters=False)
-def score(context: Context, day: date, cluster: str | None = None) -> Ranked:
-    """Rank day D's candidates with the champion and features as of D.
+def score(
+    context: Context, day: date, cluster: str | None = None, version: str | None = None
+) -> Ranked:
+    """Rank day D's candidates with a model's own features as of D.
+
+    Only one run ranks a day at a time; a second one waits for it. A night that trains may go on
+    meanwhile.
 
     Args:
         cluster: see `runner_of`.
+        version: the model; by default the champion.
     """
     connection.connect(context.workspace)
+    if context.project.scoring.candidates is not None:
+        announce("candidates", describe_candidates(context, day))
     if cluster is None:
-        ranked = score_task(context, day)
+        ranked = score_task(context, day, version)
     else:
-        runner = runner_of(cluster, 2)
-        plan = plan_task(context, day)
-        run_parts.with_options(task_runner=runner)(context, plan)
-        ranked = publish_ranking(context.workspace, plan)
+        with context.workspace.lock(f"score {day}", ranking_scope(day), wait=True):
+            runner = runner_of(cluster, 2)
+            plan = plan_task(context, day, version)
+            run_parts.with_options(task_runner=runner)(context, plan)
+            ranked = publish_ranking(context.workspace, plan)
     announce(
-        f"[bold]score[/]     {ranked.candidates:,} candidates of {ranked.users:,} users for {day}; "
-        f"top {context.project.scoring.top_k} each"
+        "score",
+        f"{ranked.candidates:,} candidates of {ranked.users:,} users for {day}; "
+        f"top {context.project.scoring.top_k} each",
     )
     create_markdown_artifact(key="rankings", markdown=f"`{ranked.path}`: {ranked.rows:,} rows")
     return ranked
 
 
-@flow(name="score-new", validate_parameters=False, **HOOKS)
+@flow(name="score-new", **HOOKS)
 def score_new(config: str, data: str, workspace: str, dry_run: bool = False) -> list[Ranked]:
     """Rank every given candidate set that is new or has changed (hourly schedule).
 
     Days that the log already contains are skipped.
     """
     context = open_context(config, Path(data), Path(workspace))
+    mark_lost_runs()
     connection.connect(context.workspace)
+    with context.workspace.lock("score-new", "score-new"):
+        return _score_outdated(context, dry_run)
+
+
+def _score_outdated(context: Context, dry_run: bool) -> list[Ranked]:
     champion = registry.load_artifact(context.project, "champion")
     ended = max(context.workspace.days("events"), default=date.min)
     rankings, outdated = [], 0
@@ -105,11 +127,11 @@ def score_new(config: str, data: str, workspace: str, dry_run: bool = False) -> 
         provenance = rankings_provenance(context, champion, day)
         why = context.workspace.stale("rankings", day, provenance)
         if day > ended and why is not None:
-            announce(f"[bold]score-new[/] {day}: {why}")
+            announce("score-new", f"{day}: {why}")
             outdated += 1
             if dry_run:
                 continue
             rankings.append(score(context, day))
     if not outdated:
-        announce("[bold]score-new[/] every candidate set is ranked")
+        announce("score-new", "every candidate set is ranked")
     return rankings

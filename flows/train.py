@@ -9,9 +9,10 @@ from pathlib import Path
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-from flows.night import announce
+from flows.night import RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.contenders import Callbacks
@@ -24,7 +25,7 @@ from mtl_ranker.tracking import connection, registry, runs
 from mtl_ranker.training.loop import Epoch
 
 
-@task(name="train-suite", task_run_name="train {day}")
+@task(name="train-suite", task_run_name="train {day}", cache_policy=NO_CACHE)
 def train_task(context: Context, day: date) -> Suite:
     settings = context.project.training
     trainings = len(context.project.models) * len(settings.seeds) + settings.refit
@@ -54,7 +55,7 @@ def train_task(context: Context, day: date) -> Suite:
     return suite
 
 
-@task(name="log-and-register", retries=2, retry_delay_seconds=[2, 10])
+@task(name="log-and-register", **RETRY)
 def register_task(context: Context, suite: Suite) -> tuple[runs.Logged, str, Path]:
     logged, version, report = registry.record(context, suite)
     return logged, version.version, report
@@ -64,27 +65,29 @@ def register_task(context: Context, suite: Suite) -> tuple[runs.Logged, str, Pat
 def train(context: Context, day: date) -> Suite:
     """Train and evaluate every model on the split that ends with D; register the winner."""
     connection.connect(context.workspace)
-    suite = train_task(context, day)
-    with console.status("logging runs, figures and the model to MLflow"):
-        logged, version, report = register_task(context, suite)
+    with context.workspace.lock(f"train {day}"):
+        suite = train_task(context, day)
+        with console.status("logging runs, figures and the model to MLflow"):
+            logged, version, report = register_task(context, suite)
     console.print(comparison_table(suite, console.width))
     for gain in suite.gains:
         if gain.verdict != "undecided":
-            announce(f"[bold]sharing[/]   {gain}")
+            announce("sharing", gain)
     for warning in warnings_of(suite):
-        announce(f"[bold yellow]warning[/]   {warning}", logging.WARNING)
+        announce("warning", warning, logging.WARNING)
     for worst_slice in worst(suite.slices):
-        announce(f"[bold]slices[/]    {worst_slice}")
+        announce("slices", worst_slice)
     for estimate in suite.off_policy:
-        announce(f"[bold]off-policy[/] {estimate}")
+        announce("off-policy", estimate)
     for warning in suite.drift.warnings:
-        announce(f"[bold yellow]drift[/]     {warning}", logging.WARNING)
+        announce("drift", warning, logging.WARNING)
     winner = suite.winner
-    announce(f"[bold]report[/]    {report}")
-    announce(f"[bold]mlflow[/]    {logged.link}")
+    announce("report", report)
+    announce("mlflow", logged.link)
     announce(
-        f"[bold]train[/]     {winner.label} wins on validation; registered as "
-        f"{context.project.name} version {version}, alias challenger"
+        "train",
+        f"{winner.label} wins on validation; registered as "
+        f"{context.project.name} version {version}, alias challenger",
     )
     create_table_artifact(
         key="comparison",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -12,18 +13,21 @@ from flows.features import features
 from flows.ingest import ingest
 from flows.night import HOOKS, announce
 from flows.nightly import chosen_day
+from flows.schedule import in_turn, mark_lost_runs
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.tuning import Budget, Search
 from mtl_ranker.tracking.search import run_search
 
+WAIT_MINUTES = 120.0  # for another run in the workspace
 
-@flow(name="tune", validate_parameters=False, **HOOKS)
+
+@flow(name="tune", **HOOKS)
 def tune(
     config: str,
     data: str,
     workspace: str,
     model: str,
-    day: date | str | None = None,
+    day: date | Literal["yesterday"] | None = None,
     trials: int = 30,
     minutes: float | None = 120.0,
 ) -> Search:
@@ -38,16 +42,16 @@ def tune(
         minutes: no training starts after this time.
     """
     context = open_context(config, Path(data), Path(workspace))
+    mark_lost_runs()
     chosen = chosen_day(context, day)
     budget = Budget(trials, None if minutes is None else 60 * minutes)
-    with context.workspace.lock(f"tune {model} {chosen}"):
+    with in_turn(context.workspace, f"tune {model} {chosen}", WAIT_MINUTES):
         ingest(context, chosen)
         features(context, chosen)
         recorded = run_search(context, chosen, model, budget)
     search = recorded.search
     announce(
-        f"[bold]tune[/]      {model}: best validation quality {search.quality:.4f} of "
-        f"{search.trials} trials"
+        "tune", f"{model}: best validation quality {search.quality:.4f} of {search.trials} trials"
     )
     create_markdown_artifact(
         key="tuned",

@@ -25,6 +25,7 @@ from mtl_ranker.errors import ProjectError
 
 Place = tuple[int | str, ...]  # of a key in the project file
 IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+GIVEN = "timestamp given"  # whether the log has a timestamp, valid or not
 CANONICAL = ("user_id", "item_id", "timestamp", "date", "position", "propensity")
 
 
@@ -71,6 +72,11 @@ class Log(Settings):
     timestamp_unit: Literal["s", "ms", "us", "ns", "datetime", "iso"] = "ms"
     timezone: str = "UTC"
     partition: str | None = "date"
+    ready: str | None = Field(
+        None,
+        description="file that marks a day's folder as complete, such as _SUCCESS; without one a "
+        "day is complete when its files no longer change",
+    )
     day_tolerance_hours: float = Field(
         0.0, ge=0, le=24, description="how far outside its partition's day a timestamp may lie"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import polars as pl
 from pydantic_core import core_schema
 
-from mtl_ranker.config import Project
+from mtl_ranker.config import Log, Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.workspace import Workspace
 
@@ -29,14 +30,27 @@ class Source(Protocol):
     def days(self) -> list[date]:
         """Days present in the log, ascending."""
 
+    def with_log(self, log: Log) -> Source:
+        """The same files read by other settings."""
+
+    def sizes(self, day: date) -> list[str]:
+        """Size and time of each file that the day's rows are read from; changes as they grow."""
+
     def state(self, day: date) -> list[str]:
-        """One text per file that the day's rows are read from; changes when it is rewritten."""
+        """Name and content's hash of each file that the day's rows are read from."""
 
     def tables_state(self) -> list[str]:
         """The same for the user and item tables, including how they are read."""
 
-    def scan_day(self, day: date) -> pl.LazyFrame:
-        """One day's rows in canonical columns, unchecked. Raises ProjectError."""
+    def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
+        """One day's rows in canonical columns, unchecked. Raises ProjectError.
+
+        Args:
+            used: columns beside the canonical ones; None for all.
+        """
+
+    def columns(self, day: date) -> list[str]:
+        """The log's own columns on a day, for messages."""
 
     def table(self, which: str) -> pl.LazyFrame | None:
         """The "users" or "items" table keyed by `user_id` or `item_id`, or None."""
@@ -45,17 +59,29 @@ class Source(Protocol):
 class NoSource:
     """Placeholder for the log in commands that read only published partitions."""
 
+    def with_log(self, log: Log) -> NoSource:
+        return self
+
     def __getattr__(self, name: str) -> Any:
         raise ProjectError("this command reads no log; it was started without --data")
 
 
 @dataclass(frozen=True)
 class Context:
-    """A project with its log and its workspace."""
+    """A project with its log and its workspace.
+
+    Attributes:
+        sql: template name → text of a saved model's features; None for those of this version.
+        aggregates_in, examples_in: folders of the workspace in which a saved model's aggregates
+            and examples lie, where they differ from those of the project file; "" otherwise.
+    """
 
     project: Project
     source: Source
     workspace: Workspace
+    sql: Mapping[str, str] | None = None
+    aggregates_in: str = ""
+    examples_in: str = ""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

@@ -19,7 +19,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -31,8 +31,10 @@ import polars as pl
 from mtl_ranker.errors import ProjectError
 
 PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
+MEMORY = ".remembered"
 ABANDONED = 7 * 86_400.0  # seconds
-_HELD: set[str] = set()  # roots of workspaces that this process has locked
+BUILD = "build"  # the lock of everything up to a trained model
+_HELD: set[str] = set()  # files of the build locks that this process holds
 Provenance = Mapping[str, str]  # input of a partition, by name → its fingerprint
 
 
@@ -42,9 +44,26 @@ def fingerprint(*parts: object) -> str:
 
 
 def file_state(path: Path) -> str:
-    """A file's name, size and modification time: changes when the file is rewritten."""
+    """A file's name, size and modification time: changes while the file is written."""
     stat = path.stat()
     return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def file_content(path: Path, workspace: Workspace | None = None) -> str:
+    """A file's name and the SHA-256 of its content.
+
+    With a workspace, a file of the same path, size and times as before is not read again.
+    """
+
+    def digest() -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    if workspace is None:
+        return f"{path.name}:{digest()}"
+    stat = path.stat()
+    stamp = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
+    return f"{path.name}:{workspace.remembered(f'content of {path.resolve()}', stamp, digest)}"
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
@@ -139,24 +158,50 @@ class Workspace:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         return target
 
+    def remembered(self, subject: str, stamp: str, compute: Callable[[], Any]) -> Any:
+        """`compute()`, or what it returned last for this subject if the stamp was the same.
+
+        Nothing is stored in a workspace that does not exist.
+
+        Args:
+            compute: returns what JSON can hold.
+        """
+        place = f"{MEMORY}/{fingerprint(subject)}.json"
+        try:
+            stored = json.loads((self.root / place).read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            stored = {}
+        if stored.get("stamp") == stamp:
+            return stored["value"]
+        value = compute()
+        if self.root.is_dir():
+            self.publish_file(
+                place, json.dumps({"subject": subject, "stamp": stamp, "value": value})
+            )
+        return value
+
     @contextmanager
-    def lock(self, what: str) -> Iterator[None]:
-        """Hold the workspace's lock, so that only one run builds in it.
+    def lock(self, what: str, scope: str = BUILD, wait: bool = False) -> Iterator[None]:
+        """Hold a lock of the workspace, so that only one run writes what it protects.
 
         The operating system releases the lock when a run is killed. A process that holds the lock
-        may take it again. Raises ProjectError naming the other run.
+        of `BUILD` may take it again, as a flow does whose steps run in threads. Raises
+        ProjectError naming the other run, unless `wait`.
 
         Args:
             what: the run, for the message of another one.
+            scope: what is written: `BUILD` for events, aggregates, examples and trainings;
+                otherwise any name, such as that of a day's ranking.
+            wait: wait until the other run ends.
         """
-        root = str(self.root.resolve())
-        if root in _HELD:
+        path = self.root / (".lock" if scope == BUILD else f".locks/{scope.replace('/', '-')}")
+        if str(path.resolve()) in _HELD:
             yield
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".lock", "a+", encoding="utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+", encoding="utf-8") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 file.seek(0)
                 raise ProjectError(
@@ -167,11 +212,12 @@ class Workspace:
             file.truncate()
             file.write(f"{what}, process {os.getpid()}")
             file.flush()
-            _HELD.add(root)
+            if scope == BUILD:
+                _HELD.add(str(path.resolve()))
             try:
                 yield
             finally:
-                _HELD.discard(root)
+                _HELD.discard(str(path.resolve()))
 
     @contextmanager
     def staged(self, target: Path) -> Iterator[Path]:

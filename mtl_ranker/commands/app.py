@@ -7,6 +7,7 @@ Heavy imports are inside the commands, so that `mtl-ranker --help` answers at on
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from mtl_ranker.environment import prepare
 from mtl_ranker.errors import ProjectError
@@ -116,7 +118,7 @@ def nightly(
     if dry_run:
         _dry_run(context, day)
         return
-    chosen = _chosen(context, day)
+    chosen = _chosen(context, day, logged=not wait_minutes)
     flow = _flow("nightly", "nightly", workspace)
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
@@ -185,11 +187,14 @@ def promote(
     workspace: Work = DEFAULT_WORK,
     day: Day = None,
     dry_run: Dry = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Make the challenger champion without a comparison.")
+    ] = False,
     write: Write = None,
 ) -> None:
     """Compare challenger and champion on the test days; promote the challenger if it is better."""
     context = _open(config, data, workspace)
-    _write(write, _run_step("promote", context, day, dry_run=dry_run))
+    _write(write, _run_step("promote", context, day, dry_run=dry_run, accept=accept))
 
 
 @command("score", NIGHT)
@@ -624,10 +629,19 @@ def _open(config: str, data: Path, workspace: Path, make: bool = True) -> Contex
     return context
 
 
-def _chosen(context: Context, day: datetime | None) -> date:
-    """The day D: given, or the last of the log. Raises ProjectError for an empty log."""
+def _chosen(context: Context, day: datetime | None, logged: bool = False) -> date:
+    """The day D: given, or the last of the log.
+
+    Raises ProjectError for an empty log and, if the day must be `logged`, for one that is not.
+    """
     last = context.last_day()
-    return day.date() if day else last
+    chosen = day.date() if day else last
+    available = context.source.days() if logged else []
+    if logged and chosen not in available:
+        raise ProjectError(
+            f"{context.log_path}: no rows for {chosen}; days found: {available[0]} to {last}"
+        )
+    return chosen
 
 
 def _dry_run(context: Context, day: datetime | None, only: str | None = None) -> None:
@@ -700,9 +714,18 @@ def _flow(module: str, name: str, workspace: Path) -> Callable[..., Any]:
     return run
 
 
+def _check_registry(context: Context) -> None:
+    """Raise ProjectError at once where no model can be registered yet."""
+    database = context.workspace.root / "mlflow.db"
+    if "MLFLOW_TRACKING_URI" not in os.environ and not database.is_file():
+        raise ProjectError(f"{database}: no models are registered; run `mtl-ranker nightly` first")
+
+
 def _run_step(name: str, context: Context, day: datetime | None, **options: Any) -> Any:
     """Run the flow of one step for day D, or for the last day of the log."""
-    chosen = _chosen(context, day)
+    chosen = _chosen(context, day, logged=name in ("ingest", "features", "train"))
+    if name in ("score", "promote"):
+        _check_registry(context)
     return _flow(name, name, context.workspace.root)(context, chosen, **options)
 
 
@@ -715,14 +738,10 @@ def run_app(program: Callable[[], Any]) -> None:
     try:
         program()
     except ProjectError as error:
-        Console(stderr=True).print(
-            f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        # The message may hold data, so it is not read as markup.
+        message = Text.assemble(("error", "bold red"), " ", str(error))
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Daily aggregates: one day's events as counts and sums of every entity, and users' histories."""
+"""Daily aggregates: a day's events as counts and sums of every entity, and users' histories.
+
+An event counts for the day of its partition, or for the day of its timestamp where that is later,
+so that no window before day D reads what happened on D.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,18 @@ from datetime import date
 
 import polars as pl
 
-from mtl_ranker.config import History, Project
+from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.columns import entity_name
-from mtl_ranker.features.sql import day_number, run_sql, sql_digest
-from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.features.sql import day_number, run_sql
+from mtl_ranker.features.tables import (
+    join_tables,
+    local_date,
+    scan_events,
+    static_tables,
+    tables_fingerprint,
+)
+from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.workspace import fingerprint
 
@@ -27,7 +37,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
     events_fingerprint = workspace.published_fingerprint("events", day)
     if events_fingerprint is None:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-    events = join_tables(static_tables(source), workspace.scan("events", [day]))
+    events = with_day(project, join_tables(static_tables(source), scan_events(context, [day])), day)
     schema = events.collect_schema()
     signals = {
         name: expression.log1p() if _is_log1p(project, name) else expression
@@ -36,24 +46,24 @@ def aggregate_day(context: Context, day: date) -> str | None:
     expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
     common = {
         "events": events_fingerprint,
-        "user and item tables": fingerprint(*source.tables_state()),
+        "rows of the user and item tables": tables_fingerprint(context, day),
         "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
     }
     daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}  # dataset → provenance, rows
-    template = "aggregates/entity.sql"
-    provenance = {**common, f"sql/{template}": sql_digest(template)}
+    template, sql = "aggregates/entity.sql", view_sql(context)
+    provenance = {**common, f"sql/{template}": fingerprint(sql[template])}
     for keys in [[], *project.features.entities]:
         _check_columns(schema, keys, "features.entities")
         columns = [pl.col(key) for key in keys if key not in signals]
-        labelled = events.select(*columns, *(e.alias(n) for n, e in signals.items()))
-        counts = run_sql(template, {"events": labelled}, keys=keys, signals=list(signals))
-        daily[aggregate_dataset(keys)] = provenance, counts
+        labelled = events.select("day", *columns, *(e.alias(n) for n, e in signals.items()))
+        counts = run_sql(sql[template], {"events": labelled}, keys=keys, signals=list(signals))
+        daily[aggregate_dataset(context, keys)] = provenance, counts
     template = "aggregates/history.sql"
     for history in project.features.histories:
         _check_columns(schema, history.columns, f"features.histories ({history.signal})")
         provenance = {
             **common,
-            f"sql/{template}": sql_digest(template),
+            f"sql/{template}": fingerprint(sql[template]),
             "setting features.histories": fingerprint(history),
         }
         # A list column is represented by its first value.
@@ -63,21 +73,28 @@ def aggregate_day(context: Context, day: date) -> str | None:
         ]
         signal = signals[history.signal].alias(history.signal)
         latest = run_sql(
-            template,
-            {"events": events.select("user_id", "timestamp", *columns, signal)},
+            sql[template],
+            {"events": events.select("day", "user_id", "timestamp", *columns, signal)},
             signal=history.signal,
             columns=history.columns,
             length=history.length,
         )
-        daily[history_dataset(history)] = provenance, latest
+        daily[history_dataset(context, history)] = provenance, latest
     first_reason = None
     for dataset, (provenance, rows) in daily.items():
         why = workspace.stale(dataset, day, provenance)
         if why is not None:
-            numbered = rows.with_columns(pl.lit(day_number(day), pl.Int32).alias("day"))
-            workspace.publish(dataset, day, numbered, provenance)
+            workspace.publish(dataset, day, rows, provenance)
             first_reason = first_reason or why
     return first_reason
+
+
+def with_day(project: Project, events: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """The events of partition D with `day`, from which on they may be known (days since 1970)."""
+    own = local_date(project).cast(pl.Int32)
+    return events.with_columns(
+        pl.max_horizontal(own, pl.lit(day_number(day), pl.Int32)).alias("day")
+    )
 
 
 def _check_columns(schema: pl.Schema, columns: Sequence[str], place: str) -> None:
@@ -89,27 +106,19 @@ def _check_columns(schema: pl.Schema, columns: Sequence[str], place: str) -> Non
             )
 
 
-def history_dataset(history: History) -> str:
-    return f"aggregates/{history.name}"
-
-
-def aggregate_dataset(keys: list[str]) -> str:
-    return f"aggregates/{entity_name(keys) if keys else 'all'}"
-
-
 def history_days(context: Context, day: date) -> list[date]:
     """Aggregated days in the longest window of day D, which ends on the day before D."""
     project, workspace = context.project, context.workspace
     longest = project.features.windows[-1]
-    days = workspace.days(aggregate_dataset([]))
+    days = workspace.days(aggregate_dataset(context, []))
     return [d for d in days if 0 < (day - d).days <= longest]
 
 
 def history_fingerprint(context: Context, day: date) -> str:
     """One hash of all aggregates that the windows of day D read."""
     project, workspace = context.project, context.workspace
-    datasets = [aggregate_dataset(keys) for keys in [[], *project.features.entities]]
-    datasets += [history_dataset(history) for history in project.features.histories]
+    datasets = [aggregate_dataset(context, keys) for keys in [[], *project.features.entities]]
+    datasets += [history_dataset(context, history) for history in project.features.histories]
     return fingerprint(
         *(
             workspace.published_fingerprint(dataset, d)

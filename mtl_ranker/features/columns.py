@@ -12,6 +12,7 @@ from mtl_ranker.errors import ProjectError
 LABEL = "label_"
 
 SAMPLE_WEIGHT = "sample_weight"
+EVENT = "event"  # the row of an example in its day's events
 
 
 def entity_name(keys: list[str]) -> str:

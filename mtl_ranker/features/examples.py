@@ -12,6 +12,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.features.aggregates import history_fingerprint
 from mtl_ranker.features.blocks import Block, user_blocks
 from mtl_ranker.features.columns import (
+    EVENT,
     LABEL,
     SAMPLE_WEIGHT,
     check_feature_columns,
@@ -19,7 +20,8 @@ from mtl_ranker.features.columns import (
     feature_columns,
 )
 from mtl_ranker.features.point_in_time import join_features
-from mtl_ranker.features.sql import sql_digest
+from mtl_ranker.features.tables import scan_events, tables_fingerprint
+from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.logs.contract import derived_columns, label_expression
 from mtl_ranker.workspace import fingerprint
 
@@ -52,15 +54,15 @@ def plan_examples(context: Context, day: date) -> ExamplesPlan | None:
     """The plan of examples/date=D, or None when the published partition is up to date."""
     project, workspace = context.project, context.workspace
     provenance = examples_provenance(context, day)
-    why = workspace.stale("examples", day, provenance)
+    why = workspace.stale(examples_dataset(context), day, provenance)
     if why is None:
         return None
-    events = workspace.scan("events", [day])
+    events = scan_events(context, [day])
     check_known_beforehand(project, events.collect_schema().names())
     blocks = user_blocks(events, project.features.block_rows)
     if len(blocks) <= 1:
         return ExamplesPlan(day, why, provenance, [])
-    files = workspace.parts("examples", day, provenance, len(blocks))
+    files = workspace.parts(examples_dataset(context), day, provenance, len(blocks))
     parts = [ExamplesPart(block, file) for block, file in zip(blocks, files, strict=True)]
     return ExamplesPlan(day, why, provenance, parts)
 
@@ -98,18 +100,18 @@ def finish_examples(context: Context, plan: ExamplesPlan) -> str:
     workspace = context.workspace
     if plan.parts:
         files = [part.file for part in plan.parts]
-        workspace.publish_parts("examples", plan.day, files, plan.made)
+        workspace.publish_parts(examples_dataset(context), plan.day, files, plan.made)
     else:
         everything = Block(None, None, 0, everything=True)
         rows = examples_of_block(context, plan.day, everything)
-        workspace.publish("examples", plan.day, rows, plan.made)
+        workspace.publish(examples_dataset(context), plan.day, rows, plan.made)
     return plan.why
 
 
 def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame:
     """The examples of a block of users on one day, sorted by time."""
-    project, workspace = context.project, context.workspace
-    events = workspace.scan("events", [day])
+    project = context.project
+    events = scan_events(context, [day]).with_row_index(EVENT)
     event_columns = events.collect_schema().names()
     rows = events.with_columns(
         *(
@@ -123,36 +125,38 @@ def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame
         weight = label_expression(project.training.sample_weight, "training.sample_weight")
         rows = rows.with_columns(weight.cast(pl.Float32).alias(SAMPLE_WEIGHT))
         label_columns.append(SAMPLE_WEIGHT)
-    copied = ["user_id", "item_id", "timestamp", "date"]
+    copied = ["user_id", "item_id", "timestamp", "date", EVENT]
     optional = ("position", "propensity", project.log.random_exposure)
     copied += [c for c in optional if c is not None and c in event_columns]
     chosen = dict.fromkeys([*copied, *project.log.context, *feature_columns(project)])
     rows = rows.select(*[c for c in event_columns if c in chosen], *label_columns)
     examples = join_features(context, block.of(rows), day)
     check_feature_columns(project, examples.collect_schema())
-    return examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id")
+    return examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id", EVENT)
 
 
 def examples_provenance(context: Context, day: date) -> dict[str, str]:
     """Provenance of a day's examples; the encoder's settings do not affect them."""
-    project, source, workspace = context.project, context.source, context.workspace
-    features = project.features
+    project, workspace = context.project, context.workspace
+    features, sql = project.features, view_sql(context)
     columns = [c.column for c in features.categoricals] + [c.column for c in features.lists]
     of_histories = {
-        "sql/features/history.sql": sql_digest("features/history.sql"),
+        "sql/features/history.sql": fingerprint(sql["features/history.sql"]),
         "setting features.histories": fingerprint(*features.histories),
     }
     return {
         **(of_histories if features.histories else {}),
         "events": workspace.published_fingerprint("events", day) or "",
         "aggregates of earlier days": history_fingerprint(context, day),
-        "sql/features/windows.sql": sql_digest("features/windows.sql"),
-        "sql/features/join.sql": sql_digest("features/join.sql"),
-        "user and item tables": fingerprint(*source.tables_state()),
+        "sql/features/windows.sql": fingerprint(sql["features/windows.sql"]),
+        "sql/features/join.sql": fingerprint(sql["features/join.sql"]),
+        "rows of the user and item tables": tables_fingerprint(context, day),
         "setting features.windows": fingerprint(features.windows),
         "setting features.smoothing": fingerprint(features.smoothing),
         "setting features.rates": fingerprint(features.rates),
         "setting features.entities": fingerprint(features.entities),
         "setting features.signals": fingerprint(list(features.signals)),
-        "setting features' columns": fingerprint(columns, features.numerics, project.log.context),
+        "setting features' columns": fingerprint(
+            columns, features.numerics, project.log.context, EVENT
+        ),
     }

@@ -15,7 +15,7 @@ import polars as pl
 
 from mtl_ranker.config import History, Project
 from mtl_ranker.context import Context
-from mtl_ranker.features.aggregates import aggregate_dataset, history_dataset, history_days
+from mtl_ranker.features.aggregates import history_days
 from mtl_ranker.features.columns import (
     aggregate_feature_names,
     entity_name,
@@ -25,7 +25,8 @@ from mtl_ranker.features.columns import (
     signal_names,
 )
 from mtl_ranker.features.sql import day_number, run_sql
-from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.features.tables import join_tables, local_date, static_tables
+from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,29 @@ class AsOf:
     Attributes:
         tables: user and item table, by their key.
         entities: a table of features for each entity and each history.
+        sql: template name → text.
     """
 
     project: Project
     day: date
     tables: dict[str, pl.LazyFrame]
     entities: list[Entity]
+    sql: dict[str, str]
 
     @classmethod
-    def build(cls, context: Context, rows: pl.LazyFrame, day: date) -> AsOf:
+    def build(
+        cls,
+        context: Context,
+        rows: pl.LazyFrame,
+        day: date,
+        known: Sequence[date] | None = None,
+    ) -> AsOf:
         """Compute the windows before D for the users and items in `rows`.
 
         Keys are cast to the types that `rows` have.
+
+        Args:
+            known: the aggregated days to read, of those before D; None for all in the windows.
         """
         features = context.project.features
         static = static_tables(context.source)
@@ -55,7 +67,8 @@ class AsOf:
         filters |= {"user_id"} if features.histories else set()
         uniques = [rows.select(key).unique() for key in filters if key in rows.collect_schema()]
         values = {frame.columns[0]: frame.to_series() for frame in pl.collect_all(uniques)}
-        lookback = _Lookback(day=day, days=history_days(context, day), values=values, schema=schema)
+        days = history_days(context, day) if known is None else [d for d in known if d < day]
+        lookback = _Lookback(day=day, days=days, values=values, schema=schema)
         windows = [_window_query(context, lookback, keys) for keys in features.entities]
         # Collected here: planning one query over all entities takes 20 times as long.
         tables = pl.collect_all(windows, engine="streaming")
@@ -69,7 +82,7 @@ class AsOf:
             for keys, table in zip(features.entities, tables, strict=True)
         ]
         entities += [_history(context, lookback, history) for history in features.histories]
-        return cls(context.project, day, static, entities)
+        return cls(context.project, day, static, entities, view_sql(context))
 
     def join(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
         """Join features to `rows`: impressions, candidates, or some columns of candidates.
@@ -90,7 +103,7 @@ class AsOf:
         present = rows.collect_schema().names()
         published = "item_id_published_day" if has_age else None
         joined = run_sql(
-            "features/join.sql",
+            self.sql["features/join.sql"],
             frames,
             entities=[{"name": e.name, "keys": e.keys, "features": e.features} for e in chosen],
             published=published if published in present else None,
@@ -143,12 +156,12 @@ def _window_query(context: Context, lookback: _Lookback, keys: list[str]) -> pl.
         columns: dict[str, Any] = {k: schema[k] for k in keys}
         columns |= dict.fromkeys(names, pl.Float32)
         return pl.LazyFrame(schema=columns)
-    daily = workspace.scan(aggregate_dataset(keys), lookback.days)
+    daily = workspace.scan(aggregate_dataset(context, keys), lookback.days)
     for key in lookback.values.keys() & set(keys):
         daily = daily.filter(pl.col(key).is_in(lookback.values[key].implode()))
-    totals = workspace.scan(aggregate_dataset([]), lookback.days)
+    totals = workspace.scan(aggregate_dataset(context, []), lookback.days)
     windows = run_sql(
-        "features/windows.sql",
+        view_sql(context)["features/windows.sql"],
         {"daily": daily, "totals": totals},
         keys=keys,
         prefix=entity_name(keys),
@@ -168,11 +181,11 @@ def _history(context: Context, lookback: _Lookback, history: History) -> Entity:
     """Each user's latest impressions with a positive signal, the latest first."""
     names, schema, columns = history_features(history), lookback.schema, history.columns
     if lookback.days:
-        daily = context.workspace.scan(history_dataset(history), lookback.days)
+        daily = context.workspace.scan(history_dataset(context, history), lookback.days)
         if "user_id" in lookback.values:
             daily = daily.filter(pl.col("user_id").is_in(lookback.values["user_id"].implode()))
         latest = run_sql(
-            "features/history.sql",
+            view_sql(context)["features/history.sql"],
             {"daily": daily},
             prefix=history.name,
             columns=columns,
@@ -257,5 +270,15 @@ def feature_sides(
 
 
 def join_features(context: Context, rows: pl.LazyFrame, day: date) -> pl.LazyFrame:
-    """Features as of day D for `rows` (impressions or candidates with user_id and item_id)."""
-    return AsOf.build(context, rows, day).join(rows)
+    """Features for impressions of partition D.
+
+    They are as of D, or as of the date of the impression's timestamp where that is earlier.
+    """
+    if not context.project.log.day_tolerance_hours:
+        return AsOf.build(context, rows, day).join(rows)
+    as_of = pl.min_horizontal(local_date(context.project), pl.lit(day))
+    known, parts = history_days(context, day), []
+    for own in rows.select(as_of.unique().sort()).collect().to_series():
+        part = rows.filter(as_of == own)
+        parts.append(AsOf.build(context, part, own, known).join(part))
+    return pl.concat(parts) if parts else AsOf.build(context, rows, day).join(rows)

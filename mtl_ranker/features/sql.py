@@ -10,8 +10,6 @@ from pathlib import Path
 import jinja2
 import polars as pl
 
-from mtl_ranker.workspace import fingerprint
-
 PACKAGED_SQL = Path(__file__).resolve().parent.parent / "sql"
 
 CHECKOUT_SQL = Path(__file__).resolve().parent.parent.parent / "sql"
@@ -24,14 +22,9 @@ def sql_text(name: str) -> str:
     return (folder / name).read_text("utf-8")
 
 
-def sql_digest(name: str) -> str:
-    """A hash of the text of `sql/<name>`."""
-    return fingerprint(sql_text(name))
-
-
-def run_sql(name: str, frames: Mapping[str, pl.LazyFrame], **variables: object) -> pl.LazyFrame:
-    """Render `sql/<name>` with `variables` and run it over `frames`."""
-    query = _template(sql_text(name)).render(**variables)
+def run_sql(text: str, frames: Mapping[str, pl.LazyFrame], **variables: object) -> pl.LazyFrame:
+    """Render a template of `sql/` with `variables` and run it over `frames`."""
+    query = _template(text).render(**variables)
     return pl.SQLContext(frames=dict(frames)).execute(query, eager=False)
 
 

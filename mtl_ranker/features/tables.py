@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping
+from datetime import date
 
 import polars as pl
 
-from mtl_ranker.context import Source
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context, Source
+from mtl_ranker.logs.contract import used_columns
+from mtl_ranker.workspace import fingerprint
 
 
 def static_tables(source: Source) -> dict[str, pl.LazyFrame]:
@@ -28,3 +34,59 @@ def join_tables(tables: Mapping[str, pl.LazyFrame], rows: pl.LazyFrame) -> pl.La
         new = [c for c in table.collect_schema().names() if c == key or c not in schema]
         rows = rows.join(table.select(new).cast({key: schema[key]}), on=key, how="left")
     return rows
+
+
+def local_date(project: Project) -> pl.Expr:
+    """The date of an event's timestamp in the log's time zone."""
+    return pl.col("timestamp").dt.convert_time_zone(project.log.timezone).dt.date()
+
+
+def tables_fingerprint(context: Context, day: date) -> str:
+    """Hash of the rows of the user and item tables that the day's events join.
+
+    Rows of other users and items do not count, so a refreshed table affects only the days whose
+    rows have changed.
+    """
+    source, workspace = context.source, context.workspace
+    state = source.tables_state()
+    events = workspace.published_fingerprint("events", day)
+    if not state or events is None:
+        return fingerprint(*state)
+
+    def rows_digest() -> str:
+        rows = workspace.scan("events", [day])
+        digest = hashlib.sha256()
+        for key, table in static_tables(source).items():
+            keys = rows.select(key).unique()
+            joined = table.cast({key: rows.collect_schema()[key]}).join(keys, on=key, how="semi")
+            content = io.BytesIO()
+            joined.sort(key).collect().rechunk().write_ipc(content, compression="uncompressed")
+            digest.update(content.getbuffer())
+        return digest.hexdigest()
+
+    log = context.project.log
+    subject = fingerprint("table rows", day, log.users, log.items)
+    return workspace.remembered(subject, fingerprint(events, *state), rows_digest)
+
+
+def scan_events(context: Context, days: list[date]) -> pl.LazyFrame:
+    """Published events with every column that the project's settings read.
+
+    A column that the log does not have any more is null; it takes the type of the latest day that
+    has it.
+    """
+    workspace = context.workspace
+    rows = workspace.scan("events", days)
+    have = set(rows.collect_schema())
+    tables = static_tables(context.source)
+    have |= {name for table in tables.values() for name in table.collect_schema()}
+    missing = used_columns(context.project) - have
+    if not missing:
+        return rows
+    types: dict[str, pl.DataType] = {}
+    for day in reversed(workspace.days("events")):
+        schema = workspace.scan("events", [day]).collect_schema()
+        types = {name: schema[name] for name in missing if name in schema} | types
+        if missing <= set(types):
+            break
+    return rows.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in types.items())

@@ -5,6 +5,7 @@ A bad row is quarantined with every reason that applies to it; it is never repai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from mtl_ranker.config import Log, Project, Range
+from mtl_ranker.config import GIVEN, Log, Project, Range
 from mtl_ranker.errors import ProjectError
 
 if TYPE_CHECKING:
@@ -81,8 +82,33 @@ def derived_columns(project: Project) -> dict[str, pl.Expr]:
     return derived
 
 
-def check_expressions(project: Project, schema: pl.Schema, place: str) -> None:
-    """Raise ProjectError unless every label and signal can be computed on a log of this schema."""
+def used_columns(project: Project) -> set[str]:
+    """Columns of the log that any setting reads, beside those that `[log]` maps to other names.
+
+    Features may also be columns of the user and item tables, which the log does not have.
+    """
+    log, features = project.log, project.features
+    used = {*log.context, *log.required, *log.ranges, *log.unique}
+    used |= {log.random_exposure} if log.random_exposure is not None else set()
+    texts = [text for o in project.objectives for text in (o.label, o.where)]
+    texts += [*features.signals.values(), project.training.sample_weight]
+    for text in texts:
+        if text is not None:
+            used |= set(label_expression(text, text).meta.root_names())
+    used |= {key for keys in features.entities for key in keys}
+    used |= {c.column for c in features.categoricals} | {c.column for c in features.lists}
+    used |= {*features.numerics, *(c for h in features.histories for c in h.columns)}
+    return used
+
+
+def check_expressions(
+    project: Project, schema: pl.Schema, place: str, columns: Sequence[str]
+) -> None:
+    """Raise ProjectError unless every label and signal can be computed on a log of this schema.
+
+    Args:
+        columns: all columns of the log, for the message.
+    """
     empty = pl.DataFrame(schema=schema).lazy()
     texts = {o.name: o.label for o in project.objectives} | project.features.signals
     derived = derived_columns(project)
@@ -95,10 +121,10 @@ def check_expressions(project: Project, schema: pl.Schema, place: str) -> None:
         try:
             empty.select(expression).collect()
         except pl.exceptions.ColumnNotFoundError as error:
-            missing = str(error).splitlines()[0]
+            missing = ", ".join(repr(c) for c in expression.meta.root_names() if c not in schema)
             raise ProjectError(
                 f"{place}: {name!r} = {texts[name]!r} needs column {missing}, which is missing; "
-                f"it has: {', '.join(schema.names())}"
+                f"it has: {', '.join(columns)}"
             ) from error
         except pl.exceptions.PolarsError as error:
             reason = str(error).splitlines()[0]
@@ -114,12 +140,19 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
 
     log = project.log
     never_null = {"user_id", "item_id", "timestamp", "date", *log.required}
+    if GIVEN in schema:
+        never_null -= {"timestamp"}
     never_null |= {role for role in ("propensity",) if getattr(log, role)}
     members: dict[str, Any] = {}
     for name, dtype in schema.items():
         members[name] = _column(dtype, name not in never_null)
     for name, allowed in log.ranges.items():
         members[f"{name} {_outside(allowed)}"] = _rule(_within(pl.col(name), allowed))
+    if GIVEN in schema:
+        members["timestamp missing"] = _rule(pl.col(GIVEN))
+        members["timestamp is no valid time"] = _rule(
+            pl.col("timestamp").is_not_null() | ~pl.col(GIVEN)
+        )
     members["timestamp outside the day"] = _rule(_inside_day(log, day))
     members[f"duplicate of an earlier row in {', '.join(log.unique)}"] = _rule(
         pl.struct(log.unique).is_first_distinct()
@@ -149,9 +182,16 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
     return type("EventContract", (dy.Schema,), members)
 
 
-def check_events(project: Project, lazy: pl.LazyFrame, day: date, place: str) -> Checked:
+def check_events(
+    project: Project,
+    lazy: pl.LazyFrame,
+    day: date,
+    place: str,
+    columns: Sequence[str] | None = None,
+) -> Checked:
     """Divide one day's canonical rows into good ones, and bad ones with their reasons.
 
+    `columns` are all columns of the log, where `lazy` has only those that are used.
     Raises ProjectError where a setting names a column that is missing.
     """
     schema = lazy.collect_schema()
@@ -161,7 +201,8 @@ def check_events(project: Project, lazy: pl.LazyFrame, day: date, place: str) ->
                 f"log.unique: no column {name!r}; after mapping {place} has: "
                 f"{', '.join(schema.names())}"
             )
-    check_expressions(project, schema, place)
+    names = [name for name in columns or schema.names() if name != GIVEN]
+    check_expressions(project, schema, place, names)
     rows = lazy.select(pl.len()).collect(engine="streaming").item()
     contract = event_schema(project, schema, day)
     divided: Any = contract.filter(lazy, eager=False)  # type: ignore[call-overload]
@@ -172,8 +213,9 @@ def check_events(project: Project, lazy: pl.LazyFrame, day: date, place: str) ->
         separator="; ",
         ignore_nulls=True,
     )
-    bad = details.with_columns(reason.alias("reason")).select(*schema.names(), "reason")
-    return Checked(divided.result, bad, rows)
+    columns = [name for name in schema.names() if name != GIVEN]
+    bad = details.with_columns(reason.alias("reason")).select(*columns, "reason")
+    return Checked(divided.result.select(columns), bad, rows)
 
 
 def _column(dtype: pl.DataType, nullable: bool) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
 
@@ -9,8 +11,8 @@ import polars as pl
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.contract import check_events
-from mtl_ranker.workspace import fingerprint
+from mtl_ranker.logs.contract import check_events, used_columns
+from mtl_ranker.workspace import Workspace, fingerprint
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     provenance = events_provenance(context, day)
     why = workspace.stale("events", day, provenance)
     if why is None:
-        rows = workspace.scan("events", [day]).select(pl.len()).collect().item()
-        return IngestReport(day, rows, rows, {}, None)
+        count = workspace.scan("events", [day]).select(pl.len()).collect().item()
+        return IngestReport(day, count, count, {}, None)
     place = f"{source.root / project.log.path} ({day})"
-    checked = check_events(project, source.scan_day(day), day, place)
+    rows = source.scan_day(day, used_columns(project) | kept_columns(workspace))
+    rows = _in_known_types(context, rows, day, place)
+    checked = check_events(project, rows, day, place, source.columns(day))
     if checked.rows == 0:
         raise ProjectError(f"{place}: no rows on this day; nothing was published")
     workspace.publish("quarantine", day, checked.bad, provenance)
@@ -76,4 +80,59 @@ def events_provenance(context: Context, day: date) -> dict[str, str]:
         "setting log": fingerprint(contract),
         "setting objectives": fingerprint(labels),
         "setting training.sample_weight": fingerprint(project.training.sample_weight),
+        "columns": _columns(context, day),
     }
+
+
+def _columns(context: Context, day: date) -> str:
+    """The columns that the day's events must have, as text; those they have where these suffice."""
+    needed = used_columns(context.project) | kept_columns(context.workspace)
+    published = context.workspace.provenance("events", day) or {}
+    have = published.get("columns", "[]")
+    return have if needed <= set(json.loads(have)) else json.dumps(sorted(needed))
+
+
+def _in_known_types(context: Context, rows: pl.LazyFrame, day: date, place: str) -> pl.LazyFrame:
+    """The rows with the types that published days have.
+
+    A column without any value takes the known type. Raises ProjectError for a type of another kind,
+    naming both and the first day that has the other one.
+    """
+    workspace, schema = context.workspace, rows.collect_schema()
+    others = [d for d in workspace.days("events") if d != day]
+    if not others:
+        return rows
+    known = workspace.scan("events", others[-1:]).collect_schema()
+    for name, dtype in schema.items():
+        before = known.get(name)
+        if before is None or before == dtype:
+            continue
+        if dtype == pl.Null or (dtype.is_numeric() and before == pl.Float64):
+            rows = rows.with_columns(pl.col(name).cast(before))
+        elif not (before.is_numeric() and dtype == pl.Float64):
+            first = next(
+                d
+                for d in others
+                if workspace.scan("events", [d]).collect_schema().get(name) == before
+            )
+            raise ProjectError(
+                f"{place}: column {name!r} is {dtype}, but it is {before} in the events of {first} "
+                "and later; allowed: one type on all days"
+            )
+    return rows
+
+
+KEPT = "views/columns.json"
+
+
+def kept_columns(workspace: Workspace) -> set[str]:
+    """Columns of the log that registered models need, whatever the project file says now."""
+    path = workspace.root / KEPT
+    return set(json.loads(path.read_text("utf-8"))) if path.is_file() else set()
+
+
+def keep_columns(workspace: Workspace, columns: Collection[str]) -> None:
+    """Let the events of all later ingests have these columns, too."""
+    kept = kept_columns(workspace)
+    if not set(columns) <= kept:
+        workspace.publish_file(KEPT, json.dumps(sorted(kept | set(columns))))

@@ -6,25 +6,32 @@ eagerly. Errors name the file and the column.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib import import_module
 from pathlib import Path
 
 import polars as pl
 
-from mtl_ranker.config import CANONICAL, Log, Project, Table, load_project
+from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
 from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.workspace import Workspace, file_state
+from mtl_ranker.workspace import Workspace, file_content, file_state, fingerprint
 
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """A log of Parquet files, in folders of days or undivided, with its user and item tables."""
+    """A log of Parquet files, in folders of days or undivided, with its user and item tables.
+
+    Attributes:
+        workspace: where hashes of the files are remembered; None to compute them each time.
+    """
 
     log: Log
     root: Path
+    workspace: Workspace | None = None
 
     def path(self) -> Path:
         """The log's file or folder. Raises ProjectError where there is none."""
@@ -39,15 +46,22 @@ class ParquetSource:
 
     def days(self) -> list[date]:
         """Days present in the log, ascending."""
-        partitions = self._partitions()
-        if partitions:
-            return sorted(partitions)
-        days = self._undivided().select(pl.col("date").unique().sort()).collect()["date"]
-        return days.drop_nulls().to_list()
+        if self._folders():
+            return sorted(self._partitions())
+        found = {day for days in self._days_of_files().values() for day in days}
+        return sorted(day for day in found if day is not None)
+
+    def with_log(self, log: Log) -> Source:
+        """The same files read by other settings."""
+        return replace(self, log=log)
+
+    def sizes(self, day: date) -> list[str]:
+        """Size and time of each file that the day's rows are read from; changes as they grow."""
+        return [file_state(f) for f in self._day_files(day)]
 
     def state(self, day: date) -> list[str]:
-        """One text per file that the day's rows are read from; changes when it is rewritten."""
-        return [file_state(f) for f in self._day_files(day)]
+        """Name and content's hash of each file that the day's rows are read from."""
+        return [file_content(f, self.workspace) for f in self._day_files(day)]
 
     def tables_state(self) -> list[str]:
         """The same for the user and item tables, including how they are read."""
@@ -55,15 +69,36 @@ class ParquetSource:
         missing = [self.root / t.path for t in tables if not (self.root / t.path).is_file()]
         if missing:
             raise ProjectError(f"{missing[0]}: not found (log.users.path or log.items.path)")
-        return [f"{file_state(self.root / t.path)} {t.model_dump_json()}" for t in tables]
+        return [
+            f"{file_content(self.root / t.path, self.workspace)} {t.model_dump_json()}"
+            for t in tables
+        ]
 
-    def scan_day(self, day: date) -> pl.LazyFrame:
-        """One day's rows in canonical columns, unchecked. Raises ProjectError."""
+    def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
+        """One day's rows in canonical columns, unchecked. Raises ProjectError.
+
+        Args:
+            used: columns beside the canonical ones; None for all.
+        """
         files = self._day_files(day)
-        if self._partitions():
-            lazy = _scan_files(files).with_columns(pl.lit(day).alias("date"))
+        if self._folders():
+            lazy = scan_files(files, self._read(used)).with_columns(pl.lit(day).alias("date"))
             return _canonical(lazy, self.log, files[0])
-        return self._undivided().filter(pl.col("date").is_null() | (pl.col("date") == day))
+        rows = self._undivided(files, self._read(used))
+        return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
+
+    def _read(self, used: Collection[str] | None) -> set[str] | None:
+        """The columns to read: the used ones, and those that the log's settings name."""
+        if used is None:
+            return None
+        log = self.log
+        mapped = [log.user, log.item, log.timestamp, log.position, log.propensity, log.partition]
+        further = [*log.context, *log.required, *log.ranges, *log.unique, log.random_exposure]
+        return {name for name in (*used, *mapped, *further) if name is not None}
+
+    def columns(self, day: date) -> list[str]:
+        """The columns of a day's first file, for messages."""
+        return parquet_schema(self._day_files(day)[0]).names()
 
     def table(self, which: str) -> pl.LazyFrame | None:
         """The users' or items' table keyed by `user_id` or `item_id`, or None."""
@@ -73,43 +108,77 @@ class ParquetSource:
         key = {"users": "user_id", "items": "item_id"}[which]
         return _scan_table(settings, self.root / settings.path, key, f"log.{which}")
 
-    def _partitions(self) -> dict[date, Path]:
+    def _folders(self) -> dict[date, Path]:
+        """Day → its folder; empty for a log that is not divided into days."""
         path, name = self.path(), self.log.partition
         if name is None or not path.is_dir():
             return {}
-        folders = {}
+        folders: dict[date, Path] = {}
         for folder in sorted(path.glob(f"{name}=*")):
             text = folder.name.removeprefix(f"{name}=")
             try:
-                folders[date.fromisoformat(text)] = folder
+                day = date.fromisoformat(text)
             except ValueError as error:
                 raise ProjectError(
                     f"{folder}: partition {text!r} is not a day; expected {name}=YYYY-MM-DD"
                 ) from error
+            if day in folders:
+                raise ProjectError(f"{folder}: a second folder of {day}, beside {folders[day]}")
+            folders[day] = folder
         return folders
 
+    def _partitions(self) -> dict[date, Path]:
+        """The days that have a file; with `log.ready`, those that have the marker."""
+        ready = self.log.ready
+        return {
+            day: folder
+            for day, folder in self._folders().items()
+            if ((folder / ready).exists() if ready else bool(parquet_files(folder)))
+        }
+
     def _day_files(self, day: date) -> list[Path]:
-        partitions = self._partitions()
         path = self.path()
-        if partitions:
+        if self._folders():
+            partitions = self._partitions()
             if day not in partitions:
                 have = sorted(partitions)
+                days = f"{len(have)} days from {have[0]} to {have[-1]}" if have else "no day"
                 raise ProjectError(
-                    f"{path}: no partition {self.log.partition}={day}; "
-                    f"the log has {len(have)} days from {have[0]} to {have[-1]}"
+                    f"{path}: no partition {self.log.partition}={day}; the log has {days}"
                 )
-            path = partitions[day]
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-        if not files:
-            raise ProjectError(f"{path}: holds no *.parquet file")
-        return files
+            files = parquet_files(partitions[day])
+            if not files:
+                raise ProjectError(f"{partitions[day]}: holds no *.parquet file")
+            return files
+        files_days = self._days_of_files()
+        if not any(day in own for own in files_days.values()):
+            have = self.days()
+            span = f"days from {have[0]} to {have[-1]}" if have else "no day"
+            raise ProjectError(f"{path}: no rows of {day}; the log has {span}")
+        return [file for file, own in files_days.items() if day in own or None in own]
 
-    def _undivided(self) -> pl.LazyFrame:
+    def _days_of_files(self) -> dict[Path, list[date | None]]:
+        """The days of each file of an undivided log; None for rows without a valid time."""
         path = self.path()
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        files = parquet_files(path)
         if not files:
             raise ProjectError(f"{path}: holds no *.parquet file")
-        lazy = _scan_files(files)
+        return {file: self._days_of_file(file) for file in files}
+
+    def _days_of_file(self, file: Path) -> list[date | None]:
+        def read() -> list[str | None]:
+            days = self._undivided([file], self._read([])).select(pl.col("date").unique().sort())
+            return [day and day.isoformat() for day in days.collect()["date"]]
+
+        if self.workspace is None:
+            found = read()
+        else:
+            stamp = fingerprint(file_content(file, self.workspace), self.log.model_dump_json())
+            found = self.workspace.remembered(f"days of {file.resolve()}", stamp, read)
+        return [None if day is None else date.fromisoformat(day) for day in found]
+
+    def _undivided(self, files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
+        lazy = scan_files(files, used)
         schema = lazy.collect_schema()
         name = self.log.partition
         if name is not None and name in schema:
@@ -117,35 +186,95 @@ class ParquetSource:
             day = day.str.to_date(strict=False) if schema[name] == pl.String else day.cast(pl.Date)
             return _canonical(lazy.with_columns(day.alias("date")), self.log, files[0])
         local = pl.col("timestamp").dt.convert_time_zone(self.log.timezone).dt.date()
-        lazy = _canonical(lazy.with_columns(pl.lit(None, pl.Date).alias("date")), self.log, path)
+        lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
+        lazy = _canonical(lazy, self.log, files[0])
         return lazy.with_columns(local.alias("date"))
 
 
-def _scan_files(files: list[Path]) -> pl.LazyFrame:
-    """Scan files of one schema; all footers are read first, so that an error names the file."""
-    first: tuple[Path, pl.Schema] | None = None
-    for file in files:
-        if file.stat().st_size == 0:
-            raise ProjectError(f"{file}: empty file (0 bytes), not Parquet")
-        try:
-            schema = pl.Schema(pl.read_parquet_schema(file))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise ProjectError(f"{file}: not a whole Parquet file ({reason})") from error
-        if first is None:
-            first = (file, schema)
-        elif set(schema) != set(first[1]):
-            difference = sorted(set(schema) ^ set(first[1]))
-            raise ProjectError(
-                f"{file}: its columns differ from those of {first[0]} in {difference}"
-            )
-        else:
-            for name, dtype in schema.items():
-                if dtype != first[1][name]:
-                    raise ProjectError(
-                        f"{file}: column {name!r} is {dtype}, but {first[1][name]} in {first[0]}"
-                    )
-    return pl.scan_parquet(files, glob=False)
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files below a folder, or the file itself.
+
+    Files and folders whose names start with `_` or `.` are left out: other engines write there
+    what is not finished (`_temporary/`, `.spark-staging`).
+    """
+    if not path.is_dir():
+        return [path]
+    return [
+        file
+        for file in sorted(path.rglob("*.parquet"))
+        if not any(part.startswith(("_", ".")) for part in file.relative_to(path).parts)
+    ]
+
+
+def scan_files(files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
+    """Scan files with one type for each column.
+
+    Files may differ in the width of numbers, and in columns that are not `used`. All footers are
+    read first, so that an error names the file.
+    """
+    schemas = {file: parquet_schema(file) for file in files}
+    names = dict.fromkeys(name for schema in schemas.values() for name in schema)
+    columns = [name for name in names if used is None or name in used]
+    casts: dict[str, pl.DataType] = {}
+    for name in columns:
+        absent = [file for file in files if name not in schemas[file]]
+        if absent:
+            present = next(file for file in files if name in schemas[file])
+            raise ProjectError(f"{absent[0]}: column {name!r} is missing, but {present} has it")
+        casts[name] = _common_type(name, {file: schemas[file][name] for file in files})
+    if len({tuple(schema.items()) for schema in schemas.values()}) == 1:
+        rows = pl.scan_parquet(files, glob=False).select(columns)
+        return rows.with_columns(_casts(next(iter(schemas.values())), casts))
+    return pl.concat(
+        pl.scan_parquet(file, glob=False).select(columns).with_columns(_casts(schema, casts))
+        for file, schema in schemas.items()
+    )
+
+
+def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]:
+    # A number that does not fit (an unsigned one of 2**63 or more) becomes null.
+    return [
+        pl.col(name).cast(dtype, strict=False)
+        for name, dtype in casts.items()
+        if schema[name] != dtype
+    ]
+
+
+def parquet_schema(file: Path) -> pl.Schema:
+    """The columns of a file. Raises ProjectError for one that is not Parquet."""
+    if file.stat().st_size == 0:
+        raise ProjectError(f"{file}: empty file (0 bytes), not Parquet")
+    try:
+        return pl.Schema(pl.read_parquet_schema(file))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ProjectError(f"{file}: not a whole Parquet file ({reason})") from error
+
+
+def _common_type(name: str, types: Mapping[Path, pl.DataType]) -> pl.DataType:
+    """The type that a column takes: the widest of its kind. Raises ProjectError for two kinds."""
+    known = {file: wide_type(dtype) for file, dtype in types.items() if dtype != pl.Null}
+    distinct = list(dict.fromkeys(known.values()))
+    if len(distinct) > 1 and all(dtype.is_numeric() for dtype in distinct):
+        return pl.Float64()
+    if len(distinct) > 1:
+        one, other = (next(f for f, t in known.items() if t == dtype) for dtype in distinct[:2])
+        raise ProjectError(
+            f"{other}: column {name!r} is {types[other]}, but {types[one]} in {one}; "
+            "allowed: one type, or numbers of any width"
+        )
+    return distinct[0] if distinct else pl.Null()
+
+
+def wide_type(dtype: pl.DataType) -> pl.DataType:
+    """The widest type of a kind: Int64 for whole numbers, Float64 for others, String for text."""
+    if dtype.is_integer():
+        return pl.Int64()
+    if dtype.is_numeric():
+        return pl.Float64()
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return pl.String()
+    return dtype
 
 
 def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:
@@ -191,7 +320,9 @@ def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:
                 f"{place}: has a column {role!r} besides {mapped[role][1]!r}, which "
                 f"{mapped[role][0]} maps to that name; rename one of them"
             )
-    lazy = lazy.with_columns(_utc_timestamp(log, schema[log.timestamp], place)).rename(renames)
+    given = pl.col(log.timestamp).is_not_null().alias(GIVEN)
+    timestamp = _utc_timestamp(log, schema[log.timestamp], place)
+    lazy = lazy.with_columns(timestamp, given).rename(renames)
     rest = [c for c in lazy.collect_schema().names() if c not in CANONICAL]
     present = [c for c in CANONICAL if c in lazy.collect_schema().names()]
     return lazy.select(*present, *rest)
@@ -209,17 +340,26 @@ def _utc_timestamp(log: Log, dtype: pl.DataType, place: Path) -> pl.Expr:
     if unit == "datetime":
         if not isinstance(dtype, pl.Datetime):
             raise wrong
-        zone = column if dtype.time_zone else column.dt.replace_time_zone(log.timezone)
-        return zone.dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
+        zoned = column if dtype.time_zone else _in_zone(column, log)
+        return zoned.dt.convert_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
     if unit == "iso":
         if dtype != pl.String:
             raise wrong
-        return column.str.to_datetime(time_zone="UTC", time_unit="us", strict=False)
+        offset = column.str.contains(r"(?i)(Z|[+-]\d{2}:?\d{2})\s*$")
+        zoned = pl.when(offset).then(column.str.replace(r"(?i)\s*Z\s*$", "+00:00"))
+        absolute = zoned.str.to_datetime(time_zone="UTC", time_unit="us", strict=False)
+        local = pl.when(~offset).then(column).str.to_datetime(time_unit="us", strict=False)
+        return (
+            pl.when(offset)
+            .then(absolute)
+            .otherwise(_in_zone(local, log).dt.convert_time_zone("UTC"))
+            .alias(log.timestamp)
+        )
     if not dtype.is_numeric():
         raise wrong
     to_us = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 1e-3}[unit]
     if dtype.is_integer():
-        whole = pl.col(log.timestamp).cast(pl.Int64)
+        whole = pl.col(log.timestamp).cast(pl.Int64, strict=False)
         micros = whole // 1000 if unit == "ns" else whole * int(to_us)
     else:
         finite = pl.when(column.is_finite()).then(column)
@@ -227,10 +367,15 @@ def _utc_timestamp(log: Log, dtype: pl.DataType, place: Path) -> pl.Expr:
     return micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC").alias(log.timestamp)
 
 
+def _in_zone(local: pl.Expr, log: Log) -> pl.Expr:
+    """Local times in the log's zone; null in the hour that daylight saving time skips."""
+    return local.dt.replace_time_zone(log.timezone, ambiguous="earliest", non_existent="null")
+
+
 def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFrame:
     if not path.is_file():
         raise ProjectError(f"{path}: not found ({where}.path)")
-    lazy = _scan_files([path])
+    lazy = scan_files([path])
     schema = lazy.collect_schema()
     named = [(f"{where}.key", settings.key), *((f"{where}.columns", c) for c in settings.columns)]
     named += [(f"{where}.lists", c) for c in settings.lists]
@@ -263,19 +408,28 @@ def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFra
 READERS = {"census-income": "mtl_ranker.studies.census_data"}
 
 
-def open_source(project: Project, data: Path) -> Source:
-    """The project's log below `data`. Raises ProjectError where there is no such folder."""
+def open_source(project: Project, data: Path, workspace: Workspace | None = None) -> Source:
+    """The project's log below `data`. Raises ProjectError where there is no such folder.
+
+    Args:
+        workspace: where hashes of the log's files are remembered.
+    """
     if not data.is_dir():
         raise ProjectError(f"--data {data}: no such folder")
     if project.log.format in READERS:
-        return import_module(READERS[project.log.format]).open_source(project.log, data)
-    return ParquetSource(project.log, data)
+        reader = import_module(READERS[project.log.format])
+        return reader.open_source(project.log, data, workspace)
+    return ParquetSource(project.log, data, workspace)
 
 
 def open_context(config: str, data: Path, workspace: Path) -> Context:
     """Read the project file, and find its log and its workspace.
 
-    Raises ProjectError for a mistake in the project file and a missing folder of data.
+    Raises ProjectError for a mistake in the project file, a missing folder of data and a workspace
+    that is no local folder.
     """
     project = load_project(config)
-    return Context(project, open_source(project, data), Workspace(workspace))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workspace)):
+        raise ProjectError(f"--workspace {workspace}: is an address; allowed: a local folder")
+    folder = Workspace(workspace)
+    return Context(project, open_source(project, data, folder), folder)

@@ -22,6 +22,7 @@ from mtl_ranker.evaluation.pareto import (
 )
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import split_days
+from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.batches import label_matrix
 
@@ -87,13 +88,8 @@ def find_blend(
             f"{', '.join(o.name for o in project.objectives)}; train again first"
         )
     days = split_days(project, workspace.days("events"), day)
-    unbuilt = sorted(set(days.test) - set(workspace.days("examples")))
-    if unbuilt:
-        raise ProjectError(
-            f"examples of {unbuilt[0]} are not built; run `mtl-ranker features` first"
-        )
     method, weights = search.how or artifact.project.scoring.blend, artifact.project.blend_weights
-    rows = _predicted(artifact, workspace.scan("examples", days.test).collect(engine="streaming"))
+    rows = _predicted(artifact, model_examples(context, artifact, days.test))
     even = np.unique(rows.user, return_inverse=True)[1] % 2 == 0
     chosen_on, evaluated_on = rows.where(even), rows.where(~even)
     points = try_weights(project, chosen_on, method, search.tries, on_point)

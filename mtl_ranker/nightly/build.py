@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from datetime import date
 
+import polars as pl
+
 from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_day
-from mtl_ranker.features.days import SplitDays, needed_days, split_days
+from mtl_ranker.features.columns import EVENT
+from mtl_ranker.features.days import SplitDays, needed_days, needed_history, split_days
 from mtl_ranker.features.examples import build_examples
+from mtl_ranker.features.view import examples_dataset, model_context
 from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.ranking.artifact import RankerArtifact
 
 
 def build_split(context: Context, day: date) -> SplitDays:
@@ -26,3 +32,26 @@ def build_split(context: Context, day: date) -> SplitDays:
     for split_day in split.all:
         build_examples(context, split_day)
     return split
+
+
+def model_examples(context: Context, artifact: RankerArtifact, days: list[date]) -> pl.DataFrame:
+    """Examples of published days with a model's own features, in the order of the events.
+
+    Where they differ from the project's, they are built here. Raises ProjectError for days that
+    are not built.
+    """
+    own, workspace = model_context(context, artifact.project, artifact.sql), context.workspace
+    published = workspace.days("events")
+    if own.examples_in:
+        for day in needed_history(own.project, published, days):
+            aggregate_day(own, day)
+        for day in days:
+            build_examples(own, day)
+    dataset = examples_dataset(own)
+    unbuilt = sorted(set(days) - set(workspace.days(dataset)))
+    if unbuilt:
+        raise ProjectError(
+            f"examples of {unbuilt[0]} are not built; run `mtl-ranker features` first"
+        )
+    rows = workspace.scan(dataset, days).collect(engine="streaming")
+    return rows.sort("date", EVENT)

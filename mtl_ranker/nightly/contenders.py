@@ -105,7 +105,7 @@ def train_model(
         started=started,
         ended=time.time(),
         trained=trained,
-        artifact=RankerArtifact(project, dataset.encoder, tasks, trained.model),
+        artifact=RankerArtifact(project, dataset.encoder, tasks, trained.model, sql=dataset.sql),
     )
     return _evaluate(dataset, *_calibrate(dataset, fitted))
 
@@ -175,7 +175,9 @@ def refit(
         started=started,
         ended=time.time(),
         trained=trained,
-        artifact=RankerArtifact(project, encoder, tasks, trained.model, calibration, trees),
+        artifact=RankerArtifact(
+            project, encoder, tasks, trained.model, calibration, trees, dataset.sql
+        ),
     )
     labels = [LABEL + task.name for task in tasks]
     test = encode_examples(encoder, dataset.frames["test"], labels)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
@@ -20,9 +21,10 @@ from mtl_ranker.evaluation.intervals import (
     weighted_mean,
 )
 from mtl_ranker.evaluation.metrics import ece
-from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import split_days
 from mtl_ranker.models.objectives import Task
+from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.load_test import MEASURED_ROWS, Serving, try_serving
 from mtl_ranker.training.batches import label_matrix
@@ -161,45 +163,84 @@ def compare_artifacts(
 ) -> Decision:
     """Predict the test days that end with D with both models, and decide.
 
-    If there is no champion, or its objectives or features are not the project's, the models cannot
-    be compared; the challenger is then promoted if it is calibrated and can be served.
+    Each model is judged with its own features, on the objectives that both have. Where there is no
+    champion, the challenger becomes champion if it is calibrated and serves.
 
     Args:
         folder: the saved challenger, to be loaded and timed in a fresh process; None to skip that.
 
     Raises ProjectError if the test days have no examples.
     """
-    project, workspace = context.project, context.workspace
-    days = split_days(project, workspace.days("events"), day).test
-    frame = workspace.scan("examples", days).collect(engine="streaming")
+    project = context.project
+    days = split_days(project, context.workspace.days("events"), day).test
+    frame = model_examples(context, challenger, days)
     if frame.is_empty():
         raise ProjectError(f"split.test_days: no examples on {days[0]}..{days[-1]}")
     tasks = list(challenger.tasks)
     names = [task.name for task in tasks]
-    labels = label_matrix(frame, [LABEL + n for n in names])
-    predicted = challenger.predict(frame)
+    prediction = challenger.predict(frame)
     serving = None
     if folder is not None:
         rows = frame.select(challenger.columns).head(MEASURED_ROWS)
-        serving = try_serving(folder, rows, predicted.head(MEASURED_ROWS))
-    evidence = ChallengerEvidence(
+        serving = try_serving(folder, rows, prediction.head(MEASURED_ROWS))
+    labels = label_matrix(frame, [LABEL + n for n in names])
+    user = frame["user_id"].to_numpy()
+    alone = ChallengerEvidence(
         tasks=tasks,
         labels=labels,
-        user=frame["user_id"].to_numpy(),
-        challenger=predicted.select(names).to_numpy(),
+        user=user,
+        challenger=prediction.select(names).to_numpy(),
         serving=serving,
     )
-    incomparable = None
+    objections = unfit(project, alone)
     if champion is None:
-        incomparable = "the first model becomes champion"
-    elif [t.name for t in champion.tasks] != names:
-        incomparable = "the project's objectives changed since the champion"
-    elif [c for c in champion.columns if c not in frame.columns]:
-        incomparable = "the project's features changed since the champion"
-    if champion is None or incomparable is not None:
-        objections = unfit(project, evidence)
         if objections:
             return Decision(False, "not promoted: " + "; ".join(objections), serving=serving)
-        return Decision(True, f"promoted: {incomparable}", serving=serving)
-    champion_prediction = champion.predict(frame).select(names).to_numpy()
-    return decide(project, Evidence(**vars(evidence), champion=champion_prediction))
+        return Decision(True, "promoted: the first model becomes champion", serving=serving)
+    theirs = {task.name: task.kind for task in champion.tasks}
+    common = [task for task in tasks if theirs.get(task.name) == task.kind]
+    if not common:
+        reason = (
+            "kept the champion: it has no objective in common with the challenger "
+            f"({', '.join(theirs)} and {', '.join(names)}), so they cannot be compared; "
+            "`mtl-ranker promote --accept` makes the challenger champion"
+        )
+        return Decision(False, reason, serving=serving)
+    shared = [task.name for task in common]
+    evidence = Evidence(
+        tasks=common,
+        labels=label_matrix(frame, [LABEL + n for n in shared]),
+        user=user,
+        challenger=prediction.select(shared).to_numpy(),
+        champion=_predictions_on(context, champion, frame, days).select(shared).to_numpy(),
+        serving=serving,
+    )
+    decision = decide(project, evidence)
+    if decision.promoted and objections:
+        reason = "kept the champion: " + "; ".join(objections)
+        decision = replace(decision, promoted=False, reason=reason)
+    others = [n for n in dict.fromkeys([*names, *theirs]) if n not in shared]
+    if others:
+        note = f"; compared on {', '.join(shared)} only, as not both have {', '.join(others)}"
+        decision = replace(decision, reason=decision.reason + note)
+    return decision
+
+
+def accept_by_hand(
+    context: Context, day: date, challenger: RankerArtifact, folder: Path | None = None
+) -> Decision:
+    """The decision to make the challenger champion without a comparison, if it serves."""
+    decision = compare_artifacts(context, day, challenger, None, folder)
+    reason = decision.reason.replace("the first model becomes champion", "accepted by hand")
+    return replace(decision, reason=reason)
+
+
+def _predictions_on(
+    context: Context, model: RankerArtifact, frame: pl.DataFrame, days: list[date]
+) -> pl.DataFrame:
+    """A model's predictions with its own features for the same events as `frame`, in its order."""
+    own = model_examples(context, model, days)
+    event = ["date", EVENT]
+    if not own.select(event).equals(frame.select(event)):
+        raise RuntimeError(f"examples of {days[0]}..{days[-1]} are not of the same events")
+    return model.predict(own)

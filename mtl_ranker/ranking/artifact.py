@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtl_ranker.config import Project, parse_project
+from mtl_ranker.context import Context
 from mtl_ranker.features.encoders import Encoder, numeric_matrix
+from mtl_ranker.features.view import model_context
 from mtl_ranker.models.matmul import in_blocks
 from mtl_ranker.models.objectives import Task, predictions
 from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, ItemSide, PairInput, Sides
@@ -50,6 +52,8 @@ class RankerArtifact:
 
     Attributes:
         trees: their predictions are averaged with the model's; None without trees.
+        sql: template name → text, by which its features were built; None in artifacts that were
+            saved without it.
     """
 
     project: Project
@@ -58,6 +62,7 @@ class RankerArtifact:
     model: Ranker
     calibration: Calibration = field(default_factory=Calibration)
     trees: Forest | None = None
+    sql: Mapping[str, str] | None = None
 
     def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
         """The same ranker with other blend weights; objectives without one get weight 1."""
@@ -90,6 +95,8 @@ class RankerArtifact:
             }
         (folder / "model.json").write_text(json.dumps(architecture, indent=1), "utf-8")
         (folder / "project.toml").write_text(self.project.source_text, "utf-8")
+        if self.sql is not None:
+            (folder / "sql.json").write_text(json.dumps(dict(self.sql), indent=1), "utf-8")
         return folder
 
     @classmethod
@@ -110,7 +117,9 @@ class RankerArtifact:
             trees = Forest(**architecture["trees"])
             trees.load_state_dict(load_file(folder / "trees.safetensors"))
             trees.eval()
-        return cls(project, encoder, tasks, model, calibration, trees)
+        sql = folder / "sql.json"
+        texts = json.loads(sql.read_text("utf-8")) if sql.is_file() else None
+        return cls(project, encoder, tasks, model, calibration, trees, texts)
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Calibrated predictions, a column per objective, and `score`, for N raw feature rows."""
@@ -225,6 +234,10 @@ class RegisteredRanker(NamedTuple):
 
     artifact: RankerArtifact
     version: str
+
+    def context(self, context: Context) -> Context:
+        """The context in which this model's features are built."""
+        return model_context(context, self.artifact.project, self.artifact.sql)
 
 
 # Keys in `model.json` of earlier versions, whose models may still be in a registry.

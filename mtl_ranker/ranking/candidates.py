@@ -8,10 +8,10 @@ from pathlib import Path
 
 import polars as pl
 
-from mtl_ranker.config import Project
+from mtl_ranker.config import Project, Table
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.columns import feature_columns
+from mtl_ranker.logs.sources import parquet_files, parquet_schema, scan_files
 from mtl_ranker.workspace import Workspace
 
 
@@ -48,12 +48,9 @@ def load_candidates(context: Context, day: date, checked: bool = False) -> pl.La
         path = path / f"date={day}" if path.is_dir() else path
         raise ProjectError(f"{path}: no candidate set for {day} (scoring.candidates = {given!r})")
     path = files[0] if len(files) == 1 else files[0].parent
-    try:
-        lazy = pl.scan_parquet(files, glob=False)
-        columns = lazy.collect_schema().names()
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
-        raise ProjectError(f"{path}: not a whole Parquet file ({reason})") from error
+    own = {project.log.user, project.log.item, "user_id", "item_id", *project.log.context}
+    lazy = scan_files(files, own)
+    columns = lazy.collect_schema().names()
     renames = {project.log.user: "user_id", project.log.item: "item_id"}
     lazy = lazy.rename({c: r for c, r in renames.items() if c in columns and c != r})
     columns = lazy.collect_schema().names()
@@ -61,7 +58,7 @@ def load_candidates(context: Context, day: date, checked: bool = False) -> pl.La
         if key not in columns:
             raise ProjectError(
                 f"{path}: column {column!r} (the {key.removesuffix('_id')}) is missing; "
-                f"it has: {', '.join(columns)}"
+                f"it has: {', '.join(parquet_schema(files[0]).names())}"
             )
     if checked:
         return lazy
@@ -75,6 +72,47 @@ def load_candidates(context: Context, day: date, checked: bool = False) -> pl.La
     return lazy
 
 
+def describe_candidates(context: Context, day: date) -> str:
+    """How many candidates a given set has, and how many of its users and items are unknown.
+
+    Unknown ones have no event in the days of the longest window. Raises ProjectError as
+    `prepared_candidates` does.
+    """
+    project, workspace = context.project, context.workspace
+    rows = prepared_candidates(context, day)
+    longest = project.features.windows[-1]
+    known = [d for d in workspace.days("events") if 0 < (day - d).days <= longest]
+    counts = []
+    for key in ("user_id", "item_id"):
+        own = rows.select(key).unique()
+        unknown = own.join(workspace.scan("events", known), on=key, how="anti") if known else own
+        counts += [own.select(pl.len()), unknown.select(pl.len())]
+    pair = ["user_id", "item_id"]
+    distinct = [rows.select(pair).unique(), rows.select(*pair, *project.log.context).unique()]
+    counts += [frame.select(pl.len()) for frame in distinct]
+    frames = pl.collect_all([rows.select(pl.len()), *counts], engine="streaming")
+    total, users, new_users, items, new_items, pairs, shown = (frame.item() for frame in frames)
+    text = (
+        f"{total:,} candidates of {users:,} users and {items:,} items for {day}; without an "
+        f"event in the last {longest} days: {new_users:,} users, {new_items:,} items"
+    )
+    if shown > pairs:
+        text += (
+            f"; {shown - pairs:,} rows have the user and item of another row and another "
+            f"{' or '.join(project.log.context)}: the first of them is ranked"
+        )
+    tables = {name for table in (project.log.users, project.log.items) for name in _names(table)}
+    given = {n for file in candidate_files(context, day) for n in parquet_schema(file).names()}
+    ignored = sorted((given & tables) - set(project.log.context))
+    if ignored:
+        text += f"; columns taken from the user and item tables instead: {', '.join(ignored)}"
+    return text
+
+
+def _names(table: Table | None) -> list[str]:
+    return [] if table is None else [*table.columns, *table.lists]
+
+
 def candidate_files(context: Context, day: date) -> list[Path]:
     """The files of day D's given candidate set; empty if none is configured or found."""
     project, source = context.project, context.source
@@ -83,7 +121,7 @@ def candidate_files(context: Context, day: date) -> list[Path]:
     path = source.root / project.scoring.candidates
     if path.is_dir():
         path = path / f"date={day}"
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = parquet_files(path)
     return [file for file in files if file.is_file()]
 
 
@@ -132,9 +170,11 @@ def generate_candidates(context: Context, day: date) -> pl.LazyFrame:
 
 
 def columns_read(project: Project) -> set[str]:
-    """The columns of a candidate set that are used if they exist."""
-    entity_keys = {key for entity in project.features.entities for key in entity}
-    return {"user_id", "item_id", *project.log.context, *feature_columns(project), *entity_keys}
+    """The columns of a candidate set that are used if they exist.
+
+    All other features are of the user and item tables, and of the days before.
+    """
+    return {"user_id", "item_id", *project.log.context}
 
 
 def cast_keys(
@@ -156,7 +196,9 @@ def cast_keys(
         if checked:
             candidates = candidates.with_columns(cast)
             continue
-        invalid = candidates.filter(pl.col(key).is_not_null() & cast.is_null()).select(key)
+        # A value must survive the cast: 1.9 is not user 1.
+        same = (cast.cast(given[key], strict=False) == pl.col(key)).fill_null(False)
+        invalid = candidates.filter(pl.col(key).is_not_null() & ~same).select(key)
         examples = invalid.head(3).collect()[key].to_list()
         if examples:
             raise ProjectError(

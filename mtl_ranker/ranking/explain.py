@@ -64,8 +64,8 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
     Context columns not given are missing, as in a candidate set without them. Raises ProjectError
     for an id or context value that is not of the log's type, and for an unknown context column.
     """
+    context, artifact = ranker.context(context), ranker.artifact
     project, workspace = context.project, context.workspace
-    artifact = ranker.artifact
     days = workspace.days("events")
     if not days:
         raise ProjectError("no events are published; run `mtl-ranker nightly` first")

@@ -13,7 +13,7 @@ import torch
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.aggregates import history_fingerprint
+from mtl_ranker.features.aggregates import aggregate_history, history_fingerprint
 from mtl_ranker.features.blocks import Block, joined, user_blocks
 from mtl_ranker.features.columns import feature_columns
 from mtl_ranker.features.point_in_time import AsOf, FeatureSides, feature_sides
@@ -40,6 +40,7 @@ class Ranked:
 def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -> dict[str, str]:
     """What a day's ranking depends on, by name; it is rebuilt when one of them changes."""
     stored_blend = ranker.artifact.project.digest("scoring")
+    context = ranker.context(context)
     states = [file_state(file) for file in candidate_files(context, day)]
     return {
         "model version": ranker.version,
@@ -87,7 +88,9 @@ def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> Ranki
 
     Raises ProjectError for candidates that cannot be read and for an empty set.
     """
+    context = ranker.context(context)
     project = context.project
+    aggregate_history(context, day)
     candidates = prepared_candidates(context, day)
     blocks = user_blocks(candidates, project.scoring.block_rows)
     if not blocks:
@@ -116,6 +119,21 @@ def score_day(
 
     `on_block` is called with the number of candidates done and of all candidates.
     """
+    with context.workspace.lock(f"score {day}", ranking_scope(day), wait=True):
+        return _score_day(context, ranker, day, on_block)
+
+
+def ranking_scope(day: date) -> str:
+    """Name of the lock of a day's ranking."""
+    return f"rankings/{day}"
+
+
+def _score_day(
+    context: Context,
+    ranker: RegisteredRanker,
+    day: date,
+    on_block: Callable[[int, int], None] | None,
+) -> Ranked:
     plan = plan_scoring(context, ranker, day)
     done = 0
 
@@ -145,6 +163,7 @@ def rank_part(
     if part.file.is_file():
         on_block(part.candidates)
         return
+    context = ranker.context(context)
     project, artifact, blocks = context.project, ranker.artifact, part.blocks
     all_candidates = prepared_candidates(context, day, checked=True)
     used = [c for c in all_candidates.collect_schema() if c in columns_read(project)]

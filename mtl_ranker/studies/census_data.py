@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import polars as pl
 from mtl_ranker.config import Log
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.sources import ParquetSource
-from mtl_ranker.workspace import file_state
+from mtl_ranker.workspace import Workspace, file_content, file_state
 
 # fmt: off
 CENSUS_COLUMNS = [
@@ -98,10 +98,13 @@ class CensusSource(ParquetSource):
     def days(self) -> list[date]:
         return [CENSUS_EPOCH + timedelta(days=n) for n in range(3)]
 
-    def state(self, day: date) -> list[str]:
+    def sizes(self, day: date) -> list[str]:
         return [file_state(self.path())]
 
-    def scan_day(self, day: date) -> pl.LazyFrame:
+    def state(self, day: date) -> list[str]:
+        return [file_content(self.path(), self.workspace)]
+
+    def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         rows = scan_census(self.path()).filter(pl.col("date") == day)
         have = rows.collect_schema().names()
         for column in self.log.context:
@@ -112,10 +115,13 @@ class CensusSource(ParquetSource):
                 )
         return rows
 
+    def columns(self, day: date) -> list[str]:
+        return CENSUS_COLUMNS
 
-def open_source(log: Log, data: Path) -> CensusSource:
+
+def open_source(log: Log, data: Path, workspace: Workspace | None = None) -> CensusSource:
     """The reader of `format = "census-income"` (`logs/sources.py`)."""
-    return CensusSource(log, data)
+    return CensusSource(log, data, workspace)
 
 
 def scan_census(path: Path) -> pl.LazyFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -13,6 +14,8 @@ import mlflow
 import mlflow.pyfunc
 
 from mtl_ranker.workspace import Workspace
+
+LOCAL_PAGE = "http://127.0.0.1:5000"
 
 
 def connect(workspace: Workspace) -> str:
@@ -40,6 +43,12 @@ def create_database(workspace: Workspace) -> None:
     target = workspace.root / "mlflow.db"
     if target.is_file():
         return
+    with workspace.lock("create mlflow.db", "mlflow.db", wait=True):
+        if not target.is_file():  # another run may have created it meanwhile
+            _migrate(workspace, target)
+
+
+def _migrate(workspace: Workspace, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, workspace.staged(target) as temporary:
         migrated = Path(folder) / "migrated.db"
         mlflow.MlflowClient(tracking_uri=f"sqlite:///{migrated}").search_experiments(max_results=1)
@@ -53,6 +62,11 @@ def artifact_root(workspace: Workspace) -> str:
 
 
 def page_address() -> str:
-    """The address of MLflow's pages: the server's, or that of `mtl-ranker ui`."""
+    """The address of MLflow's pages without credentials; by default that of `mtl-ranker ui`."""
     uri = mlflow.get_tracking_uri()
-    return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return without_credentials(uri.rstrip("/")) if uri.startswith("http") else LOCAL_PAGE
+
+
+def without_credentials(url: str) -> str:
+    """An address without user and password."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", url, count=1)

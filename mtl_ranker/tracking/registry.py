@@ -9,19 +9,22 @@ from pathlib import Path
 
 import mlflow
 import mlflow.pyfunc
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.contract import used_columns
+from mtl_ranker.logs.ingest import keep_columns
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.tracking.pyfunc import SERVED, signature_of
-from mtl_ranker.tracking.runs import Logged, log_suite, set_ends
+from mtl_ranker.tracking.runs import VERSION_TAG, Logged, attempts, log_suite, set_ends
 from mtl_ranker.workspace import fingerprint
 
 BLEND_TAG = "blend"
@@ -49,7 +52,7 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
             pip_requirements=[f"mtl_ranker=={__version__}"],
         )
     client = mlflow.MlflowClient()
-    if not client.search_registered_models(f"name = '{project.name}'"):
+    if registered_model(project) is None:
         client.create_registered_model(project.name)
     version = client.create_model_version(
         project.name, info.model_uri, run_id=logged.child_runs[winner.label], model_id=info.model_id
@@ -63,25 +66,61 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
 def record(context: Context, suite: Suite) -> tuple[Logged, ModelVersion, Path]:
     """Publish a training's report, log its runs and register its winner.
 
-    Returns the logged runs, the model version and the path of the report.
+    A training of the same day with the same inputs is registered once: if there is one, it becomes
+    the challenger again. Returns the logged runs, the model version and the path of the report.
     """
     project, workspace = context.project, context.workspace
-    fingerprints = (workspace.published_fingerprint("examples", day) for day in suite.days.all)
+    client, day = mlflow.MlflowClient(), suite.days.test[-1]
+    place = f"reports/{day}.html"
+    marks = [workspace.published_fingerprint("examples", d) for d in suite.days.all]
+    inputs = fingerprint(__version__, project.source_text, day, *marks)
+    for logged, number in attempts(project, workspace, inputs):
+        if number is None:
+            _delete_attempt(project, logged)
+            continue
+        client.set_registered_model_alias(project.name, "challenger", number)
+        report = workspace.root / place
+        if not report.is_file():
+            workspace.publish_file(place, training_report(project, suite))
+        return logged, client.get_model_version(project.name, number), report
     page = training_report(project, suite)
-    report = workspace.publish_file(f"reports/{suite.days.test[-1]}.html", page)
-    logged = log_suite(context, suite, fingerprint(*fingerprints), page)
+    report = workspace.publish_file(place, page)
+    logged = log_suite(context, suite, fingerprint(*marks), page, inputs)
     version = register(project, suite, logged)
+    keep_columns(workspace, used_columns(project))
+    client.set_tag(logged.run_id, VERSION_TAG, version.version)
     set_ends(suite, logged)
     return logged, version, report
 
 
+def _delete_attempt(project: Project, logged: Logged) -> None:
+    """Delete the runs of a training that was not registered, and a version without an alias."""
+    client = mlflow.MlflowClient()
+    for version in client.search_model_versions(f"name = '{project.name}'"):
+        if version.run_id in logged.child_runs.values() and not version.aliases:
+            client.delete_model_version(project.name, version.version)
+    for run_id in (*logged.child_runs.values(), logged.run_id):
+        client.delete_run(run_id)
+
+
 def alias_version(project: Project, alias: str) -> str | None:
-    """The version that an alias points to, or None."""
+    """The version that an alias points to, or None.
+
+    Raises MlflowException when the registry does not answer; only "does not exist" means None.
+    """
+    model = registered_model(project)
+    version = None if model is None else model.aliases.get(alias)
+    return None if version is None else str(version)
+
+
+def registered_model(project: Project) -> RegisteredModel | None:
+    """The project's entry in the registry, or None before the first model."""
     try:
-        version = mlflow.MlflowClient().get_model_version_by_alias(project.name, alias)
-    except MlflowException:
-        return None
-    return str(version.version)  # MLflow returns int here and str elsewhere
+        return mlflow.MlflowClient().get_registered_model(project.name)
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return None
+        raise
 
 
 def load_artifact(project: Project, alias: str) -> RegisteredRanker:
@@ -102,11 +141,16 @@ def load_artifact(project: Project, alias: str) -> RegisteredRanker:
 def load_version(project: Project, version: str) -> RegisteredRanker:
     """The model of a version, with its blend as in `load_artifact`."""
     artifact = RankerArtifact.load(artifact_folder(project, version))
-    how, weights = stored_blend(project, version) or (
-        project.scoring.blend,
-        project.scoring.weights,
-    )
+    chosen = stored_blend(project, version)
+    how, weights = chosen or (project.scoring.blend, _weights(project, artifact.project))
     return RegisteredRanker(artifact.with_blend(how, weights), version)
+
+
+def _weights(tonight: Project, own: Project) -> dict[str, float]:
+    """Tonight's weights of a model's objectives; its own for those that tonight does not have."""
+    return {
+        name: tonight.blend_weights.get(name, weight) for name, weight in own.blend_weights.items()
+    }
 
 
 def stored_blend(project: Project, version: str) -> tuple[str, dict[str, float]] | None:
@@ -203,10 +247,8 @@ def freeze(project: Project, reason: str | None) -> str:
 
 def frozen(project: Project) -> str | None:
     """The reason of the champion's freeze, or None."""
-    try:
-        return mlflow.MlflowClient().get_registered_model(project.name).tags.get(FROZEN_TAG)
-    except MlflowException:
-        return None
+    model = registered_model(project)
+    return None if model is None else model.tags.get(FROZEN_TAG)
 
 
 def _set_champions(project: Project, versions: list[str]) -> None:

@@ -54,7 +54,30 @@ class Logged:
         return f"{page_address()}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
-def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logged:
+INPUTS_TAG = "inputs"
+VERSION_TAG = "registered_version"
+
+
+def attempts(
+    project: Project, workspace: Workspace, inputs: str
+) -> list[tuple[Logged, str | None]]:
+    """Earlier logs of a training with the same inputs, each with its registered version.
+
+    The version is None where logging or registering failed half way.
+    """
+    client = mlflow.MlflowClient()
+    experiment = _experiment(project.name, workspace)
+    found = []
+    for parent in client.search_runs([experiment], f"tags.{INPUTS_TAG} = '{inputs}'"):
+        of_parent = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"
+        runs = client.search_runs([experiment], of_parent)
+        children = {run.info.run_name: run.info.run_id for run in runs}
+        logged = Logged(parent.info.run_id, experiment, children)
+        found.append((logged, parent.data.tags.get(VERSION_TAG)))
+    return found
+
+
+def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: str) -> Logged:
     """Log a training as a parent run with a child run per model × seed, with plots and tables.
 
     Runs have the start times of their trainings; `set_ends` sets the end times.
@@ -62,6 +85,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logge
     Args:
         digest: of the examples.
         report: the HTML report (`reports/page.py`).
+        inputs: hash of all that decides the training, for `attempts`.
     """
     project, workspace = context.project, context.workspace
     experiment_id = _experiment(project.name, workspace)
@@ -74,7 +98,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str) -> Logge
     children = {}
     started = min(run.started for run in suite.runs)
     name = f"training {suite.days.test[-1]}"
-    with _run_started(experiment_id, name, tags, started) as parent:
+    with _run_started(experiment_id, name, tags | {INPUTS_TAG: inputs}, started) as parent:
         mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
         mlflow.log_text(project.source_text, "project.toml")
         mlflow.log_text(report, "report.html")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -17,7 +17,8 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import LABEL, numeric_features
 from mtl_ranker.features.days import SplitDays, needed_days, split_days
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.features.sql import run_sql
+from mtl_ranker.features.sql import run_sql, sql_text
+from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
@@ -52,6 +53,7 @@ class Dataset:
         files: part → files of its partitions.
         workspace: for temporary files.
         digest: hash of the provenance of the training and validation examples.
+        sql: template name → text, by which the examples were built.
     """
 
     days: SplitDays
@@ -63,6 +65,7 @@ class Dataset:
     files: dict[str, list[Path]]
     workspace: Workspace
     digest: str
+    sql: Mapping[str, str]
 
     @property
     def train(self) -> Examples | ShardedExamples:
@@ -85,20 +88,18 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     project, workspace = context.project, context.workspace
     days = split_days(project, needed_days(project, workspace.days("events"), day), day)
     by_part = {"train": days.train, "validate": days.validate, "test": days.test}
-    unbuilt = set(days.all) - set(workspace.days("examples"))
+    unbuilt = set(days.all) - set(workspace.days(examples_dataset(context)))
     if unbuilt:
         raise ProjectError(
             f"examples of {min(unbuilt)} are not built; "
             f"run `mtl-ranker features --date {day}` first"
         )
-    tasks = tasks_of(project)
-    lazy = {part: workspace.scan("examples", dates) for part, dates in by_part.items()}
+    tasks, dataset = tasks_of(project), examples_dataset(context)
+    lazy = {part: workspace.scan(dataset, dates) for part, dates in by_part.items()}
     for part, dates in by_part.items():
         check_labels(project, lazy[part], f"{part} days {_span(dates)}", part)
     rows = lazy["train"].select(pl.len()).collect().item()
-    files = {
-        part: [workspace.path("examples", d) for d in dates] for part, dates in by_part.items()
-    }
+    files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
     labels = [LABEL + task.name for task in tasks]
     numerics = numeric_features(project)
     shards = None
@@ -119,8 +120,9 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
         shards=shards,
         files=files,
         workspace=workspace,
+        sql=view_sql(context),
         digest=fingerprint(
-            *(workspace.published_fingerprint("examples", d) for d in days.train + days.validate)
+            *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate)
         ),
     )
 
@@ -147,7 +149,7 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
         part: train, validate or test.
     """
     names = [o.name for o in project.objectives]
-    counts = run_sql("checks/labels.sql", {"examples": examples}, objectives=names)
+    counts = run_sql(sql_text("checks/labels.sql"), {"examples": examples}, objectives=names)
     row = counts.collect(engine="streaming").to_dicts()[0]
     if row["example_count"] == 0:
         raise ProjectError(f"split.{part}_days: {place} hold no rows")

@@ -1,6 +1,7 @@
--- One day of events aggregated to one row per entity: number of impressions, and for each signal
--- the number of labels that are present and their sum.
+-- One partition of events aggregated to one row per entity and day: number of impressions, and for
+-- each signal the number of labels that are present and their sum.
 select
+    "day",
     {%- for key in keys %}
     "{{ key }}",
     {%- endfor %}
@@ -16,8 +17,9 @@ where
     "{{ key }}" is not null
     {%- if not loop.last %} and{% endif %}
     {%- endfor %}
-group by
-    {%- for key in keys %}
-    "{{ key }}"{% if not loop.last %},{% endif %}
-    {%- endfor %}
 {%- endif %}
+group by
+    "day"
+    {%- for key in keys %},
+    "{{ key }}"
+    {%- endfor %}

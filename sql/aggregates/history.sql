@@ -1,6 +1,7 @@
--- Each user's latest {{ length }} impressions of one day with a positive {{ signal }}.
+-- Each user's latest {{ length }} impressions of each day with a positive {{ signal }}.
 with positive as (
     select
+        "day",
         user_id,
         item_id,
         "timestamp",
@@ -8,7 +9,7 @@ with positive as (
         "{{ column }}" as "last_{{ column }}",
         {%- endfor %}
         row_number() over (
-            partition by user_id
+            partition by user_id, "day"
             order by "timestamp" desc, item_id asc
         ) as recency
     from events
@@ -16,6 +17,7 @@ with positive as (
 )
 
 select
+    "day",
     user_id,
     item_id,
     "timestamp"

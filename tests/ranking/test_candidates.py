@@ -51,7 +51,7 @@ def test_a_missing_set_column_or_user_is_an_error(context):
     with pytest.raises(ProjectError, match="no candidate set for 2026-03-02"):
         load_candidates(context, FIRST)
     write_candidates(context, FIRST, pl.DataFrame({"u": [1], "item": [3]}))
-    with pytest.raises(ProjectError, match=r"column 'i' \(the item\) is missing; it has: user_id"):
+    with pytest.raises(ProjectError, match=r"column 'i' \(the item\) is missing; it has: u, item"):
         load_candidates(context, FIRST)
     write_candidates(
         context, FIRST + timedelta(days=1), pl.DataFrame({"u": [1, None], "i": [3, 3]})

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 
-from mtl_ranker.context import without_log
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.tracking import connection, registry
+from mtl_ranker.tracking.connection import without_credentials
 from tests.nightly.test_suite import LAST, prepared
 
 
 @pytest.fixture
-def recorded(tiny):
-    project, workspace = prepared(tiny)
-    suite = train_suite(without_log(project, workspace), LAST)
-    connection.connect(workspace)
-    return suite, registry.record(without_log(project, workspace), suite)
+def trained(tiny):
+    context = prepared(tiny)
+    connection.connect(context.workspace)
+    return context, train_suite(context, LAST)
 
 
-def test_a_runs_duration_is_that_of_its_training(recorded):
-    suite, (logged, version, report) = recorded
+def test_a_runs_duration_is_that_of_its_training(trained):
+    context, suite = trained
+    logged, version, report = registry.record(context, suite)
     client = mlflow.MlflowClient()
     for run in suite.runs:
         info = client.get_run(logged.child_runs[run.label]).info
@@ -33,3 +34,56 @@ def test_a_runs_duration_is_that_of_its_training(recorded):
     assert parent.end_time == max(round(1000 * run.ended) for run in suite.runs)
     assert report.is_file()
     assert client.get_model_version_by_alias("tiny", "challenger").version == version.version
+
+
+def test_a_training_with_the_same_inputs_is_registered_once(trained, monkeypatch):
+    """After an attempt that failed between the model's version and its alias, and after a rerun."""
+    context, suite = trained
+
+    def unavailable(*arguments, **options):
+        raise MlflowException("503 Service Unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "set_registered_model_alias", unavailable)
+        with pytest.raises(MlflowException, match="503"):
+            registry.record(context, suite)
+    logged, version, _ = registry.record(context, suite)
+    again, same, _ = registry.record(context, suite)
+    assert (again.run_id, same.version) == (logged.run_id, version.version)
+    assert again.child_runs == logged.child_runs
+    client = mlflow.MlflowClient()
+    assert [v.version for v in client.search_model_versions("name = 'tiny'")] == [version.version]
+    runs = client.search_runs([logged.experiment_id])
+    assert {r.info.run_id for r in runs} == {logged.run_id, *logged.child_runs.values()}
+
+
+def test_only_a_missing_model_means_that_there_is_no_champion(trained, monkeypatch):
+    context, suite = trained
+    assert registry.alias_version(context.project, "champion") is None
+    registry.record(context, suite)
+    assert registry.alias_version(context.project, "champion") is None
+    assert registry.alias_version(context.project, "challenger") is not None
+
+    def unavailable(*arguments, **options):
+        raise MlflowException("503 Service Unavailable")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_registered_model", unavailable)
+    for look in (registry.frozen, lambda project: registry.alias_version(project, "champion")):
+        with pytest.raises(MlflowException, match="503"):
+            look(context.project)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://admin:secret@host:5000", "http://host:5000"),
+        ("https://admin:p%40ss@host/mlflow/#/runs?a=b", "https://host/mlflow/#/runs?a=b"),
+        ("http://admin:p@ss@host:5000", "http://host:5000"),
+        ("http://token@[::1]:5000/x", "http://[::1]:5000/x"),
+        ("postgresql+psycopg2://mtl:s@db:5432/mlflow", "postgresql+psycopg2://db:5432/mlflow"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("sqlite:////work/mlflow.db", "sqlite:////work/mlflow.db"),
+    ],
+)
+def test_addresses_are_shown_without_credentials(url, shown):
+    assert without_credentials(url) == shown

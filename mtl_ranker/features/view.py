@@ -1,0 +1,128 @@
+"""A feature view: the definition of a model's features.
+
+A model is trained, judged and scored on its own view, whatever tonight's project file says.
+`model_context` gives the context of a saved model: where its view differs from the project's, its
+aggregates and examples lie in a folder of their own, named after the view.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mtl_ranker.config import History, Project, Table
+from mtl_ranker.context import Context
+from mtl_ranker.features import sql as templates
+from mtl_ranker.features.columns import entity_name
+from mtl_ranker.workspace import fingerprint
+
+AGGREGATE_SQL = ("aggregates/entity.sql", "aggregates/history.sql")
+FEATURE_SQL = ("features/windows.sql", "features/join.sql", "features/history.sql")
+VIEWS = "views"
+
+
+def view_sql(context: Context) -> dict[str, str]:
+    """Template name → text: of the saved model, or of this version."""
+    given, names = context.sql or {}, (*AGGREGATE_SQL, *FEATURE_SQL)
+    return {name: given.get(name) or templates.sql_text(name) for name in names}
+
+
+def aggregates_digest(context: Context) -> str:
+    """A hash of what decides the daily aggregates of an entity, given the events and tables."""
+    project, sql = context.project, view_sql(context)
+    return _digest(
+        {
+            "labels": [[o.name, o.label, o.where, o.transform] for o in project.objectives],
+            "signals": project.features.signals,
+            "histories": [history.model_dump() for history in project.features.histories],
+            "tables": [_columns(project.log.users), _columns(project.log.items)],
+            "sql": {name: sql[name] for name in AGGREGATE_SQL},
+        }
+    )
+
+
+def view_digest(context: Context) -> str:
+    """A hash of what decides the features of a row, given the events and tables.
+
+    Settings that only the encoder reads (bins, minimum counts) are not part of it.
+    """
+    features, sql = context.project.features, view_sql(context)
+    return _digest(
+        {
+            "aggregates": aggregates_digest(context),
+            "windows": features.windows,
+            "smoothing": features.smoothing,
+            "rates": features.rates,
+            "entities": features.entities,
+            "categoricals": [c.column for c in features.categoricals],
+            "lists": [c.column for c in features.lists],
+            "numerics": features.numerics,
+            "context": context.project.log.context,
+            "sql": {name: sql[name] for name in FEATURE_SQL},
+        }
+    )
+
+
+def _columns(table: Table | None) -> dict[str, Any] | None:
+    """A table's settings without its place."""
+    return None if table is None else table.model_dump(exclude={"path"})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return fingerprint(json.dumps(content, sort_keys=True))[:12]
+
+
+def examples_dataset(context: Context) -> str:
+    return f"{context.examples_in}examples"
+
+
+def aggregate_dataset(context: Context, keys: list[str]) -> str:
+    """Of an entity; of all events without `keys`."""
+    return f"{context.aggregates_in}aggregates/{entity_name(keys) if keys else 'all'}"
+
+
+def history_dataset(context: Context, history: History) -> str:
+    return f"{context.aggregates_in}aggregates/{history.name}"
+
+
+def model_context(context: Context, project: Project, sql: Mapping[str, str] | None) -> Context:
+    """The context in which a saved model's features are built.
+
+    Features, labels and context columns are the model's. How the log is read, where the tables lie,
+    the candidates and how many of them are kept are tonight's.
+
+    Args:
+        project, sql: of the saved model.
+    """
+    tonight = context.project
+    tables = {
+        which: _moved(getattr(project.log, which), getattr(tonight.log, which))
+        for which in ("users", "items")
+    }
+    log = tonight.log.model_copy(update={"context": project.log.context, **tables})
+    scoring = tonight.scoring.model_copy(
+        update={"blend": project.scoring.blend, "weights": project.scoring.weights}
+    )
+    own = replace(
+        context,
+        project=project.model_copy(update={"log": log, "scoring": scoring}),
+        source=context.source.with_log(log),
+        sql=sql,
+        aggregates_in="",
+        examples_in="",
+    )
+    aggregates, view = aggregates_digest(own), view_digest(own)
+    return replace(
+        own,
+        aggregates_in="" if aggregates == aggregates_digest(context) else f"{VIEWS}/{aggregates}/",
+        examples_in="" if view == view_digest(context) else f"{VIEWS}/{view}/",
+    )
+
+
+def _moved(table: Table | None, tonight: Table | None) -> Table | None:
+    """A table with the model's columns, read from where it lies tonight."""
+    if table is None or tonight is None:
+        return table
+    return table.model_copy(update={"path": tonight.path})

@@ -1,0 +1,157 @@
+"""A log that changes from one day to the next, and values that are no times."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import pytest
+
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.aggregates import aggregate_day
+from mtl_ranker.logs.ingest import ingest_day, keep_columns
+from mtl_ranker.logs.sources import open_context
+from tests.conftest import FIRST, midnight, tiny_events, write_day
+from tests.projects import write_project
+
+SECOND = FIRST + timedelta(days=1)
+
+
+def opened(folder, **changes):
+    write_project(folder, **changes)
+    return open_context(str(folder / "project.toml"), folder, folder / "ws")
+
+
+def rewrite(folder, day, *columns):
+    return write_day(folder, day, tiny_events(day, shift=1).with_columns(*columns))
+
+
+def test_a_new_column_that_nothing_uses_changes_no_event(tiny):
+    context = opened(tiny)
+    ingest_day(context, FIRST)
+    rewrite(tiny, SECOND, pl.lit("new").alias("experiment"))
+    ingest_day(context, SECOND)
+    events = context.workspace.scan("events", [FIRST, SECOND]).collect()
+    assert events.columns == ["user_id", "item_id", "timestamp", "date", "tab", "click", "play"]
+    assert events.height == 80
+
+
+def test_a_column_that_a_registered_model_reads_stays_in_the_events(tiny):
+    context = opened(tiny)
+    ingest_day(context, FIRST)
+    assert ingest_day(context, FIRST).skipped
+    rewrite(tiny, SECOND, pl.lit(1).alias("stars"))
+    keep_columns(context.workspace, ["stars"])
+    assert ingest_day(context, FIRST).why == "changed: columns"
+    ingest_day(context, SECOND)
+    assert "stars" in context.workspace.scan("events", [SECOND]).collect_schema()
+    assert ingest_day(context, FIRST).skipped
+    assert ingest_day(context, SECOND).skipped
+
+
+@pytest.mark.parametrize("dtype", [pl.Int8, pl.Int32, pl.UInt16, pl.UInt64])
+def test_numbers_of_any_width_become_one_type(tiny, dtype):
+    context = opened(tiny)
+    rewrite(tiny, SECOND, pl.col("u").cast(dtype), pl.col("play").cast(pl.Float32))
+    other = tiny_events(SECOND, shift=2).with_columns(ts=pl.col("ts") + 1)
+    other.write_parquet(tiny / "log" / f"date={SECOND}" / "part-1.parquet")
+    for day in (FIRST, SECOND):
+        ingest_day(context, day)
+        aggregate_day(context, day)
+    events = context.workspace.scan("events", [FIRST, SECOND]).collect()
+    assert events.schema["user_id"] == pl.Int64
+    assert events.schema["play"] == pl.Float64
+    users = context.workspace.scan("aggregates/user", [FIRST, SECOND]).collect()
+    assert users.schema["user_id"] == pl.Int64
+
+
+def test_a_type_of_another_kind_is_refused_with_the_first_day_that_has_the_other(tiny):
+    context = opened(tiny)
+    ingest_day(context, FIRST)
+    rewrite(tiny, SECOND, pl.col("u").cast(pl.String))
+    words = rf"column 'user_id' is String, but it is Int64 in the events of {FIRST}"
+    with pytest.raises(ProjectError, match=words):
+        ingest_day(context, SECOND)
+    assert context.workspace.days("events") == [FIRST]
+
+
+def test_two_kinds_within_a_day_are_refused_with_both_files(tiny):
+    context = opened(tiny)
+    frame = tiny_events(FIRST).with_columns(pl.col("click").cast(pl.String))
+    frame.write_parquet(tiny / "log" / f"date={FIRST}" / "part-1.parquet")
+    words = r"part-1.parquet: column 'click' is String, but Int64 in .*part-0.parquet"
+    with pytest.raises(ProjectError, match=words):
+        ingest_day(context, FIRST)
+
+
+def test_a_column_without_values_in_one_file_takes_the_type_of_the_others(tiny):
+    context = opened(tiny)
+    frame = tiny_events(FIRST, shift=3).with_columns(play=pl.lit(None), ts=pl.col("ts") + 1)
+    frame.write_parquet(tiny / "log" / f"date={FIRST}" / "part-1.parquet")
+    assert ingest_day(context, FIRST).good == 80
+    assert context.workspace.scan("events", [FIRST]).collect()["play"].null_count() == 40
+
+
+def test_a_used_column_that_one_file_lacks_is_named_with_the_file(tiny):
+    context = opened(tiny)
+    frame = tiny_events(FIRST).drop("play")
+    frame.write_parquet(tiny / "log" / f"date={FIRST}" / "part-1.parquet")
+    with pytest.raises(ProjectError, match=r"part-1.parquet: column 'play' is missing, but .*-0"):
+        ingest_day(context, FIRST)
+
+
+def test_what_other_engines_have_not_finished_is_not_read(tiny):
+    folder = tiny / "log" / f"date={FIRST}"
+    for place in ("_temporary/0", ".staging"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "part-9.parquet").write_bytes(b"half")
+    (folder / "_SUCCESS").touch()
+    assert ingest_day(opened(tiny), FIRST).good == 40
+
+
+def test_a_day_without_a_file_or_without_its_marker_is_not_there_yet(tiny):
+    (tiny / "log" / "date=2026-03-20").mkdir()
+    assert opened(tiny).source.days()[-1] == FIRST + timedelta(days=5)
+    marked = opened(tiny, log={"ready": "_SUCCESS"})
+    assert marked.source.days() == []
+    (tiny / "log" / f"date={FIRST}" / "_SUCCESS").touch()
+    assert marked.source.days() == [FIRST]
+
+
+def test_two_spellings_of_one_day_are_refused(tiny):
+    (tiny / "log" / "date=20260302").mkdir()
+    with pytest.raises(ProjectError, match="date=20260302: a second folder of 2026-03-02"):
+        opened(tiny).source.days()
+
+
+def test_times_that_are_none_are_quarantined(tiny):
+    frame = tiny_events(FIRST).with_columns(pl.col("ts").cast(pl.UInt64))
+    ts = frame["ts"].to_list()
+    ts[3] = 2**63 + 5
+    write_day(tiny, FIRST, frame.with_columns(pl.Series("ts", ts, pl.UInt64)))
+    report = ingest_day(opened(tiny), FIRST)
+    assert report.reasons == {"timestamp missing": 1}
+
+
+def test_the_hour_that_daylight_saving_skips_is_quarantined(tiny):
+    """In Berlin 2026-03-29 has no 02:30."""
+    day = FIRST.replace(day=29)
+    local = [datetime(2026, 3, 29, 1, 0) + timedelta(minutes=5 * k) for k in range(40)]
+    write_day(tiny, day, tiny_events(day).with_columns(pl.Series("ts", local)))
+    zone = {"timestamp_unit": "datetime", "timezone": "Europe/Berlin", "max_bad_share": 0.5}
+    context = opened(tiny, log=zone)
+    report = ingest_day(context, day)
+    assert report.reasons == {"timestamp is no valid time": 12}
+    events = context.workspace.scan("events", [day]).collect()
+    assert events["timestamp"][0] == datetime(2026, 3, 29, 0, 0, tzinfo=UTC)
+
+
+def test_naive_text_takes_the_logs_zone_as_naive_datetimes_do(tiny):
+    texts = ["2026-03-02T09:00:00", "2026-03-02T09:00:01+08:00", "2026-03-02T01:00:02Z"]
+    frame = tiny_events(FIRST, rows=3).with_columns(pl.Series("ts", texts))
+    write_day(tiny, FIRST, frame)
+    context = opened(tiny, log={"timestamp_unit": "iso", "timezone": "Asia/Shanghai"})
+    ingest_day(context, FIRST)
+    events = context.workspace.scan("events", [FIRST]).collect()
+    start = midnight(FIRST) + 3_600_000
+    assert events["timestamp"].dt.epoch("ms").to_list() == [start, start + 1000, start + 2000]
