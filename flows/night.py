@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -61,9 +62,14 @@ def is_retryable(task: object, run: object, state: object) -> bool:
     try:
         state.result()  # type: ignore[attr-defined]
     except Exception as error:
-        return isinstance(error, OSError) or type(error).__module__.split(".")[0] in REMOTE
+        if isinstance(error, OSError):
+            return error.errno not in LASTING
+        return type(error).__module__.split(".")[0] in REMOTE
     return False
 
+
+# A full disk, a file that is missing or may not be read: waiting does not help.
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EROFS}
 
 # Packages whose errors come from a server or a database.
 REMOTE = {"mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3", "httpx"}

@@ -73,6 +73,8 @@ def nightly(
             features(context, chosen)
             suite = train(context, chosen)
             decision = promote(context, chosen)
+            if registry.alias_version(context.project, "champion") is None:
+                raise ProjectError(f"there is no champion to rank with: {decision.reason}")
             ranked = score(context, tomorrow, cluster)
         except Exception as failure:
             try:

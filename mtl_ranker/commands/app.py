@@ -83,6 +83,7 @@ EXAMPLES = {
     "score-new": "mtl-ranker score-new -c feed.toml -d /logs",
     "backfill": "mtl-ranker backfill -c feed.toml -d /logs --from 2026-10-01 --to 2026-10-31",
     "rollback": "mtl-ranker rollback -c feed.toml --dry-run",
+    "prune": "mtl-ranker prune -c feed.toml -d /logs --dry-run",
     "freeze": 'mtl-ranker freeze -c feed.toml --reason "launch week"',
     "explain": "mtl-ranker explain -c feed.toml -d /logs --user 42 --item 7 --date 2026-11-25",
     "serve": 'mtl-ranker serve -c feed.toml -d /logs -w /work --nightly-cron "30 2 * * *"',
@@ -285,6 +286,17 @@ def rollback(
             f"{project.name}: champion is version {previous} again, version {current} is not"
         )
     _write(write, {"from": current, "to": previous, "dry_run": dry_run})
+
+
+@command("prune", OPERATE)
+def prune(config: Config, data: Data, workspace: Work = DEFAULT_WORK, dry_run: Dry = False) -> None:
+    """Remove aggregates and examples of features that no model in use has."""
+    context = _open(config, data, workspace)
+    _check_registry(context)
+    from mtl_ranker.commands.prune import prune as unused
+
+    for line in unused(context, dry_run):
+        typer.echo(line)
 
 
 @command("freeze", OPERATE)
@@ -733,6 +745,9 @@ def main() -> None:
     run_app(app)
 
 
+REMOTE = {"mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3", "httpx"}
+
+
 def run_app(program: Callable[[], Any]) -> None:
     """Run a program; print a ProjectError as a message without a stack trace, with exit code 2."""
     try:
@@ -742,6 +757,14 @@ def run_app(program: Callable[[], Any]) -> None:
         message = Text.assemble(("error", "bold red"), " ", str(error))
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
+    except Exception as error:
+        # What a disk, a server or a database answers is no fault of the program.
+        package = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and package not in REMOTE:
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        Console(stderr=True).print(Text.assemble(("error", "bold red"), " ", lines[0]))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mtl_ranker.features.columns import (
     numeric_features,
 )
 from mtl_ranker.features.days import split_days
-from mtl_ranker.logs.contract import check_events, derived_columns
+from mtl_ranker.logs.contract import check_events, check_expressions, derived_columns
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.training.dataset import check_labels
 from mtl_ranker.training.network import model_specs
@@ -46,6 +46,8 @@ def check_project(config: str, data: Path) -> Iterator[str]:
             f"({checked.reasons()}); allowed: log.max_bad_share = {project.log.max_bad_share:.1%}"
         )
     yield f"ok  contract on {last}: {checked.rows:,} rows, {checked.bad.height:,} quarantined"
+    for reason, count in checked.reasons().items():
+        yield f"    {count:>9,}  {reason}"
     schema = dict(checked.good.collect_schema())
     check_known_beforehand(project, schema)
     for which in ("users", "items"):
@@ -62,6 +64,14 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     computed = set(numeric_features(project)) - set(project.features.numerics)
     check_feature_columns(project, pl.Schema(schema | dict.fromkeys(computed, pl.Float32())))
     yield f"ok  features: {len(numeric_features(project))} numeric"
+    for day in days.train:
+        scanned = source.scan_day(day)
+        check_expressions(
+            project,
+            scanned.collect_schema(),
+            f"{data / project.log.path} ({day})",
+            source.columns(day),
+        )
     labels = {o.name for o in project.objectives}
     expressions = [
         e.alias(LABEL + name) for name, e in derived_columns(project).items() if name in labels

@@ -7,9 +7,9 @@ from datetime import date, timedelta
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.aggregates import stale_aggregates
 from mtl_ranker.features.days import needed_days, needed_history, split_days
 from mtl_ranker.features.examples import examples_provenance
-from mtl_ranker.features.view import aggregate_dataset
 from mtl_ranker.logs.ingest import events_provenance
 from mtl_ranker.ranking.candidates import candidate_files
 from mtl_ranker.training.network import model_specs
@@ -27,7 +27,10 @@ def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
     for day in needed_history(project, source.days(), list(days)):
         why = workspace.stale("events", day, events_provenance(context, day))
         reasons = [f"events {why}"] if why else []
-        if why or day not in workspace.days(aggregate_dataset(context, [])):
+        if why is None:
+            why = stale_aggregates(context, day)
+            reasons = [f"aggregates {why}"] if why else []
+        if why:
             rebuilt.append(day)
         if day in days:
             changed = [d for d in rebuilt if 0 < (day - d).days <= longest]

@@ -71,7 +71,8 @@ def divide(
         slices[column] = values.set(~values.is_in(frequent), None)
     for entity, column in history.items():
         impressions = frame[column].cast(pl.Float64)
-        low, high = (impressions.quantile(q, "nearest") for q in (1 / 3, 2 / 3))
+        # Without any value there is no quantile, and every row is cold.
+        low, high = (impressions.quantile(q, "nearest") or 0.0 for q in (1 / 3, 2 / 3))
         kind = "user activity" if entity == "user" else f"{entity} exposure"
         slices[kind] = pl.select(
             pl.when(impressions.is_null())

@@ -24,6 +24,7 @@ from mtl_ranker.features.tables import (
 )
 from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 from mtl_ranker.logs.contract import derived_columns
+from mtl_ranker.logs.ingest import ingest_missing
 from mtl_ranker.workspace import fingerprint
 
 
@@ -33,6 +34,24 @@ def aggregate_day(context: Context, day: date) -> str | None:
     Returns why they were built, or None when all were up to date. Raises ProjectError when the
     day's events are not published, or a setting names a column that is missing.
     """
+    first_reason = None
+    for dataset, (provenance, rows) in _daily(context, day).items():
+        why = context.workspace.stale(dataset, day, provenance)
+        if why is not None:
+            context.workspace.publish(dataset, day, rows, provenance)
+            first_reason = first_reason or why
+    return first_reason
+
+
+def stale_aggregates(context: Context, day: date) -> str | None:
+    """Why `aggregate_day` would build something, or None. Raises ProjectError as it does."""
+    daily = _daily(context, day)
+    reasons = (context.workspace.stale(name, day, made) for name, (made, _) in daily.items())
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _daily(context: Context, day: date) -> dict[str, tuple[dict[str, str], pl.LazyFrame]]:
+    """Dataset → provenance and rows of one day's aggregates."""
     project, source, workspace = context.project, context.source, context.workspace
     events_fingerprint = workspace.published_fingerprint("events", day)
     if events_fingerprint is None:
@@ -49,7 +68,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
         "rows of the user and item tables": tables_fingerprint(context, day),
         "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
     }
-    daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}  # dataset → provenance, rows
+    daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}
     template, sql = "aggregates/entity.sql", view_sql(context)
     provenance = {**common, f"sql/{template}": fingerprint(sql[template])}
     for keys in [[], *project.features.entities]:
@@ -80,13 +99,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
             length=history.length,
         )
         daily[history_dataset(context, history)] = provenance, latest
-    first_reason = None
-    for dataset, (provenance, rows) in daily.items():
-        why = workspace.stale(dataset, day, provenance)
-        if why is not None:
-            workspace.publish(dataset, day, rows, provenance)
-            first_reason = first_reason or why
-    return first_reason
+    return daily
 
 
 def with_day(project: Project, events: pl.LazyFrame, day: date) -> pl.LazyFrame:
@@ -133,8 +146,13 @@ def _is_log1p(project: Project, name: str) -> bool:
 
 
 def aggregate_history(context: Context, day: date) -> None:
-    """Publish the daily aggregates that features as of D read, where they are not up to date."""
+    """Publish the daily aggregates that features as of D read, where they are not up to date.
+
+    A model may look further back than the project file: days of the log that are not published yet
+    are ingested first.
+    """
     longest = context.project.features.windows[-1]
+    ingest_missing(context, [d for d in context.source.days() if 0 < (day - d).days <= longest])
     for published in context.workspace.days("events"):
         if 0 < (day - published).days <= longest:
             aggregate_day(context, published)

@@ -8,7 +8,7 @@ aggregates and examples lie in a folder of their own, named after the view.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +119,17 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
         aggregates_in="" if aggregates == aggregates_digest(context) else f"{VIEWS}/{aggregates}/",
         examples_in="" if view == view_digest(context) else f"{VIEWS}/{view}/",
     )
+
+
+def views_of(
+    context: Context, models: Iterable[tuple[Project, Mapping[str, str] | None]]
+) -> set[str]:
+    """Names of the folders in `views/` that saved models need, each given by project and SQL."""
+    needed = set()
+    for project, sql in models:
+        own = model_context(context, project, sql)
+        needed |= {place.split("/")[1] for place in (own.aggregates_in, own.examples_in) if place}
+    return needed
 
 
 def _moved(table: Table | None, tonight: Table | None) -> Table | None:

@@ -70,6 +70,14 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons, why)
 
 
+def ingest_missing(context: Context, days: list[date]) -> None:
+    """Ingest those of `days` that were never published. Raises ProjectError as `ingest_day`."""
+    published = set(context.workspace.days("events"))
+    for day in days:
+        if day not in published:
+            ingest_day(context, day)
+
+
 def events_provenance(context: Context, day: date) -> dict[str, str]:
     """Provenance of a day's events: its files, and the settings that define good rows."""
     project, source = context.project, context.source

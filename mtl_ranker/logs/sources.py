@@ -360,7 +360,8 @@ def _utc_timestamp(log: Log, dtype: pl.DataType, place: Path) -> pl.Expr:
     to_us = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 1e-3}[unit]
     if dtype.is_integer():
         whole = pl.col(log.timestamp).cast(pl.Int64, strict=False)
-        micros = whole // 1000 if unit == "ns" else whole * int(to_us)
+        fits = whole.abs() <= (2**63 - 1) // max(1, int(to_us))
+        micros = whole // 1000 if unit == "ns" else pl.when(fits).then(whole * int(to_us))
     else:
         finite = pl.when(column.is_finite()).then(column)
         micros = (finite * to_us).cast(pl.Int64, strict=False)

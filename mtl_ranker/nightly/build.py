@@ -13,7 +13,7 @@ from mtl_ranker.features.columns import EVENT
 from mtl_ranker.features.days import SplitDays, needed_days, needed_history, split_days
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.view import examples_dataset, model_context
-from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.ingest import ingest_day, ingest_missing
 from mtl_ranker.ranking.artifact import RankerArtifact
 
 
@@ -41,6 +41,8 @@ def model_examples(context: Context, artifact: RankerArtifact, days: list[date])
     are not built.
     """
     own, workspace = model_context(context, artifact.project, artifact.sql), context.workspace
+    if own.examples_in:
+        ingest_missing(own, needed_history(own.project, own.source.days(), days))
     published = workspace.days("events")
     if own.examples_in:
         for day in needed_history(own.project, published, days):

@@ -197,12 +197,13 @@ def compare_artifacts(
         if objections:
             return Decision(False, "not promoted: " + "; ".join(objections), serving=serving)
         return Decision(True, "promoted: the first model becomes champion", serving=serving)
-    theirs = {task.name: task.kind for task in champion.tasks}
-    common = [task for task in tasks if theirs.get(task.name) == task.kind]
+    current, new = label_definitions(champion), label_definitions(challenger)
+    common = [task for task in tasks if current.get(task.name) == new[task.name]]
     if not common:
         reason = (
             "kept the champion: it has no objective in common with the challenger "
-            f"({', '.join(theirs)} and {', '.join(names)}), so they cannot be compared; "
+            f"({', '.join(current)} and {', '.join(names)}) with the same label, so they cannot be "
+            "compared; "
             "`mtl-ranker promote --accept` makes the challenger champion"
         )
         return Decision(False, reason, serving=serving)
@@ -219,11 +220,22 @@ def compare_artifacts(
     if decision.promoted and objections:
         reason = "kept the champion: " + "; ".join(objections)
         decision = replace(decision, promoted=False, reason=reason)
-    others = [n for n in dict.fromkeys([*names, *theirs]) if n not in shared]
+    others = [n for n in dict.fromkeys([*names, *current]) if n not in shared]
     if others:
-        note = f"; compared on {', '.join(shared)} only, as not both have {', '.join(others)}"
+        note = (
+            f"; compared on {', '.join(shared)} only, as not both have {', '.join(others)} "
+            "with the same label"
+        )
         decision = replace(decision, reason=decision.reason + note)
     return decision
+
+
+def label_definitions(artifact: RankerArtifact) -> dict[str, tuple[object, ...]]:
+    """Objective → what decides its label; only equal ones can be compared."""
+    return {
+        o.name: (o.kind, o.label, o.where, o.transform, o.levels)
+        for o in artifact.project.objectives
+    }
 
 
 def accept_by_hand(

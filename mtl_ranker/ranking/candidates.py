@@ -11,8 +11,8 @@ import polars as pl
 from mtl_ranker.config import Project, Table
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.tables import scan_events
 from mtl_ranker.logs.sources import parquet_files, parquet_schema, scan_files
-from mtl_ranker.workspace import Workspace
 
 
 def prepared_candidates(context: Context, day: date, checked: bool = False) -> pl.LazyFrame:
@@ -21,14 +21,13 @@ def prepared_candidates(context: Context, day: date, checked: bool = False) -> p
     Raises ProjectError as `load_candidates` does, and for a value that cannot be cast; with
     `checked` the rows are not validated again.
     """
-    project, workspace = context.project, context.workspace
+    project = context.project
     candidates = load_candidates(context, day, checked)
-    candidates = cast_keys(candidates, workspace, day, project.log.context, checked)
+    schema = _event_schema(context)
+    candidates = cast_keys(candidates, schema, day, project.log.context, checked)
     for column in project.log.context:
         if column not in candidates.collect_schema():
-            candidates = candidates.with_columns(
-                pl.lit(None, _context_type(workspace, column)).alias(column)
-            )
+            candidates = candidates.with_columns(pl.lit(None, schema[column]).alias(column))
     return candidates
 
 
@@ -51,6 +50,9 @@ def load_candidates(context: Context, day: date, checked: bool = False) -> pl.La
     own = {project.log.user, project.log.item, "user_id", "item_id", *project.log.context}
     lazy = scan_files(files, own)
     columns = lazy.collect_schema().names()
+    for key, column in (("user_id", project.log.user), ("item_id", project.log.item)):
+        if key != column and {key, column} <= set(columns):
+            raise ProjectError(f"{path}: has both {column!r} and {key!r}; allowed: one of them")
     renames = {project.log.user: "user_id", project.log.item: "item_id"}
     lazy = lazy.rename({c: r for c, r in renames.items() if c in columns and c != r})
     columns = lazy.collect_schema().names()
@@ -155,7 +157,7 @@ def generate_candidates(context: Context, day: date) -> pl.LazyFrame:
     before = [d for d in workspace.days("events") if d < day]
     if not before:
         raise ProjectError(f"no events before {day} are published, so no candidates can be made")
-    last = workspace.scan("events", before[-1:])
+    last = scan_events(context, before[-1:])
     recent = workspace.scan("events", [d for d in before if day - d <= timedelta(days=3)] or before)
     modes = [pl.col(c).mode().sort().first() for c in project.log.context]
     users = last.group_by("user_id").agg(pl.len().alias("impressions"), *modes)
@@ -179,16 +181,19 @@ def columns_read(project: Project) -> set[str]:
 
 def cast_keys(
     candidates: pl.LazyFrame,
-    workspace: Workspace,
+    events: pl.Schema,
     day: date,
     context: Sequence[str] = (),
     checked: bool = False,
 ) -> pl.LazyFrame:
     """Candidates with user, item and context in the log's types.
 
+    Args:
+        events: the columns of published events.
+
     Raises ProjectError for a value that cannot be cast, unless `checked`.
     """
-    events, given = _event_schema(workspace), candidates.collect_schema()
+    given = candidates.collect_schema()
     for key in ("user_id", "item_id", *(c for c in context if c in given)):
         if events[key] == given[key]:
             continue
@@ -196,8 +201,15 @@ def cast_keys(
         if checked:
             candidates = candidates.with_columns(cast)
             continue
+        if not (given[key].is_numeric() or given[key] in (pl.String, pl.Null)):
+            raise ProjectError(
+                f"candidates of {day}: column {key!r} is {given[key]}, but it is {events[key]} in "
+                "the log; allowed: a number or String"
+            )
         # A value must survive the cast: 1.9 is not user 1.
         same = (cast.cast(given[key], strict=False) == pl.col(key)).fill_null(False)
+        if given[key].is_float() and events[key].is_integer():
+            same &= pl.col(key).abs() <= 2**53  # beyond, floats do not hold every integer
         invalid = candidates.filter(pl.col(key).is_not_null() & ~same).select(key)
         examples = invalid.head(3).collect()[key].to_list()
         if examples:
@@ -209,9 +221,8 @@ def cast_keys(
     return candidates
 
 
-def _context_type(workspace: Workspace, column: str) -> pl.DataType:
-    return _event_schema(workspace)[column]
-
-
-def _event_schema(workspace: Workspace) -> pl.Schema:
-    return workspace.scan("events", workspace.days("events")[-1:]).collect_schema()
+def _event_schema(context: Context) -> pl.Schema:
+    """Columns of published events; a context column that no day has is text."""
+    schema = scan_events(context, context.workspace.days("events")[-1:]).collect_schema()
+    missing = [name for name in context.project.log.context if name not in schema]
+    return pl.Schema({**schema, **dict.fromkeys(missing, pl.String())})

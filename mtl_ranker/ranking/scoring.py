@@ -48,6 +48,7 @@ def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -
             context.project.digest("scoring"), stored_blend
         ),
         "candidate set": fingerprint(*states),
+        "user and item tables": fingerprint(*context.source.tables_state()),
         "aggregates of earlier days": history_fingerprint(context, day),
     }
 

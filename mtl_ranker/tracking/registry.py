@@ -132,8 +132,8 @@ def load_artifact(project: Project, alias: str) -> RegisteredRanker:
     version = alias_version(project, alias)
     if version is None:
         raise ProjectError(
-            f"models:/{project.name}@{alias}: no such model version; run `mtl-ranker train` and "
-            "`mtl-ranker promote` first"
+            f"models:/{project.name}@{alias}: no version has this alias; run `mtl-ranker nightly`, "
+            "or `mtl-ranker promote`, which says why a version is not promoted"
         )
     return load_version(project, version)
 
@@ -146,10 +146,10 @@ def load_version(project: Project, version: str) -> RegisteredRanker:
     return RegisteredRanker(artifact.with_blend(how, weights), version)
 
 
-def _weights(tonight: Project, own: Project) -> dict[str, float]:
-    """Tonight's weights of a model's objectives; its own for those that tonight does not have."""
+def _weights(project: Project, own: Project) -> dict[str, float]:
+    """The project's weights of a model's objectives; its own for those that it does not have."""
     return {
-        name: tonight.blend_weights.get(name, weight) for name, weight in own.blend_weights.items()
+        name: project.blend_weights.get(name, weight) for name, weight in own.blend_weights.items()
     }
 
 
@@ -178,14 +178,14 @@ def artifact_folder(project: Project, version: str) -> Path:
 def record_decision(project: Project, version: str, decision: Decision) -> None:
     """Store the decision as tags of the version, and make it champion if it was promoted."""
     client = mlflow.MlflowClient()
+    if decision.promoted:  # first, so that no tag says so of a version that is not champion
+        _set_champions(project, [*champions(project), version])
     tags = {"promotion": decision.reason[:500], "promoted": str(decision.promoted).lower()}
     if decision.serving is not None:
         tags["megabytes"] = f"{decision.serving.megabytes:.1f}"
         tags["seconds_per_million"] = f"{decision.serving.seconds_per_million:.1f}"
     for key, value in tags.items():
         client.set_model_version_tag(project.name, version, key, value)
-    if decision.promoted:
-        _set_champions(project, [*champions(project), version])
 
 
 def replace_report(project: Project, version: str, page: str) -> None:
@@ -199,13 +199,27 @@ def replace_report(project: Project, version: str, page: str) -> None:
 
 
 def champions(project: Project) -> list[str]:
-    """Versions that were champion, oldest first; the last one is the current champion."""
+    """Versions that were champion, oldest first; the last one is the current champion.
+
+    The alias counts: where the stored list does not end with it, as its update had failed, later
+    versions are left out, or the champion is added.
+    """
     champion = alias_version(project, "champion")
     if champion is None:
         return []
     tags = mlflow.MlflowClient().get_registered_model(project.name).tags
     versions = json.loads(tags.get(CHAMPIONS_TAG, "[]"))
-    return versions if versions and versions[-1] == champion else [*versions, champion]
+    if champion not in versions:
+        return [*versions, champion]
+    return versions[: len(versions) - versions[::-1].index(champion)]
+
+
+def versions_in_use(project: Project) -> list[str]:
+    """Versions with an alias, and earlier champions."""
+    model = registered_model(project)
+    if model is None:
+        return []
+    return list(dict.fromkeys([*map(str, model.aliases.values()), *champions(project)]))
 
 
 def roll_back(project: Project, dry_run: bool = False) -> tuple[str, str]:
@@ -253,8 +267,8 @@ def frozen(project: Project) -> str | None:
 
 def _set_champions(project: Project, versions: list[str]) -> None:
     client = mlflow.MlflowClient()
-    client.set_registered_model_tag(project.name, CHAMPIONS_TAG, json.dumps(versions[-50:]))
     client.set_registered_model_alias(project.name, "champion", versions[-1])
+    client.set_registered_model_tag(project.name, CHAMPIONS_TAG, json.dumps(versions[-50:]))
     if len(versions) > 1:
         client.set_registered_model_alias(project.name, "previous_champion", versions[-2])
     elif alias_version(project, "previous_champion") is not None:

@@ -26,10 +26,14 @@ def context(tmp_path):
     return context
 
 
+def events_of(context) -> pl.Schema:
+    return context.workspace.scan("events", [FIRST]).collect_schema()
+
+
 def test_given_candidates_are_cast_to_the_logs_types(context):
     write_candidates(context, FIRST, pl.DataFrame({"u": ["1", "2"], "i": [3.0, 4.0]}))
     rows = load_candidates(context, FIRST)
-    cast = cast_keys(rows, context.workspace, FIRST).collect()
+    cast = cast_keys(rows, events_of(context), FIRST).collect()
     assert cast.rows() == [(1, 3), (2, 4)]
     assert cast.dtypes == [pl.Int64, pl.Int64]
 
@@ -38,13 +42,13 @@ def test_an_id_that_is_no_number_is_an_error(context):
     write_candidates(context, FIRST, pl.DataFrame({"u": ["1", "anna"], "i": [3, 4]}))
     rows = load_candidates(context, FIRST)
     with pytest.raises(ProjectError, match=r"'user_id' is String and holds \['anna'\].*Int64"):
-        cast_keys(rows, context.workspace, FIRST)
+        cast_keys(rows, events_of(context), FIRST)
 
 
 def test_a_surface_is_cast_to_the_logs_type(context):
     write_candidates(context, FIRST, pl.DataFrame({"u": [1], "i": [3], "tab": [1]}))
     rows = load_candidates(context, FIRST)
-    assert cast_keys(rows, context.workspace, FIRST, ["tab"]).collect()["tab"].to_list() == ["1"]
+    assert cast_keys(rows, events_of(context), FIRST, ["tab"]).collect()["tab"].to_list() == ["1"]
 
 
 def test_a_missing_set_column_or_user_is_an_error(context):

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtl_ranker.features.view import view_digest, views_of
+from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.scoring import score_day
+from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, write_log
 from tests.projects import TINY, changed, project, write_project
 
@@ -86,3 +89,56 @@ def test_top_k_is_tonights(trained):
     context, ranker, expected = trained
     edited = replace(context, project=project(scoring={"top_k": 2}))
     assert ranking(edited, ranker).equals(expected.filter(pl.col("rank") <= 2))
+
+
+def test_only_the_views_of_models_with_other_features_are_needed(trained):
+    context, ranker, _ = trained
+    model = (ranker.artifact.project, ranker.artifact.sql)
+    other = (project(features={"rates": "relative"}), ranker.artifact.sql)
+    assert views_of(context, [model]) == set()
+    edited = replace(context, project=project(features={"windows": [2]}))
+    [own] = views_of(edited, [model])
+    assert views_of(edited, [model, other]) == {own} | views_of(edited, [other])
+    assert own not in views_of(edited, [other])
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"windows": [2]},
+        {"smoothing": 7.0},
+        {"rates": "relative"},
+        {"entities": [["user_id"]]},
+        {"signals": {"half": "play / 2"}},
+        {"categoricals": [{"column": "tab"}]},
+        {"lists": [{"column": "tags"}]},
+        {"numerics": ["price"]},
+        {"histories": [{"signal": "click", "columns": ["tab"], "length": 2}]},
+    ],
+    ids=lambda features: next(iter(features)),
+)
+def test_every_setting_that_changes_a_feature_changes_the_view(trained, features):
+    """Examples of the champion would otherwise be taken from those of the project file."""
+    context, _, _ = trained
+    edited = replace(context, project=project(features=features))
+    assert view_digest(edited) != view_digest(context)
+    same = replace(context, project=project(features={"bins": 3}))
+    assert view_digest(same) == view_digest(context)
+
+
+def test_days_that_only_the_models_windows_read_are_ingested(tmp_path):
+    """The project's windows were shortened and nights were missed, so that days are unpublished."""
+    write_project(tmp_path)
+    write_log(tmp_path)
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    build_split(context, LAST)
+    saved = train_suite(context, LAST).winner.artifact.save(tmp_path / "saved")
+    ranker = RegisteredRanker(RankerArtifact.load(saved), "1")
+    expected = ranking(context, ranker)
+    short = replace(
+        context,
+        project=project(features={"windows": [1]}),
+        workspace=Workspace(tmp_path / "other"),
+    )
+    ingest_day(short, LAST)
+    assert ranking(short, ranker).equals(expected)
