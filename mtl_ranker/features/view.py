@@ -1,6 +1,6 @@
 """A feature view: the definition of a model's features.
 
-A model is trained, judged and scored on its own view, whatever tonight's project file says.
+A model is trained, judged and scored on its own view, whatever the project file says now.
 `model_context` gives the context of a saved model: where its view differs from the project's, its
 aggregates and examples lie in a folder of their own, named after the view.
 """
@@ -91,18 +91,18 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
     """The context in which a saved model's features are built.
 
     Features, labels and context columns are the model's. How the log is read, where the tables lie,
-    the candidates and how many of them are kept are tonight's.
+    the candidates and how many of them are kept are as the project file says now.
 
     Args:
         project, sql: of the saved model.
     """
-    tonight = context.project
+    current = context.project
     tables = {
-        which: _moved(getattr(project.log, which), getattr(tonight.log, which))
+        which: _at_current_path(getattr(project.log, which), getattr(current.log, which))
         for which in ("users", "items")
     }
-    log = tonight.log.model_copy(update={"context": project.log.context, **tables})
-    scoring = tonight.scoring.model_copy(
+    log = current.log.model_copy(update={"context": project.log.context, **tables})
+    scoring = current.scoring.model_copy(
         update={"blend": project.scoring.blend, "weights": project.scoring.weights}
     )
     own = replace(
@@ -132,8 +132,8 @@ def views_of(
     return needed
 
 
-def _moved(table: Table | None, tonight: Table | None) -> Table | None:
-    """A table with the model's columns, read from where it lies tonight."""
-    if table is None or tonight is None:
+def _at_current_path(table: Table | None, current: Table | None) -> Table | None:
+    """A table with the model's columns, read from its path in the project file."""
+    if table is None or current is None:
         return table
-    return table.model_copy(update={"path": tonight.path})
+    return table.model_copy(update={"path": current.path})

@@ -74,7 +74,7 @@ def tune_lightgbm(
 
     Args:
         examples: train, validate and test. The test rows are only predicted.
-        on_training: told in words what was trained, after each training but a refit.
+        on_training: called with a description of each training but a refit, when it ends.
     """
     tell = on_training or (lambda words: None)
     began, refit_seconds = time.perf_counter(), 0.0

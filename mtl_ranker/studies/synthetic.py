@@ -144,7 +144,7 @@ def run_starts(
     """Every model × correlation from random starts, each with data of its own.
 
     Start s has the same tasks and rows for every model, so that models compare in pairs.
-    `on_progress` is told what is trained, and how many of its replica-steps were just done.
+    `on_progress` is called with what is trained and how many of its replica-steps were just done.
     """
     units = equal_units()
     losses: dict[tuple[str, float], np.ndarray] = {}

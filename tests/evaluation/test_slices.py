@@ -66,3 +66,9 @@ def test_a_slice_with_too_few_positives_is_left_out_and_never_the_worst():
     rows = PredictedRows(label[:, None], prediction, np.arange(909))
     metrics = slice_metrics([Task("click", "binary")], rows, {"tab": tab})
     assert {s.value for s in metrics} == {"large"}
+
+
+def test_without_any_history_every_row_is_cold():
+    frame = pl.DataFrame({"n": [None, None]}, schema={"n": pl.Float32})
+    slices = divide(frame, [], {"user": "n"})
+    assert slices["user activity"].to_list() == ["cold (not seen in the window)"] * 2

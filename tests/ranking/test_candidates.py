@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import polars as pl
@@ -10,7 +11,13 @@ import pytest
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
-from mtl_ranker.ranking.candidates import cast_keys, generate_candidates, load_candidates
+from mtl_ranker.ranking.candidates import (
+    cast_keys,
+    describe_candidates,
+    generate_candidates,
+    load_candidates,
+    prepared_candidates,
+)
 from tests.conftest import FIRST, write_log
 from tests.projects import write_project
 from tests.ranking.test_scoring import write_candidates
@@ -75,3 +82,50 @@ def test_generated_candidates_are_active_users_times_recent_items_with_context(c
     for user, rows in last.group_by("user_id"):
         modes = rows["tab"].mode().to_list()
         assert set(candidates.filter(pl.col("user_id") == user[0])["tab"]) <= set(modes)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        ({"u": [1.9], "i": [3]}, r"'user_id' is Float64 and holds \[1.9\], but it is Int64"),
+        ({"u": [2.0**53 + 2], "i": [3]}, r"'user_id' is Float64 and holds"),
+        ({"u": ["01"], "i": [3]}, r"'user_id' is String and holds \['01'\]"),
+        ({"u": [True], "i": [3]}, "'user_id' is Boolean, but it is Int64 in the log; allowed"),
+        ({"u": [[1]], "i": [3]}, r"'user_id' is List\(Int64\), but it is Int64"),
+        ({"u": [1], "user_id": [1], "i": [3]}, "has both 'u' and 'user_id'"),
+        ({"u": [1], "i": [3], "tab": [["a"]]}, r"'tab' is List\(String\), but it is String"),
+    ],
+)
+def test_values_that_are_no_ids_are_refused(context, frame, message):
+    write_candidates(context, FIRST, pl.DataFrame(frame))
+    with pytest.raises(ProjectError, match=message):
+        prepared_candidates(context, FIRST)
+
+
+def test_files_of_different_kinds_are_refused_and_of_different_widths_are_read(context):
+    write_candidates(context, FIRST, pl.DataFrame({"u": [1], "i": [3]}))
+    other = context.source.root / f"candidates/date={FIRST}/b.parquet"
+    pl.DataFrame({"u": [2], "i": [4]}).cast(pl.Int16).write_parquet(other)
+    rows = prepared_candidates(context, FIRST).collect()
+    assert rows.select("user_id", "item_id").rows() == [(1, 3), (2, 4)]
+    pl.DataFrame({"u": ["2"], "i": [4]}).write_parquet(other)
+    with pytest.raises(ProjectError, match=r"b.parquet: column 'u' is String, but Int64 in .*a.p"):
+        prepared_candidates(context, FIRST)
+
+
+def test_unknown_users_and_items_and_repeated_pairs_are_counted(context):
+    rows = {"u": [1, 99, 99, 1], "i": [3, 3, 77, 3], "tab": ["home", "home", "home", "search"]}
+    day = FIRST + timedelta(days=3)
+    write_candidates(context, day, pl.DataFrame(rows))
+    text = describe_candidates(context, day)
+    assert "4 candidates of 2 users and 2 items" in text
+    assert "without an event in the last 3 days: 1 users, 1 items" in text
+    assert "1 rows have the user and item of another row and another tab" in text
+
+
+def test_a_context_column_that_left_the_log_is_null(context):
+    """The last day has no such column, but a saved model has it as context."""
+    log = context.project.log.model_copy(update={"context": ["tab", "gone"]})
+    moved = replace(context, project=context.project.model_copy(update={"log": log}))
+    write_candidates(context, FIRST, pl.DataFrame({"u": [1], "i": [3], "tab": ["home"]}))
+    assert prepared_candidates(moved, FIRST).collect()["gone"].to_list() == [None]

@@ -6,6 +6,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
+from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.tracking import connection, registry
 from mtl_ranker.tracking.connection import without_credentials
@@ -87,3 +88,27 @@ def test_only_a_missing_model_means_that_there_is_no_champion(trained, monkeypat
 )
 def test_addresses_are_shown_without_credentials(url, shown):
     assert without_credentials(url) == shown
+
+
+def test_a_promotion_that_fails_leaves_no_version_to_roll_back_to(trained, monkeypatch):
+    context, suite = trained
+    registry.record(context, suite)
+    registry.record_decision(context.project, "1", Decision(True, "first"))
+    mlflow.MlflowClient().create_model_version("tiny", "models:/tiny/1")
+
+    def unavailable(*arguments, **options):
+        raise MlflowException("503 Service Unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "set_registered_model_alias", unavailable)
+        with pytest.raises(MlflowException, match="503"):
+            registry.record_decision(context.project, "2", Decision(True, "better"))
+    assert registry.champions(context.project) == ["1"]
+    assert "promoted" not in mlflow.MlflowClient().get_model_version("tiny", "2").tags
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "set_registered_model_tag", unavailable)
+        with pytest.raises(MlflowException, match="503"):
+            registry.record_decision(context.project, "2", Decision(True, "better"))
+    assert registry.champions(context.project) == ["1", "2"]
+    assert registry.roll_back(context.project) == ("2", "1")
+    assert registry.champions(context.project) == ["1"]
