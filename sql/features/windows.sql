@@ -11,7 +11,9 @@ with recent as (
 overall as (
     select
         {%- for window in windows %}
-        count(distinct case when "day" >= {{ as_of - window }} then "day" end) as "days_{{ window }}d",
+        count(
+            distinct case when "day" >= {{ as_of - window }} then "day" end
+        ) as "days_{{ window }}d",
         {%- for signal in signals %}
         sum(
             case when "day" >= {{ as_of - window }} then "{{ signal }}_sum" else 0.0 end
