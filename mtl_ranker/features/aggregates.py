@@ -148,8 +148,8 @@ def _is_log1p(project: Project, name: str) -> bool:
 def aggregate_history(context: Context, day: date) -> None:
     """Publish the daily aggregates that features as of D read, where they are not up to date.
 
-    A model may look further back than the project file: days of the log that are not published yet
-    are ingested first.
+    A model may look further back than the project file: days of the log that are not published,
+    although a later one is, are ingested first.
     """
     longest = context.project.features.windows[-1]
     ingest_missing(context, [d for d in context.source.days() if 0 < (day - d).days <= longest])

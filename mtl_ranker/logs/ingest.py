@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date
@@ -13,6 +14,8 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.contract import check_events, used_columns
 from mtl_ranker.workspace import Workspace, fingerprint
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,17 @@ def ingest_day(context: Context, day: date) -> IngestReport:
 
 
 def ingest_missing(context: Context, days: list[date]) -> None:
-    """Ingest those of `days` that were never published. Raises ProjectError as `ingest_day`."""
-    published = set(context.workspace.days("events"))
+    """Ingest those of `days` that were never published although a later day was.
+
+    A day that cannot be ingested is logged as a warning: a ranking without it is better than none.
+    """
+    published = context.workspace.days("events")
     for day in days:
-        if day not in published:
-            ingest_day(context, day)
+        if day not in published and published and day < published[-1]:
+            try:
+                ingest_day(context, day)
+            except (ProjectError, OSError) as error:
+                LOG.warning("%s is missing in the features: %s", day, error)
 
 
 def events_provenance(context: Context, day: date) -> dict[str, str]:

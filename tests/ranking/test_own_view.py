@@ -142,3 +142,16 @@ def test_days_that_only_the_models_windows_read_are_ingested(tmp_path):
     )
     ingest_day(short, LAST)
     assert ranking(short, ranker).equals(expected)
+
+
+def test_a_last_day_that_cannot_be_read_is_not_needed(trained, tmp_path):
+    """After a failed ingest of the last day the champion ranks with the days before."""
+    write_project(tmp_path)
+    write_log(tmp_path)
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    for day in context.source.days()[:-1]:
+        ingest_day(context, day)
+    (tmp_path / "log" / f"date={LAST}" / "part-0.parquet").write_bytes(b"PAR1 and no more")
+    _, ranker, _ = trained
+    assert ranking(context, ranker).height > 0
+    assert LAST not in context.workspace.days("events")
