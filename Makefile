@@ -32,7 +32,8 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,servers,studies,cluster]'
+	@echo "installing into $(VENV): 2.4 GB, a few minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,servers,studies,cluster]'
 	touch $(STAMP)
 
 clean:

@@ -36,7 +36,7 @@ def features(context: Context, day: date) -> list[date]:
     if day not in published:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
     days = split_days(project, published, day)
-    rows = [*days.train, *days.validate, *days.test]
+    rows = days.all
     with context.workspace.lock(f"features {day}"):
         aggregated = [
             aggregate_task(context, d) for d in with_progress(published, "aggregating days")

@@ -19,6 +19,7 @@ from prefect.exceptions import MissingContextError
 from rich.progress import track
 from rich.text import Text
 
+from mtl_ranker.errors import is_outside
 from mtl_ranker.reports.console import console
 
 
@@ -62,17 +63,12 @@ def is_retryable(task: object, run: object, state: object) -> bool:
     try:
         state.result()  # type: ignore[attr-defined]
     except Exception as error:
-        if isinstance(error, OSError):
-            return error.errno not in LASTING
-        return type(error).__module__.split(".")[0] in REMOTE
+        return is_outside(error) and getattr(error, "errno", None) not in LASTING
     return False
 
 
 # A full disk, a file that is missing or may not be read: waiting does not help.
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EACCES, errno.EROFS}
-
-# Packages whose errors come from a server or a database.
-REMOTE = {"mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3", "httpx"}
 
 RETRY: dict[str, Any] = {
     "cache_policy": NO_CACHE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Literal
@@ -22,13 +23,14 @@ from flows.schedule import in_turn, mark_lost_runs, scheduled_yesterday
 from flows.score import score
 from flows.train import train
 from mtl_ranker.context import Context
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.features.days import needed_days, needed_history, split_days
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.candidates import describe_candidates
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.tracking import connection, registry
 from mtl_ranker.training.network import model_specs
+from mtl_ranker.workspace import FileSize
 
 
 def run_name() -> str:
@@ -47,7 +49,7 @@ def nightly(
 ) -> Ranked:
     """Train on the log up to day D, which has ended, and rank the candidates of D + 1.
 
-    If a step before scoring fails, the current champion ranks the candidates, and the run then
+    If a step fails, the champion, or the one before it, ranks the candidates, and the run then
     fails with the original error.
 
     Args:
@@ -75,13 +77,13 @@ def nightly(
             decision = promote(context, chosen)
             if registry.alias_version(context.project, "champion") is None:
                 raise ProjectError(f"there is no champion to rank with: {decision.reason}")
+        except Exception as failure:
+            rank_after(failure, context, tomorrow, ["champion", "previous_champion"])
+            raise
+        try:
             ranked = score(context, tomorrow, cluster)
         except Exception as failure:
-            try:
-                rank_with_champion(context, tomorrow, failure)
-            except Exception as ranking_failure:
-                message = f"ranking failed too: {first_line(ranking_failure)}"
-                announce("failed", message, logging.ERROR)
+            rank_after(failure, context, tomorrow, ["previous_champion"])
             raise
     announce("done", ranked.path)
     create_markdown_artifact(
@@ -97,7 +99,7 @@ def build_on(cluster: str, context: Context, day: date) -> None:
     """Build events, aggregates and examples that a training on D reads on a cluster."""
     available = context.source.days()
     split = split_days(context.project, needed_days(context.project, available, day), day)
-    days = [*split.train, *split.validate, *split.test]
+    days = split.all
     wanted = needed_history(context.project, available, days)
     run_days.with_options(task_runner=runner_of(cluster, 2))(context, wanted, days)
 
@@ -120,16 +122,16 @@ def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: fl
     after `wait_minutes`. A day that is missing although nothing is waited for is left to `ingest`.
     """
     deadline = time.monotonic() + 60 * wait_minutes
-    previous: list[str] | None = None
+    previous: list[FileSize] = []
     announced = False
     while True:
         arrived = day in context.source.days()
-        sizes = context.source.sizes(day) if arrived else None
         if not arrived and wait_minutes <= 0:
             return
+        sizes = context.source.sizes(day) if arrived else []
         if arrived and (context.project.log.ready or sizes == previous or _settled(sizes)):
             return
-        grows = arrived and previous is not None
+        grows = arrived and bool(previous)
         if time.monotonic() >= deadline and (grows or not arrived):
             problem = "still grows after" if grows else "did not arrive within"
             raise ProjectError(
@@ -142,10 +144,9 @@ def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: fl
         time.sleep(poll_seconds or 1.0)
 
 
-def _settled(sizes: list[str] | None) -> bool:
-    """Whether no file has changed within the last minute; `sizes` as of `Source.sizes`."""
-    changed = max((int(text.rsplit(":", 1)[1]) for text in sizes or []), default=0)
-    return time.time() - changed / 1e9 > SETTLED
+def _settled(sizes: Sequence[FileSize]) -> bool:
+    """Whether no file has changed within the last minute."""
+    return time.time() - max(size.modified for size in sizes) > SETTLED
 
 
 def look_at_candidates(context: Context, day: date) -> None:
@@ -162,35 +163,33 @@ def look_at_candidates(context: Context, day: date) -> None:
         announce("candidates", problem, logging.ERROR)
 
 
-def first_line(failure: Exception) -> str:
-    """The first line of an exception's message, or its type if it has none."""
-    return (str(failure).strip() or type(failure).__name__).splitlines()[0]
+def rank_after(failure: Exception, context: Context, day: date, aliases: Sequence[str]) -> None:
+    """Rank day D's candidates after a failure, with the first model that can; never raises.
 
-
-def rank_with_champion(context: Context, day: date, failure: Exception) -> None:
-    """After a failure, rank day D's candidates with the champion, or with the one before it."""
-    connection.connect(context.workspace)
+    Args:
+        aliases: of the models, in this order.
+    """
     reason = first_line(failure)
-    aliases = ("champion", "previous_champion")
-    versions = [registry.alias_version(context.project, alias) for alias in aliases]
-    versions = list(dict.fromkeys(version for version in versions if version is not None))
-    if not versions or not context.workspace.days("events"):
-        announce("failed", f"{reason}; there is no champion to rank with", logging.ERROR)
+    try:
+        connection.connect(context.workspace)
+        found = [registry.alias_version(context.project, alias) for alias in aliases]
+    except Exception as problem:
+        announce("failed", f"{reason}; ranking failed too: {first_line(problem)}", logging.ERROR)
         return
-    announce(
-        "failed",
-        f"{reason}; the champion (version {versions[0]}) ranks with the published data",
-        logging.ERROR,
-    )
+    versions = [version for version in found if version is not None]
+    role = aliases[0].replace("_", " ")
+    if not versions or not context.workspace.days("events"):
+        announce("failed", f"{reason}; there is no {role} to rank with", logging.ERROR)
+        return
+    message = f"the {role} (version {versions[0]}) ranks with the published data"
+    announce("failed", f"{reason}; {message}", logging.ERROR)
     for version in versions:
         try:
             ranked = score(context, day, version=version)
         except Exception as problem:
-            if version == versions[-1]:
-                raise
-            announce("failed", f"version {version}: {first_line(problem)}", logging.ERROR)
-            continue
-        announce(
-            "ranked", f"{ranked.path}, by version {version}, after the failure", logging.WARNING
-        )
-        return
+            if first_line(problem) != reason:
+                announce("failed", f"version {version}: {first_line(problem)}", logging.ERROR)
+        else:
+            message = f"{ranked.path}, by version {version}, after the failure"
+            announce("ranked", message, logging.WARNING)
+            return

@@ -11,6 +11,7 @@ from flows.night import RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.promotion import Decision, accept_by_hand, compare_artifacts
+from mtl_ranker.reports.console import console
 from mtl_ranker.reports.page import with_decision
 from mtl_ranker.tracking import connection, registry
 
@@ -47,17 +48,19 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
     elif champion is not None and frozen is not None:
         decision = Decision(False, f"kept the champion: it is frozen ({frozen})")
     else:
-        decision = decide_task(context, day, champion, accept)
+        with console.status("comparing with the champion, loading the model in a fresh process"):
+            decision = decide_task(context, day, champion, accept)
     if dry_run:
         announce("promote", f"would be: {decision.reason}; champion stays version {champion}")
         return decision
-    registry.record_decision(project, challenger, decision)
     page = context.workspace.root / f"reports/{day}.html"
-    if page.is_file() and champion != challenger:
-        confidence = project.promotion.confidence
-        text = with_decision(page.read_text("utf-8"), decision, challenger, champion, confidence)
-        context.workspace.publish_file(f"reports/{day}.html", text)
-        registry.replace_report(project, challenger, text)
+    if champion != challenger:  # otherwise the decision that made it champion stands
+        registry.record_decision(project, challenger, decision)
+        if page.is_file():
+            confidence, text = project.promotion.confidence, page.read_text("utf-8")
+            text = with_decision(text, decision, challenger, champion, confidence)
+            context.workspace.publish_file(f"reports/{day}.html", text)
+            registry.replace_report(project, challenger, text)
     now = registry.alias_version(project, "champion")
     announce("promote", f"{decision.reason}; champion is version {now}")
     create_markdown_artifact(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import date
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from flows.schedule import mark_lost_runs
 from mtl_ranker.context import Context
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.artifact import RegisteredRanker
-from mtl_ranker.ranking.candidates import candidate_days, describe_candidates
+from mtl_ranker.ranking.candidates import candidate_days
 from mtl_ranker.ranking.scoring import (
     Ranked,
     RankingPart,
@@ -87,8 +88,6 @@ def score(
         version: the model; by default the champion.
     """
     connection.connect(context.workspace)
-    if context.project.scoring.candidates is not None:
-        announce("candidates", describe_candidates(context, day))
     if cluster is None:
         ranked = score_task(context, day, version)
     else:
@@ -102,6 +101,13 @@ def score(
         f"{ranked.candidates:,} candidates of {ranked.users:,} users for {day}; "
         f"top {context.project.scoring.top_k} each",
     )
+    if ranked.repeated:
+        announce(
+            "score",
+            f"{ranked.repeated:,} rows have the user and item of another row and another "
+            f"{' or '.join(context.project.log.context)}: the first of them is ranked",
+            logging.WARNING,
+        )
     create_markdown_artifact(key="rankings", markdown=f"`{ranked.path}`: {ranked.rows:,} rows")
     return ranked
 

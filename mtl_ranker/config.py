@@ -60,6 +60,11 @@ class Table(Settings):
         None, description="date column from which an age in days is computed"
     )
 
+    @property
+    def joined(self) -> list[str]:
+        """The columns that are joined to rows, beside the key and an age."""
+        return [*self.columns, *self.lists]
+
 
 class Log(Settings):
     """Where the impression log is stored and what its columns mean."""

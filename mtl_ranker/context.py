@@ -13,7 +13,7 @@ from pydantic_core import core_schema
 
 from mtl_ranker.config import Log, Project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import FileSize, Workspace
 
 
 @runtime_checkable
@@ -33,8 +33,8 @@ class Source(Protocol):
     def with_log(self, log: Log) -> Source:
         """The same files read by other settings."""
 
-    def sizes(self, day: date) -> list[str]:
-        """Size and time of each file that the day's rows are read from; changes as they grow."""
+    def sizes(self, day: date) -> list[FileSize]:
+        """Size and time of each file that the day's rows are read from."""
 
     def state(self, day: date) -> list[str]:
         """Name and content's hash of each file that the day's rows are read from."""

@@ -1,4 +1,7 @@
-"""The one exception for mistakes in settings and data; printed without a stack trace."""
+"""Mistakes in settings and data, and errors that come from outside the program.
+
+Both are printed as a sentence without a stack trace.
+"""
 
 
 class ProjectError(Exception):
@@ -6,3 +9,17 @@ class ProjectError(Exception):
 
     The message names the place (file, key, column or row), what was found, and what is allowed.
     """
+
+
+# Packages whose errors come from a server or a database.
+REMOTE = {"mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3", "httpx"}
+
+
+def is_outside(error: BaseException) -> bool:
+    """Whether an error comes from a disk, a server or a database."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in REMOTE
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -24,16 +24,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from mtl_ranker.errors import ProjectError
 
 PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
-MEMORY = ".remembered"
+CACHE = ".cache"
 ABANDONED = 7 * 86_400.0  # seconds
 BUILD = "build"  # the lock of everything up to a trained model
+_LOADED: dict[Path, dict[str, Any]] = {}  # entries of caches that this process has read
 _HELD: set[str] = set()  # files of the build locks that this process holds
 Provenance = Mapping[str, str]  # input of a partition, by name → its fingerprint
 
@@ -43,10 +44,20 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()[:32]
 
 
-def file_state(path: Path) -> str:
-    """A file's name, size and modification time: changes while the file is written."""
-    stat = path.stat()
-    return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
+class FileSize(NamedTuple):
+    """A file's name, size in bytes and modification time in seconds since 1970.
+
+    They change while the file is written.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+    @classmethod
+    def of(cls, path: Path) -> FileSize:
+        stat = path.stat()
+        return cls(path.name, stat.st_size, stat.st_mtime)
 
 
 def file_content(path: Path, workspace: Workspace | None = None) -> str:
@@ -63,7 +74,7 @@ def file_content(path: Path, workspace: Workspace | None = None) -> str:
         return f"{path.name}:{digest()}"
     stat = path.stat()
     stamp = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
-    return f"{path.name}:{workspace.remembered(f'content of {path.resolve()}', stamp, digest)}"
+    return f"{path.name}:{workspace.cached(f'content of {path.resolve()}', stamp, digest)}"
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
@@ -158,7 +169,7 @@ class Workspace:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         return target
 
-    def remembered(self, subject: str, stamp: str, compute: Callable[[], Any]) -> Any:
+    def cached(self, subject: str, stamp: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, or what it returned last for this subject if the stamp was the same.
 
         Nothing is stored in a workspace that does not exist.
@@ -166,19 +177,17 @@ class Workspace:
         Args:
             compute: returns what JSON can hold.
         """
-        place = f"{MEMORY}/{fingerprint(subject)}.json"
-        try:
-            stored = json.loads((self.root / place).read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            stored = {}
-        if stored.get("stamp") == stamp:
-            return stored["value"]
-        value = compute()
-        if self.root.is_dir():
-            self.publish_file(
-                place, json.dumps({"subject": subject, "stamp": stamp, "value": value})
-            )
-        return value
+        place = f"{CACHE}/{fingerprint(subject)}.json"
+        file = self.root / place
+        if _LOADED.get(file, {}).get("stamp") != stamp and file.is_file():
+            _LOADED[file] = json.loads(file.read_text("utf-8"))
+        stored = _LOADED.get(file)
+        if stored is None or stored["stamp"] != stamp:
+            stored = {"subject": subject, "stamp": stamp, "value": compute()}
+            _LOADED[file] = stored
+            if self.root.is_dir():
+                self.publish_file(place, json.dumps(stored))
+        return stored["value"]
 
     @contextmanager
     def lock(self, what: str, scope: str = BUILD, wait: bool = False) -> Iterator[None]:

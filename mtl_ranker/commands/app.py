@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mtl_ranker.environment import prepare
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, first_line, is_outside
 
 if TYPE_CHECKING:
     from mtl_ranker.context import Context
@@ -139,10 +139,7 @@ def ingest(
 ) -> None:
     """Validate and publish the events of day D and of the earlier days that training needs."""
     context = _open(config, data, workspace, make=not dry_run)
-    if dry_run:
-        _dry_run(context, day, "build")
-        return
-    _run_step("ingest", context, day)
+    _run_step("ingest", context, day, planned="build" if dry_run else None)
 
 
 @command("features", NIGHT)
@@ -155,10 +152,7 @@ def features(
 ) -> None:
     """Aggregate published events and build the training examples of the split that ends with D."""
     context = _open(config, data, workspace, make=not dry_run)
-    if dry_run:
-        _dry_run(context, day, "build")
-        return
-    _run_step("features", context, day)
+    _run_step("features", context, day, planned="build" if dry_run else None)
 
 
 @command("train", NIGHT)
@@ -172,10 +166,9 @@ def train(
 ) -> None:
     """Train all models on the split that ends with day D and register the winner as challenger."""
     context = _open(config, data, workspace, make=not dry_run)
-    if dry_run:
-        _dry_run(context, day, "train")
+    suite = _run_step("train", context, day, planned="train" if dry_run else None)
+    if suite is None:
         return
-    suite = _run_step("train", context, day)
     from mtl_ranker.reports.tables import comparison_rows
 
     _write(write, {"winner": suite.winner.label, "models": comparison_rows(suite)})
@@ -733,8 +726,16 @@ def _check_registry(context: Context) -> None:
         raise ProjectError(f"{database}: no models are registered; run `mtl-ranker nightly` first")
 
 
-def _run_step(name: str, context: Context, day: datetime | None, **options: Any) -> Any:
-    """Run the flow of one step for day D, or for the last day of the log."""
+def _run_step(
+    name: str, context: Context, day: datetime | None, planned: str | None = None, **options: Any
+) -> Any:
+    """Run the flow of one step for day D, or for the last day of the log.
+
+    Args:
+        planned: a part of the night's plan that is printed instead, without running anything.
+    """
+    if planned is not None:
+        return _dry_run(context, day, planned)
     chosen = _chosen(context, day, logged=name in ("ingest", "features", "train"))
     if name in ("score", "promote"):
         _check_registry(context)
@@ -743,9 +744,6 @@ def _run_step(name: str, context: Context, day: datetime | None, **options: Any)
 
 def main() -> None:
     run_app(app)
-
-
-REMOTE = {"mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3", "httpx"}
 
 
 def run_app(program: Callable[[], Any]) -> None:
@@ -758,12 +756,10 @@ def run_app(program: Callable[[], Any]) -> None:
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
     except Exception as error:
-        # What a disk, a server or a database answers is no fault of the program.
-        package = type(error).__module__.split(".")[0]
-        if not isinstance(error, OSError) and package not in REMOTE:
+        if not is_outside(error):
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        Console(stderr=True).print(Text.assemble(("error", "bold red"), " ", lines[0]))
+        message = Text.assemble(("error", "bold red"), " ", first_line(error))
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(1)
 
 

@@ -15,7 +15,7 @@ from mtl_ranker.features.columns import (
     check_known_beforehand,
     numeric_features,
 )
-from mtl_ranker.features.days import split_days
+from mtl_ranker.features.days import span, split_days
 from mtl_ranker.logs.contract import check_events, check_expressions, derived_columns
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.training.dataset import check_labels
@@ -77,7 +77,5 @@ def check_project(config: str, data: Path) -> Iterator[str]:
         e.alias(LABEL + name) for name, e in derived_columns(project).items() if name in labels
     ]
     labelled = [source.scan_day(day).select(expressions) for day in days.train]
-    check_labels(
-        project, pl.concat(labelled), f"train days {days.train[0]}..{days.train[-1]}", "train"
-    )
+    check_labels(project, pl.concat(labelled), f"train days {span(days.train)}", "train")
     yield "ok  every objective occurs in the training days"

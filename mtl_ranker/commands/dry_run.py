@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import stale_aggregates
-from mtl_ranker.features.days import needed_days, needed_history, split_days
+from mtl_ranker.features.days import needed_days, needed_history, span, split_days
 from mtl_ranker.features.examples import examples_provenance
 from mtl_ranker.logs.ingest import events_provenance
 from mtl_ranker.ranking.candidates import candidate_files
@@ -56,15 +56,14 @@ def plan_night(context: Context, day: date) -> Iterator[tuple[str, str]]:
     specs = model_specs(project)
     available = source.days()
     split = split_days(project, needed_days(project, available, day), day)
-    days = [*split.train, *split.validate, *split.test]
+    days = split.all
     for line in plan_days(context, days):
         yield "build", line
     seeds = len(project.training.seeds)
     yield (
         "train",
-        f"train    {len(specs)} models x {seeds} seeds on {split.train[0]}..{split.train[-1]}, "
-        f"validate {split.validate[0]}..{split.validate[-1]}, "
-        f"test {split.test[0]}..{split.test[-1]}",
+        f"train    {len(specs)} models x {seeds} seeds on {span(split.train)}, "
+        f"validate {span(split.validate)}, test {span(split.test)}",
     )
     yield "rank", plan_ranking(context, day + timedelta(days=1))
 

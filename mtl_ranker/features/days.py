@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -21,6 +22,11 @@ class SplitDays:
     def all(self) -> list[date]:
         """Training, validation and test days."""
         return [*self.train, *self.validate, *self.test]
+
+
+def span(days: Sequence[date]) -> str:
+    """`first..last`, or the day if there is only one."""
+    return str(days[0]) if len(days) == 1 else f"{days[0]}..{days[-1]}"
 
 
 def split_days(project: Project, available: list[date], day: date) -> SplitDays:

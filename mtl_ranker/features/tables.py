@@ -66,7 +66,7 @@ def tables_fingerprint(context: Context, day: date) -> str:
 
     log = context.project.log
     subject = fingerprint("table rows", day, log.users, log.items)
-    return workspace.remembered(subject, fingerprint(events, *state), rows_digest)
+    return workspace.cached(subject, fingerprint(events, *state), rows_digest)
 
 
 def scan_events(context: Context, days: list[date]) -> pl.LazyFrame:
@@ -77,9 +77,9 @@ def scan_events(context: Context, days: list[date]) -> pl.LazyFrame:
     """
     workspace = context.workspace
     rows = workspace.scan("events", days)
+    log = context.project.log
     have = set(rows.collect_schema())
-    tables = static_tables(context.source)
-    have |= {name for table in tables.values() for name in table.collect_schema()}
+    have |= {name for table in (log.users, log.items) if table for name in table.joined}
     missing = used_columns(context.project) - have
     if not missing:
         return rows

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from mtl_ranker.config import GIVEN, Log, Project, Range
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, first_line
 
 if TYPE_CHECKING:
     import dataframely as dy
@@ -63,7 +63,7 @@ def label_expression(expression: str, place: str) -> pl.Expr:
     try:
         return pl.sql_expr(expression).cast(pl.Float64)
     except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ProjectError(f"{place}: {expression!r} is no SQL expression ({reason})") from error
 
 
@@ -127,7 +127,7 @@ def check_expressions(
                 f"it has: {', '.join(columns)}"
             ) from error
         except pl.exceptions.PolarsError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ProjectError(f"{place}: {name!r} = {texts[name]!r}: {reason}") from error
 
 
@@ -201,8 +201,13 @@ def check_events(
                 f"log.unique: no column {name!r}; after mapping {place} has: "
                 f"{', '.join(schema.names())}"
             )
-    names = [name for name in columns or schema.names() if name != GIVEN]
-    check_expressions(project, schema, place, names)
+    if "reason" in schema:
+        raise ProjectError(
+            f"{place}: column 'reason' has the name of the quarantine's column; rename it in "
+            "the log"
+        )
+    own = [name for name in schema.names() if name != GIVEN]
+    check_expressions(project, schema, place, columns or own)
     rows = lazy.select(pl.len()).collect(engine="streaming").item()
     contract = event_schema(project, schema, day)
     divided: Any = contract.filter(lazy, eager=False)  # type: ignore[call-overload]
@@ -213,9 +218,8 @@ def check_events(
         separator="; ",
         ignore_nulls=True,
     )
-    columns = [name for name in schema.names() if name != GIVEN]
-    bad = details.with_columns(reason.alias("reason")).select(*columns, "reason")
-    return Checked(divided.result.select(columns), bad, rows)
+    bad = details.with_columns(reason.alias("reason")).select(*own, "reason")
+    return Checked(divided.result.select(own), bad, rows)
 
 
 def _column(dtype: pl.DataType, nullable: bool) -> Any:

@@ -13,6 +13,7 @@ import polars as pl
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.contract import check_events, used_columns
+from mtl_ranker.logs.sources import common_type
 from mtl_ranker.workspace import Workspace, fingerprint
 
 LOG = logging.getLogger(__name__)
@@ -120,13 +121,10 @@ def _in_known_types(context: Context, rows: pl.LazyFrame, day: date, place: str)
     if not others:
         return rows
     known = workspace.scan("events", others[-1:]).collect_schema()
-    for name, dtype in schema.items():
-        before = known.get(name)
-        if before is None or before == dtype:
-            continue
-        if dtype == pl.Null or (dtype.is_numeric() and before == pl.Float64):
-            rows = rows.with_columns(pl.col(name).cast(before))
-        elif not (before.is_numeric() and dtype == pl.Float64):
+    for name in schema.keys() & known.keys():
+        dtype, before = schema[name], known[name]
+        common = common_type([dtype, before])
+        if common is None:
             first = next(
                 d
                 for d in others
@@ -136,6 +134,8 @@ def _in_known_types(context: Context, rows: pl.LazyFrame, day: date, place: str)
                 f"{place}: column {name!r} is {dtype}, but it is {before} in the events of {first} "
                 "and later; allowed: one type on all days"
             )
+        if common != dtype:
+            rows = rows.with_columns(pl.col(name).cast(common))
     return rows
 
 

@@ -7,7 +7,7 @@ eagerly. Errors name the file and the column.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib import import_module
@@ -17,8 +17,8 @@ import polars as pl
 
 from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
 from mtl_ranker.context import Context, Source
-from mtl_ranker.errors import ProjectError
-from mtl_ranker.workspace import Workspace, file_content, file_state, fingerprint
+from mtl_ranker.errors import ProjectError, first_line
+from mtl_ranker.workspace import FileSize, Workspace, file_content, fingerprint
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ParquetSource:
     """A log of Parquet files, in folders of days or undivided, with its user and item tables.
 
     Attributes:
-        workspace: where hashes of the files are remembered; None to compute them each time.
+        workspace: where hashes of the files are cached; None to compute them each time.
     """
 
     log: Log
@@ -55,9 +55,9 @@ class ParquetSource:
         """The same files read by other settings."""
         return replace(self, log=log)
 
-    def sizes(self, day: date) -> list[str]:
-        """Size and time of each file that the day's rows are read from; changes as they grow."""
-        return [file_state(f) for f in self._day_files(day)]
+    def sizes(self, day: date) -> list[FileSize]:
+        """Size and time of each file that the day's rows are read from."""
+        return [FileSize.of(f) for f in self._day_files(day)]
 
     def state(self, day: date) -> list[str]:
         """Name and content's hash of each file that the day's rows are read from."""
@@ -174,7 +174,7 @@ class ParquetSource:
             found = read()
         else:
             stamp = fingerprint(file_content(file, self.workspace), self.log.model_dump_json())
-            found = self.workspace.remembered(f"days of {file.resolve()}", stamp, read)
+            found = self.workspace.cached(f"days of {file.resolve()}", stamp, read)
         return [None if day is None else date.fromisoformat(day) for day in found]
 
     def _undivided(self, files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
@@ -221,7 +221,7 @@ def scan_files(files: list[Path], used: Collection[str] | None = None) -> pl.Laz
         if absent:
             present = next(file for file in files if name in schemas[file])
             raise ProjectError(f"{absent[0]}: column {name!r} is missing, but {present} has it")
-        casts[name] = _common_type(name, {file: schemas[file][name] for file in files})
+        casts[name] = _type_in_files(name, {file: schemas[file][name] for file in files})
     if len({tuple(schema.items()) for schema in schemas.values()}) == 1:
         rows = pl.scan_parquet(files, glob=False).select(columns)
         return rows.with_columns(_casts(next(iter(schemas.values())), casts))
@@ -247,23 +247,35 @@ def parquet_schema(file: Path) -> pl.Schema:
     try:
         return pl.Schema(pl.read_parquet_schema(file))
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ProjectError(f"{file}: not a whole Parquet file ({reason})") from error
 
 
-def _common_type(name: str, types: Mapping[Path, pl.DataType]) -> pl.DataType:
-    """The type that a column takes: the widest of its kind. Raises ProjectError for two kinds."""
-    known = {file: wide_type(dtype) for file, dtype in types.items() if dtype != pl.Null}
-    distinct = list(dict.fromkeys(known.values()))
-    if len(distinct) > 1 and all(dtype.is_numeric() for dtype in distinct):
-        return pl.Float64()
-    if len(distinct) > 1:
-        one, other = (next(f for f, t in known.items() if t == dtype) for dtype in distinct[:2])
-        raise ProjectError(
-            f"{other}: column {name!r} is {types[other]}, but {types[one]} in {one}; "
-            "allowed: one type, or numbers of any width"
-        )
-    return distinct[0] if distinct else pl.Null()
+def _type_in_files(name: str, types: Mapping[Path, pl.DataType]) -> pl.DataType:
+    """The type that a column of several files takes. Raises ProjectError naming two files."""
+    common = common_type(types.values())
+    if common is not None:
+        return common
+    known = {file: dtype for file, dtype in types.items() if dtype != pl.Null}
+    one = next(iter(known))
+    other = next(file for file in known if common_type([known[one], known[file]]) is None)
+    raise ProjectError(
+        f"{other}: column {name!r} is {types[other]}, but {types[one]} in {one}; "
+        "allowed: one type, or numbers of any width"
+    )
+
+
+def common_type(types: Iterable[pl.DataType]) -> pl.DataType | None:
+    """The widest type of columns of one kind, or None for columns of two kinds.
+
+    Whole numbers beside others become Float64. A column of nulls may take any type.
+    """
+    distinct = list(dict.fromkeys(wide_type(dtype) for dtype in types if dtype != pl.Null))
+    if not distinct:
+        return pl.Null()
+    if len(distinct) == 1:
+        return distinct[0]
+    return pl.Float64() if all(dtype.is_numeric() for dtype in distinct) else None
 
 
 def wide_type(dtype: pl.DataType) -> pl.DataType:
@@ -413,7 +425,7 @@ def open_source(project: Project, data: Path, workspace: Workspace | None = None
     """The project's log below `data`. Raises ProjectError where there is no such folder.
 
     Args:
-        workspace: where hashes of the log's files are remembered.
+        workspace: where hashes of the log's files are cached.
     """
     if not data.is_dir():
         raise ProjectError(f"--data {data}: no such folder")

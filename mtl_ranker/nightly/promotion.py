@@ -22,7 +22,7 @@ from mtl_ranker.evaluation.intervals import (
 )
 from mtl_ranker.evaluation.metrics import ece
 from mtl_ranker.features.columns import EVENT, LABEL
-from mtl_ranker.features.days import split_days
+from mtl_ranker.features.days import span, split_days
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -175,7 +175,7 @@ def compare_artifacts(
     days = split_days(project, context.workspace.days("events"), day).test
     frame = model_examples(context, challenger, days)
     if frame.is_empty():
-        raise ProjectError(f"split.test_days: no examples on {days[0]}..{days[-1]}")
+        raise ProjectError(f"split.test_days: no examples on {span(days)}")
     tasks = list(challenger.tasks)
     names = [task.name for task in tasks]
     prediction = challenger.predict(frame)
@@ -254,5 +254,5 @@ def _predictions_on(
     own = model_examples(context, model, days)
     event = ["date", EVENT]
     if not own.select(event).equals(frame.select(event)):
-        raise RuntimeError(f"examples of {days[0]}..{days[-1]} are not of the same events")
+        raise RuntimeError(f"examples of {span(days)} are not of the same events")
     return model.predict(own)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mtl_ranker.config import Project, Table
+from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.tables import scan_events
@@ -89,30 +89,19 @@ def describe_candidates(context: Context, day: date) -> str:
         own = rows.select(key).unique()
         unknown = own.join(workspace.scan("events", known), on=key, how="anti") if known else own
         counts += [own.select(pl.len()), unknown.select(pl.len())]
-    pair = ["user_id", "item_id"]
-    distinct = [rows.select(pair).unique(), rows.select(*pair, *project.log.context).unique()]
-    counts += [frame.select(pl.len()) for frame in distinct]
     frames = pl.collect_all([rows.select(pl.len()), *counts], engine="streaming")
-    total, users, new_users, items, new_items, pairs, shown = (frame.item() for frame in frames)
+    total, users, new_users, items, new_items = (frame.item() for frame in frames)
     text = (
         f"{total:,} candidates of {users:,} users and {items:,} items for {day}; without an "
         f"event in the last {longest} days: {new_users:,} users, {new_items:,} items"
     )
-    if shown > pairs:
-        text += (
-            f"; {shown - pairs:,} rows have the user and item of another row and another "
-            f"{' or '.join(project.log.context)}: the first of them is ranked"
-        )
-    tables = {name for table in (project.log.users, project.log.items) for name in _names(table)}
+    log = project.log
+    tables = {name for table in (log.users, log.items) if table for name in table.joined}
     given = {n for file in candidate_files(context, day) for n in parquet_schema(file).names()}
-    ignored = sorted((given & tables) - set(project.log.context))
+    ignored = sorted((given & tables) - set(log.context))
     if ignored:
         text += f"; columns taken from the user and item tables instead: {', '.join(ignored)}"
     return text
-
-
-def _names(table: Table | None) -> list[str]:
-    return [] if table is None else [*table.columns, *table.lists]
 
 
 def candidate_files(context: Context, day: date) -> list[Path]:

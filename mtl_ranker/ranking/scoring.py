@@ -20,9 +20,11 @@ from mtl_ranker.features.point_in_time import AsOf, FeatureSides, feature_sides
 from mtl_ranker.models.matmul import cores, fast_matmul
 from mtl_ranker.ranking.artifact import PairItems, RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.candidates import candidate_files, columns_read, prepared_candidates
-from mtl_ranker.workspace import Workspace, file_state, fingerprint
+from mtl_ranker.workspace import Workspace, file_content, fingerprint
 
 ITEM_ROW = "row of the item"
+PAIR = ["user_id", "item_id"]
+REPEATED = "mtl_ranker.repeated"  # key in the metadata of a part
 
 BLOCKS_PER_CORE = 16  # of a part; the windows of a part's users are in memory at a time
 
@@ -31,17 +33,27 @@ BLOCKS_PER_CORE = 16  # of a part; the windows of a part's users are in memory a
 class Ranked:
     """A published ranking: its file, and how many candidates, users and ranked rows."""
 
+    """A published ranking.
+
+    Attributes:
+        candidates: rows of the candidate set.
+        rows: of the ranking.
+        repeated: candidates with the user and item of an earlier row, but another context; they
+            are not ranked.
+    """
+
     path: Path
     candidates: int
     users: int
     rows: int
+    repeated: int
 
 
 def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -> dict[str, str]:
     """What a day's ranking depends on, by name; it is rebuilt when one of them changes."""
     stored_blend = ranker.artifact.project.digest("scoring")
     context = ranker.context(context)
-    states = [file_state(file) for file in candidate_files(context, day)]
+    states = [file_content(file, context.workspace) for file in candidate_files(context, day)]
     return {
         "model version": ranker.version,
         "setting scoring and stored blend": fingerprint(
@@ -199,21 +211,23 @@ def rank_part(
                 on_block(block.rows)
     finally:
         torch.set_num_threads(threads_before)
+    repeated = candidates.select(used).n_unique() - candidates.select(PAIR).n_unique()
     with context.workspace.staged(part.file) as temporary:
         version = pl.lit(ranker.version).alias("model_version")
-        pl.concat(rankings).with_columns(version).write_parquet(temporary)
+        ranking = pl.concat(rankings).with_columns(version)
+        ranking.write_parquet(temporary, metadata={REPEATED: str(repeated)})
 
 
 def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:
     """Publish all parts of a plan as rankings/date=D."""
-    path = workspace.publish_parts(
-        "rankings", plan.day, [part.file for part in plan.parts], plan.made
-    )
+    files = [part.file for part in plan.parts]
+    repeated = sum(int(pl.read_parquet_metadata(file)[REPEATED]) for file in files)
+    path = workspace.publish_parts("rankings", plan.day, files, plan.made)
     rows = pl.scan_parquet(path)
     users, count = (
         rows.select(pl.col("user_id").n_unique(), pl.len().alias("rows")).collect().row(0)
     )
-    return Ranked(path, plan.candidates, users, count)
+    return Ranked(path, plan.candidates, users, count, repeated)
 
 
 @dataclass(frozen=True)
@@ -264,7 +278,7 @@ def rank_block(
         items: theirs; both are of `with_items`.
     """
     sides, top = items.sides, as_of.project.scoring.top_k
-    pairs = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    pairs = candidates.unique(PAIR, keep="first", maintain_order=True)
     user_row, users = _side(as_of, pairs, sides, "user")
     tables = [name for name, side in sides.entities.items() if side == "pair"]
     if tables:

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from mtl_ranker.evaluation.metrics import quality_metric
+from mtl_ranker.features.days import span
 from mtl_ranker.nightly.results import Suite
 
 MIN_COLUMNS = 4  # objective, model, quality, interval
@@ -49,14 +50,14 @@ def comparison_table(suite: Suite, width: int) -> Table:
     """
     winner = suite.winner.name
     days = suite.days
-    span = f"{days.test[0]}" if len(days.test) == 1 else f"{days.test[0]}..{days.test[-1]}"
+    confidence = 100 * suite.winner.artifact.project.promotion.confidence
     table = Table(
-        title=f"Test {span}: {len(suite.held_out.user):,} rows; trained on "
-        f"{suite.train_rows:,} rows of {days.train[0]}..{days.train[-1]}, "
-        f"validated on {days.validate[0]}..{days.validate[-1]}",
+        title=f"Test {span(days.test)}: {len(suite.held_out.user):,} rows; trained on "
+        f"{suite.train_rows:,} rows of {span(days.train)}, "
+        f"validated on {span(days.validate)}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
-        caption="* wins on validation; intervals: 95 % or as configured, users resampled",
+        caption=f"* wins on validation; intervals: {confidence:g} %, users resampled",
         caption_justify="left",
     )
     rows = comparison_rows(suite)

@@ -15,7 +15,7 @@ import polars as pl
 from mtl_ranker.config import Log
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.sources import ParquetSource
-from mtl_ranker.workspace import Workspace, file_content, file_state
+from mtl_ranker.workspace import FileSize, Workspace, file_content
 
 # fmt: off
 CENSUS_COLUMNS = [
@@ -98,8 +98,8 @@ class CensusSource(ParquetSource):
     def days(self) -> list[date]:
         return [CENSUS_EPOCH + timedelta(days=n) for n in range(3)]
 
-    def sizes(self, day: date) -> list[str]:
-        return [file_state(self.path())]
+    def sizes(self, day: date) -> list[FileSize]:
+        return [FileSize.of(self.path())]
 
     def state(self, day: date) -> list[str]:
         return [file_content(self.path(), self.workspace)]

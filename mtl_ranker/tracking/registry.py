@@ -204,11 +204,11 @@ def champions(project: Project) -> list[str]:
     The alias counts: where the stored list does not end with it, as its update had failed, later
     versions are left out, or the champion is added.
     """
-    champion = alias_version(project, "champion")
-    if champion is None:
+    model = registered_model(project)
+    if model is None or "champion" not in model.aliases:
         return []
-    tags = mlflow.MlflowClient().get_registered_model(project.name).tags
-    versions = json.loads(tags.get(CHAMPIONS_TAG, "[]"))
+    champion = str(model.aliases["champion"])
+    versions = json.loads(model.tags.get(CHAMPIONS_TAG, "[]"))
     if champion not in versions:
         return [*versions, champion]
     return versions[: len(versions) - versions[::-1].index(champion)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import date
 from getpass import getuser
 from typing import Any
 from urllib.parse import quote
@@ -54,6 +55,11 @@ class Logged:
         return f"{page_address()}/#/compare-runs?runs={runs}&experiments={experiments}"
 
 
+def first_and_last(days: Sequence[date]) -> str:
+    """`first..last`, also for one day, so that runs compare."""
+    return f"{days[0]}..{days[-1]}"
+
+
 INPUTS_TAG = "inputs"
 VERSION_TAG = "registered_version"
 
@@ -90,9 +96,9 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
     project, workspace = context.project, context.workspace
     experiment_id = _experiment(project.name, workspace)
     span = {
-        "train_days": f"{suite.days.train[0]}..{suite.days.train[-1]}",
-        "validate_days": f"{suite.days.validate[0]}..{suite.days.validate[-1]}",
-        "test_days": f"{suite.days.test[0]}..{suite.days.test[-1]}",
+        "train_days": first_and_last(suite.days.train),
+        "validate_days": first_and_last(suite.days.validate),
+        "test_days": first_and_last(suite.days.test),
     }
     tags = {"git_commit": _git_commit(), "dataset_digest": digest, "mtl_ranker": __version__}
     children = {}

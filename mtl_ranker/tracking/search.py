@@ -79,8 +79,8 @@ def run_search(
     callbacks.on_start(sum(t.state.is_finished() for t in stored.get_trials(deepcopy=False)))
     params = {
         "model": name,
-        "train_days": f"{days.train[0]}..{days.train[-1]}",
-        "validate_days": f"{days.validate[0]}..{days.validate[-1]}",
+        "train_days": runs.first_and_last(days.train),
+        "validate_days": runs.first_and_last(days.validate),
     }
     with runs.tuning_run(context, name, params, parent) as (logged, log_trial):
         stored.set_user_attr("mlflow_run", logged.run_id)

@@ -15,7 +15,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import LABEL, numeric_features
-from mtl_ranker.features.days import SplitDays, needed_days, split_days
+from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.sql import run_sql, sql_text
 from mtl_ranker.features.view import examples_dataset, view_sql
@@ -97,7 +97,7 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     tasks, dataset = tasks_of(project), examples_dataset(context)
     lazy = {part: workspace.scan(dataset, dates) for part, dates in by_part.items()}
     for part, dates in by_part.items():
-        check_labels(project, lazy[part], f"{part} days {_span(dates)}", part)
+        check_labels(project, lazy[part], f"{part} days {span(dates)}", part)
     rows = lazy["train"].select(pl.len()).collect().item()
     files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
     labels = [LABEL + task.name for task in tasks]
@@ -176,7 +176,3 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
             raise ProjectError(
                 f"{where}: the label {problem} in {count:,} rows; allowed: both 0 and 1"
             )
-
-
-def _span(days: Sequence[date]) -> str:
-    return str(days[0]) if len(days) == 1 else f"{days[0]}..{days[-1]}"

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mtl_ranker.commands.processes import descendants
+from mtl_ranker.commands.serve import answers
 from mtl_ranker.tracking.connection import create_database
 from mtl_ranker.workspace import Workspace
 from tests.integration.test_night import command, environment
@@ -65,14 +65,6 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except OSError:
         return False
-
-
-def answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(address, timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 def start(program: str, folder: Path) -> tuple[subprocess.Popen, list[int]]:

@@ -155,3 +155,31 @@ def test_naive_text_takes_the_logs_zone_as_naive_datetimes_do(tiny):
     events = context.workspace.scan("events", [FIRST]).collect()
     start = midnight(FIRST) + 3_600_000
     assert events["timestamp"].dt.epoch("ms").to_list() == [start, start + 1000, start + 2000]
+
+
+def test_a_column_of_nulls_takes_the_type_that_a_later_day_gives_it(tiny):
+    context = opened(tiny, log={"context": ["tab", "page"]})
+    write_day(tiny, FIRST, tiny_events(FIRST).with_columns(pl.lit(None).alias("page")))
+    rewrite(tiny, SECOND, pl.lit("new").alias("page"))
+    for day in (FIRST, SECOND):
+        ingest_day(context, day)
+    assert context.workspace.scan("events", [SECOND]).collect_schema()["page"] == pl.String
+
+
+def test_days_that_were_published_with_narrow_numbers_are_no_conflict(tiny):
+    """As by a version that did not widen numbers."""
+    context = opened(tiny)
+    ingest_day(context, FIRST)
+    path = context.workspace.path("events", FIRST)
+    narrow = pl.read_parquet(path).with_columns(pl.col("user_id", "item_id").cast(pl.Int32))
+    context.workspace.publish("events", FIRST, narrow, {})
+    rewrite(tiny, SECOND)
+    ingest_day(context, SECOND)
+    assert context.workspace.scan("events", [SECOND]).collect_schema()["user_id"] == pl.Int64
+
+
+def test_a_column_with_the_name_of_the_quarantines_is_refused(tiny):
+    context = opened(tiny, log={"context": ["tab", "reason"]})
+    write_day(tiny, FIRST, tiny_events(FIRST).with_columns(pl.lit("x").alias("reason")))
+    with pytest.raises(ProjectError, match="column 'reason' has the name of the quarantine's"):
+        ingest_day(context, FIRST)

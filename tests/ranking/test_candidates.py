@@ -120,7 +120,6 @@ def test_unknown_users_and_items_and_repeated_pairs_are_counted(context):
     text = describe_candidates(context, day)
     assert "4 candidates of 2 users and 2 items" in text
     assert "without an event in the last 3 days: 1 users, 1 items" in text
-    assert "1 rows have the user and item of another row and another tab" in text
 
 
 def test_a_context_column_that_left_the_log_is_null(context):

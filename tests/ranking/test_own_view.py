@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtl_ranker.context import Context
 from mtl_ranker.features.view import view_digest, views_of
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
@@ -28,13 +29,17 @@ LAST = FIRST + timedelta(days=5)
 def trained(tmp_path_factory):
     """A context, a model as it was saved, and its ranking of the next day."""
     folder = tmp_path_factory.mktemp("own_view")
-    write_project(folder)
-    write_log(folder)
-    context = open_context(str(folder / "project.toml"), folder, folder / "ws")
+    context = opened(folder)
     build_split(context, LAST)
     saved = train_suite(context, LAST).winner.artifact.save(folder / "saved")
     ranker = RegisteredRanker(RankerArtifact.load(saved), "1")
     return context, ranker, ranking(context, ranker)
+
+
+def opened(folder) -> Context:
+    write_project(folder)
+    write_log(folder)
+    return open_context(str(folder / "project.toml"), folder, folder / "ws")
 
 
 def ranking(context, ranker) -> pl.DataFrame:
@@ -126,19 +131,11 @@ def test_every_setting_that_changes_a_feature_changes_the_view(trained, features
     assert view_digest(same) == view_digest(context)
 
 
-def test_days_that_only_the_models_windows_read_are_ingested(tmp_path):
+def test_days_that_only_the_models_windows_read_are_ingested(trained, tmp_path):
     """The project's windows were shortened and nights were missed, so that days are unpublished."""
-    write_project(tmp_path)
-    write_log(tmp_path)
-    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
-    build_split(context, LAST)
-    saved = train_suite(context, LAST).winner.artifact.save(tmp_path / "saved")
-    ranker = RegisteredRanker(RankerArtifact.load(saved), "1")
-    expected = ranking(context, ranker)
+    context, ranker, expected = trained
     short = replace(
-        context,
-        project=project(features={"windows": [1]}),
-        workspace=Workspace(tmp_path / "other"),
+        context, project=project(features={"windows": [1]}), workspace=Workspace(tmp_path)
     )
     ingest_day(short, LAST)
     assert ranking(short, ranker).equals(expected)
@@ -146,9 +143,7 @@ def test_days_that_only_the_models_windows_read_are_ingested(tmp_path):
 
 def test_a_last_day_that_cannot_be_read_is_not_needed(trained, tmp_path):
     """After a failed ingest of the last day the champion ranks with the days before."""
-    write_project(tmp_path)
-    write_log(tmp_path)
-    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    context = opened(tmp_path)
     for day in context.source.days()[:-1]:
         ingest_day(context, day)
     (tmp_path / "log" / f"date={LAST}" / "part-0.parquet").write_bytes(b"PAR1 and no more")

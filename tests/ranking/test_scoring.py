@@ -104,6 +104,7 @@ def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
     assert rows.select("u", "i").is_duplicated().any()
     ranked = score_day(context, RegisteredRanker(artifact, "7"), day)
     assert ranked.candidates == size
+    assert ranked.repeated == rows.n_unique() - rows.select("u", "i").n_unique() > 0
     ranking = pl.read_parquet(ranked.path)
     expected = ranking_of_all_pairs(context, artifact, day, 4)
     assert ranking["user_id"].n_unique() == ranked.users == rows["u"].n_unique()
