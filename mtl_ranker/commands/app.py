@@ -600,6 +600,9 @@ def study_census(
     """Compare tuned models and LightGBM on two pairs of Census-Income tasks (section 6.3)."""
     _needs("lightgbm", "optuna")
     prepare(workspace)
+    from mtl_ranker.studies.census_data import find_files
+
+    find_files(data)  # before the imports that take seconds
     workspace.mkdir(parents=True, exist_ok=True)
     from mtl_ranker.commands.study import census
     from mtl_ranker.workspace import Workspace

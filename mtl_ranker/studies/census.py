@@ -15,7 +15,6 @@ import polars as pl
 import torch
 
 from mtl_ranker.config import Categorical, Features, Training
-from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.intervals import Interval, resampled_quality, user_draws
 from mtl_ranker.evaluation.metrics import auc
 from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains
@@ -25,7 +24,7 @@ from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.models.trees import averaged as average
 from mtl_ranker.models.trees import tree_numbers
-from mtl_ranker.studies.census_data import CENSUS_NUMBERS, read_census
+from mtl_ranker.studies.census_data import CENSUS_NUMBERS, find_files, read_census
 from mtl_ranker.studies.lightgbm_baseline import Boosting, tune_lightgbm
 from mtl_ranker.studies.search import SEED, Budget, Space, Uniform, search
 from mtl_ranker.training.batches import Examples, encode_examples
@@ -74,22 +73,6 @@ class Split:
     encoder: Encoder
     frames: dict[str, pl.DataFrame]
     examples: dict[str, Examples]
-
-
-def find_files(data: Path) -> tuple[Path, Path | None]:
-    """UCI's `census-income.data` and, if there, `census-income.test`, plain or gzip.
-
-    Raises ProjectError when the first is missing.
-    """
-
-    def one(name: str) -> Path | None:
-        found = [data / name, data / f"{name}.gz"]
-        return next((path for path in found if path.is_file()), None)
-
-    train = one("census-income.data")
-    if train is None:
-        raise ProjectError(f"--data {data}: neither census-income.data nor census-income.data.gz")
-    return train, one("census-income.test")
 
 
 def read_split(data: Path, pair: int, seed: int = 0) -> Split:

@@ -47,6 +47,22 @@ CENSUS_NUMBERS = (
 CENSUS_EPOCH = date(1970, 1, 1)
 
 
+def find_files(data: Path) -> tuple[Path, Path | None]:
+    """UCI's `census-income.data` and, if there, `census-income.test`, plain or gzip.
+
+    Raises ProjectError when the first is missing.
+    """
+
+    def one(name: str) -> Path | None:
+        found = [data / name, data / f"{name}.gz"]
+        return next((path for path in found if path.is_file()), None)
+
+    train = one("census-income.data")
+    if train is None:
+        raise ProjectError(f"--data {data}: neither census-income.data nor census-income.data.gz")
+    return train, one("census-income.test")
+
+
 def open_census(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return cast(IO[str], gzip.open(path, "rt", encoding="utf-8", errors="replace"))
