@@ -119,7 +119,7 @@ def nightly(
     if dry_run:
         _dry_run(context, day)
         return
-    chosen = _chosen(context, day, logged=not wait_minutes)
+    chosen = _chosen(context, day, logged=not wait_minutes, late=True)
     flow = _flow("nightly", "nightly", workspace)
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
@@ -637,15 +637,21 @@ def _open(config: str, data: Path, workspace: Path, make: bool = True) -> Contex
     return context
 
 
-def _chosen(context: Context, day: datetime | None, logged: bool = False) -> date:
+def _chosen(
+    context: Context, day: datetime | None, logged: bool = False, late: bool = False
+) -> date:
     """The day D: given, or the last of the log.
 
-    Raises ProjectError for an empty log and, if the day must be `logged`, for one that is not.
+    Args:
+        logged: whether D must be in the log.
+        late: whether D may also be the day after the log's last one, which has not arrived.
+
+    Raises ProjectError for an empty log, and for a day that is not allowed.
     """
     last = context.last_day()
     chosen = day.date() if day else last
     available = context.source.days() if logged else []
-    if logged and chosen not in available:
+    if logged and chosen not in available and not (late and chosen == last + timedelta(days=1)):
         raise ProjectError(
             f"{context.log_path}: no rows for {chosen}; days found: {available[0]} to {last}"
         )

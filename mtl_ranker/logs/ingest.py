@@ -111,18 +111,16 @@ def _columns(context: Context, day: date) -> str:
 
 
 def _in_known_types(context: Context, rows: pl.LazyFrame, day: date, place: str) -> pl.LazyFrame:
-    """The rows with the types that published days have.
+    """The rows with the widest type of each column's kind, which published days have.
 
     A column without any value takes the known type. Raises ProjectError for a type of another kind,
     naming both and the first day that has the other one.
     """
     workspace, schema = context.workspace, rows.collect_schema()
     others = [d for d in workspace.days("events") if d != day]
-    if not others:
-        return rows
-    known = workspace.scan("events", others[-1:]).collect_schema()
-    for name in schema.keys() & known.keys():
-        dtype, before = schema[name], known[name]
+    known = workspace.scan("events", others[-1:]).collect_schema() if others else pl.Schema()
+    for name, dtype in schema.items():
+        before = known.get(name, dtype)
         common = common_type([dtype, before])
         if common is None:
             first = next(
