@@ -66,8 +66,12 @@ FAULTS: dict[str, Callable[[], None]] = {
 }
 
 
-if __name__ == "__main__":
+def main() -> None:
     FAULTS[sys.argv.pop(1)]()
-    from mtl_ranker.commands.app import main
+    from mtl_ranker.commands import app
 
+    app.main()
+
+
+if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ import fcntl
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,12 +22,10 @@ import pytest
 
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, tiny_events, write_day
+from tests.integration import forks
+from tests.integration.commands import environment, shared_api
 from tests.integration.faults import FAULTS
-from tests.integration.test_night import environment
-from tests.integration.test_servers import prefect_api
 from tests.projects import write_project
-
-__all__ = ["prefect_api"]
 
 DAY = FIRST + timedelta(days=6)
 DOCS = Path(__file__).parents[2] / "docs/operations.md"
@@ -39,28 +36,22 @@ class Night:
     """A project with its log and workspace, after the nights before `DAY`."""
 
     root: Path
-    api: str
 
     @property
     def workspace(self) -> Workspace:
         return Workspace(self.root / "now/ws")
 
-    def start(self, fault: str, day=DAY) -> subprocess.Popen:
+    def start(self, fault: str, day=DAY) -> forks.Command:
         here = self.root / "now"
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.integration.faults", fault, "nightly"),
-                *("-c", here / "project.toml", "-d", here, "-w", here / "ws", "--date", str(day)),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment() | {"PREFECT_API_URL": self.api},
-            start_new_session=True,
+        return forks.start(
+            *(fault, "nightly", "-c", here / "project.toml", "-d", here, "-w", here / "ws"),
+            *("--date", str(day)),
+            module="tests.integration.faults",
+            env=environment() | {"PREFECT_API_URL": shared_api()},
         )
 
     def run(self, fault: str = "nothing", day=DAY) -> str:
-        return self.start(fault, day).communicate(timeout=240)[0]
+        return "".join(self.start(fault, day).communicate(timeout=240))
 
     def restore(self) -> None:
         shutil.rmtree(self.root / "now")
@@ -96,7 +87,7 @@ def registry_of(workspace: Workspace) -> str:
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory, prefect_api):
+def nights(tmp_path_factory):
     """The state after one night, and the ranking of an undisturbed second one."""
     root = tmp_path_factory.mktemp("chaos")
     here = root / "now"
@@ -121,7 +112,7 @@ def nights(tmp_path_factory, prefect_api):
     for number in range(7):
         day = FIRST + timedelta(days=number)
         write_day(here, day, tiny_events(day, rows=120, shift=number))
-    night = Night(root, prefect_api)
+    night = Night(root)
     printed = night.run(day=DAY - timedelta(days=1))
     assert "done" in printed, printed
     shutil.copytree(here, root / "before")
@@ -239,10 +230,9 @@ def test_a_night_killed_at_random_moments_ends_with_the_undisturbed_ranking(nigh
     champion, moments = night.champion(), random.Random(0)
     for _ in range(20):
         process = night.start("nothing")
-        time.sleep(moments.uniform(1.0, 12.0))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
+        time.sleep(moments.uniform(0.5, 15.0))
+        process.kill()
+        process.wait()
         for file in night.workspace.root.rglob("part-0.parquet"):
             assert pl.read_parquet(file).width > 0
         assert night.champion() in (champion, str(int(champion) + 1))

@@ -8,19 +8,14 @@ import subprocess
 import polars as pl
 import pytest
 
-from tests.integration.test_night import command, environment, night
+from tests.integration.commands import run_forked
+from tests.integration.test_night import night
 from tests.projects import SMALL, write_project
 
 
 def run(name: str, folder, feed, *more: str) -> subprocess.CompletedProcess:
     arguments = ["-c", str(folder / "project.toml"), "-d", str(feed), "-w", str(folder / "ws")]
-    return subprocess.run(
-        command(name, *arguments, *more),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-    )
+    return run_forked(name, *arguments, *more)
 
 
 @pytest.fixture(scope="module")

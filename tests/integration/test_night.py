@@ -16,26 +16,25 @@ import pytest
 from mtl_ranker.logs.simulate import Feed, make_world, truth
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST
+from tests.integration import forks
+from tests.integration.commands import command, environment, run_forked, shared_api
 from tests.projects import SMALL, WITHOUT, project_text, write_project
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "mtl_ranker.commands.app", *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    """The environment without the test process's Prefect and MLflow settings."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
 
 
 def night(folder: Path, feed: Path, name: str = "nightly", *more: str, more_env=None):
     write_project(folder, SMALL)
     arguments = ["--config", str(folder / "project.toml"), "--data", str(feed)]
+    return run_forked(name, *arguments, "--workspace", folder / "ws", *more, env=more_env)
+
+
+def night_alone(folder: Path, feed: Path) -> subprocess.CompletedProcess[str]:
+    """A night in a process of its own, which starts its own Prefect API."""
+    write_project(folder, SMALL)
     return subprocess.run(
-        command(name, *arguments, "--workspace", str(folder / "ws"), *more),
+        command("nightly", "-c", folder / "project.toml", "-d", feed, "-w", folder / "ws"),
         capture_output=True,
         text=True,
-        env=environment() | (more_env or {}),
+        env=environment(),
         timeout=300,
     )
 
@@ -55,7 +54,7 @@ def champion_quality(printed: str, objectives: tuple[str, ...]) -> dict[str, flo
 @pytest.fixture(scope="module")
 def finished_night(tmp_path_factory, feed):
     folder = tmp_path_factory.mktemp("night")
-    return folder, night(folder, feed)
+    return folder, night_alone(folder, feed)
 
 
 @pytest.mark.slow
@@ -140,21 +139,16 @@ def test_given_candidates_with_unknown_users_and_items_are_all_scored(
     given.write_parquet(data / "candidates.parquet")
     project = project_text(SMALL, scoring={"candidates": "candidates.parquet"})
     (folder / "given.toml").write_text(project)
-    done = subprocess.run(
-        command(
-            "score",
-            "-c",
-            str(folder / "given.toml"),
-            "-d",
-            str(data),
-            "-w",
-            str(folder / "ws"),
-            "--date",
-            "2026-03-10",
-        ),
-        capture_output=True,
-        text=True,
-        env=environment(),
+    done = run_forked(
+        "score",
+        "-c",
+        folder / "given.toml",
+        "-d",
+        str(data),
+        "-w",
+        str(folder / "ws"),
+        "--date",
+        "2026-03-10",
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
@@ -181,18 +175,11 @@ def test_a_night_killed_at_every_stage_leaves_nothing_half_written_and_finishes(
     """
     write_project(tmp_path, SMALL)
     workspace = Workspace(tmp_path / "ws")
-    arguments = command(
-        "nightly", "-c", tmp_path / "project.toml", "-d", feed, "-w", workspace.root
-    )
+    arguments = ("nightly", "-c", tmp_path / "project.toml", "-d", feed, "-w", workspace.root)
+    env = environment() | {"PREFECT_API_URL": shared_api()}
     for until in (".staging", "events", "examples", "mlflow.db", "mlartifacts", "rankings"):
         assert not (workspace.root / until).exists()
-        process = subprocess.Popen(
-            arguments,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-            start_new_session=True,
-        )
+        process = forks.start(*arguments, env=env)
         deadline = time.monotonic() + 180
         while not (workspace.root / until).exists():
             assert process.poll() is None, f"ended before {until}"
@@ -215,13 +202,7 @@ def test_users_mistake_is_one_message_without_a_stack_trace(tmp_path, feed):
     for name in ("nightly", "check"):
         arguments = [name, "-c", str(tmp_path / "typo.toml"), "-d", str(feed)]
         more = [] if name == "check" else ["-w", str(tmp_path / "ws")]
-        done = subprocess.run(
-            command(*arguments, *more),
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=120,
-        )
+        done = run_forked(*arguments, *more, timeout=120)
         assert done.returncode == 2
         assert "features.window: unknown key (did you mean windows?)" in done.stderr
         assert "Traceback" not in done.stdout + done.stderr
@@ -234,21 +215,16 @@ def test_users_mistake_is_one_message_without_a_stack_trace(tmp_path, feed):
 @pytest.mark.slow
 def test_kuairand_reaches_the_required_quality(shared_data, tmp_path):
     """Train 04-27..05-03, validate 05-04, test 05-05."""
-    done = subprocess.run(
-        command(
-            "nightly",
-            "-c",
-            "kuairand",
-            "-d",
-            str(shared_data / "kuairand-pure"),
-            "-w",
-            str(tmp_path / "ws"),
-            "--date",
-            "2022-05-05",
-        ),
-        capture_output=True,
-        text=True,
-        env=environment(),
+    done = run_forked(
+        "nightly",
+        "-c",
+        "kuairand",
+        "-d",
+        str(shared_data / "kuairand-pure"),
+        "-w",
+        str(tmp_path / "ws"),
+        "--date",
+        "2022-05-05",
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
@@ -261,13 +237,14 @@ def test_kuairand_reaches_the_required_quality(shared_data, tmp_path):
 @pytest.mark.slow
 def test_census_runs_a_night(shared_data, tmp_path):
     """Data without users, items or days; income is sensitive to errors of the encoder."""
-    done = subprocess.run(
-        command(
-            "nightly", "-c", "census", "-d", str(shared_data / "census-income"), "-w", tmp_path
-        ),
-        capture_output=True,
-        text=True,
-        env=environment(),
+    done = run_forked(
+        "nightly",
+        "-c",
+        "census",
+        "-d",
+        str(shared_data / "census-income"),
+        "-w",
+        tmp_path,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ import pytest
 
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.workspace import Workspace
-from tests.integration.test_night import command, environment
+from tests.integration.commands import environment, run_forked
 from tests.projects import SMALL, edit_project, write_project
 
 
@@ -24,13 +24,7 @@ def run(name: str, folder: Path, *more: str, data: Path | None = None, env=None)
     arguments = ["-c", str(folder / "project.toml"), "-w", str(folder / "ws")]
     if data is not None:
         arguments += ["-d", str(data)]
-    return subprocess.run(
-        command(name, *arguments, *more),
-        capture_output=True,
-        text=True,
-        env=environment() | (env or {}),
-        timeout=300,
-    )
+    return run_forked(name, *arguments, *more, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ from mtl_ranker.commands.processes import descendants
 from mtl_ranker.commands.serve import answers
 from mtl_ranker.tracking.connection import create_database
 from mtl_ranker.workspace import Workspace
-from tests.integration.test_night import command, environment
-from tests.integration.test_servers import free_port
+from tests.integration.commands import command, environment, free_port
 from tests.projects import SMALL, write_project
 
 # A child that ignores what it is asked, with one in a session of its own, as Prefect's flow runs

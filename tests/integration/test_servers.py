@@ -9,10 +9,8 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from types import ModuleType
@@ -20,17 +18,11 @@ from types import ModuleType
 import pytest
 from sqlalchemy import make_url
 
-from tests.integration.test_night import command, environment, night
+from tests.integration.commands import PREFECT, environment, free_port, prefect_server, run_forked
+from tests.integration.test_night import night
 from tests.projects import SMALL, write_project
 
 ROOT = Path(__file__).parents[2]
-PREFECT = str(Path(sys.executable).with_name("prefect"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def ask(api: str, path: str, body: dict | None = None) -> list[dict]:
@@ -43,28 +35,8 @@ def ask(api: str, path: str, body: dict | None = None) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory):
-    """A real Prefect server with its own SQLite database; yields its API address."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    quiet = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    with open(home / "server.log", "w") as log:
-        server = subprocess.Popen(
-            [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment() | quiet | {"DO_NOT_TRACK": "1"},
-        )
-    api = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{api}/health", timeout=2)
-            break
-        except OSError:
-            assert server.poll() is None, (home / "server.log").read_text()
-            time.sleep(0.5)
-    yield api
-    server.terminate()
-    server.wait(30)
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as api:
+        yield api
 
 
 @pytest.mark.slow
@@ -136,13 +108,7 @@ def test_each_part_of_the_night_runs_alone(tmp_path, feed):
     arguments = ["-c", str(tmp_path / "project.toml"), "-d", str(feed)]
     for name in ("ingest", "features", "train", "promote", "score"):
         day = "2026-03-09" if name == "score" else "2026-03-08"
-        done = subprocess.run(
-            command(name, *arguments, "-w", str(tmp_path / "ws"), "--date", day),
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=240,
-        )
+        done = run_forked(name, *arguments, "-w", tmp_path / "ws", "--date", day)
         assert done.returncode == 0, done.stderr
         assert f"{name} " in done.stdout
     assert (tmp_path / "ws/rankings/date=2026-03-09/part-0.parquet").is_file()

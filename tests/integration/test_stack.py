@@ -26,9 +26,9 @@ import pytest
 
 from mtl_ranker.workspace import Workspace
 from tests.hosts import HERE
-from tests.integration.test_night import environment
+from tests.integration.commands import environment, free_port
 from tests.integration.test_operating import run
-from tests.integration.test_servers import ask, free_port
+from tests.integration.test_servers import ask
 from tests.projects import SMALL, WITHOUT, edit_project, write_project
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -121,7 +121,7 @@ def started(command: list[str], address: str, log: Path, env: dict[str, str]) ->
         process.wait(30)
 
 
-def prefect_server(home: Path, database: str) -> dict[str, str]:
+def server_settings(home: Path, database: str) -> dict[str, str]:
     """The environment of a Prefect server."""
     return {
         "PREFECT_HOME": str(home),
@@ -181,7 +181,7 @@ def stack(tmp_path_factory) -> Iterator[Stack]:
         command = [str(binaries / "prefect"), "server", "start", "--host", "127.0.0.1"]
         command += ["--port", str(ports["prefect"])]
         url = f"postgresql+asyncpg://{database}/prefect"
-        env = base | prefect_server(logs / "prefect", url)
+        env = base | server_settings(logs / "prefect", url)
         log = logs / "prefect.log"
         open_servers.enter_context(started(command, f"{api}/health", log, env))
         yield Stack(
@@ -340,7 +340,7 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
     port = free_port()
     server = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", HERE]
     api, log = f"http://{HERE}:{port}/api", tmp_path / "prefect.log"
-    env = environment() | prefect_server(tmp_path / "prefect", stack.database)
+    env = environment() | server_settings(tmp_path / "prefect", stack.database)
     env |= {"DO_NOT_TRACK": "1"}
     variables = {"PREFECT_API_URL": api, "DASK_LOGGING__DISTRIBUTED": "error"}
     address = f"tcp://{hosts[0].address}:8786"

@@ -27,9 +27,9 @@ from flows.schedule import in_turn, scheduled_yesterday
 from mtl_ranker.commands.processes import descendants
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.workspace import Workspace
-from tests.integration.test_night import environment
+from tests.integration.commands import PREFECT, environment
 from tests.integration.test_processes import until
-from tests.integration.test_servers import PREFECT, ROOT, ask, prefect_api
+from tests.integration.test_servers import ROOT, ask, prefect_api
 from tests.projects import SMALL, write_project
 
 __all__ = ["prefect_api"]

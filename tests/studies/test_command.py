@@ -9,7 +9,7 @@ import sys
 import mlflow
 import pytest
 
-from tests.integration.test_night import environment
+from tests.integration.commands import environment
 
 
 def study(folder, *arguments):
