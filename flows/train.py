@@ -17,7 +17,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.contenders import Callbacks
 from mtl_ranker.nightly.results import Suite
-from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.nightly.suite import contenders_of, train_suite
 from mtl_ranker.reports.console import console, progress_bar
 from mtl_ranker.reports.page import warnings_of
 from mtl_ranker.reports.tables import comparison_rows, comparison_table
@@ -28,7 +28,7 @@ from mtl_ranker.training.loop import Epoch
 @task(name="train-suite", task_run_name="train {day}", cache_policy=NO_CACHE)
 def train_task(context: Context, day: date) -> Suite:
     settings = context.project.training
-    trainings = len(context.project.models) * len(settings.seeds) + settings.refit
+    trainings = len(contenders_of(context.project)) + settings.refit
     columns = (
         TextColumn("[bold]train[/]     {task.description}"),
         BarColumn(),

@@ -194,6 +194,15 @@ def adatt(
     return RankerSpec(layers=tuple(specs))
 
 
+def linear(objectives: int) -> RankerSpec:
+    """Logistic regression per objective, and linear regression for numbers.
+
+    Logits are linear in embeddings, whose table the objectives share, and in piecewise-linear
+    numbers. There are no experts and no hidden units.
+    """
+    return RankerSpec(layers=(), tower_hidden=(), dropout=0.0, linear=objectives)
+
+
 PRESETS: dict[str, Callable[..., RankerSpec]] = {
     preset.__name__: preset
     for preset in (
@@ -208,6 +217,7 @@ PRESETS: dict[str, Callable[..., RankerSpec]] = {
         l2_constrained,
         tensor_factorisation,
         adatt,
+        linear,
     )
 }
 
@@ -233,7 +243,8 @@ def make(
         raise ValueError(f"{place}.preset: no preset {name!r}; allowed: {', '.join(PRESETS)}")
     parameters = inspect.signature(PRESETS[name]).parameters
     defaults = {key: p.default for key, p in parameters.items() if key != "objectives"}
-    allowed = defaults | COMMON
+    common_keys = {"embedding_dim"} if PRESETS[name] is linear else set(COMMON)
+    allowed = defaults | {key: COMMON[key] for key in COMMON if key in common_keys}
     for key, value in overrides.items():
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, 1)

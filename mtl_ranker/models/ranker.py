@@ -23,7 +23,7 @@ class RankerSpec:
     """The specification of a model; `presets.py` has those of the published models.
 
     Attributes:
-        layers: mixture layers, the last with one output per objective.
+        layers: mixture layers, the last with one output per objective; none for a linear model.
         tower_hidden: units of the towers' hidden layers.
         embedding_dim: D.
         dropout: on experts' and towers' units.
@@ -31,6 +31,7 @@ class RankerSpec:
         balance: weight of the penalty on unevenly used experts.
         l2_weight: weight of the penalty on the distance of experts (Duong et al., ACL 2015).
         unshared: the objectives share nothing, embeddings included; expert t is objective t's.
+        linear: T of a linear model, whose logits are linear in embeddings and encoded numbers.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -41,10 +42,11 @@ class RankerSpec:
     balance: float = 0.0
     l2_weight: float = 0.0
     unshared: bool = False
+    linear: int = 0
 
     @property
     def objectives(self) -> int:
-        return len(self.layers[-1].visible)
+        return self.linear or len(self.layers[-1].visible)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RankerSpec:
@@ -158,13 +160,14 @@ class Ranker(nn.Module):
     ) -> Trace:
         """The same for embedded rows."""
         x: RowInput | Tensor = row
-        gates, experts = [], []
+        gates: list[GateOutput] = []
+        experts: list[Tensor] = []
         for depth, layer in enumerate(self.layers):
             output = layer(x, row, (ablated or {}).get(depth, ()))
             gates.append(output.gates)
             experts.append(output.experts)
             x = output.outputs  # [O, K, H, B]
-        logits = self.towers(x)
+        logits = self.towers.of_rows(row) if isinstance(x, RowInput) else self.towers(x)
         if self.position_bias is not None and position is not None:
             logits = logits + self.position_bias(position)
         return Trace(logits, gates, experts)
@@ -173,7 +176,8 @@ class Ranker(nn.Module):
     def block_rows(self) -> int:
         """Rows per block and core for fast prediction: the widest layer's outputs fit the cache."""
         widest = max(
-            layer.experts * max(layer.hidden) * self.spec.members for layer in self.spec.layers
+            (layer.experts * max(layer.hidden) * self.spec.members for layer in self.spec.layers),
+            default=self.embedding.outputs,
         )
         return min(4_096, max(256, CACHED_FLOATS // widest // 128 * 128))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtl_ranker.models.embedding import RowInput
 from mtl_ranker.models.experts import batched_linear
 
 
@@ -57,6 +58,11 @@ class Towers(nn.Module):
             if depth < last:
                 h = self.dropout(torch.relu(h))
         return h.squeeze(1).unflatten(0, (-1, self.members)).permute(1, 2, 0)  # [K, B, T]
+
+    def of_rows(self, row: RowInput) -> Tensor:
+        """Logits [1, B, T] that are linear in the rows, for towers without hidden layers."""
+        weight, bias = self.weights[0].squeeze(1), self.biases[0].squeeze(1)  # [T, I], [T]
+        return row.project(weight, bias, self).t().unsqueeze(0)
 
     def _multiply_same(self, h: Tensor, weight: Tensor) -> Tensor:
         """Products of all objectives' weights with one mixture: [K, H, B] → [T·K, units, B]."""

@@ -102,15 +102,17 @@ class Forest(nn.Module):
         return self.leaf[trees].gather(1, node.squeeze(1)).sum(0)
 
 
-def averaged(prediction: Tensor, forest: Tensor) -> Tensor:
+def averaged(prediction: Tensor, forest: Tensor, share: float = 0.5) -> Tensor:
     """Average a network's probabilities with a forest, as log-odds.
 
     Args:
         prediction: [B, T], kept where the objective has no trees.
         forest: logits [B, T], NaN for objectives without trees.
+        share: weight of the forest, from 0 to 1.
     """
     network = torch.logit(prediction, eps=1e-7)
-    return torch.where(torch.isnan(forest), prediction, torch.sigmoid((network + forest) / 2))
+    both = torch.sigmoid((1 - share) * network + share * forest)
+    return torch.where(torch.isnan(forest), prediction, both)
 
 
 def tree_numbers(categorical: Tensor, numeric: Tensor) -> Tensor:

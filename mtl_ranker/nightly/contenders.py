@@ -123,13 +123,28 @@ def with_trees(project: Project, dataset: Dataset, run: ModelRun) -> ModelRun:
         run.seed,
         dataset.examples["validate"],
     )
+    return _with_artifact(dataset, run, f"{run.name}, trees", replace(run.artifact, trees=trees))
+
+
+def trees_alone(dataset: Dataset, run: ModelRun) -> ModelRun:
+    """The trees of a run of `with_trees`, without the network's predictions.
+
+    Objectives that are not binary have no trees; the network predicts them.
+    """
+    return _with_artifact(dataset, run, "trees alone", replace(run.artifact, tree_share=1.0))
+
+
+def _with_artifact(
+    dataset: Dataset, run: ModelRun, name: str, artifact: RankerArtifact
+) -> ModelRun:
+    """The run with another artifact of the same network, calibrated and evaluated again."""
     fitted = Fitted(
-        name=f"{run.name}, trees",
+        name=name,
         seed=run.seed,
         started=run.started,
         ended=time.time(),
         trained=run.trained,
-        artifact=replace(run.artifact, trees=trees),
+        artifact=artifact,
         diagnosis=run.diagnosis,
     )
     return _evaluate(dataset, *_calibrate(dataset, fitted))
@@ -176,7 +191,14 @@ def refit(
         ended=time.time(),
         trained=trained,
         artifact=RankerArtifact(
-            project, encoder, tasks, trained.model, calibration, trees, dataset.sql
+            project,
+            encoder,
+            tasks,
+            trained.model,
+            calibration,
+            trees=trees,
+            tree_share=run.artifact.tree_share,
+            sql=dataset.sql,
         ),
     )
     labels = [LABEL + task.name for task in tasks]

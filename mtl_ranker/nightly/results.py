@@ -16,15 +16,14 @@ from mtl_ranker.evaluation.metrics import Metrics, evaluate_all
 from mtl_ranker.evaluation.off_policy import Estimate
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import Slice
-from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import SplitDays
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.nightly.popularity import NAME as POPULARITY
+from mtl_ranker.nightly.popularity import smoothed_means
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import HeldOut
 from mtl_ranker.training.loop import Trained
-
-SMOOTHING = 20.0  # prior impressions at the mean rate in an item's popularity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,19 +113,17 @@ def qualities(
 
 def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict[str, Metrics]:
     """Metrics of predictions without a model: the training mean, and each item's smoothed mean."""
-    constant, popularity = [], []
-    for task in tasks:
-        label = pl.col(LABEL + task.name)
-        mean = float(train.select(label.mean()).item())
-        per_item = train.group_by("item_id").agg(
-            ((label.sum() + SMOOTHING * mean) / (label.count() + SMOOTHING)).alias("p")
-        )
-        joined = held_out.frame.select("item_id").join(
-            per_item, on="item_id", how="left", maintain_order="left"
-        )
-        popularity.append(joined["p"].fill_null(mean).to_numpy())
-        constant.append(np.full(len(held_out.user), mean))
+    means = smoothed_means(tasks, train.lazy())
+    names = [task.name for task in tasks]
+    overall = dict(zip(names, means.select(names).row(0), strict=True))
+    popularity = (
+        held_out.frame.select("item_id")
+        .join(means[1:], on="item_id", how="left", maintain_order="left")
+        .select(pl.col(name).fill_null(mean) for name, mean in overall.items())
+        .to_numpy()
+    )
+    constant = np.broadcast_to(list(overall.values()), popularity.shape)
     return {
-        name: evaluate_all(tasks, held_out.labels, np.stack(columns, 1), held_out.user)
-        for name, columns in (("base_rate", constant), ("item_popularity", popularity))
+        name: evaluate_all(tasks, held_out.labels, prediction, held_out.user)
+        for name, prediction in (("base_rate", constant), (POPULARITY, popularity))
     }

@@ -18,12 +18,14 @@ from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
 from mtl_ranker.models.matmul import cores
+from mtl_ranker.models.presets import linear
 from mtl_ranker.nightly.contenders import (
     CHECKPOINTS,
     Callbacks,
     Contender,
     refit,
     train_model,
+    trees_alone,
     with_trees,
 )
 from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities
@@ -32,6 +34,8 @@ from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import model_specs
 from mtl_ranker.training.process_pool import side_by_side
+
+LINEAR = "linear"  # the name of the linear model beside the project's
 
 PARALLEL_FROM = 200_000  # rows x epochs of one training
 
@@ -65,16 +69,14 @@ def train_all(
     callbacks: Callbacks = Callbacks(),
     world: World = SINGLE_PROCESS,
 ) -> list[ModelRun]:
-    """Every model × seed, in parallel processes if that is faster (`training.jobs`).
+    """Every model × seed and a linear model, in parallel processes if that is faster.
+
+    `training.jobs` is the number of processes.
 
     With the same number of threads per training (`training.threads`) the results do not depend on
     the number of processes.
     """
-    contenders = [
-        Contender(name, spec, seed)
-        for name, spec in model_specs(project).items()
-        for seed in project.training.seeds
-    ]
+    contenders = contenders_of(project)
     available = cores()
     jobs = project.training.jobs or (available if _parallel_is_faster(project, dataset) else 1)
     jobs = jobs if world.size == 1 else 1
@@ -95,6 +97,15 @@ def train_all(
         torch.set_num_threads(project.training.threads or available)
 
 
+def contenders_of(project: Project) -> list[Contender]:
+    """The project's models with each seed, after a linear model with one, if it names none."""
+    specs, seeds = model_specs(project), project.training.seeds
+    named = [Contender(name, spec, seed) for name, spec in specs.items() for seed in seeds]
+    if any(spec.linear for spec in specs.values()) or LINEAR in specs:
+        return named
+    return [Contender(LINEAR, linear(len(project.objectives)), seeds[0]), *named]
+
+
 def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:
     """Starting a process takes seconds, longer than a small training."""
     return len(dataset.train) * project.training.epochs >= PARALLEL_FROM
@@ -109,8 +120,8 @@ def _winner(
 ) -> tuple[ModelRun, list[ModelRun]]:
     """The winner, and the runs derived from the best one: with trees, refit.
 
-    Chosen on validation: the best seed of the model with the best mean, with trees if they are
-    better, refit if `training.refit`.
+    Chosen on validation: the best seed of the model with the best mean, with trees or trees alone
+    if they are better, refit if `training.refit`.
     """
     by_model = _by_model(runs)
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
@@ -120,9 +131,8 @@ def _winner(
     if project.training.trees:
         callbacks.on_step(f"boosted trees beside {winner.name}")
         averaged = with_trees(project, dataset, winner)
-        improved.append(averaged)
-        if averaged.validate_quality > winner.validate_quality:
-            winner = averaged
+        improved += [averaged, trees_alone(dataset, averaged)]
+        winner = max([winner, *improved], key=lambda run: run.validate_quality)
     if project.training.refit:
         winner = refit(project, dataset, winner, callbacks, world)
         improved.append(winner)

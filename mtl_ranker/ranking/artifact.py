@@ -52,6 +52,7 @@ class RankerArtifact:
 
     Attributes:
         trees: their predictions are averaged with the model's; None without trees.
+        tree_share: weight of the trees in this average of log-odds; 1 for trees alone.
         sql: template name → text, by which its features were built; None in artifacts that were
             saved without it.
     """
@@ -62,6 +63,7 @@ class RankerArtifact:
     model: Ranker
     calibration: Calibration = field(default_factory=Calibration)
     trees: Forest | None = None
+    tree_share: float = 0.5
     sql: Mapping[str, str] | None = None
 
     def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
@@ -93,6 +95,7 @@ class RankerArtifact:
             architecture["trees"] = {
                 k: getattr(self.trees, k) for k in ("features", "trees", "depth")
             }
+            architecture["tree_share"] = self.tree_share
         (folder / "model.json").write_text(json.dumps(architecture, indent=1), "utf-8")
         (folder / "project.toml").write_text(self.project.source_text, "utf-8")
         if self.sql is not None:
@@ -119,7 +122,16 @@ class RankerArtifact:
             trees.eval()
         sql = folder / "sql.json"
         texts = json.loads(sql.read_text("utf-8")) if sql.is_file() else None
-        return cls(project, encoder, tasks, model, calibration, trees, texts)
+        return cls(
+            project,
+            encoder,
+            tasks,
+            model,
+            calibration,
+            trees=trees,
+            tree_share=architecture.get("tree_share", 0.5),
+            sql=texts,
+        )
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Calibrated predictions, a column per objective, and `score`, for N raw feature rows."""
@@ -213,7 +225,7 @@ class RankerArtifact:
             network = predictions(logits(block), self.tasks, self.model.cutpoints)
             if self.trees is None:
                 return network
-            return averaged(network, self.trees(tree_inputs(block)))
+            return averaged(network, self.trees(tree_inputs(block)), self.tree_share)
 
         return torch.cat(in_blocks(predict_block, rows, self.model.block_rows)).numpy()
 

@@ -252,9 +252,9 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             "model": run.name,
             "seed": run.seed,
             "layers": len(spec.layers),
-            "experts": spec.layers[-1].experts,
+            "experts": spec.layers[-1].experts if spec.layers else 0,
             "expert_hidden": [list(layer.hidden) for layer in spec.layers],
-            "gate": spec.layers[-1].gate,
+            "gate": spec.layers[-1].gate if spec.layers else "none",
             "members": spec.members,
             "tower_hidden": list(spec.tower_hidden),
             "embedding_dim": spec.embedding_dim,
@@ -286,12 +286,11 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             {"as trained": run.raw_prediction, "calibrated": run.test_prediction},
             f"{run.label}: calibration on the test days",
         ),
-        "gates.png": plots.gate_heatmap(
-            run.diagnosis.layers[-1].outputs,
-            run.diagnosis.layers[-1].gate_weights,
-            f"{run.label}: gates on the test days",
-        ),
     }
+    if run.diagnosis.layers:
+        last = run.diagnosis.layers[-1]
+        title = f"{run.label}: gates on the test days"
+        figures["gates.png"] = plots.gate_heatmap(last.outputs, last.gate_weights, title)
     if len(names) > 1:
         cosine = np.array([e.gradient_cosine for e in run.trained.epochs])
         figures["gradient_cosine.png"] = plots.gradient_cosines(names, cosine, run.label)

@@ -20,6 +20,7 @@ from mtl_ranker.models.presets import (
     cgc,
     cross_stitch,
     l2_constrained,
+    linear,
     make,
     mmoe,
     omoe,
@@ -120,7 +121,7 @@ def naive(ranker: Ranker, rows: tuple[torch.Tensor, ...]) -> np.ndarray:
     inputs = array(ranker.embedding(*rows).row())
     out = np.zeros((len(inputs), ranker.spec.objectives))
     for b, row in enumerate(inputs):
-        streams = [row]
+        streams = [row] if ranker.layers else [row] * ranker.spec.objectives
         for layer in ranker.layers:
             place = {}
             kinds = [layer.spec.kinds[e % len(layer.spec.kinds)] for e in range(layer.spec.experts)]
@@ -158,6 +159,7 @@ SPECS = {
     "tensor_factorisation": tensor_factorisation(3, [8, 6]),
     "adatt": adatt(3, 2, 2, [8], layers=2),
     "adatt-sp": adatt(3, 1, 0, [8], layers=2),
+    "linear": linear(3),
     "kinds": make("m", {"preset": "mmoe", "experts": 5, "expert_kinds": ["mlp", "cross", "fm"]}, 3),
     "groups": make("m", {"preset": "mmoe", "expert_groups": ["user", "item", "all"]}, 3, GROUPS),
     "kinds and groups": make(
@@ -172,7 +174,10 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_equals_the_equations_in_loops(name):
     torch.manual_seed(1)
-    ranker, rows = make_ranker(replace(SPECS[name], tower_hidden=(4,))), make_rows()
+    ranker, rows = (
+        make_ranker(replace(SPECS[name], tower_hidden=(4,) if SPECS[name].layers else ())),
+        make_rows(),
+    )
     with torch.no_grad():  # as after some training: no gate at its symmetric start
         for parameter in ranker.layers.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
