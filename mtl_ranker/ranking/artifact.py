@@ -30,6 +30,8 @@ from mtl_ranker.training.network import build_ranker
 
 SIDES = ("user", "item", "pair")  # in the order of USER, ITEM and PAIR in models/pairs.py
 
+SEED_METRICS = "seed_metrics.json"
+
 
 @dataclass(frozen=True)
 class PairItems:
@@ -54,6 +56,9 @@ class RankerArtifact:
         trees: their predictions are averaged with the model's; None without trees.
         sql: template name → text, by which its features were built; None in artifacts that were
             saved without it.
+        seed_metrics: objective → metric → value on test days, for each of several trainings of
+            this model with other seeds; their spread says what a seed changes. Empty if one seed
+            was trained.
     """
 
     project: Project
@@ -63,6 +68,7 @@ class RankerArtifact:
     calibration: Calibration = field(default_factory=Calibration)
     trees: Forest | None = None
     sql: Mapping[str, str] | None = None
+    seed_metrics: Sequence[dict[str, dict[str, float]]] = ()
 
     def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
         """The same ranker with other blend weights; objectives without one get weight 1."""
@@ -97,6 +103,9 @@ class RankerArtifact:
         (folder / "project.toml").write_text(self.project.source_text, "utf-8")
         if self.sql is not None:
             (folder / "sql.json").write_text(json.dumps(dict(self.sql), indent=1), "utf-8")
+        if self.seed_metrics:
+            text = json.dumps(list(self.seed_metrics), indent=1)
+            (folder / SEED_METRICS).write_text(text, "utf-8")
         return folder
 
     @classmethod
@@ -119,7 +128,9 @@ class RankerArtifact:
             trees.eval()
         sql = folder / "sql.json"
         texts = json.loads(sql.read_text("utf-8")) if sql.is_file() else None
-        return cls(project, encoder, tasks, model, calibration, trees, texts)
+        seeds = folder / SEED_METRICS
+        seed_metrics = json.loads(seeds.read_text("utf-8")) if seeds.is_file() else ()
+        return cls(project, encoder, tasks, model, calibration, trees, texts, seed_metrics)
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Calibrated predictions, a column per objective, and `score`, for N raw feature rows."""
