@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
-from benchmarks.quality import CONSOLE, Predictions, compare, gain_text
+from benchmarks.quality import CONSOLE, Predictions, compare, gain_text, plain_gain
 from mtl_ranker.config import History, Project, load_project
 from mtl_ranker.models.presets import make
 from mtl_ranker.nightly.contenders import Contender, refit, train_model, with_trees
@@ -58,10 +58,9 @@ def entity(*keys: str) -> Change:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained: seeds of each variant, up to which day; and resampled."""
+    """How much is trained: seeds of each variant, up to which day."""
 
     seeds: int
-    resamples: int
     last: date | None = None
 
 
@@ -98,7 +97,6 @@ def main() -> None:
     )
     options.add_argument("--test-days", type=int, default=2)
     options.add_argument("--seeds", type=int, default=2)
-    options.add_argument("--resamples", type=int, default=200)
     options.add_argument("--only", nargs="*", help="these variants (and the preset)")
     chosen = results.parse(options)
     unknown = set(chosen.only or ()) - set(VARIANTS)
@@ -107,7 +105,7 @@ def main() -> None:
     names = [n for n in VARIANTS if n == PRESET or not chosen.only or n in chosen.only]
     split = section("split", test_days=chosen.test_days, train_days=28)
     projects = {name: VARIANTS[name](split(load_project("kuairand"))) for name in names}
-    size = Size(chosen.seeds, chosen.resamples, chosen.date)
+    size = Size(chosen.seeds, chosen.date)
     results.write(chosen, ablate(projects, chosen.data, size))
 
 
@@ -122,7 +120,7 @@ def ablate(projects: Mapping[str, Project], data: Path, size: Size) -> dict[str,
         models.append(train(name, project, parts, size.seeds))
     assert parts is not None
     reference = models[0].name
-    found = compare(parts, models, reference, size.resamples)
+    found = compare(parts, models, reference)
     days = parts.days
     CONSOLE.print(
         f"train {days.train[0]}..{days.train[-1]}, validate {days.validate[0]}, "
@@ -152,7 +150,7 @@ def ablate(projects: Mapping[str, Project], data: Path, size: Size) -> dict[str,
                 objective: {
                     **each.metrics[objective],
                     "over_reference": {
-                        k: [g.value, g.low, g.high] for k, g in each.gains[objective].items()
+                        k: plain_gain(gain) for k, gain in each.gains[objective].items()
                     },
                 }
                 for objective in each.metrics
@@ -202,7 +200,7 @@ def summary(figures: Mapping[str, Any]) -> str:
     words = []
     for name in others:
         gains = {n: o["over_reference"]["auc"] for n, o in figures[name]["objectives"].items()}
-        sure = {n: v for n, (v, low, high) in gains.items() if low > 0 or high < 0}
+        sure = {n: value for n, (value, _, _, verdict) in gains.items() if verdict}
         words += [f"{name} {v:+.4f} on {n}" for n, v in list(sure.items())[:1]]
     return f"AUC over {reference}, significant: {'; '.join(words) or 'none'}"
 

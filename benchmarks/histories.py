@@ -36,14 +36,13 @@ def main() -> None:
     options = results.parser(__doc__)
     options.add_argument("--impressions", type=int, default=150_000)
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--resamples", type=int, default=200)
     chosen = results.parse(options)
     feed = simulate(Feed(impressions=chosen.impressions), Path(mkdtemp(prefix="benchmark-")))
     preset = load_project("simulated")
     binary = [o for o in preset.objectives if o.kind == "binary"]
     preset = preset.model_copy(update={"objectives": binary})
     projects = {n: section("features", histories=h)(preset) for n, h in VARIANTS.items()}
-    found = ablate(projects, feed, Size(chosen.seeds, chosen.resamples))
+    found = ablate(projects, feed, Size(chosen.seeds))
     results.write(chosen, found)
 
 

@@ -14,10 +14,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
-def gain(value: float, low: float, high: float) -> str:
-    """A difference with its interval, bold where the interval excludes zero."""
+def gain(value: float, low: float, high: float, verdict: int) -> str:
+    """A difference with its interval, bold where its verdict (`intervals.Judged`) is not 0."""
     text = f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    return f"**{text}**" if verdict else text
 
 
 def times(ratio: float) -> str:

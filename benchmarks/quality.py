@@ -5,7 +5,7 @@ One run, the same rows, features and tuning budget: base rate, item popularity, 
 days, then one validation day (early stopping, tuning, calibration), then the test days, which are
 read once. `refit` models were trained again on the validation day too, ours and LightGBM alike.
 
-Intervals and paired differences: users of the test days and seeds are resampled.
+Intervals and paired differences cover users of the test days and seeds.
 """
 
 from __future__ import annotations
@@ -28,14 +28,9 @@ from sklearn.preprocessing import OneHotEncoder
 from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
 from mtl_ranker.config import Project, parse_project, read_project_text
-from mtl_ranker.evaluation.intervals import (
-    Interval,
-    Resampled,
-    paired_difference,
-    resampled_gauc,
-    resampled_quality,
-    user_draws,
-)
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import Interval, Judged, Quality, judge, model_quality
+from mtl_ranker.evaluation.intervals import compare as difference
 from mtl_ranker.evaluation.metrics import evaluate_all
 from mtl_ranker.models.embedding import PiecewiseLinear
 from mtl_ranker.models.presets import make
@@ -63,12 +58,17 @@ CONSOLE = Console(width=150)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts for the test rows: [N, T] for each seed."""
+    """What a model predicts for the test rows: [N, T] for each seed.
+
+    Attributes:
+        fixed: the model has no seed.
+    """
 
     name: str
     by_seed: list[np.ndarray]
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
+    fixed: bool = False
 
 
 def project_of(test_days: int, train_days: int, fourth: str | None) -> Project:
@@ -108,7 +108,7 @@ def logistic(parts: Dataset, trials: int, tick: Tick) -> Predictions:
             tick(f"logistic regression, {task.name}")
         assert best is not None
         found[:, t], settings[task.name] = best[2].predict_proba(x["test"])[:, 1], best[1]
-    return Predictions("logistic regression", [found], time.perf_counter() - began, settings)
+    return Predictions("logistic regression", [found], time.perf_counter() - began, settings, True)
 
 
 LIGHTGBM = Boosting(
@@ -197,37 +197,33 @@ class Compared:
 
     metrics: dict[str, dict[str, float]]
     auc: dict[str, Interval]
-    gains: dict[str, dict[str, Interval]]  # objective → auc, gauc → difference
+    gains: dict[str, dict[str, Judged]]  # objective → auc, gauc → difference
 
 
-def compare(
-    parts: Dataset, models: Sequence[Predictions], reference: str, resamples: int
-) -> dict[str, Compared]:
+def compare(parts: Dataset, models: Sequence[Predictions], reference: str) -> dict[str, Compared]:
     """Means over seeds, intervals and paired differences from the reference."""
     user, labels = parts.held_out.user, parts.held_out.labels
-    weights = user_draws(user, resamples)
-    qualities: dict[tuple[str, str], dict[str, Resampled]] = {}
-    for model in models:
-        for t, task in enumerate(parts.tasks):
-            y, predictions = labels[:, t], [p[:, t] for p in model.by_seed]
-            qualities[model.name, task.name] = {
-                "auc": resampled_quality("binary", y, predictions, weights),
-                "gauc": resampled_gauc(y, predictions, user, weights),
-            }
+    clusters = Clusters.of(user)
+    rows = [LabelledRows.of("binary", column, clusters) for column in labels.T]
+    qualities: dict[tuple[str, str, str], Quality] = {
+        (model.name, task.name, measure): model_quality(
+            rows[t], [p[:, t] for p in model.by_seed], measure, model.fixed
+        )
+        for model in models
+        for t, task in enumerate(parts.tasks)
+        for measure in ("auc", "gauc")
+    }
+    gains = judge(
+        {key: difference(q, qualities[reference, *key[1:]]) for key, q in qualities.items()}
+    )
     found = {}
     for model in models:
         metrics = [evaluate_all(parts.tasks, labels, p, user) for p in model.by_seed]
         names = [task.name for task in parts.tasks]
         found[model.name] = Compared(
             {n: {k: float(np.mean([m[n][k] for m in metrics])) for k in SHOWN} for n in names},
-            {n: qualities[model.name, n]["auc"].interval() for n in names},
-            {
-                n: {
-                    k: paired_difference(quality, qualities[reference, n][k])
-                    for k, quality in qualities[model.name, n].items()
-                }
-                for n in names
-            },
+            {n: qualities[model.name, n, "auc"].interval() for n in names},
+            {n: {k: gains[model.name, n, k] for k in ("auc", "gauc")} for n in names},
         )
     return found
 
@@ -257,9 +253,15 @@ def show(
     CONSOLE.print("seconds  " + "; ".join(f"{n}: {s:,.0f}" for n, s in seconds.items()))
 
 
-def gain_text(gain: Interval) -> str:
-    star = "*" if gain.low > 0 or gain.high < 0 else " "
-    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]{star}"
+def gain_text(gain: Judged) -> str:
+    value, low, high, verdict = plain_gain(gain)
+    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]{'*' if verdict else ' '}"
+
+
+def plain_gain(gain: Judged) -> tuple[float, float, float, int]:
+    """The difference, the ends of its interval, and its verdict, as `markdown.gain` takes them."""
+    found = gain.interval
+    return found.value, found.low, found.high, gain.verdict
 
 
 def verdict(found: dict[str, Compared], ours: str, reference: str) -> str:
@@ -268,12 +270,15 @@ def verdict(found: dict[str, Compared], ours: str, reference: str) -> str:
         for objective, each in found[ours].gains.items()
         for k, gain in each.items()
     ]
-    ahead = sum(g.value > 0 for _, g in gains)
-    sure = sum(g.low > 0 for _, g in gains)
-    behind = ", ".join(f"{name} {g.value:+.4f}" for name, g in gains if g.value <= 0) or "none"
+    values = {name: gain.interval.value for name, gain in gains}
+    ahead = sum(value > 0 for value in values.values())
+    sure = sum(g.verdict > 0 for _, g in gains)
+    behind = ", ".join(f"{n} {value:+.4f}" for n, value in values.items() if value <= 0) or "none"
+    notes = ", ".join(dict.fromkeys(g.note for _, g in gains if g.note))
     return (
         f"{ours} against {reference}: ahead on {ahead} of {len(gains)} AUC and GAUC figures, "
         f"{sure} significantly; behind on: {behind}"
+        f"{f' ({notes})' if notes else ''}"
     )
 
 
@@ -284,7 +289,6 @@ def main() -> None:
     options.add_argument("--test-days", type=int, default=3)
     options.add_argument("--train-days", type=int, default=28, help="at most")
     options.add_argument("--model", default="mmoe", help="of the preset, the default ranker")
-    options.add_argument("--resamples", type=int, default=300)
     options.add_argument("--no-tuned", action="store_true", help="only the preset as shipped")
     options.add_argument(
         "--fourth",
@@ -323,8 +327,8 @@ def main() -> None:
             mine += ranker("ours, tuned", better, parts, budget.seeds, tick)
         models = [logistic(parts, chosen.trials, tick), *trees(parts, budget, tick), *mine]
     constant = baselines(parts.tasks, parts.frames["train"], parts.held_out)
-    found = compare(parts, models, "LightGBM", chosen.resamples)
-    again = compare(parts, models, "LightGBM, refit", chosen.resamples)
+    found = compare(parts, models, "LightGBM")
+    again = compare(parts, models, "LightGBM, refit")
     trivial = {
         name: {objective: {k: values[k] for k in SHOWN} for objective, values in each.items()}
         for name, each in constant.items()
@@ -344,10 +348,7 @@ def main() -> None:
             objective: {
                 **each.metrics[objective],
                 "auc_interval": [each.auc[objective].low, each.auc[objective].high],
-                "gain": {
-                    k: [gain.value, gain.low, gain.high]
-                    for k, gain in each.gains[objective].items()
-                },
+                "gain": {k: plain_gain(gain) for k, gain in each.gains[objective].items()},
             }
             for objective in each.metrics
         }

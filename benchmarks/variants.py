@@ -17,11 +17,10 @@ from rich.table import Table
 from benchmarks import markdown, results
 from benchmarks.prepared import TITLES, folders, parser, preset_of, real_examples
 from mtl_ranker.evaluation.intervals import Interval
-from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains
 from mtl_ranker.models.presets import make
 from mtl_ranker.nightly.contenders import Contender, train_model
-from mtl_ranker.nightly.results import ModelRun, qualities
+from mtl_ranker.nightly.results import ModelRun, qualities, still_improving
 from mtl_ranker.training.dataset import Dataset
 
 
@@ -66,14 +65,13 @@ def compare(
             train_model(own, parts, Contender(variant.name, spec, seed))
         )
     confidence = project.promotion.confidence
-    quality = qualities(project.promotion, parts.tasks, runs, parts.held_out)
-    measures = {task.name: quality_metric(task.kind) for task in parts.tasks}
+    quality = qualities(parts.tasks, runs, parts.held_out)
     return Compared(
         data=preset_of(folder),
         parts=parts,
         runs=runs,
         intervals={key: value.interval(confidence) for key, value in quality.items()},
-        gains=sharing_gains(quality, reference, measures, confidence),
+        gains=sharing_gains(quality, reference, confidence, still_improving(runs)),
         reference=reference,
     )
 

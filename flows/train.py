@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from flows.night import RETRY, announce
 from mtl_ranker.context import Context
+from mtl_ranker.evaluation.sharing import without_verdict
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.contenders import Callbacks
 from mtl_ranker.nightly.results import Suite
@@ -73,6 +74,8 @@ def train(context: Context, day: date) -> Suite:
     for gain in suite.gains:
         if gain.verdict != "undecided":
             announce("sharing", gain)
+    for reason in without_verdict(suite.gains):
+        announce("sharing", reason)
     for warning in warnings_of(suite):
         announce("warning", warning, logging.WARNING)
     for worst_slice in worst(suite.slices):

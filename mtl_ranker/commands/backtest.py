@@ -105,7 +105,7 @@ def _backtest_tables(project: Project, result: Backtest) -> list[Table]:
             gain = result.gains[policy, objective]
             table.caption = (table.caption or "") + (
                 f"{policy} over kept, all days' rows: {gain.value:+.4f} "
-                f"[{gain.low:+.4f}, {gain.high:+.4f}]\n"
+                f"[{gain.low:+.4f}, {gain.high:+.4f}] ({gain.note})\n"
             )
         table.caption_justify = "left"
         tables.append(table)

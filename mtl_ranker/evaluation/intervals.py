@@ -1,89 +1,339 @@
-"""Bootstrap intervals clustered by user: all rows of a user are resampled together."""
+"""One model of uncertainty for every comparison: users and training seeds.
+
+A model's quality on test rows varies with the users who are in the log and with the seed of the
+training. The variance over users follows from their influences (`influence.py`), the variance over
+seeds from the spread of trainings with other seeds. Both are estimated, the second from few
+numbers, so the critical value is the mean of the two Student quantiles, weighted with the variances
+(Cochran & Cox 1950; Cochran, Biometrics 1964). A Welch-Satterthwaite number of degrees of freedom
+for the sum of both calls a difference where there is none in up to 7 % instead of 5 % of
+comparisons with two seeds a side; it is used only among the models' own spreads, where it fits.
+
+Interfaces: `model_quality` measures a model, `compare` subtracts two, `Estimated.interval` and
+`Estimated.p_value` say what is known, and `judge` gives the verdicts of a table at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import false_discovery_control
+from scipy.stats import t as student
 
-from mtl_ranker.evaluation.metrics import auc_of_own_group, quality_metric
+from mtl_ranker.evaluation.influence import MEASURES, LabelledRows, Support
+from mtl_ranker.evaluation.metrics import quality_metric
+
+Key = TypeVar("Key", bound=Hashable)
+
+ONE_SEED = "one seed: no verdict on the model"
+RANGES = {"auc": (0.0, 1.0), "gauc": (0.0, 1.0), "r2": (-np.inf, 1.0), "skill": (-np.inf, 1.0)}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its percentile bootstrap interval."""
+    """A value with its confidence interval.
+
+    Attributes:
+        low, high: NaN where the data do not support an interval.
+        note: what the interval does not cover or why there is none; empty if nothing is missing.
+    """
 
     value: float
     low: float
     high: float
+    note: str = ""
 
     def __str__(self) -> str:
+        if np.isnan(self.low) and self.note:
+            return f"{self.value:.4f} ({self.note})"
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
-def user_draws(user: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
-    """Weights [R, N] of N rows in R bootstrap resamples of users; equal within a user.
+@dataclass(frozen=True)
+class Part:
+    """A variance estimated with so many degrees of freedom; infinitely many if it is known."""
+
+    variance: float
+    df: float
+
+
+NO_VARIANCE = Part(0.0, np.inf)
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """A quality or a difference with its variance.
+
+    Attributes:
+        users: variance over users, the trainings as they are.
+        trainings: variance over training seeds; None if unknown, as a model has one seed.
+        support: the data of the objective.
+    """
+
+    value: float
+    users: Part
+    trainings: Part | None
+    support: Support
+
+    @property
+    def note(self) -> str:
+        """Why no verdict on the model can be given; empty if one can."""
+        if not self.support.enough:
+            return str(self.support)
+        return ONE_SEED if self.trainings is None else ""
+
+    @property
+    def standard_error(self) -> float:
+        """Of users and, where they are known, trainings."""
+        return float(np.sqrt(sum(part.variance for part in self._parts)))
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of a value of 0. Over users only if the model has one seed.
+
+        The level at which the interval just excludes 0. NaN without support.
+        """
+        if not self.support.enough or np.isnan(self.value):
+            return float("nan")
+        error = self.standard_error
+        if error == 0:
+            return 1.0 if self.value == 0 else 0.0
+        wanted = abs(self.value) / error
+        # One part alone would have the smallest or the largest level; the answer lies between.
+        ends = [2 * student.sf(wanted, part.df) for part in self._parts if part.variance > 0]
+        low, high = float(min(ends)), float(max(ends))
+        if high - low <= 1e-12 * high:
+            return high
+        return float(brentq(lambda level: self._critical(level) - wanted, low, high))
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """The value ± critical value · standard error, with `note`; NaN bounds without support."""
+        if not self.support.enough or np.isnan(self.value):
+            return Interval(self.value, float("nan"), float("nan"), self.note)
+        half = self._critical(1 - confidence) * self.standard_error
+        return Interval(self.value, self.value - half, self.value + half, self.note)
+
+    @property
+    def _parts(self) -> list[Part]:
+        return [self.users, self.trainings or NO_VARIANCE]
+
+    def _critical(self, level: float) -> float:
+        """Cochran & Cox's critical value: the parts' Student quantiles, weighted by variance."""
+        total = sum(part.variance for part in self._parts)
+        if total == 0:
+            return 0.0
+        return float(
+            sum(
+                part.variance / total * student.isf(level / 2, part.df)
+                for part in self._parts
+                if part.variance > 0
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A model's quality on one objective, with what comparisons with other models need.
+
+    Attributes:
+        measure: a name of `influence.MEASURES`; empty for a mean of several.
+        value: mean over `averaged` trainings.
+        influence: each user's [U], of `value`.
+        trainings: [S] values of trainings with different seeds, whose spread is the variance of
+            one training; None for a predictor without randomness (popularity, the base rate).
+        averaged: how many trainings `value` is the mean of.
+    """
+
+    measure: str
+    value: float
+    influence: np.ndarray
+    trainings: np.ndarray | None
+    averaged: int
+    support: Support
+
+    def estimated(self) -> Estimated:
+        """The quality by itself."""
+        return Estimated(
+            self.value, _over_users(self.influence, self.support), self.spread(), self.support
+        )
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """The interval within the measure's range."""
+        found = self.estimated().interval(confidence)
+        low, high = RANGES.get(self.measure, (-np.inf, np.inf))
+        return replace(found, low=float(max(found.low, low)), high=float(min(found.high, high)))
+
+    def spread(self) -> Part | None:
+        """The variance of `value` over training seeds; None if one training is known."""
+        if self.trainings is None:
+            return NO_VARIANCE
+        if len(self.trainings) < 2:
+            return None
+        variance = float(np.var(self.trainings, ddof=1)) / self.averaged
+        return Part(variance, len(self.trainings) - 1)
+
+
+def model_quality(
+    rows: LabelledRows,
+    predictions: Sequence[np.ndarray],
+    measure: str | None = None,
+    fixed: bool = False,
+) -> Quality:
+    """The mean quality of one or several trainings of a model on one objective.
 
     Args:
-        user: [N].
+        rows: of `LabelledRows.of`, shared by all models.
+        predictions: [N] of each training (seed).
+        measure: a name of `influence.MEASURES`; None for AUC, or R² if it is not binary.
+        fixed: the predictor has no seed: the variance over trainings is zero, not unknown.
     """
-    _, codes = np.unique(user, return_inverse=True)
-    users = int(codes.max(initial=-1)) + 1
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(users, np.full(users, 1 / users), size=resamples)
-    return counts.astype(np.float32)[:, codes]
-
-
-def weighted_auc(label: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC [R] under weights [R, N]; ties count half. NaN with only one class."""
-    order = np.argsort(score, kind="stable")
-    label, score = label[order] > 0.5, score[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(score) != 0])
-    values = np.empty(len(weights))
-    for index, weight in enumerate(weights):
-        w = weight[order].astype(np.float64)
-        positive = np.add.reduceat(w * label, starts)
-        negative = np.add.reduceat(w * ~label, starts)
-        below = np.cumsum(negative) - negative
-        pairs = positive.sum() * negative.sum()
-        values[index] = (positive * (below + negative / 2)).sum() / pairs if pairs else np.nan
-    return values
-
-
-def weighted_r2(label: np.ndarray, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """R² [R] under weights [R, N]."""
-    w = weights.astype(np.float64)
-    mean = (w @ label) / w.sum(1)
-    spread = w @ label**2 - w.sum(1) * mean**2
-    return 1.0 - (w @ (label - prediction) ** 2) / spread
-
-
-def quality_draws(
-    kind: str, label: np.ndarray, prediction: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """One objective's quality in each resample [R]: AUC, or R² if it is not binary.
-
-    Args:
-        kind: of the objective.
-        label, prediction: [N]; NaN = missing label.
-        weights: [R, N] of `user_draws`.
-    """
-    known = ~np.isnan(label)
-    measure = weighted_auc if quality_metric(kind) == "auc" else weighted_r2
-    return measure(
-        label[known].astype(np.float64), prediction[known].astype(np.float64), weights[:, known]
+    name = measure or quality_metric(rows.kind)
+    found = [
+        MEASURES[name](rows.label, p[rows.known].astype(np.float64), rows.clusters)
+        for p in predictions
+    ]
+    values = np.array([each.value for each in found])
+    return Quality(
+        measure=name,
+        value=float(values.mean()),
+        influence=np.mean([each.by_user for each in found], 0),
+        trainings=None if fixed else values,
+        averaged=len(found),
+        support=rows.support,
     )
 
 
-def gauc_draws(
-    label: np.ndarray, score: np.ndarray, user: np.ndarray, weights: np.ndarray
+def compare(one: Quality, other: Quality) -> Estimated:
+    """The difference of two models' qualities on the same rows, paired by users.
+
+    The seeds are not paired: equal numbers mean nothing across models.
+    """
+    if one is other:
+        return Estimated(0.0, NO_VARIANCE, NO_VARIANCE, one.support)
+    spreads = [one.spread(), other.spread()]
+    known = [part for part in spreads if part is not None]
+    return Estimated(
+        value=one.value - other.value,
+        users=_over_users(one.influence - other.influence, one.support),
+        trainings=_summed(known) if len(known) == len(spreads) else None,
+        support=one.support,
+    )
+
+
+def weighted_mean(weighted: Sequence[tuple[float, Quality]]) -> Quality:
+    """The mean of (weight, quality) pairs of one model; those without support are left out.
+
+    The variance over seeds is that of the mean, seed by seed.
+    """
+    usable = [(w, q) for w, q in weighted if q.support.enough and not np.isnan(q.value)]
+    if not usable:
+        rarest = min((q.support for _, q in weighted), key=lambda support: support.rows)
+        first = weighted[0][1]
+        return replace(first, measure="", value=float("nan"), support=rarest)
+    weights = np.array([w for w, _ in usable]) / sum(w for w, _ in usable)
+    qualities = [q for _, q in usable]
+    trainings = [q.trainings for q in qualities if q.trainings is not None]
+    return Quality(
+        measure="",
+        value=float(sum(w * q.value for w, q in zip(weights, qualities, strict=True))),
+        influence=np.tensordot(weights, [q.influence for q in qualities], 1),
+        trainings=np.tensordot(weights, trainings, 1) if trainings else None,
+        averaged=qualities[0].averaged,
+        support=min((q.support for q in qualities), key=lambda support: support.users),
+    )
+
+
+def controlled(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that rejecting those ≤ α keeps the false discovery rate at α.
+
+    Benjamini & Hochberg (JRSS B 1995). NaN stays NaN and does not count.
+    """
+    values = np.array(p_values, float)
+    known = ~np.isnan(values)
+    if known.any():
+        values[known] = false_discovery_control(values[known])
+    return [float(value) for value in values]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One of several comparisons that are made at once.
+
+    Attributes:
+        interval: of this comparison alone.
+        p_value: adjusted for the others; NaN where no verdict can be given.
+        verdict: 1 significantly above 0, -1 below, 0 neither or no verdict.
+        note: why no verdict can be given; empty if one can.
+    """
+
+    interval: Interval
+    p_value: float
+    verdict: int
+    note: str = ""
+
+
+def judge(
+    compared: Mapping[Key, Estimated],
+    confidence: float = 0.95,
+    notes: Mapping[Key, str] | None = None,
+) -> dict[Key, Judged]:
+    """All comparisons of a table, with a false discovery rate of 1 - `confidence` over them.
+
+    Args:
+        notes: why a comparison has no verdict, beside what `Estimated.note` says.
+    """
+    given = notes or {}
+    reasons = {key: each.note or given.get(key, "") for key, each in compared.items()}
+    p_values = controlled(
+        [float("nan") if reasons[key] else each.p_value for key, each in compared.items()]
+    )
+    return {
+        key: Judged(
+            interval=each.interval(confidence),
+            p_value=p,
+            verdict=int(np.sign(each.value)) if p <= 1 - confidence else 0,
+            note=reasons[key],
+        )
+        for (key, each), p in zip(compared.items(), p_values, strict=True)
+    }
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Student's interval of the mean of independent values [n]."""
+    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(student.isf((1 - confidence) / 2, len(values) - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+CHUNK = 4_000_000  # users × resamples at a time
+
+
+def bootstrap(
+    sums: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int,
+    seed: int = 0,
 ) -> np.ndarray:
-    """GAUC [R] under weights [R, N] from `user_draws` of the same users."""
-    user_auc = auc_of_own_group(label, score, user)
-    known = ~np.isnan(user_auc)
-    w = weights[:, known].astype(np.float64)
-    return (w @ user_auc[known]) / np.where(w.sum(1) > 0, w.sum(1), np.nan)
+    """Draws [R] of a statistic of sums over users, where no influence is known.
+
+    Args:
+        sums: [U, K] of each user.
+        statistic: totals [r, K] of r resamples → [r].
+    """
+    users = len(sums)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, CHUNK // max(users, 1))
+    found = []
+    for first in range(0, resamples, at_once):
+        chosen = [
+            np.bincount(rng.integers(0, users, users), minlength=users)
+            for _ in range(first, min(first + at_once, resamples))
+        ]
+        found.append(statistic(np.array(chosen, np.float64) @ sums))
+    return np.concatenate(found)
 
 
 def interval(value: float, draws: np.ndarray, confidence: float = 0.95) -> Interval:
@@ -96,85 +346,14 @@ def interval(value: float, draws: np.ndarray, confidence: float = 0.95) -> Inter
     return Interval(value, float(low), float(high))
 
 
-@dataclass(frozen=True)
-class Resampled:
-    """A quality, and its value in each resample of users (and of trainings).
-
-    Two qualities resampled with the same weights can be subtracted: the difference is paired,
-    resample by resample.
-
-    Attributes:
-        draws: [R].
-    """
-
-    value: float
-    draws: np.ndarray
-
-    def __sub__(self, other: Resampled) -> Resampled:
-        return Resampled(self.value - other.value, self.draws - other.draws)
-
-    def interval(self, confidence: float = 0.95) -> Interval:
-        return interval(self.value, self.draws, confidence)
+def _over_users(influence: np.ndarray, support: Support) -> Part:
+    return Part(float(influence @ influence), max(support.users - 1, 1))
 
 
-def resampled_quality(
-    kind: str, label: np.ndarray, predictions: Sequence[np.ndarray], weights: np.ndarray
-) -> Resampled:
-    """The mean quality of one or several trainings of a model on one objective.
-
-    Args:
-        kind: of the objective: AUC for binary, R² for others.
-        label: [N], NaN = missing.
-        predictions: [N] of each training (seed).
-        weights: [R, N] of `user_draws`.
-    """
-    unweighted = np.ones((1, len(label)), np.float32)
-    values = [float(quality_draws(kind, label, p, unweighted)[0]) for p in predictions]
-    draws = [quality_draws(kind, label, p, weights) for p in predictions]
-    return Resampled(float(np.mean(values)), over_seeds(np.stack(draws)))
-
-
-def resampled_gauc(
-    label: np.ndarray, predictions: Sequence[np.ndarray], user: np.ndarray, weights: np.ndarray
-) -> Resampled:
-    """The mean GAUC of one or several trainings of a model; rows without a label are left out.
-
-    Args:
-        label, user: [N]; NaN = missing label.
-        predictions: [N] of each training (seed).
-        weights: [R, N] of `user_draws`.
-    """
-    known = ~np.isnan(label)
-    label, user, weights = label[known], user[known], weights[:, known]
-    unweighted = np.ones((1, len(label)), np.float32)
-    values = [float(gauc_draws(label, p[known], user, unweighted)[0]) for p in predictions]
-    draws = [gauc_draws(label, p[known], user, weights) for p in predictions]
-    return Resampled(float(np.mean(values)), over_seeds(np.stack(draws)))
-
-
-def over_seeds(draws: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Draws [S, R] of S trainings → [R], each the mean of S trainings drawn with replacement.
-
-    An interval then covers the random initialisation as well as the users; with one training only
-    the users.
-    """
-    trainings, resamples = draws.shape
-    chosen = np.random.default_rng(seed).integers(0, trainings, size=(trainings, resamples))
-    return np.take_along_axis(draws, chosen, 0).mean(0)
-
-
-def paired_difference(one: Resampled, other: Resampled, confidence: float = 0.95) -> Interval:
-    """The difference of two qualities on the same rows, with its interval."""
-    return (one - other).interval(confidence)
-
-
-def weighted_mean(weighted: Sequence[tuple[float, Resampled]]) -> Resampled:
-    """The mean of (weight, quality) pairs; qualities that are NaN are left out.
-
-    A draw that is NaN counts as 0.
-    """
-    known = [(weight, quality) for weight, quality in weighted if not np.isnan(quality.value)]
-    total = max(sum(weight for weight, _ in known), 1e-12)
-    resamples = len(weighted[0][1].draws) if weighted else 0
-    draws = sum((w * np.nan_to_num(quality.draws) for w, quality in known), np.zeros(resamples))
-    return Resampled(sum(w * quality.value for w, quality in known) / total, draws / total)
+def _summed(parts: Sequence[Part]) -> Part:
+    """The sum of independent variances, with Welch-Satterthwaite degrees of freedom."""
+    total = sum(part.variance for part in parts)
+    if total == 0:
+        return NO_VARIANCE
+    spread = sum(part.variance**2 / part.df for part in parts)
+    return Part(total, total**2 / spread if spread > 0 else np.inf)

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from mtl_ranker.config import Project
-from mtl_ranker.evaluation.intervals import Interval, interval, user_draws
+from mtl_ranker.evaluation.influence import Clusters
+from mtl_ranker.evaluation.intervals import Interval, bootstrap, interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +107,10 @@ def estimate(
         refused = f"support too thin: {rewarded} rows with a reward carry weight, at least 10"
     if refused is not None:
         return replace(result, refused=refused)
-    draws = user_draws(user, resamples).astype(np.float64)
-    impressions = draws.sum(1)
-    weighted_reward, total_weight = draws @ (weight * reward), draws @ weight
+    clusters = Clusters.of(user)
+    columns = (np.ones(len(reward)), weight * reward, weight)
+    sums = np.stack([clusters.sums(column) for column in columns], 1)
+    impressions, weighted_reward, total_weight = bootstrap(sums, lambda draws: draws, resamples).T
     ips = snips = None
     if known.all():
         ips = interval(float((weight * reward).mean()), weighted_reward / impressions, confidence)

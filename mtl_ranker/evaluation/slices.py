@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mtl_ranker.evaluation.intervals import Interval, interval, quality_draws, user_draws
-from mtl_ranker.evaluation.metrics import (
-    PredictedRows,
-    calibration_ratio,
-    evaluate,
-    quality_metric,
-)
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import Interval, Quality, compare, judge, model_quality
+from mtl_ranker.evaluation.metrics import PredictedRows, calibration_ratio, gauc
 from mtl_ranker.models.objectives import Task
 
 MAX_VALUES = 12  # of one context column; rarer values have no slice
-MIN_POSITIVES = 10
-RESAMPLES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +24,10 @@ class Slice:
     Attributes:
         kind: what the rows are divided by, such as `tab` or `user activity`.
         value: which of its values, such as `high third`.
-        quality: AUC or R², with an interval from resampling users.
-        gap: quality minus that of all rows.
+        quality: AUC or R² of the trained model, with its interval over users.
+        gap: quality minus that of all rows, with its interval.
+        verdict: -1 significantly worse than all rows, 1 better, 0 neither, with the false
+            discovery rate controlled over all slices and objectives.
         calibration: sum of predictions over sum of labels.
     """
 
@@ -41,14 +37,15 @@ class Slice:
     rows: int
     positives: int
     quality: Interval
-    gap: float
+    gap: Interval
+    verdict: int
     gauc: float
     calibration: float
 
     def __str__(self) -> str:
         return (
             f"{self.objective} is worst where {self.kind} is {self.value}: {self.quality}, "
-            f"{self.gap:+.4f} against all rows ({self.rows:,} rows)"
+            f"{self.gap.value:+.4f} against all rows ({self.rows:,} rows)"
         )
 
 
@@ -102,59 +99,73 @@ def slice_metrics(
     slices: Mapping[str, pl.Series],
     confidence: float = 0.95,
 ) -> list[Slice]:
-    """Each objective's metrics on each slice with at least `MIN_POSITIVES` positives and negatives.
+    """Each objective's metrics on each slice with the support that an interval needs.
 
-    Objectives of another kind than binary need 2 · `MIN_POSITIVES` rows.
+    The model is one training as it is, so intervals cover users only.
 
     Args:
         predicted: N rows.
         slices: kind of slice → the slice of each row [N], null = none (see `divide`).
     """
-    metrics = []
+    clusters = Clusters.of(predicted.user)
+    found: dict[tuple[str, str, str], _OnSlice] = {}
+    overall: dict[str, Quality] = {}
     for t, task in enumerate(tasks):
-        all_labels, all_predictions = predicted.labels[:, t], predicted.prediction[:, t]
-        known = ~np.isnan(all_labels)
-        overall = evaluate(task.kind, all_labels, all_predictions, predicted.user)
-        measure = quality_metric(task.kind)
+        label, prediction = predicted.labels[:, t], predicted.prediction[:, t]
+        whole = LabelledRows.of(task.kind, label, clusters)
+        overall[task.name] = model_quality(whole, [prediction], fixed=True)
         for kind, values in slices.items():
             for value in values.unique().drop_nulls().sort().to_list():
-                rows = (values == value).fill_null(False).to_numpy() & known
-                label, prediction, user = (
-                    all_labels[rows],
-                    all_predictions[rows],
-                    predicted.user[rows],
-                )
-                positives = int((label > 0.5).sum())
-                negatives = len(label) - positives
-                rarer = min(positives, negatives) if task.kind == "binary" else len(label) // 2
-                if rarer < MIN_POSITIVES:
-                    continue
-                values_of_slice = evaluate(task.kind, label, prediction, user)
-                draws = quality_draws(task.kind, label, prediction, user_draws(user, RESAMPLES))
-                metrics.append(
-                    Slice(
-                        kind=kind,
-                        value=value,
-                        objective=task.name,
-                        rows=len(label),
-                        positives=positives,
-                        quality=interval(values_of_slice[measure], draws, confidence),
-                        gap=values_of_slice[measure] - overall[measure],
-                        gauc=values_of_slice.get("gauc", float("nan")),
-                        calibration=calibration_ratio(label, prediction),
-                    )
-                )
-    return metrics
+                chosen = (values == value).fill_null(False).to_numpy()
+                rows = LabelledRows.of(task.kind, np.where(chosen, label, np.nan), clusters)
+                if rows.support.enough:
+                    quality = model_quality(rows, [prediction], fixed=True)
+                    found[task.name, kind, value] = _OnSlice(rows, prediction, quality)
+    gaps = judge({k: compare(own.quality, overall[k[0]]) for k, own in found.items()}, confidence)
+    return [
+        Slice(
+            kind=kind,
+            value=value,
+            objective=objective,
+            rows=len(own.rows.label),
+            positives=int((own.rows.label > 0.5).sum()),
+            quality=own.quality.interval(confidence),
+            gap=gaps[objective, kind, value].interval,
+            verdict=gaps[objective, kind, value].verdict,
+            gauc=own.gauc,
+            calibration=calibration_ratio(own.rows.label, own.prediction[own.rows.known]),
+        )
+        for (objective, kind, value), own in found.items()
+    ]
+
+
+@dataclass(frozen=True)
+class _OnSlice:
+    """A model's predictions [N] and quality on the labelled rows of a slice."""
+
+    rows: LabelledRows
+    prediction: np.ndarray
+    quality: Quality
+
+    @property
+    def gauc(self) -> float:
+        """NaN unless the objective is binary."""
+        rows = self.rows
+        if rows.kind != "binary":
+            return float("nan")
+        return gauc(rows.label, self.prediction[rows.known], rows.clusters.codes)
 
 
 def worst(slices: Sequence[Slice]) -> list[Slice]:
-    """Each objective's worst slice: the one whose interval has the lowest upper bound.
+    """Each objective's worst slice among those that are significantly worse than all rows.
 
-    By the upper bound, a small slice with a wide interval is not chosen by chance.
+    The worst is the one whose interval has the lowest upper bound, so that a small slice with a
+    wide interval is not chosen by chance.
     """
     lowest: dict[str, Slice] = {}
     for candidate in slices:
-        current = lowest.get(candidate.objective)
-        if current is None or candidate.quality.high < current.quality.high:
-            lowest[candidate.objective] = candidate
+        if candidate.verdict < 0:
+            current = lowest.get(candidate.objective)
+            if current is None or candidate.quality.high < current.quality.high:
+                lowest[candidate.objective] = candidate
     return list(lowest.values())

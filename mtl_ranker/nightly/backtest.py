@@ -17,12 +17,8 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.evaluation.intervals import (
-    Interval,
-    paired_difference,
-    resampled_quality,
-    user_draws,
-)
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import Interval, compare, model_quality
 from mtl_ranker.evaluation.metrics import Metrics, evaluate_all, quality_metric
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.columns import LABEL
@@ -62,7 +58,7 @@ class Backtest:
     Attributes:
         promotions: day → the reason of the promotion decision of the night before.
         gains: (policy, objective) → quality over all days minus that of `kept` on the same rows,
-            with intervals from resampling users.
+            with intervals over users.
     """
 
     days: list[date]
@@ -166,23 +162,16 @@ def _gains(
         users: [N].
         predictions: policy → [n, T] of each day.
     """
-    weights = user_draws(users, project.promotion.bootstrap)
-    qualities = {
-        (policy, objective.name): resampled_quality(
-            objective.kind, labels[:, t], [np.concatenate(predictions[policy])[:, t]], weights
-        )
-        for policy in POLICIES
-        for t, objective in enumerate(project.objectives)
-    }
-    return {
-        (policy, objective.name): paired_difference(
-            qualities[policy, objective.name],
-            qualities["kept", objective.name],
-            project.promotion.confidence,
-        )
-        for policy in POLICIES[1:]
-        for objective in project.objectives
-    }
+    clusters = Clusters.of(users)
+    predicted = {policy: np.concatenate(predictions[policy]) for policy in POLICIES}
+    gains = {}
+    for t, objective in enumerate(project.objectives):
+        rows = LabelledRows.of(objective.kind, labels[:, t], clusters)
+        quality = {p: model_quality(rows, [predicted[p][:, t]]) for p in POLICIES}
+        for policy in POLICIES[1:]:
+            difference = compare(quality[policy], quality["kept"])
+            gains[policy, objective.name] = difference.interval(project.promotion.confidence)
+    return gains
 
 
 def measures(project: Project) -> dict[str, list[str]]:

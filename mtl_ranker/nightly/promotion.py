@@ -13,14 +13,16 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import (
+    ONE_SEED,
     Interval,
-    Resampled,
-    resampled_quality,
-    user_draws,
+    Quality,
+    compare,
+    model_quality,
     weighted_mean,
 )
-from mtl_ranker.evaluation.metrics import ece
+from mtl_ranker.evaluation.metrics import Metrics, ece
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
 from mtl_ranker.models.objectives import Task
@@ -71,9 +73,13 @@ class Evidence(ChallengerEvidence):
 
     Attributes:
         champion: predictions [N, T].
+        challenger_seeds, champion_seeds: metrics of trainings of the same model with two seeds or
+            more, from which the variance of one training is estimated; empty if unknown.
     """
 
     champion: np.ndarray
+    challenger_seeds: Sequence[Metrics] = ()
+    champion_seeds: Sequence[Metrics] = ()
 
 
 def decide(project: Project, evidence: Evidence) -> Decision:
@@ -86,41 +92,63 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     `promotion.tolerance`.
     """
     rule, tasks = project.promotion, evidence.tasks
-    weights = user_draws(evidence.user, rule.bootstrap)
-
-    def quality(t: int, prediction: np.ndarray) -> Resampled:
-        label = evidence.labels[:, t]
-        return resampled_quality(tasks[t].kind, label, [prediction[:, t]], weights)
-
-    gains = [
-        quality(t, evidence.challenger) - quality(t, evidence.champion) for t in range(len(tasks))
-    ]
+    clusters = Clusters.of(evidence.user)
+    challenger, champion = [], []
+    for t, task in enumerate(tasks):
+        rows = LabelledRows.of(task.kind, evidence.labels[:, t], clusters)
+        own, other = evidence.challenger_seeds, evidence.champion_seeds
+        challenger.append(_quality(task.name, rows, evidence.challenger[:, t], own or other))
+        champion.append(_quality(task.name, rows, evidence.champion[:, t], other or own))
+    compared = [compare(a, b) for a, b in zip(challenger, champion, strict=True)]
     differences = {
-        task.name: gain.interval(rule.confidence) for task, gain in zip(tasks, gains, strict=True)
+        task.name: each.interval(rule.confidence)
+        for task, each in zip(tasks, compared, strict=True)
     }
-    overall = weighted_mean(
-        [(task.weight, gain) for task, gain in zip(tasks, gains, strict=True)]
+    weights = [task.weight for task in tasks]
+    overall = compare(
+        weighted_mean(list(zip(weights, challenger, strict=True))),
+        weighted_mean(list(zip(weights, champion, strict=True))),
     ).interval(rule.confidence)
+    thin = [
+        f"{task.name} ({each.support})"
+        for task, each in zip(tasks, compared, strict=True)
+        if not each.support.enough
+    ]
+    remark = f"; without a say: {', '.join(thin)}" if thin else ""
+    if overall.note == ONE_SEED:
+        remark += f"; the intervals cover users only ({ONE_SEED})"
     worse = [name for name, difference in differences.items() if difference.high < 0]
     objections = []
     if worse:
         objections.append(f"the challenger is significantly worse on {', '.join(worse)}")
     objections += unfit(project, evidence)
     enough = overall.low > 0 if rule.require_significance else overall.low > -rule.tolerance
-    if not worse and not enough:
+    if not worse and np.isnan(overall.value):
+        objections.append("no objective can be compared")
+    elif not worse and not enough:
         limit = "significant" if rule.require_significance else f"above {-rule.tolerance:+.4f}"
         objections.append(
             "the challenger's blended quality differs by "
             f"{overall.value:+.4f} [{overall.low:+.4f}, {overall.high:+.4f}], not {limit}"
         )
     if objections:
-        reason = "kept the champion: " + "; ".join(objections)
+        reason = "kept the champion: " + "; ".join(objections) + remark
         return Decision(False, reason, overall, differences, evidence.serving)
     reason = (
         f"promoted: blended quality better by {overall.value:+.4f} "
-        f"[{overall.low:+.4f}, {overall.high:+.4f}] and no objective significantly worse"
+        f"[{overall.low:+.4f}, {overall.high:+.4f}] and no objective significantly worse{remark}"
     )
     return Decision(True, reason, overall, differences, evidence.serving)
+
+
+def _quality(
+    name: str, rows: LabelledRows, prediction: np.ndarray, seeds: Sequence[Metrics]
+) -> Quality:
+    """The quality of one training; the variance over seeds is that of `seeds`' metrics."""
+    found = model_quality(rows, [prediction])
+    values = [metrics.get(name, {}).get(found.measure, np.nan) for metrics in seeds]
+    known = np.array([value for value in values if not np.isnan(value)])
+    return replace(found, trainings=known) if len(known) > 1 else found
 
 
 def unfit(project: Project, evidence: ChallengerEvidence) -> list[str]:
@@ -214,6 +242,8 @@ def compare_artifacts(
         user=user,
         challenger=prediction.select(shared).to_numpy(),
         champion=_predictions_on(context, champion, frame, days).select(shared).to_numpy(),
+        challenger_seeds=challenger.seed_metrics,
+        champion_seeds=champion.seed_metrics,
         serving=serving,
     )
     decision = decide(project, evidence)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from mtl_ranker.config import Promotion
 from mtl_ranker.evaluation.diagnostics import Diagnosis
 from mtl_ranker.evaluation.drift import Drift
-from mtl_ranker.evaluation.intervals import Interval, Resampled, resampled_quality, user_draws
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import Interval, Quality, model_quality
 from mtl_ranker.evaluation.metrics import Metrics, evaluate_all
 from mtl_ranker.evaluation.off_policy import Estimate
 from mtl_ranker.evaluation.sharing import SharingGain
@@ -89,26 +89,39 @@ class Suite:
 
 
 def qualities(
-    settings: Promotion,
     tasks: list[Task],
     by_model: Mapping[str, list[ModelRun]],
     held_out: HeldOut,
-) -> dict[tuple[str, str], Resampled]:
-    """(model, objective) → mean quality over seeds on the test days.
-
-    Users, and with several seeds the trainings, are resampled; the same users for all models.
-    """
-    weights = user_draws(held_out.user, settings.bootstrap)
+) -> dict[tuple[str, str], Quality]:
+    """(model, objective) → mean quality over seeds on the test days."""
+    clusters = Clusters.of(held_out.user)
+    rows = [
+        LabelledRows.of(task.kind, held_out.labels[:, t], clusters) for t, task in enumerate(tasks)
+    ]
     return {
-        (name, task.name): resampled_quality(
-            task.kind,
-            held_out.labels[:, t],
-            [run.test_prediction[:, t] for run in runs],
-            weights,
-        )
+        (name, task.name): model_quality(rows[t], [run.test_prediction[:, t] for run in runs])
         for name, runs in by_model.items()
         for t, task in enumerate(tasks)
     }
+
+
+def still_improving(by_model: Mapping[str, list[ModelRun]]) -> dict[tuple[str, str], str]:
+    """(model, objective) → that a training's best epoch is its last allowed one, in words.
+
+    Such a model has not been trained to its end, and a comparison with it says which model learns
+    faster. A training without validation (a refit) has no best epoch of its own.
+    """
+    found = {}
+    for name, runs in by_model.items():
+        for run in runs:
+            epochs, allowed = run.trained.epochs, run.artifact.project.training.epochs
+            for task, best in zip(run.artifact.tasks, run.trained.best_epochs, strict=True):
+                if len(epochs) == allowed and best == allowed:
+                    found[name, task.name] = (
+                        f"no verdict: the best epoch of {name} is its last ({allowed}); "
+                        "raise training.epochs"
+                    )
+    return found
 
 
 def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict[str, Metrics]:

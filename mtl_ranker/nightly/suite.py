@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from datetime import date
 from functools import partial
 
@@ -13,7 +14,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.drift import Drift, health
-from mtl_ranker.evaluation.metrics import PredictedRows, quality_metric
+from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
@@ -28,7 +29,7 @@ from mtl_ranker.nightly.contenders import (
     trees_alone,
     with_trees,
 )
-from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities
+from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities, still_improving
 from mtl_ranker.ranking.blend import blended
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
@@ -136,6 +137,12 @@ def _winner(
     if project.training.refit:
         winner = refit(project, dataset, winner, callbacks, world)
         improved.append(winner)
+    seeds = [run.metrics for run in by_model[best]]
+    if len(seeds) > 1:
+        spread = replace(winner, artifact=replace(winner.artifact, seed_metrics=seeds))
+        improved = [spread if run is winner else run for run in improved]
+        runs[:] = [spread if run is winner else run for run in runs]
+        winner = spread
     return winner, improved
 
 
@@ -143,12 +150,12 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
     """All runs, with the intervals, gains, slices, off-policy estimates and drift of the night."""
     tasks, held_out = dataset.tasks, dataset.held_out
     confidence = project.promotion.confidence
-    quality = qualities(project.promotion, tasks, _by_model(runs), held_out)
+    by_model = _by_model(runs)
+    quality = qualities(tasks, by_model, held_out)
     specs = model_specs(project)
     reference = next((name for name, spec in specs.items() if spec.unshared), None)
     # A run with trees or more training days differs from the reference by more than sharing.
     comparable = {key: value for key, value in quality.items() if key[0] in specs}
-    measures = {task.name: quality_metric(task.kind) for task in tasks}
     names = [task.name for task in tasks]
     scores = {
         "train": winner.artifact.predict(dataset.frames["train"]).select(names).to_numpy(),
@@ -165,7 +172,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         baselines=baselines(tasks, dataset.frames["train"], held_out),
         intervals={key: value.interval(confidence) for key, value in quality.items()},
         gains=(
-            sharing_gains(comparable, reference, measures, confidence)
+            sharing_gains(comparable, reference, confidence, still_improving(by_model))
             if reference is not None
             else []
         ),

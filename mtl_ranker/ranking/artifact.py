@@ -30,6 +30,8 @@ from mtl_ranker.training.network import build_ranker
 
 SIDES = ("user", "item", "pair")  # in the order of USER, ITEM and PAIR in models/pairs.py
 
+SEED_METRICS = "seed_metrics.json"
+
 
 @dataclass(frozen=True)
 class PairItems:
@@ -55,6 +57,9 @@ class RankerArtifact:
         tree_share: weight of the trees in this average of log-odds; 1 for trees alone.
         sql: template name → text, by which its features were built; None in artifacts that were
             saved without it.
+        seed_metrics: objective → metric → value on test days, for each of several trainings of
+            this model with other seeds; their spread says what a seed changes. Empty if one seed
+            was trained.
     """
 
     project: Project
@@ -65,6 +70,7 @@ class RankerArtifact:
     trees: Forest | None = None
     tree_share: float = 0.5
     sql: Mapping[str, str] | None = None
+    seed_metrics: Sequence[dict[str, dict[str, float]]] = ()
 
     def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
         """The same ranker with other blend weights; objectives without one get weight 1."""
@@ -100,6 +106,9 @@ class RankerArtifact:
         (folder / "project.toml").write_text(self.project.source_text, "utf-8")
         if self.sql is not None:
             (folder / "sql.json").write_text(json.dumps(dict(self.sql), indent=1), "utf-8")
+        if self.seed_metrics:
+            text = json.dumps(list(self.seed_metrics), indent=1)
+            (folder / SEED_METRICS).write_text(text, "utf-8")
         return folder
 
     @classmethod
@@ -122,6 +131,7 @@ class RankerArtifact:
             trees.eval()
         sql = folder / "sql.json"
         texts = json.loads(sql.read_text("utf-8")) if sql.is_file() else None
+        seeds = folder / SEED_METRICS
         return cls(
             project,
             encoder,
@@ -131,6 +141,7 @@ class RankerArtifact:
             trees=trees,
             tree_share=architecture.get("tree_share", 0.5),
             sql=texts,
+            seed_metrics=json.loads(seeds.read_text("utf-8")) if seeds.is_file() else (),
         )
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:

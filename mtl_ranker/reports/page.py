@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from mtl_ranker.config import Project
 from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.pareto import quality_of, try_weights
+from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import ModelRun, Suite
@@ -56,7 +57,7 @@ def training_report(project: Project, suite: Suite) -> str:
         slices=suite.slices,
         worst=worst(suite.slices),
         span=_span,
-        widest=max((abs(x) for g in suite.gains for x in (g.gain.low, g.gain.high)), default=1.0),
+        widest=_widest(suite.gains),
     )
 
 
@@ -170,6 +171,12 @@ def _health(names: list[str], suite: Suite) -> dict[str, str]:
         f"Rows and mean labels of {', '.join(names)} on each day of the split, "
         f"{days[0].day} to {days[-1].day}",
     )
+
+
+def _widest(gains: Sequence[SharingGain]) -> float:
+    """The end of an interval that is farthest from zero; 1 without intervals."""
+    ends = [abs(end) for g in gains for end in (g.gain.low, g.gain.high) if not np.isnan(end)]
+    return max(ends, default=0.0) or 1.0
 
 
 def _picture(draw: Callable[[], Figure], alternative: str) -> dict[str, str]:

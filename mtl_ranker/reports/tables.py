@@ -8,6 +8,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.features.days import span
 from mtl_ranker.nightly.results import Suite
@@ -36,7 +37,7 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
                     "model": name,
                     "measure": quality,
                     "quality": _number(metrics[quality]),
-                    "interval": f"[{interval.low:.4f}, {interval.high:.4f}]" if interval else "",
+                    "interval": _bounds(interval),
                     **{key: _number(metrics[key]) for key in METRICS if key in metrics},
                 }
             )
@@ -57,7 +58,8 @@ def comparison_table(suite: Suite, width: int) -> Table:
         f"validated on {span(days.validate)}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
-        caption=f"* wins on validation; intervals: {confidence:g} %, users resampled",
+        caption=f"* wins on validation; intervals: {confidence:g} % over users"
+        f"{' and seeds' if len(suite.winner.artifact.seed_metrics) > 1 else ''}",
         caption_justify="left",
     )
     rows = comparison_rows(suite)
@@ -89,6 +91,12 @@ def comparison_table(suite: Suite, width: int) -> Table:
         style = "bold" if row["model"] == winner else None
         table.add_row(first, *values[1:], style=style)
     return table
+
+
+def _bounds(interval: Interval | None) -> str:
+    if interval is None or np.isnan(interval.low):
+        return ""
+    return f"[{interval.low:.4f}, {interval.high:.4f}]"
 
 
 def _number(value: float) -> str:

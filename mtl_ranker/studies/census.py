@@ -15,7 +15,8 @@ import polars as pl
 import torch
 
 from mtl_ranker.config import Categorical, Features, Training
-from mtl_ranker.evaluation.intervals import Interval, resampled_quality, user_draws
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import Interval, model_quality
 from mtl_ranker.evaluation.metrics import auc
 from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains
 from mtl_ranker.features.encoders import Encoder
@@ -329,18 +330,17 @@ class Row:
 
 
 def compare(
-    split: Split, models: Sequence[Tuned], reference: str, resamples: int = 500
+    split: Split, models: Sequence[Tuned], reference: str
 ) -> tuple[list[Row], list[SharingGain]]:
-    """Rows of the table, and each model's gain over `reference`; rows and seeds are
-    resampled."""
+    """Rows of the table, and each model's gain over `reference`."""
     labels = split.examples["test"].labels.numpy()
-    weights = user_draws(np.arange(len(labels)), resamples)
+    each_row = Clusters.of(np.arange(len(labels)))
+    of_task = [LabelledRows.of("binary", column, each_row) for column in labels.T]
     rows, qualities = [], {}
     for model in models:
         for t, task in enumerate(split.tasks):
             predictions = [p[:, t] for p in model.predictions]
-            quality = resampled_quality("binary", labels[:, t], predictions, weights)
-            qualities[model.name, task.name] = quality
+            qualities[model.name, task.name] = model_quality(of_task[t], predictions)
         means = [qualities[model.name, task.name].interval() for task in split.tasks]
         best = model.aucs(labels).max(0).tolist()
         rows.append(
@@ -353,5 +353,4 @@ def compare(
                 seconds=model.seconds,
             )
         )
-    measures = {task.name: "auc" for task in split.tasks}
-    return rows, sharing_gains(qualities, reference, measures, 0.95)
+    return rows, sharing_gains(qualities, reference, 0.95)

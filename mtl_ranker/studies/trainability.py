@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from mtl_ranker.evaluation.intervals import Interval, interval
+from mtl_ranker.evaluation.intervals import Interval, mean_interval
 from mtl_ranker.studies.synthetic import Found
 
 BAD = 1.5  # a start is bad when its loss is this many times the best model's median
@@ -22,7 +22,7 @@ class Spread:
     """One model's final losses at one correlation.
 
     Attributes:
-        mean: with a bootstrap interval over starts.
+        mean: with Student's interval over starts.
         deviation: standard deviation over starts.
         bad: share of starts that end above BAD times the best model's median.
         quantiles: 5 %, 50 % and 95 %.
@@ -55,7 +55,7 @@ class Contrast:
     spread_ratio: float
 
 
-def spreads(found: Found, resamples: int = 2_000) -> list[Spread]:
+def spreads(found: Found) -> list[Spread]:
     rows = []
     for p in found.correlations:
         best = min(float(np.median(found.mean(m, p))) for m in found.parameters)
@@ -66,7 +66,7 @@ def spreads(found: Found, resamples: int = 2_000) -> list[Spread]:
                 Spread(
                     model=model,
                     correlation=p,
-                    mean=interval(float(loss.mean()), _means(loss, resamples)),
+                    mean=mean_interval(loss),
                     deviation=float(loss.std(ddof=1)),
                     bad=float((loss > BAD * best).mean()),
                     quantiles=(float(low), float(middle), float(high)),
@@ -75,7 +75,7 @@ def spreads(found: Found, resamples: int = 2_000) -> list[Spread]:
     return rows
 
 
-def contrasts(found: Found, base: str = "shared_bottom", resamples: int = 2_000) -> list[Contrast]:
+def contrasts(found: Found, base: str = "shared_bottom") -> list[Contrast]:
     """Every other model against `base`, whose start s had the same tasks and rows."""
     rows = []
     for p in found.correlations:
@@ -89,18 +89,13 @@ def contrasts(found: Found, base: str = "shared_bottom", resamples: int = 2_000)
                 Contrast(
                     model=model,
                     correlation=p,
-                    gain=interval(float(gain.mean()), _means(gain, resamples)),
+                    gain=mean_interval(gain),
                     better=float(stats.wilcoxon(reference, loss).pvalue),
                     steadier=float(stats.levene(reference, loss, center="median").pvalue),
                     spread_ratio=float(loss.std(ddof=1) / reference.std(ddof=1)),
                 )
             )
     return rows
-
-
-def _means(values: np.ndarray, resamples: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return values[rng.integers(0, len(values), (resamples, len(values)))].mean(1)
 
 
 def mean_loss(found: Found, rows: Sequence[Spread]) -> Figure:

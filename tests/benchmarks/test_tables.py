@@ -106,8 +106,8 @@ def test_markdown():
     assert markdown.table(["a", "b"], [["1", ""]]) == "| a | b |\n| --- | --- |\n| 1 |  |"
     with pytest.raises(ValueError, match="2 headings"):
         markdown.table(["a", "b"], [["1"]])
-    assert markdown.gain(0.01, 0.005, 0.02) == "**+0.0100 [+0.0050, +0.0200]**"
-    assert markdown.gain(0.01, -0.005, 0.02) == "+0.0100 [-0.0050, +0.0200]"
+    assert markdown.gain(0.01, 0.005, 0.02, 1) == "**+0.0100 [+0.0050, +0.0200]**"
+    assert markdown.gain(0.01, -0.005, 0.02, 0) == "+0.0100 [-0.0050, +0.0200]"
     assert markdown.span([33.2, 54.0]) == "33 to 54"
     assert markdown.span([1.0, 1.2]) == "1"
 

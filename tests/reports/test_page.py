@@ -94,7 +94,7 @@ def test_the_decision_is_inserted_and_a_later_one_replaces_it(trained):
     page_text = " ".join(" ".join(Page(page).texts).split())
     assert "promoted: it is better." in page_text
     assert "Challenger (version 2) minus champion (version 1)" in page_text
-    assert "90 % bootstrap intervals over users" in page_text
+    assert "90 % intervals over users" in page_text
     assert "click +0.0200 [+0.0100, +0.0300] yes: better" in page_text
     assert "12.0 s for a million rows, 1.5 MB" in page_text
     second = Decision(False, "kept the champion", unclear, {"click": unclear})
