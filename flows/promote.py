@@ -54,6 +54,8 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
         announce("promote", f"would be: {decision.reason}; champion stays version {champion}")
         return decision
     page = context.workspace.root / f"reports/{day}.html"
+    if decision.fallback is not None:
+        registry.register_baseline(context, day, decision.fallback, decision.reason)
     if champion != challenger:  # otherwise the decision that made it champion stands
         registry.record_decision(project, challenger, decision)
         if page.is_file():

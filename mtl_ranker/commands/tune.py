@@ -26,7 +26,8 @@ def tune_command(context: Context, day: date, name: str, budget: Budget) -> Reco
             if trial.quality > best:
                 best = trial.quality
                 console.print(
-                    f"trial {trial.number}: validation quality {trial.quality:.4f}", highlight=False
+                    f"trial {trial.number}: validation quality {trial.quality:.3f} standard errors",
+                    highlight=False,
                 )
             progress.advance(bar)
 
@@ -34,7 +35,7 @@ def tune_command(context: Context, day: date, name: str, budget: Budget) -> Reco
     search = recorded.search
     console.print(
         f"best of {search.trials} trials ({search.pruned} pruned): validation quality "
-        f"{search.quality:.4f}\n",
+        f"{search.quality:.3f} standard errors\n",
         highlight=False,
     )
     console.print(recorded.toml, highlight=False, markup=False)

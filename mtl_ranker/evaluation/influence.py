@@ -133,6 +133,8 @@ def auc_influence(label: np.ndarray, score: np.ndarray, clusters: Clusters) -> I
     (V01 - AUC) / negatives (Obuchowski, Biometrics 1997). With one row per user the variance is
     DeLong's. NaN with only one class.
     """
+    if len(label) == 0:
+        return Influenced(float("nan"), np.zeros(clusters.count))
     order = np.argsort(score)
     positive, ordered = label[order] > 0.5, score[order]
     starts = np.r_[0, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -13,6 +13,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.criterion import comparison_weights
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import (
     ONE_SEED,
@@ -25,8 +26,10 @@ from mtl_ranker.evaluation.intervals import (
 from mtl_ranker.evaluation.metrics import Metrics, ece
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
+from mtl_ranker.features.view import examples_dataset, model_context
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.nightly.build import model_examples
+from mtl_ranker.nightly.popularity import fit_popularity
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.load_test import MEASURED_ROWS, Serving, try_serving
 from mtl_ranker.training.batches import label_matrix
@@ -40,6 +43,8 @@ class Decision:
         blended: difference of the blended quality, challenger minus champion.
         differences: objective → difference of AUC or R², challenger minus champion.
         serving: how the saved challenger was served, if that was measured.
+        fallback: a ranker without a trained model that becomes champion, as there is none and the
+            challenger was not promoted.
     """
 
     promoted: bool
@@ -47,6 +52,7 @@ class Decision:
     blended: Interval | None = None
     differences: dict[str, Interval] | None = None
     serving: Serving | None = None
+    fallback: RankerArtifact | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +89,15 @@ class Evidence(ChallengerEvidence):
 
 
 def decide(project: Project, evidence: Evidence) -> Decision:
-    """Compare challenger and champion by a paired bootstrap over users.
+    """Compare challenger and champion on the same test rows.
 
-    The challenger is promoted only if the blended quality (weighted mean of AUC and R²) is
-    significantly better, no objective is significantly worse, every binary objective's ECE is
-    within bounds, and the saved challenger was served within its limits. With
-    `promotion.require_significance = false` the blended quality may be worse by at most
-    `promotion.tolerance`.
+    The challenger is promoted only if the blended quality is significantly better, no objective is
+    significantly worse, every binary objective's ECE is within bounds, and the saved challenger was
+    served within its limits. With `promotion.require_significance = false` the blended quality may
+    be worse by at most `promotion.tolerance`.
+
+    The blended quality is the mean of AUC and R², each with the objective's weight over the
+    standard error of its difference, so that no objective decides by its unit or its noise.
     """
     rule, tasks = project.promotion, evidence.tasks
     clusters = Clusters.of(evidence.user)
@@ -104,7 +112,7 @@ def decide(project: Project, evidence: Evidence) -> Decision:
         task.name: each.interval(rule.confidence)
         for task, each in zip(tasks, compared, strict=True)
     }
-    weights = [task.weight for task in tasks]
+    weights = comparison_weights(tasks, compared)
     overall = compare(
         weighted_mean(list(zip(weights, challenger, strict=True))),
         weighted_mean(list(zip(weights, champion, strict=True))),
@@ -192,7 +200,8 @@ def compare_artifacts(
     """Predict the test days that end with D with both models, and decide.
 
     Each model is judged with its own features, on the objectives that both have. Where there is no
-    champion, the challenger becomes champion if it is calibrated and serves.
+    champion, the challenger becomes champion if it is calibrated, serves and is better than the
+    base rate and item popularity; else popularity does.
 
     Args:
         folder: the saved challenger, to be loaded and timed in a fresh process; None to skip that.
@@ -200,31 +209,20 @@ def compare_artifacts(
     Raises ProjectError if the test days have no examples.
     """
     project = context.project
-    days = split_days(project, context.workspace.days("events"), day).test
-    frame = model_examples(context, challenger, days)
-    if frame.is_empty():
-        raise ProjectError(f"split.test_days: no examples on {span(days)}")
-    tasks = list(challenger.tasks)
+    split = split_days(project, context.workspace.days("events"), day)
+    frame = _test_rows(context, challenger, split.test)
+    alone = _evidence(challenger, frame, folder)
+    tasks, serving = list(alone.tasks), alone.serving
     names = [task.name for task in tasks]
-    prediction = challenger.predict(frame)
-    serving = None
-    if folder is not None:
-        rows = frame.select(challenger.columns).head(MEASURED_ROWS)
-        serving = try_serving(folder, rows, prediction.head(MEASURED_ROWS))
-    labels = label_matrix(frame, [LABEL + n for n in names])
-    user = frame["user_id"].to_numpy()
-    alone = ChallengerEvidence(
-        tasks=tasks,
-        labels=labels,
-        user=user,
-        challenger=prediction.select(names).to_numpy(),
-        serving=serving,
-    )
-    objections = unfit(project, alone)
     if champion is None:
-        if objections:
-            return Decision(False, "not promoted: " + "; ".join(objections), serving=serving)
-        return Decision(True, "promoted: the first model becomes champion", serving=serving)
+        popularity = popularity_of(context, challenger, split.train)
+        unknown = frame.with_columns(pl.lit(None, frame.schema["item_id"]).alias("item_id"))
+        baselines = {
+            "the base rate": popularity.predict(unknown).select(names).to_numpy(),
+            "item popularity": popularity.predict(frame).select(names).to_numpy(),
+        }
+        return decide_first(project, alone, baselines, popularity)
+    objections = unfit(project, alone)
     current, new = label_definitions(champion), label_definitions(challenger)
     common = [task for task in tasks if current.get(task.name) == new[task.name]]
     if not common:
@@ -236,12 +234,13 @@ def compare_artifacts(
         )
         return Decision(False, reason, serving=serving)
     shared = [task.name for task in common]
+    kept = [names.index(name) for name in shared]
     evidence = Evidence(
         tasks=common,
-        labels=label_matrix(frame, [LABEL + n for n in shared]),
-        user=user,
-        challenger=prediction.select(shared).to_numpy(),
-        champion=_predictions_on(context, champion, frame, days).select(shared).to_numpy(),
+        labels=alone.labels[:, kept],
+        user=alone.user,
+        challenger=alone.challenger[:, kept],
+        champion=_predictions_on(context, champion, frame, split.test).select(shared).to_numpy(),
         challenger_seeds=challenger.seed_metrics,
         champion_seeds=champion.seed_metrics,
         serving=serving,
@@ -260,6 +259,56 @@ def compare_artifacts(
     return decision
 
 
+def decide_first(
+    project: Project,
+    evidence: ChallengerEvidence,
+    baselines: Mapping[str, np.ndarray],
+    fallback: RankerArtifact,
+) -> Decision:
+    """Whether the first model is better than every baseline; else the fallback becomes champion.
+
+    It must be calibrated and be served as in `decide`. Against each baseline its blended quality
+    must be higher, or lower by less than `promotion.tolerance`, and no objective significantly
+    worse. The difference need not be significant: baselines are no champions that were chosen.
+
+    Args:
+        baselines: name in words → predictions [N, T].
+        fallback: the ranker of one of them.
+    """
+    objections, remarks = unfit(project, evidence), []
+    decision = Decision(False, "", serving=evidence.serving)
+    for name, prediction in baselines.items():
+        compared = decide(project, Evidence(**vars(evidence), champion=prediction))
+        gain, differences = compared.blended, compared.differences or {}
+        worse = [objective for objective, each in differences.items() if each.high < 0]
+        if gain is None or np.isnan(gain.value):
+            objections.append(f"no objective has enough labels to compare it with {name}")
+            continue
+        remark = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        remarks.append(f"{remark} from {name}'s")
+        if gain.value <= -project.promotion.tolerance or worse:
+            on = f", and it is significantly worse on {', '.join(worse)}" if worse else ""
+            objections.append(
+                f"it is not better than {name}: its blended quality differs by {remark}{on}"
+            )
+        decision = replace(decision, blended=gain, differences=differences)
+    if objections:
+        reason = "not promoted: " + "; ".join(objections) + "; item popularity becomes champion"
+        return replace(decision, reason=reason, fallback=fallback)
+    reason = (
+        "promoted: the first model becomes champion; its blended quality is "
+        f"{' and '.join(remarks)}"
+    )
+    return replace(decision, promoted=True, reason=reason)
+
+
+def popularity_of(context: Context, challenger: RankerArtifact, days: list[date]) -> RankerArtifact:
+    """Item popularity on these days, for a challenger's objectives."""
+    own = model_context(context, challenger.project, challenger.sql)
+    rows = context.workspace.scan(examples_dataset(own), days)
+    return fit_popularity(challenger.project, rows, challenger.sql)
+
+
 def label_definitions(artifact: RankerArtifact) -> dict[str, tuple[object, ...]]:
     """Objective → what decides its label; only equal ones can be compared."""
     return {
@@ -272,9 +321,40 @@ def accept_by_hand(
     context: Context, day: date, challenger: RankerArtifact, folder: Path | None = None
 ) -> Decision:
     """The decision to make the challenger champion without a comparison, if it serves."""
-    decision = compare_artifacts(context, day, challenger, None, folder)
-    reason = decision.reason.replace("the first model becomes champion", "accepted by hand")
-    return replace(decision, reason=reason)
+    split = split_days(context.project, context.workspace.days("events"), day)
+    evidence = _evidence(challenger, _test_rows(context, challenger, split.test), folder)
+    objections = unfit(context.project, evidence)
+    reason = (
+        "not promoted: " + "; ".join(objections) if objections else "promoted: accepted by hand"
+    )
+    return Decision(not objections, reason, serving=evidence.serving)
+
+
+def _test_rows(context: Context, model: RankerArtifact, days: list[date]) -> pl.DataFrame:
+    """The examples of these days with a model's own features."""
+    frame = model_examples(context, model, days)
+    if frame.is_empty():
+        raise ProjectError(f"split.test_days: no examples on {span(days)}")
+    return frame
+
+
+def _evidence(
+    challenger: RankerArtifact, frame: pl.DataFrame, folder: Path | None
+) -> ChallengerEvidence:
+    """The challenger's predictions for these rows; with a folder, also how it is served."""
+    names = [task.name for task in challenger.tasks]
+    prediction = challenger.predict(frame)
+    serving = None
+    if folder is not None:
+        rows = frame.select(challenger.columns).head(MEASURED_ROWS)
+        serving = try_serving(folder, rows, prediction.head(MEASURED_ROWS))
+    return ChallengerEvidence(
+        tasks=challenger.tasks,
+        labels=label_matrix(frame, [LABEL + name for name in names]),
+        user=frame["user_id"].to_numpy(),
+        challenger=prediction.select(names).to_numpy(),
+        serving=serving,
+    )
 
 
 def _predictions_on(

@@ -32,7 +32,7 @@ class ModelRun:
 
     Attributes:
         started, ended: when it was trained, in seconds since 1970.
-        validate_quality: blended quality on the validation days, by which the winner is chosen.
+        validate_quality: weighted mean of AUC and R² on the validation days.
         validate_prediction: [N, T] on the validation days.
         raw_prediction: [N, T] on the test days, before calibration.
         test_prediction: [N, T] on the test days.

@@ -13,6 +13,7 @@ import torch
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.evaluation.drift import Drift, health
 from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.off_policy import off_policy
@@ -121,19 +122,26 @@ def _winner(
 ) -> tuple[ModelRun, list[ModelRun]]:
     """The winner, and the runs derived from the best one: with trees, refit.
 
-    Chosen on validation: the best seed of the model with the best mean, with trees or trees alone
-    if they are better, refit if `training.refit`.
+    Chosen on validation by `Criterion`: the best seed of the model with the best mean, with trees
+    or trees alone if they are better, refit if `training.refit`.
     """
     by_model = _by_model(runs)
-    mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
-    best = max(mean, key=lambda n: mean[n])
-    winner = max(by_model[best], key=lambda r: r.validate_quality)
+    labels = dataset.examples["validate"].labels.numpy()
+    user = dataset.frames["validate"]["user_id"].to_numpy()
+    criterion = Criterion.fit(dataset.tasks, labels, user, runs[0].validate_prediction)
+
+    def value(run: ModelRun) -> float:
+        return criterion.value(run.validate_prediction)
+
+    mean = {name: np.mean([value(run) for run in seeds]) for name, seeds in by_model.items()}
+    best = max(mean, key=lambda name: mean[name])
+    winner = max(by_model[best], key=value)
     improved = []
     if project.training.trees:
         callbacks.on_step(f"boosted trees beside {winner.name}")
         averaged = with_trees(project, dataset, winner)
         improved += [averaged, trees_alone(dataset, averaged)]
-        winner = max([winner, *improved], key=lambda run: run.validate_quality)
+        winner = max([winner, *improved], key=value)
     if project.training.refit:
         winner = refit(project, dataset, winner, callbacks, world)
         improved.append(winner)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mtl_ranker.config import Project, Training
-from mtl_ranker.evaluation.metrics import blended_quality, evaluate_all
+from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.training.dataset import Dataset
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 # The settings of `[training]` that are searched.
 TRAINING = ("batch_size", "learning_rate", "weight_decay")
+SCALE = "standard errors"  # attribute of a study
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Trial:
 
     Attributes:
         training, model: settings of `[training]` and `[models.NAME]`.
-        quality: blended validation quality; NaN if pruned.
+        quality: by `Criterion` on the validation days, in standard errors; NaN if pruned.
     """
 
     number: int
@@ -49,7 +52,7 @@ class Search:
 
     Attributes:
         training, model: settings of `[training]` and `[models.NAME]`.
-        quality: blended validation quality.
+        quality: by `Criterion` on the validation days, in standard errors.
         trials: all of them, pruned ones included.
     """
 
@@ -96,7 +99,9 @@ def tune(
     budget: Budget,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Search:
-    """Search the settings of a model and of `[training]` by the blended validation quality.
+    """Search the settings of a model and of `[training]` by `Criterion` on the validation days.
+
+    Its standard errors are those of the first training, with the project file's settings.
 
     `on_trial` is called with each training when it ends.
     """
@@ -118,10 +123,11 @@ def tune(
         spec = make(f"models.{study.model}", model, len(dataset.tasks), project.features.groups)
         settings = project.training.model_copy(update=training)
         try:
-            quality = _quality(dataset, spec, settings, study.seed, on_epoch)
+            prediction = _validated(dataset, spec, settings, study.seed, on_epoch)
         except optuna.TrialPruned:
             on_trial(Trial(trial.number, training, model, float("nan"), True, epochs))
             raise
+        quality = _criterion(dataset, trial.study, prediction).value(prediction)
         on_trial(Trial(trial.number, training, model, quality, False, epochs))
         return quality
 
@@ -136,22 +142,31 @@ def tune(
     return Search(training, model, float(stored.best_value), len(trials), pruned)
 
 
-def _quality(
+def _validated(
     dataset: Dataset,
     spec: RankerSpec,
     settings: Training,
     seed: int,
     on_epoch: Callable[[Epoch], None],
-) -> float:
-    """Blended validation quality of one training."""
+) -> np.ndarray:
+    """Predictions [N, T] of one training on the validation days."""
     validate = dataset.examples["validate"]
     design = Design(spec, dataset.encoder, dataset.tasks)
     rows, execution = Rows(dataset.train, validate), Execution(on_epoch)
     trained = train_ranker(design, rows, settings, seed, execution)
-    prediction = predict(trained.model, validate, dataset.tasks)
+    return predict(trained.model, validate, dataset.tasks)
+
+
+def _criterion(dataset: Dataset, stored: optuna.Study, prediction: np.ndarray) -> Criterion:
+    """The study's criterion; its standard errors are stored with it when it is first needed."""
+    labels = dataset.examples["validate"].labels.numpy()
     user = dataset.frames["validate"]["user_id"].to_numpy()
-    metrics = evaluate_all(dataset.tasks, validate.labels.numpy(), prediction, user)
-    return blended_quality(dataset.tasks, metrics)
+    criterion = Criterion.fit(dataset.tasks, labels, user, prediction)
+    scale = stored.user_attrs.get(SCALE)
+    if scale is None:
+        stored.set_user_attr(SCALE, dict(criterion.scale))
+        return criterion
+    return replace(criterion, scale=scale)
 
 
 def open_study(project: Project, study: Study) -> optuna.Study:

@@ -74,7 +74,7 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
     row = join_features(context, candidate.lazy(), day).collect()
     names = [task.name for task in artifact.tasks]
     calibrated, raw = artifact.predict(row), artifact.uncalibrated(row)
-    gates = artifact.model.expert_weights(*encoded_tensors(artifact.encoder.transform(row)))[-1][0]
+    layers = artifact.model.expert_weights(*encoded_tensors(artifact.encoder.transform(row)))
     weights = artifact.project.blend_weights
     score = float(calibrated["score"][0])
 
@@ -101,7 +101,7 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         raw={n: float(raw[n][0]) for n in names},
         predictions={n: float(calibrated[n][0]) for n in names},
         contributions={n: contribution(n) for n in names},
-        experts={n: gates[t].tolist() for t, n in enumerate(names)},
+        experts={n: layers[-1][0][t].tolist() if layers else [] for t, n in enumerate(names)},
         score=score,
         effects=_effects(artifact, row, score),
         rank=_rank(workspace, day, user, item),

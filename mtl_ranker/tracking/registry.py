@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 import mlflow
 import mlflow.pyfunc
+import polars as pl
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
@@ -19,12 +21,20 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.contract import used_columns
 from mtl_ranker.logs.ingest import keep_columns
+from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.tracking.pyfunc import SERVED, signature_of
-from mtl_ranker.tracking.runs import VERSION_TAG, Logged, attempts, log_suite, set_ends
+from mtl_ranker.tracking.runs import (
+    VERSION_TAG,
+    Logged,
+    attempts,
+    baseline_run,
+    log_suite,
+    set_ends,
+)
 from mtl_ranker.workspace import fingerprint
 
 BLEND_TAG = "blend"
@@ -36,18 +46,59 @@ FROZEN_TAG = "frozen"
 
 def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
     """Register the suite's winner with the alias `challenger`."""
-    winner = suite.winner
-    example = suite.held_out.frame.head(5).select(winner.artifact.columns)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mlflow.start_run(run_id=logged.child_runs[winner.label]),
-    ):
-        saved = winner.artifact.save(Path(folder) / "ranker")
+    winner, day = suite.winner, suite.days.test[-1]
+    run_id, rows = logged.child_runs[winner.label], suite.held_out.frame
+    version = _new_version(project, run_id, winner.artifact, rows, (winner.name, day))
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(project.name, "challenger", version.version)
+    return version
+
+
+def register_baseline(context: Context, day: date, artifact: RankerArtifact, reason: str) -> str:
+    """Register a ranker without a training and make it champion; returns its version.
+
+    A version that an interrupted promotion of the same day left behind is used again.
+    """
+    project, client = context.project, mlflow.MlflowClient()
+    earlier = [
+        version
+        for version in client.search_model_versions(f"name = '{project.name}'")
+        if version.tags.get("model") == POPULARITY and version.tags.get("test_day") == str(day)
+    ]
+    if earlier:
+        number = str(earlier[0].version)
+    else:
+        rows = context.workspace.scan("events", [day]).head(5).collect()
+        run_id = baseline_run(context, POPULARITY, f"{POPULARITY} {day}")
+        version = _new_version(project, run_id, artifact, rows, (POPULARITY, day))
+        number = str(version.version)
+    _set_champions(project, [*champions(project), number])
+    client.set_model_version_tag(project.name, number, "promotion", reason[:500])
+    client.set_model_version_tag(project.name, number, "promoted", "true")
+    return number
+
+
+def _new_version(
+    project: Project,
+    run_id: str,
+    artifact: RankerArtifact,
+    rows: pl.DataFrame,
+    tags: tuple[str, date],
+) -> ModelVersion:
+    """Log a ranker in a run and register it as a new version.
+
+    Args:
+        rows: of which the first are the input example.
+        tags: name of the model, and last test day.
+    """
+    example = rows.head(5).select(artifact.columns)
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
+        saved = artifact.save(Path(folder) / "ranker")
         info = mlflow.pyfunc.log_model(
             name="ranker",
             python_model=str(SERVED),
             artifacts={"ranker": str(saved)},
-            signature=signature_of(winner.artifact, example),
+            signature=signature_of(artifact, example),
             input_example=example.to_pandas(),
             pip_requirements=[f"mtl_ranker=={__version__}"],
         )
@@ -55,11 +106,10 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
     if registered_model(project) is None:
         client.create_registered_model(project.name)
     version = client.create_model_version(
-        project.name, info.model_uri, run_id=logged.child_runs[winner.label], model_id=info.model_id
+        project.name, info.model_uri, run_id=run_id, model_id=info.model_id
     )
-    client.set_registered_model_alias(project.name, "challenger", version.version)
-    for key, value in (("model", winner.name), ("test_day", str(suite.days.test[-1]))):
-        client.set_model_version_tag(project.name, version.version, key, value)
+    for key, value in zip(("model", "test_day"), tags, strict=True):
+        client.set_model_version_tag(project.name, version.version, key, str(value))
     return version
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -128,6 +129,16 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
                 children[run.label] = child
                 _log_run(project, suite, run, span)
     return Logged(parent, experiment_id, children)
+
+
+def baseline_run(context: Context, model: str, name: str) -> str:
+    """Log a run of the project's experiment for a ranker without a training; returns its id."""
+    experiment_id = _experiment(context.project.name, context.workspace)
+    tags = {"git_commit": _git_commit(), "mtl_ranker": __version__}
+    with _run_started(experiment_id, name, tags, time.time()) as run_id:
+        mlflow.log_param("model", model)
+        mlflow.log_text(context.project.source_text, "project.toml")
+    return run_id
 
 
 def set_ends(suite: Suite, logged: Logged) -> None:

@@ -70,7 +70,7 @@ def run_search(
     digest = fingerprint(settings, project.models[name], *fingerprints)[:12]
     study = Study(
         name,
-        f"{project.name} {name} {day} {digest}",
+        f"{project.name} {name} {day} {digest} in standard errors",
         f"sqlite:///{workspace.root.resolve() / 'optuna.db'}",
     )
     # The study stores its MLflow run before the first trial, so that a killed search is resumed.

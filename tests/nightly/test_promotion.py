@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.nightly.promotion import Evidence, decide
+from mtl_ranker.nightly.popularity import fit_popularity
+from mtl_ranker.nightly.promotion import ChallengerEvidence, Evidence, decide, decide_first
 from tests import projects
 
 TASKS = [Task("click", "binary"), Task("long", "binary")]
@@ -64,3 +66,61 @@ def test_uncalibrated_is_refused(rows):
     decision = decision_on(labels, user, truth**4, blurred(truth, rng, 0.5))
     assert not decision.promoted
     assert "calibration error" in decision.reason
+
+
+def first_on(labels, user, challenger, baselines, **rule):
+    """The decision on a first model; the fallback is of other rows, only its identity counts."""
+    project = projects.project(promotion=rule)
+    rows = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]})
+    fallback = fit_popularity(project, rows.lazy(), None)
+    evidence = ChallengerEvidence(tasks=TASKS, labels=labels, user=user, challenger=challenger)
+    return decide_first(project, evidence, baselines, fallback), fallback
+
+
+def test_the_first_model_must_beat_every_baseline(rows):
+    truth, labels, user, rng = rows
+    rate = np.broadcast_to(labels.mean(0), labels.shape)
+    weak = blurred(truth, rng, 0.5)
+    decision, _ = first_on(labels, user, truth, {"the base rate": rate, "item popularity": weak})
+    assert decision.promoted
+    assert decision.fallback is None
+    assert "from the base rate's and +" in decision.reason
+    decision, fallback = first_on(
+        labels, user, weak, {"the base rate": rate, "item popularity": truth}
+    )
+    assert not decision.promoted
+    assert decision.fallback is fallback
+    assert "not better than item popularity" in decision.reason
+    assert "not better than the base rate" not in decision.reason
+
+
+def test_a_first_model_below_the_base_rate_is_refused(rows):
+    truth, labels, user, _ = rows
+    rate = np.broadcast_to(labels.mean(0), labels.shape)
+    decision, fallback = first_on(labels, user, 1 - truth, {"the base rate": rate})
+    assert decision.fallback is fallback
+    assert "significantly worse on click, long" in decision.reason
+
+
+def test_a_first_model_that_cannot_be_judged_is_refused(rows):
+    truth, labels, user, _ = rows
+    unlabelled = np.full_like(labels, np.nan)
+    rate = np.full_like(labels, 0.5)
+    decision, fallback = first_on(unlabelled, user, truth, {"the base rate": rate})
+    assert decision.fallback is fallback
+    assert "no objective has enough labels" in decision.reason
+
+
+def test_objectives_count_by_weight_over_the_width_of_their_intervals(rows):
+    truth, labels, user, rng = rows
+    champion = blurred(truth, rng, 0.6)
+    challenger = blurred(truth, rng, 0.45)
+    labels = labels.copy()
+    labels[rng.random(len(user)) > 0.05, 1] = np.nan  # few labels: a wide interval
+    decision = decision_on(labels, user, challenger, champion)
+    gains = [decision.differences[name] for name in ("click", "long")]
+    widths = np.array([gain.high - gain.low for gain in gains])
+    assert widths[1] > 2 * widths[0]
+    expected = np.average([gain.value for gain in gains], weights=1 / widths)
+    assert decision.blended.value == pytest.approx(expected, rel=0.02)
+    assert abs(decision.blended.value - np.mean([g.value for g in gains])) > 0.005

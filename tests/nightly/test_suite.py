@@ -13,6 +13,7 @@ import torch
 from mtl_ranker.config import load_project
 from mtl_ranker.context import Context, without_log
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.features.days import split_days
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.objectives import losses
@@ -82,13 +83,14 @@ def test_single_task_restores_each_objectives_own_best_epoch(tiny):
     )
     context = prepared(tiny)
     suite = train_suite(context, LAST)
-    trained = suite.winner.trained
+    run = next(run for run in suite.runs if run.name == "mmoe")
+    trained = run.trained
     validate_loss = np.array([epoch.validate_loss for epoch in trained.epochs])
     assert trained.best_epochs == (validate_loss.argmin(0) + 1).tolist()
     assert len(set(trained.best_epochs)) == 2
     rows = context.workspace.scan("examples", suite.days.validate).collect()
     labels = [f"label_{task.name}" for task in suite.tasks]
-    validate = encode_examples(suite.winner.artifact.encoder, rows, labels)
+    validate = encode_examples(run.artifact.encoder, rows, labels)
     logits = predict_logits(trained.model, validate)
     restored = losses(logits, validate.labels, suite.tasks)
     np.testing.assert_allclose(restored, validate_loss.min(0), rtol=1e-5)
@@ -107,7 +109,8 @@ def test_parallel_trainings_give_the_same_table_as_sequential_ones(tiny):
     assert two.winner.label == one.winner.label
     assert np.array_equal(two.winner.test_prediction, one.winner.test_prediction)
     assert sorted((n, s, e.number) for n, s, e in calls) == [
-        ("mmoe", seed, number) for seed in (0, 1) for number in (1, 2)
+        *(("linear", 0, number) for number in (1, 2)),
+        *(("mmoe", seed, number) for seed in (0, 1) for number in (1, 2)),
     ]
 
 
@@ -124,9 +127,10 @@ def test_refit_trains_the_winner_on_validation_days_too_for_its_best_epochs(tiny
     write_project(tiny, training=settings)
     context = prepared(tiny)
     suite = train_suite(context, LAST)
-    first, refit = suite.runs
+    *runs, refit = suite.runs
     assert refit is suite.winner
-    assert (refit.name, refit.seed) == ("mmoe, refit", first.seed)
+    first = next(run for run in runs if refit.name == f"{run.name}, refit")
+    assert refit.seed == first.seed
     assert refit.trained.best_epochs == first.trained.best_epochs
     assert len(refit.trained.epochs) == first.trained.best_epoch
     assert refit.validate_quality == first.validate_quality
@@ -219,12 +223,19 @@ def test_trees_are_kept_if_they_improve_validation_quality(tiny):
     suite = train_suite(context, LAST)
     runs = {run.name: run for run in suite.runs}
     with_trees = next(run for name, run in runs.items() if name.endswith(", trees"))
+    alone = runs["trees alone"]
     network = runs[with_trees.name.removesuffix(", trees")]
     assert with_trees.artifact.trees is not None
     assert max(with_trees.artifact.trees.trees) <= 12
-    kept = with_trees.validate_quality > network.validate_quality
-    assert suite.winner.name == f"{(with_trees if kept else network).name}, refit"
-    assert (suite.winner.artifact.trees is not None) == kept
+    validate = context.workspace.scan("examples", suite.days.validate).collect()
+    labels = validate.select(f"label_{task.name}" for task in suite.tasks).to_numpy()
+    labels, user = labels.astype(float), validate["user_id"].to_numpy()
+    criterion = Criterion.fit(suite.tasks, labels, user, runs["linear"].validate_prediction)
+    best = max(
+        (network, with_trees, alone), key=lambda run: criterion.value(run.validate_prediction)
+    )
+    assert suite.winner.name == f"{best.name}, refit"
+    assert (suite.winner.artifact.trees is not None) == (best is not network)
     assert {gain.model for gain in suite.gains} <= set(context.project.models)
     assert with_trees.name in {model for model, _ in suite.intervals}
 
@@ -239,6 +250,9 @@ def test_trees_are_kept_if_they_improve_validation_quality(tiny):
     z = (probability.logit() + forest) / 2
     predicted = with_trees.artifact.uncalibrated(frame).to_numpy()
     np.testing.assert_allclose(predicted[:, binary], z.sigmoid().numpy()[:, binary], atol=1e-6)
+    predicted = alone.artifact.uncalibrated(frame).to_numpy()
+    np.testing.assert_allclose(predicted[:, binary], forest.sigmoid()[:, binary], atol=1e-6)
 
-    reloaded = RankerArtifact.load(with_trees.artifact.save(tiny / "saved"))
-    assert reloaded.predict(frame).equals(with_trees.artifact.predict(frame))
+    for run in (with_trees, alone):
+        reloaded = RankerArtifact.load(run.artifact.save(tiny / run.name))
+        assert reloaded.predict(frame).equals(run.artifact.predict(frame))

@@ -1,0 +1,99 @@
+"""Objectives of different units and noise count by their weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import r2_score, roc_auc_score
+
+from mtl_ranker.evaluation.criterion import WORST, Criterion, comparison_weights
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import compare, model_quality
+from mtl_ranker.models.objectives import Task
+
+TASKS = [Task("click", "binary"), Task("seconds", "regression", weight=0.5)]
+ROWS = 2_000
+
+
+@pytest.fixture
+def held_out():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(ROWS, 2))
+    click = rng.random(ROWS) < 1 / (1 + np.exp(-truth[:, 0]))
+    labels = np.stack([click, truth[:, 1] + rng.normal(size=ROWS)], 1)
+    return truth, labels, rng.integers(0, 300, ROWS), rng
+
+
+def probabilities(truth):
+    return np.stack([1 / (1 + np.exp(-truth[:, 0])), truth[:, 1]], 1)
+
+
+def test_value_is_the_weighted_mean_of_scaled_qualities(held_out):
+    truth, labels, user, _ = held_out
+    prediction = probabilities(truth)
+    criterion = Criterion.fit(TASKS, labels, user, prediction)
+    auc = roc_auc_score(labels[:, 0], prediction[:, 0])
+    r2 = r2_score(labels[:, 1], prediction[:, 1])
+    expected = (auc / criterion.scale["click"] + 0.5 * r2 / criterion.scale["seconds"]) / 1.5
+    assert criterion.value(prediction) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_unit_of_a_label_does_not_matter(held_out):
+    truth, labels, user, rng = held_out
+    one, other = (probabilities(truth + 0.3 * rng.normal(size=truth.shape)) for _ in range(2))
+    unit = np.array([1.0, 1_000.0])
+    plain = Criterion.fit(TASKS, labels, user, one)
+    scaled = Criterion.fit(TASKS, labels * unit, user, one * unit)
+    gain = plain.value(other) - plain.value(one)
+    assert scaled.value(other * unit) - scaled.value(one * unit) == pytest.approx(gain, rel=1e-6)
+
+
+def test_no_objective_decides_by_its_noise(held_out):
+    """Of equally blurred predictions, each objective has about its weight in the variance."""
+    truth, labels, user, rng = held_out
+    criterion = Criterion.fit(TASKS, labels, user, probabilities(truth))
+    draws = []
+    for _ in range(60):
+        prediction = probabilities(truth + 0.5 * rng.normal(size=truth.shape))
+        only_click, only_seconds = (probabilities(truth) for _ in range(2))
+        only_click[:, 0], only_seconds[:, 1] = prediction[:, 0], prediction[:, 1]
+        draws.append([criterion.value(only_click), criterion.value(only_seconds)])
+    click, seconds = np.var(draws, axis=0)
+    assert 0.3 < click / (click + seconds) < 0.97
+
+
+def test_a_quality_is_bounded_below(held_out):
+    truth, labels, user, _ = held_out
+    prediction = probabilities(truth)
+    criterion = Criterion.fit(TASKS, labels, user, prediction)
+    wrong = prediction.copy()
+    wrong[:, 1] *= -1_000.0
+    lost = criterion.value(prediction) - criterion.value(wrong)
+    r2 = r2_score(labels[:, 1], prediction[:, 1])
+    assert lost == pytest.approx(0.5 * (r2 - WORST) / criterion.scale["seconds"] / 1.5)
+
+
+def test_an_objective_without_enough_labels_has_no_say(held_out):
+    truth, labels, user, rng = held_out
+    labels[:, 0] = 0.0
+    labels[:3, 0] = 1.0
+    one, other = probabilities(truth), probabilities(truth)
+    other[:, 0] = rng.random(ROWS)
+    criterion = Criterion.fit(TASKS, labels, user, one)
+    assert set(criterion.scale) == {"seconds"}
+    assert criterion.value(one) == criterion.value(other)
+
+
+def test_weights_of_a_comparison_are_over_the_standard_error(held_out):
+    truth, labels, user, rng = held_out
+    clusters = Clusters.of(user)
+    one, other = (probabilities(truth + 0.5 * rng.normal(size=truth.shape)) for _ in range(2))
+    other[:, 1] = one[:, 1]
+    differences = []
+    for t, task in enumerate(TASKS):
+        rows = LabelledRows.of(task.kind, labels[:, t], clusters)
+        a, b = (model_quality(rows, [p[:, t]], fixed=True) for p in (one, other))
+        differences.append(compare(a, b))
+    error = differences[0].standard_error
+    assert comparison_weights(TASKS, differences) == pytest.approx([1 / error, 0.0])
+    assert comparison_weights(TASKS, [differences[1]] * 2) == [1.0, 0.5]
