@@ -29,6 +29,7 @@ from mtl_ranker.evaluation.metrics import quality_metric
 Key = TypeVar("Key", bound=Hashable)
 
 ONE_SEED = "one seed: no verdict on the model"
+SMALLEST = 1e-300  # p-value that is told from 0
 RANGES = {"auc": (0.0, 1.0), "gauc": (0.0, 1.0), "r2": (-np.inf, 1.0), "skill": (-np.inf, 1.0)}
 
 
@@ -105,9 +106,10 @@ class Estimated:
         # One part alone would have the smallest or the largest level; the answer lies between.
         ends = [2 * student.sf(wanted, part.df) for part in self._parts if part.variance > 0]
         low, high = float(min(ends)), float(max(ends))
-        if high - low <= 1e-12 * high:
+        if high - low <= 1e-12 * high or high < SMALLEST:
             return high
-        return float(brentq(lambda level: self._critical(level) - wanted, low, high))
+        logs = np.log([max(low, SMALLEST), high])
+        return float(np.exp(brentq(lambda x: self._critical(np.exp(x)) - wanted, *logs)))
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """The value ± critical value · standard error, with `note`; NaN bounds without support."""
@@ -209,18 +211,29 @@ def model_quality(
 def compare(one: Quality, other: Quality) -> Estimated:
     """The difference of two models' qualities on the same rows, paired by users.
 
-    The seeds are not paired: equal numbers mean nothing across models.
+    The seeds are not paired: equal numbers mean nothing across models. Where both have their spread
+    from the same trainings, it is one estimate, with its degrees of freedom.
     """
     if one is other:
         return Estimated(0.0, NO_VARIANCE, NO_VARIANCE, one.support)
     spreads = [one.spread(), other.spread()]
     known = [part for part in spreads if part is not None]
+    trainings = _summed(known) if len(known) == len(spreads) else None
+    if trainings is not None and _same_estimate(one, other):
+        trainings = replace(trainings, df=known[0].df)
     return Estimated(
         value=one.value - other.value,
         users=_over_users(one.influence - other.influence, one.support),
-        trainings=_summed(known) if len(known) == len(spreads) else None,
+        trainings=trainings,
         support=one.support,
     )
+
+
+def _same_estimate(one: Quality, other: Quality) -> bool:
+    """Whether two qualities have their spread over seeds from the same trainings."""
+    if one.trainings is None or other.trainings is None:
+        return False
+    return bool(np.array_equal(one.trainings, other.trainings))
 
 
 def weighted_mean(weighted: Sequence[tuple[float, Quality]]) -> Quality:

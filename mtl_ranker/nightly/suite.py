@@ -18,6 +18,7 @@ from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
+from mtl_ranker.evaluation.suspicious import suspicious
 from mtl_ranker.models.matmul import cores
 from mtl_ranker.nightly.contenders import (
     CHECKPOINTS,
@@ -170,6 +171,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         slices=slice_metrics(tasks, predicted, slices),
         off_policy=off_policy(project, held_out.frame, held_out.labels, blend_score),
         drift=health(project, dataset.frames, scores),
+        suspicious=suspicious(tasks, held_out.labels, {run.label: run.metrics for run in runs}),
         held_out=held_out,
         train_rows=len(dataset.train),
         winner=winner,
