@@ -268,7 +268,7 @@ def _against(gain: SharingGain) -> str:
     words = {"helped": "ahead of", "hurt": "behind", "undecided": "not told apart from"}
     return (
         f"{gain.model} is {words[gain.verdict]} {gain.reference} on {gain.objective}: "
-        f"{interval_text(gain.gain, sign=True)}"
+        f"{interval_text(gain.gain, sign=True)}{f' ({gain.note})' if gain.note else ''}"
     )
 
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import expit, logit
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
@@ -30,7 +31,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 ONE_SEED = "one seed: no verdict on the model"
 SMALLEST = 1e-300  # p-value that is told from 0
-RANGES = {"auc": (0.0, 1.0), "gauc": (0.0, 1.0), "r2": (-np.inf, 1.0), "skill": (-np.inf, 1.0)}
+AREAS = ("auc", "gauc")
+UPPER = {**dict.fromkeys(AREAS, 1.0), "r2": 1.0, "skill": 1.0}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ class Interval:
         if np.isnan(self.low) and self.note:
             return f"{self.value:.4f} ({self.note})"
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+    @property
+    def signed(self) -> str:
+        """A difference with its interval, if there is one."""
+        if np.isnan(self.low):
+            return f"{self.value:+.4f}"
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 @dataclass(frozen=True)
@@ -163,10 +172,17 @@ class Quality:
         )
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """The interval within the measure's range."""
+        """The interval within the measure's range.
+
+        An area under a curve is transformed to log-odds and back: with few positives its
+        distribution is skewed, and the symmetric interval too short on the side of 0.5.
+        """
         found = self.estimated().interval(confidence)
-        low, high = RANGES.get(self.measure, (-np.inf, np.inf))
-        return replace(found, low=float(max(found.low, low)), high=float(min(found.high, high)))
+        if self.measure in AREAS and 0 < self.value < 1:
+            half = (found.high - self.value) / (self.value * (1 - self.value))
+            low, high = expit(logit(self.value) + np.array([-half, half]))
+            return replace(found, low=float(low), high=float(high))
+        return replace(found, high=float(np.minimum(found.high, UPPER.get(self.measure, np.inf))))
 
     def spread(self) -> Part | None:
         """The variance of `value` over training seeds; None if one training is known."""

@@ -52,9 +52,9 @@ def train_suite(
     dataset = load_dataset(context, day, world)
     refuse_drift(health(project, dataset.frames))
     runs = train_all(project, dataset, callbacks, world)
-    winner, improved = _winner(project, dataset, runs, callbacks, world)
+    winner, runs = _winner(project, dataset, runs, callbacks, world)
     callbacks.on_step("comparing the models")
-    suite = _suite(project, dataset, [*runs, *improved], winner)
+    suite = _suite(project, dataset, runs, winner)
     world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)
@@ -109,10 +109,11 @@ def _winner(
     callbacks: Callbacks,
     world: World,
 ) -> tuple[ModelRun, list[ModelRun]]:
-    """The winner, and the runs derived from the best one: with trees, refit.
+    """The winner, and all runs with those derived from the best one: with trees, refit.
 
     Chosen on validation: the best seed of the model with the best mean, with trees if they are
-    better, refit if `training.refit`.
+    better, refit if `training.refit`. Its artifact keeps the test metrics of the model's seeds,
+    whose spread promotion needs.
     """
     by_model = _by_model(runs)
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
@@ -128,13 +129,12 @@ def _winner(
     if project.training.refit:
         winner = refit(project, dataset, winner, callbacks, world)
         improved.append(winner)
-    seeds = [run.metrics for run in by_model[best]]
+    everything, seeds = [*runs, *improved], [run.metrics for run in by_model[best]]
     if len(seeds) > 1:
-        spread = replace(winner, artifact=replace(winner.artifact, seed_metrics=seeds))
-        improved = [spread if run is winner else run for run in improved]
-        runs[:] = [spread if run is winner else run for run in runs]
-        winner = spread
-    return winner, improved
+        chosen, artifact = winner, replace(winner.artifact, seed_metrics=seeds)
+        winner = replace(chosen, artifact=artifact)
+        everything = [winner if run is chosen else run for run in everything]
+    return winner, everything
 
 
 def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: ModelRun) -> Suite:

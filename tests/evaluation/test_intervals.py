@@ -199,6 +199,16 @@ def test_one_seed_has_an_interval_over_users_and_no_verdict(feed):
     assert known["click"].verdict == 1
 
 
+def test_an_areas_interval_stays_within_its_range(feed):
+    label, one, _, user = feed
+    rows = LabelledRows.of("binary", label, Clusters.of(user))
+    nearly = model_quality(rows, [label + 0.4 * one], fixed=True)
+    shared = model_quality(rows, [np.where(user < 2, 1 - label, label)], fixed=True)
+    assert (nearly.interval().low, nearly.interval().high) == (1.0, 1.0)
+    found = shared.interval(0.999)
+    assert 0.9 < found.low < shared.value < found.high < 1.0
+
+
 def test_too_few_positives_have_no_interval_and_the_message_counts_them():
     rng = np.random.default_rng(0)
     user = np.arange(400)
