@@ -321,7 +321,7 @@ def cost(rows: int) -> dict[str, float]:
         1,
     )
     models = [
-        [np.float32(taste[:, None] + rng.normal(size=(rows, 3))) for _ in range(MOST)]
+        [(taste[:, None] + rng.normal(size=(rows, 3))).astype(np.float32) for _ in range(MOST)]
         for _ in range(5)
     ]
     found = {}
