@@ -189,8 +189,8 @@ def census(
             "protocol": split.protocol,
             "correlation": split.correlation,
             "models": [asdict(row) for row in [*rows, *top]],
-            "gains_over_shared_bottom": [{**asdict(g), "verdict": g.verdict} for g in gains],
-            "gains_over_lightgbm": [{**asdict(g), "verdict": g.verdict} for g in lead],
+            "gains_over_shared_bottom": [asdict(g) for g in gains],
+            "gains_over_lightgbm": [asdict(g) for g in lead],
             "settings": {m.name: dict(m.settings) for m in [*family, *strongest]},
         }
         content["pairs"][str(pair)] = found
