@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks import markdown, results
 from benchmarks.prepared import TITLES, folders, parser, preset_of, real_examples
 from mtl_ranker.evaluation.intervals import Interval
-from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains
+from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains, without_verdict
 from mtl_ranker.models.presets import make
 from mtl_ranker.nightly.contenders import Contender, train_model
 from mtl_ranker.nightly.results import ModelRun, qualities, still_improving
@@ -154,6 +154,8 @@ def show(found: Compared, title: str) -> None:
                 f"{np.mean([r.trained.seconds for r in runs]):.1f}",
             )
         CONSOLE.print(table)
+    for reason in without_verdict(found.gains):
+        CONSOLE.print(reason)
 
 
 def figures(found: Compared) -> dict[str, Any]:
@@ -175,6 +177,7 @@ def figures(found: Compared) -> dict[str, Any]:
                     "value": gain.gain.value,
                     "interval": [gain.gain.low, gain.gain.high],
                     "verdict": gain.verdict,
+                    "note": gain.note,
                 },
             }
         result[name] = {
@@ -228,8 +231,17 @@ def significant(figures: Mapping[str, Any]) -> str:
     ]
     sure = [words for words, verdict in gains if verdict != "undecided"]
     reference = next(iter(figures.values()))["reference"]
+    undecidable = [
+        each["gain"]["note"]
+        for found in figures.values()
+        for model in found["models"].values()
+        for each in model["objectives"].values()
+        if each["gain"] is not None and each["gain"]["note"]
+    ]
+    notes = ", ".join(dict.fromkeys(undecidable))
     which = f": {', '.join(sure[:3])}{', …' * (len(sure) > 3)}" if sure else ""
-    return f"{len(sure)} of {len(gains)} AUC gains over {reference} significant{which}"
+    found = f"{len(sure)} of {len(gains)} AUC gains over {reference} significant{which}"
+    return f"{found} ({len(undecidable)} without a verdict: {notes})" if notes else found
 
 
 def picture(found: Sequence[Compared], path: Path, title: str) -> None:

@@ -332,7 +332,9 @@ class Calibrating(Settings):
 class Promotion(Settings):
     """What a challenger must show before it becomes champion."""
 
-    bootstrap: int = Field(200, ge=20, description="resamples of users for the intervals")
+    bootstrap: int = Field(
+        200, ge=20, description="resamples of users for estimates without a formula"
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1)
     max_calibration_error: float = Field(0.1, gt=0, description="largest ECE of a binary objective")
     require_significance: bool = Field(

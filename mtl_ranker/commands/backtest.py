@@ -103,10 +103,8 @@ def _backtest_tables(project: Project, result: Backtest) -> list[Table]:
             table.add_row(str(day), *(f"{v:.4f}" for v in values))
         for policy in POLICIES[1:]:
             gain = result.gains[policy, objective]
-            table.caption = (table.caption or "") + (
-                f"{policy} over kept, all days' rows: {gain.value:+.4f} "
-                f"[{gain.low:+.4f}, {gain.high:+.4f}] ({gain.note})\n"
-            )
+            words = f"{policy} over kept, all days' rows: {gain.signed} ({gain.note})\n"
+            table.caption = (table.caption or "") + words
         table.caption_justify = "left"
         tables.append(table)
     return tables

@@ -189,8 +189,8 @@ def census(
             "protocol": split.protocol,
             "correlation": split.correlation,
             "models": [asdict(row) for row in [*rows, *top]],
-            "gains_over_shared_bottom": [{**asdict(g), "verdict": g.verdict} for g in gains],
-            "gains_over_lightgbm": [{**asdict(g), "verdict": g.verdict} for g in lead],
+            "gains_over_shared_bottom": [asdict(g) for g in gains],
+            "gains_over_lightgbm": [asdict(g) for g in lead],
             "settings": {m.name: dict(m.settings) for m in [*family, *strongest]},
         }
         content["pairs"][str(pair)] = found
@@ -268,7 +268,7 @@ def _against(gain: SharingGain) -> str:
     words = {"helped": "ahead of", "hurt": "behind", "undecided": "not told apart from"}
     return (
         f"{gain.model} is {words[gain.verdict]} {gain.reference} on {gain.objective}: "
-        f"{interval_text(gain.gain, sign=True)}"
+        f"{interval_text(gain.gain, sign=True)}{f' ({gain.note})' if gain.note else ''}"
     )
 
 

@@ -59,7 +59,8 @@ class Support:
     interval. Above, `users` - 1 degrees of freedom widen it.
 
     Attributes:
-        rows: of the rarer label; of numbers, the rows whose label is not the most frequent one.
+        rows: of the rarer label. Of numbers all, or where more than half are the same (a revenue of
+            0), the others.
         users: with such a row.
         what: these rows in words.
     """
@@ -108,8 +109,9 @@ def support_of(kind: str, label: np.ndarray, clusters: Clusters) -> Support:
         groups = [("positives", positive), ("negatives", ~positive)]
     else:
         values, counts = np.unique(label, return_counts=True)
-        usual = values[counts.argmax()] if len(values) else 0.0
-        groups = [("labels other than the most frequent one", label != usual)]
+        groups = [("labels", np.ones(len(label), bool))]
+        if 2 * counts.max(initial=0) > len(label):
+            groups = [("labels other than the usual one", label != values[counts.argmax()])]
     found = [
         Support(int(chosen.sum()), clusters.where(chosen).present(), what)
         for what, chosen in groups

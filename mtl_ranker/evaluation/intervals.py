@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import expit, logit
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
@@ -29,7 +30,9 @@ from mtl_ranker.evaluation.metrics import quality_metric
 Key = TypeVar("Key", bound=Hashable)
 
 ONE_SEED = "one seed: no verdict on the model"
-RANGES = {"auc": (0.0, 1.0), "gauc": (0.0, 1.0), "r2": (-np.inf, 1.0), "skill": (-np.inf, 1.0)}
+SMALLEST = 1e-300  # p-value that is told from 0
+AREAS = ("auc", "gauc")
+UPPER = {**dict.fromkeys(AREAS, 1.0), "r2": 1.0, "skill": 1.0}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class Interval:
         if np.isnan(self.low) and self.note:
             return f"{self.value:.4f} ({self.note})"
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+    @property
+    def signed(self) -> str:
+        """A difference with its interval, if there is one."""
+        if np.isnan(self.low):
+            return f"{self.value:+.4f}"
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 @dataclass(frozen=True)
@@ -105,9 +115,10 @@ class Estimated:
         # One part alone would have the smallest or the largest level; the answer lies between.
         ends = [2 * student.sf(wanted, part.df) for part in self._parts if part.variance > 0]
         low, high = float(min(ends)), float(max(ends))
-        if high - low <= 1e-12 * high:
+        if high - low <= 1e-12 * high or high < SMALLEST:
             return high
-        return float(brentq(lambda level: self._critical(level) - wanted, low, high))
+        logs = np.log([max(low, SMALLEST), high])
+        return float(np.exp(brentq(lambda x: self._critical(np.exp(x)) - wanted, *logs)))
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """The value ± critical value · standard error, with `note`; NaN bounds without support."""
@@ -161,10 +172,17 @@ class Quality:
         )
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """The interval within the measure's range."""
+        """The interval within the measure's range.
+
+        An area under a curve is transformed to log-odds and back: with few positives its
+        distribution is skewed, and the symmetric interval too short on the side of 0.5.
+        """
         found = self.estimated().interval(confidence)
-        low, high = RANGES.get(self.measure, (-np.inf, np.inf))
-        return replace(found, low=float(max(found.low, low)), high=float(min(found.high, high)))
+        if self.measure in AREAS and 0 < self.value < 1:
+            half = (found.high - self.value) / (self.value * (1 - self.value))
+            low, high = expit(logit(self.value) + np.array([-half, half]))
+            return replace(found, low=float(low), high=float(high))
+        return replace(found, high=float(np.minimum(found.high, UPPER.get(self.measure, np.inf))))
 
     def spread(self) -> Part | None:
         """The variance of `value` over training seeds; None if one training is known."""
@@ -209,18 +227,29 @@ def model_quality(
 def compare(one: Quality, other: Quality) -> Estimated:
     """The difference of two models' qualities on the same rows, paired by users.
 
-    The seeds are not paired: equal numbers mean nothing across models.
+    The seeds are not paired: equal numbers mean nothing across models. Where both have their spread
+    from the same trainings, it is one estimate, with its degrees of freedom.
     """
     if one is other:
         return Estimated(0.0, NO_VARIANCE, NO_VARIANCE, one.support)
     spreads = [one.spread(), other.spread()]
     known = [part for part in spreads if part is not None]
+    trainings = _summed(known) if len(known) == len(spreads) else None
+    if trainings is not None and _same_estimate(one, other):
+        trainings = replace(trainings, df=known[0].df)
     return Estimated(
         value=one.value - other.value,
         users=_over_users(one.influence - other.influence, one.support),
-        trainings=_summed(known) if len(known) == len(spreads) else None,
+        trainings=trainings,
         support=one.support,
     )
+
+
+def _same_estimate(one: Quality, other: Quality) -> bool:
+    """Whether two qualities have their spread over seeds from the same trainings."""
+    if one.trainings is None or other.trainings is None:
+        return False
+    return bool(np.array_equal(one.trainings, other.trainings))
 
 
 def weighted_mean(weighted: Sequence[tuple[float, Quality]]) -> Quality:

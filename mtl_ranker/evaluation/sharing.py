@@ -49,8 +49,7 @@ class SharingGain:
             "hurt": "sharing hurt (negative transfer)",
             "undecided": "sharing made no significant difference to",
         }[self.verdict]
-        g = self.gain
-        size = f"{self.measure.upper()} {g.value:+.4f} [{g.low:+.4f}, {g.high:+.4f}]"
+        size = f"{self.measure.upper()} {self.gain.signed}"
         if self.note:
             return f"{self.model} on {self.objective}, {self.note} ({size})"
         return f"{self.model}: {effect} {self.objective}, {size} against {self.reference}"

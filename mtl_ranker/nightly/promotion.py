@@ -136,15 +136,14 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     elif not worse and not enough:
         limit = "significant" if rule.require_significance else f"above {-rule.tolerance:+.4f}"
         objections.append(
-            "the challenger's blended quality differs by "
-            f"{overall.value:+.4f} [{overall.low:+.4f}, {overall.high:+.4f}], not {limit}"
+            f"the challenger's blended quality differs by {overall.signed}, not {limit}"
         )
     if objections:
         reason = "kept the champion: " + "; ".join(objections) + remark
         return Decision(False, reason, overall, differences, evidence.serving)
     reason = (
-        f"promoted: blended quality better by {overall.value:+.4f} "
-        f"[{overall.low:+.4f}, {overall.high:+.4f}] and no objective significantly worse{remark}"
+        f"promoted: blended quality better by {overall.signed} "
+        f"and no objective significantly worse{remark}"
     )
     return Decision(True, reason, overall, differences, evidence.serving)
 

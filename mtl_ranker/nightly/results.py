@@ -71,6 +71,7 @@ class Suite:
         gains: against the model that shares nothing, if there is one.
         label_correlation: [T, T] between labels of the training days.
         slices, off_policy: of the winner.
+        suspicious: warnings about labels and metrics that are likely mistakes.
     """
 
     days: SplitDays
@@ -83,6 +84,7 @@ class Suite:
     slices: list[Slice]
     off_policy: list[Estimate]
     drift: Drift
+    suspicious: list[str]
     held_out: HeldOut
     train_rows: int
     winner: ModelRun

@@ -19,6 +19,7 @@ from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
+from mtl_ranker.evaluation.suspicious import suspicious
 from mtl_ranker.models.matmul import cores
 from mtl_ranker.models.presets import linear
 from mtl_ranker.nightly.contenders import (
@@ -56,9 +57,9 @@ def train_suite(
     dataset = load_dataset(context, day, world)
     refuse_drift(health(project, dataset.frames))
     runs = train_all(project, dataset, callbacks, world)
-    winner, improved = _winner(project, dataset, runs, callbacks, world)
+    winner, runs = _winner(project, dataset, runs, callbacks, world)
     callbacks.on_step("comparing the models")
-    suite = _suite(project, dataset, [*runs, *improved], winner)
+    suite = _suite(project, dataset, runs, winner)
     world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)
@@ -120,10 +121,11 @@ def _winner(
     callbacks: Callbacks,
     world: World,
 ) -> tuple[ModelRun, list[ModelRun]]:
-    """The winner, and the runs derived from the best one: with trees, refit.
+    """The winner, and all runs with those derived from the best one: with trees, refit.
 
     Chosen on validation by `Criterion`: the best seed of the model with the best mean, with trees
-    or trees alone if they are better, refit if `training.refit`.
+    or trees alone if they are better, refit if `training.refit`. Its artifact keeps the test
+    metrics of the model's seeds, whose spread promotion needs.
     """
     by_model = _by_model(runs)
     labels = dataset.examples["validate"].labels.numpy()
@@ -145,13 +147,12 @@ def _winner(
     if project.training.refit:
         winner = refit(project, dataset, winner, callbacks, world)
         improved.append(winner)
-    seeds = [run.metrics for run in by_model[best]]
+    everything, seeds = [*runs, *improved], [run.metrics for run in by_model[best]]
     if len(seeds) > 1:
-        spread = replace(winner, artifact=replace(winner.artifact, seed_metrics=seeds))
-        improved = [spread if run is winner else run for run in improved]
-        runs[:] = [spread if run is winner else run for run in runs]
-        winner = spread
-    return winner, improved
+        chosen, artifact = winner, replace(winner.artifact, seed_metrics=seeds)
+        winner = replace(chosen, artifact=artifact)
+        everything = [winner if run is chosen else run for run in everything]
+    return winner, everything
 
 
 def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: ModelRun) -> Suite:
@@ -188,6 +189,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         slices=slice_metrics(tasks, predicted, slices),
         off_policy=off_policy(project, held_out.frame, held_out.labels, blend_score),
         drift=health(project, dataset.frames, scores),
+        suspicious=suspicious(tasks, held_out.labels, {run.label: run.metrics for run in runs}),
         held_out=held_out,
         train_rows=len(dataset.train),
         winner=winner,

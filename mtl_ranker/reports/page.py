@@ -86,13 +86,14 @@ def with_decision(
 
 
 def warnings_of(suite: Suite) -> list[str]:
-    """The warnings of each network's diagnosis, with the training's name.
+    """Suspicious figures, then the warnings of each network's diagnosis with the training's name.
 
     A run with trees shares its network with another run and is left out.
     """
     first = {id(run.trained): run for run in reversed(suite.runs)}
     networks = [run for run in suite.runs if first[id(run.trained)] is run]
-    return [f"{run.label}: {warning}" for run in networks for warning in run.diagnosis.warnings]
+    of_networks = [f"{r.label}: {warning}" for r in networks for warning in r.diagnosis.warnings]
+    return [*suite.suspicious, *of_networks]
 
 
 def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
             "slices": [asdict(part) for part in suite.slices],
             "off_policy": [asdict(estimate) for estimate in suite.off_policy],
             "drift_warnings": suite.drift.warnings,
+            "suspicious": suite.suspicious,
             "days": [asdict(health) | {"day": str(health.day)} for health in suite.drift.days],
         }
         mlflow.log_dict(_plain_numbers(details), "slices.json")
@@ -335,7 +336,7 @@ def _sharing(suite: Suite) -> dict[str, Any]:
             "objectives": names,
             "pearson": _plain_numbers(suite.label_correlation),
         },
-        "gains": [{**asdict(gain), "verdict": gain.verdict} for gain in suite.gains],
+        "gains": [_plain_numbers(asdict(gain)) for gain in suite.gains],
     }
 
 

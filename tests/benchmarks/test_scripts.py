@@ -74,7 +74,7 @@ def test_experts_and_balancing(shared_data, tmp_path):
 @pytest.mark.real
 def test_quality(shared_data, tmp_path):
     sizes = ("--train-days", "2", "--test-days", "1", "--seeds", "1", "--trials", "1")
-    options = ("--no-tuned", "--resamples", "20", "--threads", "1")
+    options = ("--no-tuned", "--threads", "1")
     kuairand = shared_data / "kuairand-pure"
     figures, printed = run("quality", kuairand, tmp_path, *sizes, *options)
     objectives = {"is_click", "long_view", "is_like", "is_comment"}
@@ -148,7 +148,7 @@ def test_vocabulary(tmp_path):
 
 @pytest.mark.slow
 def test_histories(tmp_path):
-    sizes = ("--impressions", "20000", "--seeds", "1", "--resamples", "20")
+    sizes = ("--impressions", "20000", "--seeds", "1")
     figures, printed = run_sized("histories", tmp_path, *sizes)
     without, attended = (
         figures[name]["objectives"]["click"] for name in ("without", "clicks and likes, topic")
@@ -157,3 +157,20 @@ def test_histories(tmp_path):
     assert attended["over_reference"]["auc"][0] == pytest.approx(difference)
     assert attended["auc"] != without["auc"]
     assert f"{attended['auc']:.4f}" in printed
+
+
+@pytest.mark.slow
+def test_verdicts(tmp_path):
+    """A/A: the same model with other seeds; the interval of the false rate includes 5 % or less."""
+    sizes = ("--feeds", "2", "--nights", "16", "--planted", "4", "--impressions", "12000")
+    options = (*sizes, "--judged-rows", "20000", "--threads", "1")
+    figures, printed = run_sized("verdicts", tmp_path, *options)
+    one, *several = figures["false"]
+    assert one["any"]["after"] == {**one["any"]["after"], "hits": 0, "of": 16}
+    assert one["any"]["before"]["low"] > 0.05  # a bootstrap over users calls one seed different
+    for each in several:
+        assert each["any"]["after"]["low"] <= 0.05
+        assert each["promoted"]["low"] <= 0.05
+    largest = [p for p in figures["power"] if p["share"] == 0.05 and p["seeds"] == 3]
+    assert max(p["after"]["hits"] / p["after"]["of"] for p in largest) >= 0.5
+    assert "promoted by luck" in printed

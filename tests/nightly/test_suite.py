@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -148,6 +149,26 @@ def test_refit_trains_the_winner_on_validation_days_too_for_its_best_epochs(tiny
     ).model.state_dict()
     weights = refit.trained.model.state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+def test_the_winner_keeps_its_seeds_metrics_and_no_verdict_rests_on_a_last_epoch(tiny):
+    models = {
+        "mmoe": {"preset": "mmoe", "experts": 2, "expert_hidden": [8]},
+        "single_task": {"preset": "single_task", "expert_hidden": [8]},
+    }
+    write_project(tiny, models=models, training={"seeds": [0, 1], "learning_rate": 1e-4})
+    suite = train_suite(prepared(tiny), LAST)
+    [winner] = [run for run in suite.runs if run is suite.winner]
+    own = [run.metrics for run in suite.runs if run.name == winner.name]
+    reloaded = RankerArtifact.load(winner.artifact.save(tiny / "saved"))
+    assert json.dumps(reloaded.seed_metrics) == json.dumps(own)
+    assert len(own) == 2
+    # With a tiny learning rate every epoch is better than the one before.
+    assert {run.trained.best_epoch for run in suite.runs} == {2}
+    click, long = suite.gains
+    assert click.verdict == long.verdict == "undecided"
+    assert "the best epoch of mmoe is its last (2); raise training.epochs" in str(click)
+    assert "mmoe on long, 7 negatives of 7 users; it takes 10 of 10 (AUC -0." in str(long)
 
 
 @pytest.mark.parametrize(("value", "message"), [(0, "never occurs"), (1, "always occurs")])
