@@ -161,7 +161,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         ),
         label_correlation=label_correlation(dataset.examples["train"].labels.numpy()),
         slices=slice_metrics(tasks, predicted, slices),
-        off_policy=off_policy(project, held_out.frame, held_out.labels, blend_score),
+        off_policy=off_policy(project, held_out.frame, predicted, blend_score),
         drift=health(project, dataset.frames, scores),
         held_out=held_out,
         train_rows=len(dataset.train),
