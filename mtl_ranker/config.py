@@ -272,7 +272,14 @@ class Training(Settings):
     epochs: int = Field(4, ge=1)
     patience: int = Field(2, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, description="of matrices")
+    unknown_rate: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="share of categorical values replaced by the unknown value in training, so "
+        "that the embedding of unseen ids is trained",
+    )
     threads: int | None = Field(None, ge=1, description="of a training; default: cores / jobs")
     jobs: int | None = Field(
         None,
