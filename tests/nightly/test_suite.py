@@ -120,6 +120,37 @@ def test_drift_of_streamed_rows_and_of_a_refit_winner(tiny):
     assert suite.drift.days[-2].psi["score click"] == pytest.approx(excess_psi(*samples))
 
 
+def test_the_winner_is_chosen_on_validation_never_on_test(tiny):
+    """With the test days' clicks turned round, what was best there is worst; the winner stays."""
+    changes = {
+        "objectives": [{"name": "click", "group": "engagement", "label": "click"}],
+        "models": {"other": {"preset": "shared_bottom"}},
+        "training": {"seeds": [0, 1, 2], "learning_rate": 0.02},
+    }
+    write_project(tiny, **changes)
+    suites = []
+    for turned in (False, True):
+        if turned:
+            frame = tiny_events(LAST, shift=5).with_columns(click=1 - pl.col("click"))
+            write_day(tiny, LAST, frame)
+        suites.append(train_suite(prepared(tiny), LAST))
+    best, other = suites
+    assert best.winner.label == other.winner.label
+    runs = {run.label: run for run in best.runs}
+    turned_runs = {run.label: run for run in other.runs}
+    test = {label: run.metrics["click"]["auc"] for label, run in runs.items()}
+    for label, run in turned_runs.items():
+        assert run.validate_quality == pytest.approx(runs[label].validate_quality)
+        assert run.metrics["click"]["auc"] == pytest.approx(1 - test[label])
+    # Neither choice below can be made on test days, as no order is its own reverse.
+    of_model = {
+        name: [value for label, value in test.items() if label.startswith(name)]
+        for name in ("mmoe", "other")
+    }
+    assert np.mean(of_model["mmoe"]) != pytest.approx(np.mean(of_model["other"]))
+    assert len(set(of_model[best.winner.name])) == 3
+
+
 def test_same_seed_same_weights_other_seed_other_weights(tiny):
     context = prepared(tiny)
     one = train_suite(context, LAST).winner.trained.model.state_dict()
