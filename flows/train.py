@@ -82,8 +82,8 @@ def train(context: Context, day: date) -> Suite:
         announce("slices", worst_slice)
     for estimate in suite.off_policy:
         announce("off-policy", estimate)
-    for warning in suite.drift.warnings:
-        announce("drift", warning, logging.WARNING)
+    if suite.drift.summary is not None:
+        announce("drift", suite.drift.summary, logging.WARNING)
     winner = suite.winner
     announce("report", report)
     announce("mlflow", logged.link)

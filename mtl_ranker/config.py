@@ -87,8 +87,12 @@ class Log(Settings):
     )
     position: str | None = None
     propensity: str | None = Field(
-        None,
-        description="with a position: P(examined at that position); without: P(shown at all)",
+        None, description="probability in (0, 1]; off-policy estimates need a position too"
+    )
+    propensity_of: Literal["item", "examination"] = Field(
+        "item",
+        description="item: P(item at its position | context, items of the list) under the logging "
+        "policy; examination: P(position examined), the same for all items",
     )
     random_exposure: str | None = Field(
         None, description="flag column, 1 where the item was chosen at random"
@@ -268,7 +272,14 @@ class Training(Settings):
     epochs: int = Field(4, ge=1)
     patience: int = Field(2, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, description="of matrices")
+    unknown_rate: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="share of categorical values replaced by the unknown value in training, so "
+        "that the embedding of unseen ids is trained",
+    )
     threads: int | None = Field(None, ge=1, description="of a training; default: cores / jobs")
     jobs: int | None = Field(
         None,
@@ -364,7 +375,13 @@ class OffPolicy(Settings):
     """When an off-policy estimate has enough support to be printed, and of which policy."""
 
     min_support: float = Field(200.0, gt=0, description="least effective sample size")
-    keep: float = Field(0.2, gt=0, lt=1, description="share of random exposures the policy shows")
+    keep: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of random exposures the policy shows: the best of each 1 / keep, "
+        "rounded, at least 2",
+    )
 
 
 class Scoring(Settings):

@@ -76,10 +76,10 @@ class Criterion:
 def comparison_weights(tasks: Sequence[Task], differences: Sequence[Estimated]) -> list[float]:
     """Weights [T] with which two models' qualities are averaged: w over the difference's error.
 
-    An objective on which both models predict the same adds nothing and gets weight 0; if that is
-    so of all, each has its own weight.
+    An objective on which both models predict the same adds nothing and gets weight 0, like one
+    without enough labels; if that is so of all, each has its own weight.
     """
-    errors = [each.standard_error for each in differences]
+    errors = [each.standard_error if each.support.enough else 0.0 for each in differences]
     if not any(error > 0 for error in errors):
         return [task.weight for task in tasks]
     return [

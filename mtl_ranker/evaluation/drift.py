@@ -13,11 +13,19 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.stats import chi2
 
 from mtl_ranker.config import Project
-from mtl_ranker.features.columns import LABEL, feature_columns, numeric_features
+from mtl_ranker.features.columns import (
+    LABEL,
+    feature_columns,
+    growing_numerics,
+    keys_of_numerics,
+    rates,
+)
 
 BINS = 10
+NO_CHANGE = 0.999  # quantile of the PSI of two samples of the same distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,9 @@ class DayHealth:
         nulls: feature → share of missing values.
         new_users, new_items: share of rows whose id does not occur in the training window; NaN on
             training days.
-        psi: feature or `score OBJECTIVE` → population stability index against training; empty on
-            training days.
+        psi: feature or `score OBJECTIVE` → population stability index against training above that
+            of no change (`excess_psi`); empty on training days, and without features that move by
+            themselves.
     """
 
     day: date
@@ -53,84 +62,178 @@ class Drift:
     warnings: list[str]
     failures: list[str]
 
+    @property
+    def summary(self) -> str | None:
+        """All warnings in one line, or None; the report has them one by one."""
+        if not self.warnings:
+            return None
+        more = len(self.warnings) - 1
+        return self.warnings[0] + (f"; {more} more in the report's data health" if more else "")
 
-def psi(reference: np.ndarray, now: np.ndarray, bins: int = BINS) -> float:
+
+@dataclass(frozen=True)
+class Sample:
+    """Values of one feature or score on some days.
+
+    Attributes:
+        values: [N]; NaN = missing.
+        size: number of independent values among them, at most N: rows of the same key (user, item,
+            surface) have the same value. None for N.
+    """
+
+    values: np.ndarray
+    size: float | None = None
+
+    @property
+    def independent(self) -> float:
+        return float(len(self.values)) if self.size is None else self.size
+
+
+def psi(reference: Sample, now: Sample, bins: int = BINS) -> float:
     """Population stability index Σ (a − b) ln(a / b) over quantile bins of the reference.
 
-    Missing values (NaN) are a bin of their own; empty bins count half a row. NaN where either side
-    has no rows. Below 0.1 is called stable and above 0.25 a shift (Siddiqi 2006). Edges are
-    distinct, so few values give few bins.
+    Missing values (NaN) are a bin of their own; empty bins count half an independent value. NaN
+    where either side has no rows. Below 0.1 is called stable and above 0.25 a shift (Siddiqi 2006).
+    Edges are distinct, so few values give few bins.
     """
-    if len(reference) == 0 or len(now) == 0:
-        return float("nan")
-    present = reference[~np.isnan(reference)]
+    return _psi(reference, now, bins)[0]
+
+
+def excess_psi(reference: Sample, now: Sample, bins: int = BINS) -> float:
+    """PSI above what two samples of the same distribution have; 0 where it is not above.
+
+    Of n and m independent values in B bins, PSI / (1/n + 1/m) is distributed as χ² with B − 1
+    degrees of freedom (Yurdakul & Naranjo 2020); its `NO_CHANGE` quantile is subtracted.
+    """
+    value, filled = _psi(reference, now, bins)
+    if np.isnan(value):
+        return value
+    scale = 1 / reference.independent + 1 / now.independent
+    return max(0.0, value - scale * float(chi2.ppf(NO_CHANGE, max(filled - 1, 1))))
+
+
+def _psi(reference: Sample, now: Sample, bins: int) -> tuple[float, int]:
+    """PSI, and the number of bins that either side fills."""
+    if len(reference.values) == 0 or len(now.values) == 0:
+        return float("nan"), 0
+    present = reference.values[~np.isnan(reference.values)]
     edges = np.zeros(0)
     if len(present):
         quantiles = np.linspace(0, 1, bins + 1)[1:-1]
         edges = np.unique(np.quantile(present, quantiles, method="inverted_cdf"))
         edges = edges[edges < present.max()]
 
-    def shares(values: np.ndarray) -> np.ndarray:
+    def counts(sample: Sample) -> np.ndarray:
+        values = sample.values.astype(np.float64)
         missing = np.isnan(values)
         index = np.searchsorted(edges, values[~missing], side="left")
-        counts = np.bincount(index, minlength=len(edges) + 1).astype(np.float64)
-        counts = np.maximum(np.r_[counts, missing.sum()], 0.5)
-        return counts / counts.sum()
+        in_bins = np.bincount(index, minlength=len(edges) + 1).astype(np.float64)
+        return np.r_[in_bins, missing.sum()] * sample.independent / len(values)
 
-    a, b = shares(now.astype(np.float64)), shares(reference.astype(np.float64))
-    return float(((a - b) * np.log(a / b)).sum())
+    a, b = counts(now), counts(reference)
+    filled = int(((a > 0) | (b > 0)).sum())
+    a, b = (np.maximum(x, 0.5) / np.maximum(x, 0.5).sum() for x in (a, b))
+    return float(((a - b) * np.log(a / b)).sum()), filled
+
+
+def effective_keys(keys: pl.DataFrame) -> float:
+    """The number of keys of N rows, (Σ n)² / Σ n² with n rows of each key (Kish 1965)."""
+    rows = keys.group_by(keys.columns).len()["len"].cast(pl.Float64)
+    return keys.height**2 / float((rows**2).sum()) if keys.height else 0.0
 
 
 def health(
     project: Project,
     frames: Mapping[str, pl.DataFrame],
     scores: Mapping[str, np.ndarray] | None = None,
+    day_rows: Mapping[date, int] | None = None,
+    history_days: int = 365,
 ) -> Drift:
     """Statistics of every day of a split, and what crosses the thresholds of `[drift]`.
 
     Args:
         frames: train, validate, test → examples of N rows.
-        scores: train, validate, test → predictions [N, T]; None or a missing part skips them.
+        scores: train, validate, test → predictions [N, T] of one model; None or a missing part
+            skips them.
+        day_rows: rows of each training day, of which `frames["train"]` may be a sample.
+        history_days: days of the log before the first training day.
     """
-    train = frames["train"]
     names = [o.name for o in project.objectives]
-    schema = train.schema
-    numeric = [c for c in numeric_features(project) if schema[c].is_numeric()]
-    ids = {key: train[key].unique() for key in ("user_id", "item_id")}
-    reference = {c: train[c].cast(pl.Float64).fill_null(np.nan).to_numpy() for c in numeric}
+    known = {key: frames["train"][key].unique() for key in ("user_id", "item_id")}
+    reference = _samples(project, frames["train"], history_days)
+    scored = _scores(project, frames["train"], scores, "train", np.arange(frames["train"].height))
     days = []
     for part, frame in frames.items():
         numbered = frame.with_row_index("row")
-        for (day,), rows in numbered.group_by("date", maintain_order=True):
-            index = rows["row"].to_numpy()
-            held_out = part != "train"
+        for (value,), rows in numbered.group_by("date", maintain_order=True):
+            day, held_out = _as_date(value), part != "train"
             shift: dict[str, float] = {}
             if held_out:
-                for column in numeric:
-                    values = rows[column].cast(pl.Float64).fill_null(np.nan).to_numpy()
-                    shift[column] = psi(reference[column], values)
-                if scores is not None and part in scores and "train" in scores:
-                    for t, name in enumerate(names):
-                        shift[f"score {name}"] = psi(scores["train"][:, t], scores[part][index, t])
+                now = _samples(project, rows, history_days)
+                now |= _scores(project, rows, scores, part, rows["row"].to_numpy())
+                of_training = reference | scored
+                shift = {c: excess_psi(of_training[c], now[c]) for c in now if c in of_training}
+            counted = None if held_out or day_rows is None else day_rows.get(day)
             days.append(
                 DayHealth(
-                    day=_as_date(day),
+                    day=day,
                     part=part,
-                    rows=rows.height,
+                    rows=rows.height if counted is None else counted,
                     label_rates={n: _mean(rows[LABEL + n]) for n in names},
                     nulls={
                         c: rows[c].null_count() / rows.height
                         for c in feature_columns(project)
                         if rows[c].null_count()
                     },
-                    new_users=_new(rows["user_id"], ids["user_id"]) if held_out else float("nan"),
-                    new_items=_new(rows["item_id"], ids["item_id"]) if held_out else float("nan"),
+                    new_users=_new(rows["user_id"], known["user_id"]) if held_out else np.nan,
+                    new_items=_new(rows["item_id"], known["item_id"]) if held_out else np.nan,
                     psi=shift,
                 )
             )
     days.sort(key=lambda d: d.day)
     warnings, failures = compare_with_training(project, days)
     return Drift(days, warnings, failures)
+
+
+def _samples(project: Project, rows: pl.DataFrame, history_days: int) -> dict[str, Sample]:
+    """Every numeric feature that does not move by itself, with its number of keys.
+
+    A smoothed rate is that of all events where a key has none, which moves many keys together: of
+    rates, equal values count as one key.
+    """
+    growing, smoothed = growing_numerics(project, history_days), rates(project)
+    sizes: dict[tuple[str, ...], float] = {}
+    samples = {}
+    for column, keys in keys_of_numerics(project).items():
+        if column in growing or not rows.schema[column].is_numeric():
+            continue
+        # Without the keys' columns, rows with the same value count as rows of the same key.
+        by = tuple(keys) if all(key in rows.columns for key in keys) else (column,)
+        if by not in sizes:
+            sizes[by] = effective_keys(rows.select(by))
+        size = sizes[by]
+        if column in smoothed:
+            size = min(size, effective_keys(rows.select(column)))
+        values = rows[column].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        samples[column] = Sample(values, size)
+    return samples
+
+
+def _scores(
+    project: Project,
+    rows: pl.DataFrame,
+    scores: Mapping[str, np.ndarray] | None,
+    part: str,
+    index: np.ndarray,
+) -> dict[str, Sample]:
+    """`score OBJECTIVE` → predictions of these rows of a part, of as many users."""
+    if scores is None or part not in scores:
+        return {}
+    users = effective_keys(rows.select("user_id"))
+    return {
+        f"score {objective.name}": Sample(scores[part][index, t], users)
+        for t, objective in enumerate(project.objectives)
+    }
 
 
 def compare_with_training(

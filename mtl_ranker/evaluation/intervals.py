@@ -14,7 +14,7 @@ Interfaces: `model_quality` measures a model, `compare` subtracts two, `Estimate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -335,44 +335,6 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
     half = float(student.isf((1 - confidence) / 2, len(values) - 1)) * error
     return Interval(mean, mean - half, mean + half)
-
-
-CHUNK = 4_000_000  # users × resamples at a time
-
-
-def bootstrap(
-    sums: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    resamples: int,
-    seed: int = 0,
-) -> np.ndarray:
-    """Draws [R] of a statistic of sums over users, where no influence is known.
-
-    Args:
-        sums: [U, K] of each user.
-        statistic: totals [r, K] of r resamples → [r].
-    """
-    users = len(sums)
-    rng = np.random.default_rng(seed)
-    at_once = max(1, CHUNK // max(users, 1))
-    found = []
-    for first in range(0, resamples, at_once):
-        chosen = [
-            np.bincount(rng.integers(0, users, users), minlength=users)
-            for _ in range(first, min(first + at_once, resamples))
-        ]
-        found.append(statistic(np.array(chosen, np.float64) @ sums))
-    return np.concatenate(found)
-
-
-def interval(value: float, draws: np.ndarray, confidence: float = 0.95) -> Interval:
-    """The percentile interval of draws [R]; NaN bounds if every draw is NaN."""
-    tail = (1 - confidence) / 2
-    draws = draws[~np.isnan(draws)]
-    if len(draws) == 0:
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
 
 
 def _over_users(influence: np.ndarray, support: Support) -> Part:

@@ -1,8 +1,21 @@
 """Off-policy estimates: the value of a new ranking from the log of another policy.
 
-Importance weights w = π(new) / π(log) turn rewards under the logging policy into an estimate for
-another ranking: IPS = mean(w·r) (Horvitz & Thompson 1952), SNIPS = Σ w·r / Σ w (Swaminathan &
-Joachims, NeurIPS 2015). Where few rows carry the weight, no estimate is given.
+A decision is a list of impressions that one user was shown together, or a single item. The value
+of a policy is the mean reward per impression when it makes the decisions. With importance weights
+w = π(new) / π(log) of each logged impression, rewards r and a reward model q̂, over N impressions:
+
+    IPS   = Σ w·r / N                          (Horvitz & Thompson 1952)
+    SNIPS = Σ w·r / Σ w                        (Swaminathan & Joachims, NeurIPS 2015)
+    DR    = (Σ π(new)·q̂ + Σ w·(r − q̂)) / N    (Dudík et al., ICML 2011)
+
+The first sum of DR is over what the new policy shows, and q̂ of a user's rows is fitted on other
+users (cross-fitting, Chernozhukov et al. 2018). For lists π is the probability of the item at its
+position given the context and the list's items: the estimand is the value under item-position
+independence, where the reward of an impression depends on its context, item and position, and not
+on the rest of the list (Li et al., KDD 2018, the item-position model).
+
+Intervals are clustered by user: all three are ratios of sums over users, linearised, with
+Student's t. Where the log does not support a ranking, it is refused with a sentence.
 """
 
 from __future__ import annotations
@@ -11,10 +24,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+from scipy.special import gammaln
+from scipy.stats import t as student_t
 
 from mtl_ranker.config import Project
-from mtl_ranker.evaluation.influence import Clusters
-from mtl_ranker.evaluation.intervals import Interval, bootstrap, interval
+from mtl_ranker.evaluation.intervals import Interval
+from mtl_ranker.evaluation.metrics import PredictedRows
+
+FOLDS = 5
+MIN_REWARDED = 10  # rows with a reward that carry weight
+MEAN_WEIGHT_ERRORS = 4.0  # standard errors by which the mean weight may differ from 1
+EXAMINATION_SPREAD = 0.05  # relative, among rows of the same position
+POSITIONS_APART = 10  # of the reward model; later positions share their coefficients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +51,7 @@ class Estimate:
             was shown.
         snips: None if Σ w does not estimate the number of impressions (`position_weights`) and
             every row has a label; with missing labels the mean over rows with a label.
+        dr: None if the label is missing on some rows, or without a reward model.
         refused: why no estimate is given, or None.
     """
 
@@ -40,18 +62,39 @@ class Estimate:
     logged: float
     ips: Interval | None = None
     snips: Interval | None = None
+    dr: Interval | None = None
     refused: str | None = None
 
     def __str__(self) -> str:
         head = f"{self.objective} ({self.how})"
         if self.refused is not None:
             return f"{head}: no estimate, {self.refused}"
-        estimates = [f"SNIPS {self.snips}"] if self.snips is not None else []
-        estimates += [f"IPS {self.ips}"] if self.ips is not None else []
+        named = (("DR", self.dr), ("SNIPS", self.snips), ("IPS", self.ips))
+        estimates = [f"{name} {value}" for name, value in named if value is not None]
         return (
             f"{head}: logged {self.logged:.4f}, this ranking {', '.join(estimates)}, "
             f"effective rows {self.support:,.0f} of {self.rows:,}"
         )
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """The inputs of a linear reward model q̂, for what was logged and for what the policy shows.
+
+    For a single item a logged row has as many shown rows as candidates; for a list that is
+    reordered, as many as the list has positions.
+
+    Attributes:
+        logged: [N, F], of the logged impressions.
+        shown: [M, F], of the impressions of the new policy.
+        row: [M], a logged row of the same user for each of them.
+        probability: [M], with which the new policy shows each; None for 1.
+    """
+
+    logged: np.ndarray
+    shown: np.ndarray
+    row: np.ndarray
+    probability: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +109,7 @@ class WeightedRewards:
         user: [N].
         self_normalising: whether Σ w estimates the number of impressions; otherwise Σ w·r / Σ w is
             no estimate of the mean reward.
+        model: for DR, or None.
     """
 
     objective: str
@@ -74,25 +118,25 @@ class WeightedRewards:
     weight: np.ndarray
     user: np.ndarray
     self_normalising: bool = True
+    model: RewardModel | None = None
 
 
-def estimate(
-    rewards: WeightedRewards,
-    min_support: float,
-    confidence: float = 0.95,
-    resamples: int = 200,
-) -> Estimate:
-    """IPS and SNIPS, with intervals from resampling users.
+def estimate(rewards: WeightedRewards, min_support: float, confidence: float = 0.95) -> Estimate:
+    """IPS, SNIPS and DR, with intervals clustered by user.
 
-    Refused if the effective sample size is below `min_support`, or if fewer than ten rows with a
-    positive weight have a reward other than zero.
+    Refused if the effective sample size is below `min_support`, if fewer than `MIN_REWARDED` rows
+    with a positive weight have a reward other than zero, or if weights that must average 1
+    significantly do not: the propensities are then those of something else, or the log never shows
+    a part of what the new policy shows.
     """
     known = ~np.isnan(rewards.reward)
     reward = rewards.reward[known].astype(np.float64)
-    weight, user = rewards.weight[known], rewards.user[known]
-    total, squared = float(weight.sum()), float((weight**2).sum())
+    _, user = np.unique(rewards.user, return_inverse=True)
+    weight = rewards.weight.astype(np.float64)
+    labelled, labelled_user = weight[known], user[known]
+    total, squared = float(labelled.sum()), float((labelled**2).sum())
     support = total**2 / squared if squared > 0 else 0.0
-    rewarded = int(((reward != 0) & (weight > 0)).sum())
+    rewarded = int(((reward != 0) & (labelled > 0)).sum())
     result = Estimate(
         objective=rewards.objective,
         how=rewards.how,
@@ -103,36 +147,115 @@ def estimate(
     refused = None
     if support < min_support:
         refused = f"support too thin: effective rows {support:,.0f}, at least {min_support:,.0f}"
-    elif rewarded < 10:
-        refused = f"support too thin: {rewarded} rows with a reward carry weight, at least 10"
+    elif rewarded < MIN_REWARDED:
+        refused = (
+            f"support too thin: {rewarded} rows with a reward carry weight, at least {MIN_REWARDED}"
+        )
+    elif rewards.self_normalising:
+        refused = _unsupported(weight, user)
     if refused is not None:
         return replace(result, refused=refused)
-    clusters = Clusters.of(user)
-    columns = (np.ones(len(reward)), weight * reward, weight)
-    sums = np.stack([clusters.sums(column) for column in columns], 1)
-    impressions, weighted_reward, total_weight = bootstrap(sums, lambda draws: draws, resamples).T
-    ips = snips = None
+    ips = snips = dr = None
     if known.all():
-        ips = interval(float((weight * reward).mean()), weighted_reward / impressions, confidence)
+        ips = _mean_over_users(weight * reward, np.ones(len(reward)), user, confidence)
+        if rewards.model is not None:
+            robust = _doubly_robust(rewards.model, reward, weight, user)
+            dr = _mean_over_users(robust, np.ones(len(reward)), user, confidence)
     if rewards.self_normalising or not known.all():
-        value = float((weight * reward).sum() / total)
-        snips = interval(value, weighted_reward / total_weight, confidence)
-    return replace(result, ips=ips, snips=snips)
+        snips = _mean_over_users(labelled * reward, labelled, labelled_user, confidence)
+    return replace(result, ips=ips, snips=snips, dr=dr)
 
 
-def position_weights(frame: pl.DataFrame, score: np.ndarray) -> np.ndarray:
-    """Weights [N] of rows whose propensity is the examination probability of their position.
+def _unsupported(weight: np.ndarray, user: np.ndarray) -> str | None:
+    """Why weights [N] that must average 1 cannot be importance weights, or None."""
+    mean = float(weight.mean())
+    error = _standard_error(weight - mean, np.ones(len(weight)), user)
+    if abs(mean - 1.0) <= MEAN_WEIGHT_ERRORS * error + 1e-9:
+        return None
+    return (
+        f"the log does not support this ranking: its weights average {mean:.3f}, standard error "
+        f"{error:.3f}, where 1 is expected of propensities P(item at its position | context) of "
+        "everything that the ranking shows (log.propensity, log.propensity_of)"
+    )
 
-    Each shown list (a run of rising positions of one user) is reordered by the score. A row that
-    moves to position q is examined with the mean propensity that the log has at q, so
-    w = propensity(q) / propensity(row) (position-based model, Joachims et al., WSDM 2017).
+
+def _mean_over_users(
+    numerator: np.ndarray, denominator: np.ndarray, user: np.ndarray, confidence: float
+) -> Interval:
+    """Σ numerator / Σ denominator of rows [N], with an interval clustered by user.
+
+    The ratio is linearised. The degrees of freedom of Student's t are 2U / (κ − 1) of the U users'
+    contributions with kurtosis κ, at most U − 1 (Satterthwaite 1946: the variance's own variance),
+    as a few users often carry most of the weight.
+    """
+    value = float(numerator.sum() / denominator.sum())
+    error = numerator - value * denominator
+    by_user = np.bincount(user, weights=error)
+    users = len(np.unique(user))
+    square = float((by_user**2).sum())
+    if square <= 0:
+        return Interval(value, value, value)
+    kurtosis = users * float((by_user**4).sum()) / square**2
+    freedom = max(1.0, min(users - 1.0, 2 * users / max(kurtosis - 1.0, 1e-9)))
+    half = float(student_t.ppf((1 + confidence) / 2, freedom))
+    half *= _standard_error(error, denominator, user)
+    return Interval(value, value - half, value + half)
+
+
+def _standard_error(error: np.ndarray, denominator: np.ndarray, user: np.ndarray) -> float:
+    """Of a ratio of sums over users, whose linearised errors of rows are given [N]."""
+    users = len(np.unique(user))
+    square = float((np.bincount(user, weights=error) ** 2).sum())
+    return float(np.sqrt(square * users / max(users - 1, 1)) / denominator.sum())
+
+
+def _doubly_robust(
+    model: RewardModel, reward: np.ndarray, weight: np.ndarray, user: np.ndarray
+) -> np.ndarray:
+    """Terms [N] whose mean is DR: q̂ of what is shown instead, and w·(r − q̂)."""
+    fold = np.random.default_rng(0).permutation(int(user.max()) + 1)[user] % FOLDS
+    shown_fold = fold[model.row]
+    logged, shown = np.zeros(len(reward)), np.zeros(len(model.row))
+    for held_out in range(FOLDS):
+        rows = fold != held_out
+        x = model.logged[rows].astype(np.float64)
+        gram = x.T @ x
+        gram += np.eye(len(gram)) * (1e-6 * np.trace(gram) / len(gram) + 1e-12)
+        coefficients = np.linalg.solve(gram, x.T @ reward[rows])
+        logged[~rows] = model.logged[~rows] @ coefficients
+        shown[shown_fold == held_out] = model.shown[shown_fold == held_out] @ coefficients
+    if model.probability is not None:
+        shown = shown * model.probability
+    return np.bincount(model.row, weights=shown, minlength=len(reward)) + weight * (reward - logged)
+
+
+@dataclass(frozen=True)
+class Reordering:
+    """The shown lists of N impressions, each reordered by a score.
+
+    Attributes:
+        position: [N], as logged.
+        new_position: [N], of the item in its list's new order, among the list's positions.
+        in_list: [N], number of items in the row's list.
+    """
+
+    position: np.ndarray
+    new_position: np.ndarray
+    in_list: np.ndarray
+
+
+def reordered(frame: pl.DataFrame, score: np.ndarray) -> Reordering:
+    """Every shown list (a run of rising positions of one user) in the order of the score.
+
+    Equal scores are in the order of item ids, so that the new order does not depend on the logged
+    one.
 
     Args:
-        frame: user_id, timestamp, position and propensity of N impressions.
+        frame: user_id, item_id, timestamp and position of N impressions.
         score: [N].
     """
     # Only distances within a list matter, so whole positions may start at 0 or 1.
-    rows = frame.select("user_id", "timestamp", "position", "propensity").with_columns(
+    rows = frame.select("user_id", "item_id", "timestamp", "position").with_columns(
         pl.Series("score", score), pl.int_range(pl.len()).alias("row")
     )
     rows = rows.sort("user_id", "timestamp", "position")
@@ -144,107 +267,219 @@ def position_weights(frame: pl.DataFrame, score: np.ndarray) -> np.ndarray:
         .alias("list")
     )
     shown_list = ["user_id", "list"]
-    rows = rows.with_columns(
-        pl.col("score").rank("ordinal", descending=True).over(shown_list).alias("new_rank"),
-        pl.col("position").rank("ordinal").over(shown_list).alias("old_rank"),
+    best_first = rows.sort(
+        *shown_list, "score", "item_id", descending=[False, False, True, False]
+    ).select(pl.col("row").alias("moved"))
+    rows = rows.sort(*shown_list, "position").with_columns(
+        best_first["moved"], pl.len().over(shown_list).alias("in_list")
     )
-    positions = rows.select(
-        *shown_list, pl.col("old_rank").alias("new_rank"), pl.col("position").alias("new_position")
-    )
-    examination = rows.group_by("position").agg(pl.col("propensity").mean().alias("examination"))
-    examination = examination.rename({"position": "new_position"})
-    rows = rows.join(positions, on=[*shown_list, "new_rank"], how="left")
-    rows = rows.join(examination, on="new_position", how="left")
-    weights = np.zeros(len(score))
-    weights[rows["row"].to_numpy()] = (rows["examination"] / rows["propensity"]).to_numpy()
-    return weights
+    place = rows["row"].to_numpy()
+    position, new_position = np.zeros(len(score), np.int64), np.zeros(len(score), np.int64)
+    in_list = np.zeros(len(score), np.int64)
+    logged = rows["position"].cast(pl.Int64).to_numpy()
+    position[place], in_list[place] = logged, rows["in_list"].to_numpy()
+    new_position[rows["moved"].to_numpy()] = logged
+    return Reordering(position, new_position, in_list)
 
 
-def shown_weights(propensity: np.ndarray, score: np.ndarray, keep: float) -> np.ndarray:
-    """Weights [N] of rows whose propensity is the probability of having been shown at all.
+def position_weights(order: Reordering, propensity: np.ndarray) -> np.ndarray:
+    """Weights [N] of rows whose propensity is the examination probability of their position.
 
-    For a policy that shows the share `keep` with the highest scores: 1 / propensity for those rows,
-    0 for others.
-    """
-    return (score >= np.quantile(score, 1.0 - keep)) / propensity
-
-
-def random_weights(random: np.ndarray, score: np.ndarray, keep: float) -> np.ndarray:
-    """Weights [N] of randomly exposed rows for a policy that shows the best share `keep` of them.
-
-    Random exposures are equally likely, so rows with the highest scores have w = 1 / keep. Other
-    rows, and rows that were not exposed at random, have 0.
+    A row that moves to position q is examined with the mean propensity that the log has at q, so
+    w = propensity(q) / propensity(row) (position-based model, Joachims et al., WSDM 2017). A label
+    other than zero needs examination. Weights do not average 1, and as w·q̂ of any model that is
+    proportional to examination equals q̂ at q, DR equals IPS.
 
     Args:
-        random: [N] booleans.
-        score: [N].
+        propensity: [N].
     """
-    weights = np.zeros(len(score))
-    if random.any():
-        chosen = score[random] >= np.quantile(score[random], 1.0 - keep)
-        weights[np.flatnonzero(random)[chosen]] = 1.0 / max(float(chosen.mean()), 1e-12)
-    return weights
+    _, code = np.unique(np.r_[order.position, order.new_position], return_inverse=True)
+    logged, moved = code[: len(propensity)], code[len(propensity) :]
+    examination = np.bincount(logged, weights=propensity) / np.bincount(logged)
+    return examination[moved] / propensity
+
+
+def item_weights(order: Reordering, propensity: np.ndarray) -> np.ndarray:
+    """Weights [N] of rows whose propensity is P(item at its position | context, list's items).
+
+    The new order shows an item at its logged position or does not: w = 1 / propensity or 0.
+
+    Args:
+        propensity: [N].
+    """
+    return (order.new_position == order.position) / propensity
+
+
+def reordering_model(order: Reordering, prediction: np.ndarray) -> RewardModel:
+    """q̂ = a_k + b_k · prediction at position k; positions from the tenth on share a and b.
+
+    Args:
+        prediction: [N], of the item whatever its position.
+    """
+    first = int(order.position.min())
+
+    def inputs(position: np.ndarray) -> np.ndarray:
+        index = np.minimum(position - first, POSITIONS_APART - 1)
+        by_position = np.eye(int(min(order.position.max() - first, POSITIONS_APART - 1)) + 1)[index]
+        return np.concatenate([by_position, by_position * prediction[:, None]], 1)
+
+    rows = np.arange(len(prediction))
+    return RewardModel(inputs(order.position), inputs(order.new_position), rows)
+
+
+def best_of_weights(user: np.ndarray, score: np.ndarray, candidates: int) -> np.ndarray:
+    """Weights [N] of random exposures for a policy that shows the best of some random candidates.
+
+    The policy draws `candidates` = m items as the random exposures were drawn, and shows the one
+    with the highest score. Of a user with n ≥ m random exposures, the row at rank j is the best of
+    C(n − j, m − 1) of the C(n, m) sets of m rows, so w = n · C(n − j, m − 1) / C(n, m), and Σ w is
+    the number of rows (a U-statistic, Hoeffding 1948). Rows with equal scores share their weight.
+    Users with fewer than m rows have weight 0: leave them out.
+
+    Args:
+        user, score: [N], of random exposures.
+    """
+    rows = pl.DataFrame({"user": user, "score": score}).with_row_index("row")
+    rows = rows.with_columns(
+        pl.col("score").rank("ordinal", descending=True).over("user").alias("rank"),
+        pl.len().over("user").alias("n"),
+    )
+    n, rank = rows["n"].to_numpy().astype(np.float64), rows["rank"].to_numpy().astype(np.float64)
+    usable = n - rank >= candidates - 1
+    weight = np.zeros(len(score))
+    below, size = n[usable] - rank[usable], n[usable]
+    logarithm = _log_choose(below, candidates - 1) - _log_choose(size, candidates)
+    weight[usable] = size * np.exp(logarithm)
+    shared = rows.with_columns(pl.Series("weight", weight))
+    return shared.select(pl.col("weight").mean().over("user", "score")).to_series().to_numpy()
+
+
+def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 
 def off_policy(
-    project: Project, frame: pl.DataFrame, labels: np.ndarray, score: np.ndarray
+    project: Project, frame: pl.DataFrame, predicted: PredictedRows, score: np.ndarray
 ) -> list[Estimate]:
     """Every objective's estimates for the ranking by `score`, as far as the log's columns allow.
 
     Args:
-        frame: N held-out rows with user_id and, where the log has them, position, propensity and
-            the random-exposure flag.
-        labels: [N, T].
+        frame: N held-out rows with user_id, item_id, timestamp and, where the log has them,
+            position, propensity and the random-exposure flag.
+        predicted: labels and predictions of the N rows.
         score: [N].
     """
     if frame.is_empty():
         return []
     settings, confidence = project.off_policy, project.promotion.confidence
-    policies: list[_Policy] = []
-    all_rows = np.ones(frame.height, bool)
-    if "propensity" in frame.columns and "position" in frame.columns:
-        weight = position_weights(frame, score)
-        policies.append(_Policy("reordered within its lists", all_rows, weight, False))
-    elif "propensity" in frame.columns:
-        weight = shown_weights(frame["propensity"].to_numpy(), score, settings.keep)
-        policies.append(_Policy(f"showing its best {settings.keep:.0%}", all_rows, weight))
-    flag = project.log.random_exposure
-    if flag is not None:
-        random = (frame[flag].cast(pl.Float64) > 0).fill_null(False).to_numpy()
-        weight = random_weights(random, score, settings.keep)[random]
-        how = f"its best {settings.keep:.0%} of random exposures"
-        policies.append(_Policy(how, random, weight))
-    user = frame["user_id"].to_numpy()
-    return [
-        estimate(
-            WeightedRewards(
+    estimates = []
+    for policy in _policies(project, frame, score):
+        rows = policy.rows
+        for t, objective in enumerate(project.objectives):
+            rewards = WeightedRewards(
                 objective=objective.name,
                 how=policy.how,
-                reward=labels[policy.rows, t],
+                reward=predicted.labels[rows, t],
                 weight=policy.weight,
-                user=user[policy.rows],
+                user=predicted.user[rows],
                 self_normalising=policy.self_normalising,
-            ),
-            settings.min_support,
-            confidence,
-            project.promotion.bootstrap,
-        )
-        for policy in policies
-        for t, objective in enumerate(project.objectives)
-    ]
+                model=(
+                    None
+                    if policy.order is None or not policy.self_normalising
+                    else reordering_model(policy.order, predicted.prediction[rows, t])
+                ),
+            )
+            estimated = estimate(rewards, settings.min_support, confidence)
+            if policy.refused is not None:
+                estimated = replace(
+                    estimated, ips=None, snips=None, dr=None, refused=policy.refused
+                )
+            estimates.append(estimated)
+    return estimates
 
 
 @dataclass(frozen=True)
 class _Policy:
-    """A ranking that can be estimated from some of the logged rows.
+    """A ranking, and the logged rows from which it can be estimated.
 
     Attributes:
         rows: [N] booleans.
         weight: importance weights of those rows.
         self_normalising: see `WeightedRewards`.
+        order: of those rows, if the ranking reorders shown lists.
+        refused: why it cannot be estimated, or None.
     """
 
     how: str
     rows: np.ndarray
     weight: np.ndarray
     self_normalising: bool = True
+    order: Reordering | None = None
+    refused: str | None = None
+
+
+def _policies(project: Project, frame: pl.DataFrame, score: np.ndarray) -> list[_Policy]:
+    """The rankings that the log's columns name, refused ones included."""
+    policies = []
+    everything = np.ones(frame.height, bool)
+    if "propensity" in frame.columns:
+        policies.append(_from_propensities(project, frame, score, everything))
+    flag = project.log.random_exposure
+    if flag is not None:
+        random = (frame[flag].cast(pl.Float64) > 0).fill_null(False).to_numpy()
+        candidates = max(2, round(1 / project.off_policy.keep))
+        user = frame["user_id"].to_numpy()
+        _, code, count = np.unique(user[random], return_inverse=True, return_counts=True)
+        usable = random.copy()
+        usable[random] = count[code] >= candidates
+        weight = best_of_weights(user[usable], score[usable], candidates)
+        how = f"its best of {candidates} random items"
+        refused: str | None = None
+        if not usable.any():
+            refused = (
+                f"no user has {candidates} random exposures (log.random_exposure = {flag!r}, "
+                f"off_policy.keep = {project.off_policy.keep:g})"
+            )
+        policies.append(_Policy(how, usable, weight, refused=refused))
+    return policies
+
+
+def _from_propensities(
+    project: Project, frame: pl.DataFrame, score: np.ndarray, rows: np.ndarray
+) -> _Policy:
+    how = "reordered within its lists"
+    propensity = frame["propensity"].cast(pl.Float64).to_numpy()
+    if "position" not in frame.columns or frame["position"].null_count():
+        no_position = (
+            "log.propensity needs log.position on every row: the probability of having been shown "
+            "at all says nothing about what a ranking would have shown instead"
+        )
+        return _Policy(how, rows, np.ones(len(score)), refused=no_position)
+    order = reordered(frame, score)
+    refused = None
+    if order.in_list.max() == 1:
+        refused = "every list has one item, so that there is no other order"
+    if project.log.propensity_of == "examination":
+        weight = position_weights(order, propensity)
+        refused = refused or _no_examination(order, propensity)
+        return _Policy(how, rows, weight, False, order, refused)
+    return _Policy(how, rows, item_weights(order, propensity), order=order, refused=refused)
+
+
+def _no_examination(order: Reordering, propensity: np.ndarray) -> str | None:
+    """Why propensities [N] are no examination probabilities of positions, or None."""
+    _, code = np.unique(order.position, return_inverse=True)
+    mean = np.bincount(code, weights=propensity) / np.bincount(code)
+    spread = float(np.sqrt(((propensity / mean[code] - 1) ** 2).mean()))
+    if spread > EXAMINATION_SPREAD:
+        return (
+            f"propensities of the same position differ by {spread:.0%} (relative standard "
+            f"deviation; at most {EXAMINATION_SPREAD:.0%}), but a position's examination is the "
+            "same for all items (log.propensity, log.propensity_of)"
+        )
+    if mean.max() <= mean.min() * (1 + 1e-6):
+        return (
+            f"the propensity is {mean[0]:g} at every position, so that no order is better than "
+            "another (log.propensity, log.propensity_of)"
+        )
+    return None

@@ -56,13 +56,18 @@ def divide(
 
     Args:
         frame: N raw feature rows.
-        context: context columns (surfaces); each of their most frequent values is a slice.
+        context: context columns (surfaces); each of their most frequent values is a slice, and each
+            quarter of the rows by a number with more than `MAX_VALUES` values.
         history: `user` and `item` → the feature column of its impressions per day; null (cold) if
             it has no impression in the longest window.
     """
     slices: dict[str, pl.Series] = {}
     for column in context:
-        values = frame[column].cast(pl.String)
+        given = frame[column]
+        if given.dtype.is_numeric() and given.drop_nulls().n_unique() > MAX_VALUES:
+            slices[column] = _quarters(given.cast(pl.Float64).fill_nan(None))
+            continue
+        values = given.cast(pl.String)
         counts = values.value_counts(sort=True).drop_nulls()
         frequent = counts[column].head(MAX_VALUES).to_list()
         slices[column] = values.set(~values.is_in(frequent), None)
@@ -91,6 +96,22 @@ def divide(
             band.otherwise(pl.lit("over 30 days")).alias("item age")
         ).to_series()
     return slices
+
+
+def _quarters(values: pl.Series) -> pl.Series:
+    """The quarter of each number by quantiles, named by its bounds; null stays null.
+
+    Equal values are in the same quarter, so there may be fewer than four.
+    """
+    number = values.to_numpy()
+    edges = np.unique(np.nanquantile(number, [0.25, 0.5, 0.75], method="inverted_cdf"))
+    edges = edges[edges < np.nanmax(number)]
+    names = [f"up to {edges[0]:g}"] if len(edges) else ["all"]
+    names += [f"over {low:g} up to {high:g}" for low, high in zip(edges, edges[1:], strict=False)]
+    names += [f"over {edges[-1]:g}"] if len(edges) else []
+    index = np.searchsorted(edges, np.nan_to_num(number), side="left")
+    binned = pl.Series(values.name, [names[i] for i in index])
+    return binned.set(values.is_null(), None)
 
 
 def slice_metrics(

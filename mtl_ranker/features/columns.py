@@ -43,6 +43,49 @@ def numeric_features(project: Project) -> list[str]:
     return names
 
 
+def keys_of_numerics(project: Project) -> dict[str, list[str]]:
+    """Numeric feature → the columns whose values it is a function of on a day.
+
+    Features of the user or item table have the table's key, aggregates the entity's keys, and a
+    context column itself.
+    """
+    tables = ((project.log.users, "user_id"), (project.log.items, "item_id"))
+    keys = {column: [key] for table, key in tables if table is not None for column in table.columns}
+    keys["item_age_days"] = ["item_id"]
+    for entity in project.features.entities:
+        keys |= dict.fromkeys(aggregate_feature_names(project, entity), entity)
+    return {name: keys.get(name, [name]) for name in numeric_features(project)}
+
+
+def rates(project: Project) -> set[str]:
+    """Smoothed rates: all keys without an event in the window have the same value on a day."""
+    return {
+        f"{entity_name(keys)}_{signal}_rate_{window}d"
+        for keys in project.features.entities
+        for signal in signal_names(project)
+        for window in project.features.windows
+    }
+
+
+def growing_numerics(project: Project, history_days: int) -> set[str]:
+    """Numeric features whose distribution moves by itself from day to day.
+
+    The age of items grows, and so do counts over a window that is longer than the log before it,
+    and the days since an entity's latest impression, which the longest window bounds.
+
+    Args:
+        history_days: days of the log before the first day with rows.
+    """
+    growing = {"item_age_days"}
+    windows = [w for w in project.features.windows if w > history_days]
+    for entity in project.features.entities:
+        prefix = entity_name(entity)
+        growing |= {f"{prefix}_daily_impressions_{window}d" for window in windows}
+        if windows:
+            growing.add(f"{prefix}_days_since")
+    return growing
+
+
 def history_features(history: History) -> list[str]:
     """The list columns of one history, in the order of its columns."""
     return [history.feature(column) for column in history.columns]

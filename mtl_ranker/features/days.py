@@ -59,10 +59,18 @@ def split_days(project: Project, available: list[date], day: date) -> SplitDays:
 
 
 def needed_days(project: Project, available: list[date], day: date) -> list[date]:
-    """Days that a training on `day` reads: its split and the longest window before it."""
+    """Days that a training on `day` reads: its split and the longest window before it.
+
+    At least the log's `warmup_days` days before the split are among them, so that the warm-up that
+    `split_days` leaves out is the log's and not the window's.
+    """
     split = project.split
     rows = split.test_days + split.validate_days + split.train_days
-    earliest = day - timedelta(days=rows - 1 + project.features.windows[-1])
+    first = day - timedelta(days=rows - 1)
+    before = [d for d in available if d < first]
+    earliest = first - timedelta(days=project.features.windows[-1])
+    if split.warmup_days:
+        earliest = min([earliest, *before[-split.warmup_days :]])
     return [d for d in available if earliest <= d <= day]
 
 

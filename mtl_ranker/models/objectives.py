@@ -6,6 +6,7 @@ members of an ensemble), over which losses and predictions are averaged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,18 +137,70 @@ def losses(
     return summed / (weight.sum(0) * max(members, 1)).clamp(min=1e-12)
 
 
-def pairwise_losses(logits: Tensor, labels: Tensor, user: Tensor, tasks: Sequence[Task]) -> Tensor:
+def ensemble_losses(
+    logits: Tensor, labels: Tensor, tasks: Sequence[Task], cutpoints: Tensor | None = None
+) -> Tensor:
+    """Losses [T] of the prediction that is served: the mean over the leading dimensions.
+
+    `losses` averages the losses of the members instead, which is never less where the loss is
+    convex in the prediction. With one member both are the same.
+
+    Args:
+        logits: [..., B, T].
+        labels: [B, T], transformed; NaN = missing.
+        cutpoints: see `losses`.
+    """
+    if logits.numel() == labels.numel():
+        return losses(logits, labels, tasks, None, cutpoints)
+    members = logits.flatten(0, -3)  # [K, B, T]
+    probability = torch.exp(chain_log_probability(members, tasks)[0]).mean(0)
+    index = {task.name: t for t, task in enumerate(tasks)}
+    columns = []
+    for t, task in enumerate(tasks):
+        z = members[..., t]
+        if task.kind == "binary":
+            # Of the condition's probability only its own part: losses() multiplies the chain.
+            parent = task.conditional_on
+            given = 1.0 if parent is None else probability[:, index[parent]]
+            columns.append(torch.logit(probability[:, t] / given, eps=1e-7))
+        elif task.kind == "watch_time":
+            columns.append(torch.logsumexp(z, 0) - math.log(len(z)))
+        elif task.transform == "log1p":
+            columns.append(torch.log1p(torch.expm1(z.clamp(max=30.0)).clamp(min=0.0).mean(0)))
+        else:
+            columns.append(z.mean(0))
+    result = losses(torch.stack(columns, 1), labels, tasks, None, cutpoints)
+    for t, task in enumerate(tasks):
+        if task.kind == "ordinal":
+            assert cutpoints is not None
+            present = ~torch.isnan(labels[:, t])
+            z, y = members[:, present, t], labels[present, t]
+            above = torch.sigmoid(z.unsqueeze(-1) - cutpoints[t, : task.levels - 1]).mean(0)
+            label = (y.unsqueeze(-1) > torch.arange(task.levels - 1)).to(above.dtype)
+            entropy = functional.binary_cross_entropy(above, label, reduction="sum")
+            result[t] = entropy / max(len(y), 1)
+    return result
+
+
+def pairwise_losses(
+    logits: Tensor,
+    labels: Tensor,
+    user: Tensor,
+    tasks: Sequence[Task],
+    sample_weight: Tensor | None = None,
+) -> Tensor:
     """RankNet's loss on the order of each user's impressions, per objective: [T].
 
-    Σ log(1 + exp(z_j − z_i)) over pairs (i, j) of rows of the same user, with i positive and j
-    negative, divided by the number of rows (Burges et al., ICML 2005, eq. 3); the mean over leading
-    dimensions. 0 for objectives that are not binary. With `conditional_on`, z is the log-odds of
-    the chain's probability.
+    Σ w_i w_j log(1 + exp(z_j − z_i)) over pairs (i, j) of rows of the same user, with i positive
+    and j negative, divided by Σ w over the rows (Burges et al., ICML 2005, eq. 3); the mean over
+    leading dimensions. So a row of weight 2 counts as two rows. 0 for objectives that are not
+    binary. With `conditional_on`, z is the log-odds of the chain's probability.
 
     Args:
         logits: [..., B, T].
         labels: [B, T]; missing ones (NaN) are in no pair.
         user: [B], equal for rows of the same user.
+        sample_weight: [B], or None for 1.
     """
     if any(task.conditional_on for task in tasks):
         log_p, log_not = chain_log_probability(logits, tasks)
@@ -158,8 +211,12 @@ def pairwise_losses(logits: Tensor, labels: Tensor, user: Tensor, tasks: Sequenc
         y, z = labels[:, t], logits[..., t]
         better, worse = (same_user & (y.unsqueeze(1) > y.unsqueeze(0))).nonzero(as_tuple=True)
         if task.kind == "binary" and len(better):
-            summed = functional.softplus(z[..., worse] - z[..., better]).sum(-1)
-            by_task.append(summed.mean() / len(y))
+            pairs = functional.softplus(z[..., worse] - z[..., better])
+            rows = z.new_tensor(len(y))
+            if sample_weight is not None:
+                pairs = pairs * (sample_weight[better] * sample_weight[worse])
+                rows = sample_weight.sum().clamp(min=1e-12)
+            by_task.append(pairs.sum(-1).mean() / rows)
         else:
             by_task.append(z.new_zeros(()))
     return torch.stack(by_task)
@@ -231,11 +288,14 @@ def base_logits(labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = N
     return torch.stack(values)
 
 
-def base_cutpoints(labels: Tensor, tasks: Sequence[Task]) -> Tensor | None:
+def base_cutpoints(
+    labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = None
+) -> Tensor | None:
     """Cut points [T, levels - 1] at which a logit of 0 predicts the labels' shares, or None.
 
     Args:
         labels: [N, T]; NaN = missing.
+        weight: [N], or None for 1.
     """
     needed = cutpoints_needed(tasks)
     if not needed:
@@ -243,8 +303,11 @@ def base_cutpoints(labels: Tensor, tasks: Sequence[Task]) -> Tensor | None:
     cuts = torch.arange(needed, dtype=labels.dtype).expand(len(tasks), -1).clone()
     for t, task in enumerate(tasks):
         if task.kind == "ordinal":
-            present = labels[~torch.isnan(labels[:, t]), t]
-            share = torch.stack([(present > c).double().mean() for c in range(task.levels - 1)])
+            rows = ~torch.isnan(labels[:, t])
+            present = labels[rows, t]
+            mass = torch.ones(len(present)) if weight is None else weight[rows]
+            mass = mass.double() / mass.double().sum().clamp(min=1e-12)
+            share = torch.stack([((present > c) * mass).sum() for c in range(task.levels - 1)])
             at_shares = -torch.logit(share.clamp(1e-4, 1 - 1e-4)).to(labels.dtype)
             # Steps must be positive; those of empty levels would be 0.
             steps = at_shares.diff().clamp(min=1e-3)

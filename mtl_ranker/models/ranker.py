@@ -15,6 +15,8 @@ from mtl_ranker.models.gates import GateOutput, per_row
 from mtl_ranker.models.mixture import LayerSpec, MixtureLayer
 from mtl_ranker.models.towers import PositionBias, Towers
 
+# Parts of names of parameters that are no matrix products, whatever their shape.
+NO_MATRICES = ("embedding.table", "position_bias", "steps", "biases", "recency", "native")
 CACHED_FLOATS = 1 << 19  # 2 MiB
 
 
@@ -225,6 +227,16 @@ class Ranker(nn.Module):
         """
         shared = [self.layers] if self.embedding.sparse else [self.embedding, self.layers]
         return [p for module in shared for p in module.parameters() if p.requires_grad]
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The trained matrices: not embeddings, biases, cut points or constant expert weights."""
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+            and parameter.dim() >= 2
+            and not any(part in name for part in NO_MATRICES)
+        ]
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -28,7 +28,7 @@ from mtl_ranker.training.dataset import ENCODED, SAMPLE_ROWS, Dataset, encode_to
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
 from mtl_ranker.training.shards import ShardedExamples
-from mtl_ranker.training.state import Checkpoint, Epoch
+from mtl_ranker.training.state import FORMAT, Checkpoint, Epoch
 from mtl_ranker.workspace import fingerprint
 
 DIAGNOSED_ROWS = 8_192
@@ -280,7 +280,10 @@ def _thinned(
 def _checkpoint(project: Project, dataset: Dataset, contender: Contender) -> Checkpoint:
     """The checkpoint of one training of a suite; a finished suite removes it."""
     settings = project.digest("features", "objectives", "training")
-    key = fingerprint(__version__, dataset.digest, settings, contender.spec, contender.name)
+    # The rows are the same for another split of the same days, but not what is validation.
+    split = [dataset.days.train, dataset.days.validate]
+    rows = (dataset.digest, split, settings)
+    key = fingerprint(__version__, FORMAT, *rows, contender.spec, contender.name)
     name = fingerprint(contender.name, contender.seed)
     path = dataset.workspace.root / CHECKPOINTS / f"{name}.pt"
     return Checkpoint(path, key, project.training.checkpoint_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -55,7 +56,7 @@ def train_suite(
     project, workspace = context.project, context.workspace
     model_specs(project)
     dataset = load_dataset(context, day, world)
-    refuse_drift(health(project, dataset.frames))
+    refuse_drift(_health(project, dataset))
     runs = train_all(project, dataset, callbacks, world)
     winner, runs = _winner(project, dataset, runs, callbacks, world)
     callbacks.on_step("comparing the models")
@@ -168,7 +169,8 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
     names = [task.name for task in tasks]
     scores = {
         "train": winner.artifact.predict(dataset.frames["train"]).select(names).to_numpy(),
-        "validate": winner.validate_prediction,
+        # Of the winner itself: a refit run keeps the validation predictions before the refit.
+        "validate": winner.artifact.predict(dataset.frames["validate"]).select(names).to_numpy(),
         "test": winner.test_prediction,
     }
     blend_score = blended_score(project, winner.test_prediction)
@@ -187,13 +189,22 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         ),
         label_correlation=label_correlation(dataset.examples["train"].labels.numpy()),
         slices=slice_metrics(tasks, predicted, slices),
-        off_policy=off_policy(project, held_out.frame, held_out.labels, blend_score),
-        drift=health(project, dataset.frames, scores),
+        off_policy=off_policy(project, held_out.frame, predicted, blend_score),
+        drift=_health(project, dataset, scores),
         suspicious=suspicious(tasks, held_out.labels, {run.label: run.metrics for run in runs}),
         held_out=held_out,
         train_rows=len(dataset.train),
         winner=winner,
     )
+
+
+def _health(
+    project: Project, dataset: Dataset, scores: Mapping[str, np.ndarray] | None = None
+) -> Drift:
+    """Drift of the split's held-out days from its training days."""
+    facts = dataset.facts
+    history = (dataset.days.train[0] - facts.first_day).days
+    return health(project, dataset.frames, scores, facts.day_rows, history)
 
 
 def _by_model(runs: list[ModelRun]) -> dict[str, list[ModelRun]]:

@@ -6,6 +6,7 @@ the losses of predicting the training means. T objectives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -113,7 +114,8 @@ class GradNorm(Fixed):
 
     G_t → mean(G) · r_t^α with α = 1.5 (Chen et al., ICML 2018, eq. 2): objectives that train slowly
     get greater norms. As G_t = w_t ‖∇L_t‖, the gradient of |G_t − target| by w_t is sign · ‖∇L_t‖,
-    so no second derivatives are needed.
+    so no second derivatives are needed. L_t(0) is the loss of the first batch with labels of
+    objective t. A batch without them, whose loss is 0, leaves w_t as it is, up to the constant sum.
     """
 
     alpha = 1.5
@@ -123,18 +125,19 @@ class GradNorm(Fixed):
         super().__init__(model, weights.clone(), base)
         self.total = float(weights.sum())
         self.shared = [p for p in model.layers[-1].parameters() if p.requires_grad]
-        self.initial: Tensor | None = None
+        self.initial = torch.full_like(self.weights, math.nan)
 
     def backward(self, losses: Tensor, penalty: Tensor) -> None:
         norms = gradients(losses, self.shared, retain=True).norm(dim=1)
-        if self.initial is None:
-            self.initial = losses.detach().clamp(min=1e-12)
+        current = losses.detach()
+        labelled = current > 0
+        self.initial = torch.where(self.initial.isnan() & labelled, current, self.initial)
         weights = self.weights.clone()
-        inverse_rate = losses.detach() / self.initial
-        inverse_rate = inverse_rate / inverse_rate.mean().clamp(min=1e-12)
+        inverse_rate = torch.where(labelled, current / self.initial, torch.zeros_like(current))
+        inverse_rate = inverse_rate / _mean(inverse_rate, labelled).clamp(min=1e-12)
         weighted = weights * norms
-        target = weighted.mean() * inverse_rate**self.alpha
-        scale = norms.mean().clamp(min=1e-12)
+        target = _mean(weighted, labelled) * inverse_rate**self.alpha
+        scale = _mean(norms, labelled).clamp(min=1e-12)
         step = self.rate * torch.sign(weighted - target) * norms / scale
         updated = (weights - step).clamp(min=1e-3)
         self.weights = updated * (self.total / updated.sum())
@@ -220,6 +223,11 @@ def gradient_cosine(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     gradient = gradients(losses, parameters, retain=False)
     unit = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return unit @ unit.t()
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen values; 0 without any."""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
 def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:

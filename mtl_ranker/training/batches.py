@@ -160,6 +160,18 @@ def batches_of(examples: Examples, order: Tensor, size: int) -> Iterator[Example
             yield part_of(gathered, slice(start, start + size))
 
 
+def without_ids(examples: Examples, rate: float, seed: int) -> Examples:
+    """The rows with a random share `rate` of their categorical values replaced by 0, unknown.
+
+    The embedding of the unknown value, which unseen ids get, is so trained on the rows of all ids.
+    """
+    if rate == 0 or not examples.categorical.shape[1]:
+        return examples
+    generator = torch.Generator().manual_seed(seed)
+    dropped = torch.rand(examples.categorical.shape, generator=generator) < rate
+    return replace(examples, categorical=examples.categorical.masked_fill(dropped, 0))
+
+
 def thin_negatives(examples: Examples, binary: list[int], keep: float, seed: int) -> Examples:
     """Keep every row with a positive binary label, and a random share `keep` of the others.
 

@@ -45,7 +45,8 @@ def fit_forest(
         validate: if given, only the first trees of each objective are kept, as many as have the
             least log loss on these rows.
 
-    Objectives that are not binary, or have only one label in `train`, get no trees.
+    Objectives that are not binary, or have only one label among the rows of `train` with a positive
+    weight, get no trees. Without a label in `validate` all trees are kept.
     """
     numbers = tree_numbers(train.categorical, train.numeric)
     x = numbers.numpy()
@@ -56,8 +57,10 @@ def fit_forest(
     kept: list[int] = []
     for t, task in enumerate(tasks):
         present = ~torch.isnan(train.labels[:, t]).numpy()
+        if train.weight is not None:
+            present &= train.weight.numpy() > 0
         y = train.labels[:, t].numpy()[present]
-        if task.kind != "binary" or trees[t] == 0 or y.min(initial=1.0) == y.max(initial=0.0):
+        if task.kind != "binary" or trees[t] == 0 or len(np.unique(y)) < 2:
             fitted.append(None)
             kept.append(0)
             continue
@@ -76,6 +79,8 @@ def fit_forest(
 def _best_number(model: HistGradientBoostingClassifier, x: np.ndarray, label: np.ndarray) -> int:
     """Number of trees with the least log loss on rows x [N, F], label [N]; NaN = missing."""
     present = ~np.isnan(label)
+    if not present.any():
+        return model.n_iter_
     staged = model.staged_predict_proba(x[present])
     losses = [log_loss(label[present], p, labels=[0, 1]) for p in staged]
     return int(np.argmin(losses)) + 1

@@ -31,6 +31,19 @@ ENCODED = "encoded"
 
 
 @dataclass(frozen=True)
+class LogFacts:
+    """What a sample of the training rows does not show.
+
+    Attributes:
+        day_rows: rows of each training day.
+        first_day: first day of the published events.
+    """
+
+    day_rows: dict[date, int]
+    first_day: date
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """The test rows: labels [N, T] (NaN = missing), the user of each row [N], raw examples."""
 
@@ -51,6 +64,7 @@ class Dataset:
         examples: part → the same rows as tensors.
         shards: all training rows, if they are streamed.
         files: part → files of its partitions.
+        facts: of the log, for drift.
         workspace: for temporary files.
         digest: hash of the provenance of the training and validation examples.
         sql: template name → text, by which the examples were built.
@@ -63,6 +77,7 @@ class Dataset:
     examples: dict[str, Examples]
     shards: ShardedExamples | None
     files: dict[str, list[Path]]
+    facts: LogFacts
     workspace: Workspace
     digest: str
     sql: Mapping[str, str]
@@ -98,7 +113,9 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     lazy = {part: workspace.scan(dataset, dates) for part, dates in by_part.items()}
     for part, dates in by_part.items():
         check_labels(project, lazy[part], f"{part} days {span(dates)}", part)
-    rows = lazy["train"].select(pl.len()).collect().item()
+    counts = lazy["train"].group_by("date").len().collect(engine="streaming")
+    day_rows = dict(zip(counts["date"].to_list(), counts["len"].to_list(), strict=True))
+    rows = sum(day_rows.values())
     files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
     labels = [LABEL + task.name for task in tasks]
     numerics = numeric_features(project)
@@ -119,6 +136,7 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
         examples={part: encode_examples(encoder, f, labels) for part, f in frames.items()},
         shards=shards,
         files=files,
+        facts=LogFacts(day_rows, workspace.days("events")[0]),
         workspace=workspace,
         sql=view_sql(context),
         digest=fingerprint(

@@ -1,6 +1,7 @@
 """Train one ranker: AdamW with linear decay of the learning rate, and early stopping.
 
-The weights of the best epoch are restored. The same seed gives the same weights.
+A small share of ids is replaced by the unknown value, so that its embedding is trained. The weights
+of the best epoch are restored. The same seed gives the same weights.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from mtl_ranker.models.objectives import (
     Task,
     base_cutpoints,
     base_logits,
+    ensemble_losses,
+    label_weights,
     losses,
     pairwise_losses,
     transform_labels,
 )
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.training.balancing import BALANCERS, Balancer, gradient_cosine
-from mtl_ranker.training.batches import Examples
+from mtl_ranker.training.batches import Examples, without_ids
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import build_ranker, predict_logits, start_at_prior
 from mtl_ranker.training.shards import ShardedExamples
@@ -169,7 +172,7 @@ def _start(
     model = build_ranker(design.spec, design.encoder, tasks, positions, settings.position_dropout)
     start_at_prior(model, prior.labels, tasks, prior.weight)
     weights = torch.tensor([task.weight for task in tasks])
-    base = _base_losses(prior.labels, prior.labels, tasks, prior.weight)
+    base = _base_losses(prior, tasks)
     balancer = BALANCERS[settings.balancing](model, weights, base)
     return TrainingState(
         model=model,
@@ -178,6 +181,7 @@ def _start(
         best=BestWeights(model, len(tasks), settings.patience),
         generator=generator,
         loss=torch.zeros(len(tasks)),
+        labelled=torch.zeros(len(tasks)),
         epoch_start=generator.get_state(),
     )
 
@@ -189,7 +193,10 @@ def _train_epoch(
     settings: Training,
     execution: Execution,
 ) -> Tensor:
-    """Train the rest of the running epoch; return the mean loss of its batches [T]."""
+    """Train the rest of the running epoch.
+
+    Returns the mean loss [T] of the batches that have labels of the objective.
+    """
     checkpoint, trained_before = execution.checkpoint, state.batches
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     state.model.train()
@@ -203,7 +210,7 @@ def _train_epoch(
         state.batches = number
         if checkpoint is not None and execution.world.rank == 0 and checkpoint.due():
             checkpoint.save(state.content())
-    mean = state.loss / state.batches
+    mean = state.loss / state.labelled.clamp(min=1)
     state.balancer.end_epoch(mean)
     return mean
 
@@ -223,21 +230,52 @@ def _train_batch(
 ) -> None:
     """One step of the optimisers; adds the batch's losses to `state.loss`."""
     model = state.model
-    batch, share = world.part(batch, tasks)
+    labelled = label_weights(batch.labels, tasks, batch.weight).sum(0) > 0
+    seed = state.generator.initial_seed() * 1_000_003 + state.step
+    batch, share = world.part(without_ids(batch, settings.unknown_rate, seed), tasks)
     trace = model.trace(*batch.inputs, batch.position)
-    loss = losses(trace.logits, batch.labels, tasks, batch.weight, model.cutpoints)  # [T]
+    loss = _losses(model, trace.logits, batch, tasks)  # [T]
     if share is not None:
         loss = loss * share
     if settings.pairwise > 0 and batch.user is not None:
-        pairwise = pairwise_losses(trace.logits, batch.labels, batch.user, tasks)
+        user = batch.user
+        pairwise = _separately(
+            lambda z: pairwise_losses(z, batch.labels, user, tasks, batch.weight),
+            trace.logits,
+            model,
+            tasks,
+        )
         loss = loss + settings.pairwise * pairwise / world.size
     for optimiser in state.optimisers:
         optimiser.zero_grad()
     state.step += 1
     state.balancer.backward(loss, model.penalty(trace) / world.size)
     state.loss += world.add_gradients(model, loss.detach())
+    state.labelled += labelled
     for optimiser in state.optimisers:
         optimiser.step()
+
+
+def _losses(model: Ranker, logits: Tensor, rows: Examples, tasks: Sequence[Task]) -> Tensor:
+    """Losses [T] of training rows."""
+    return _separately(
+        lambda z: losses(z, rows.labels, tasks, rows.weight, model.cutpoints), logits, model, tasks
+    )
+
+
+def _separately(
+    compute: Callable[[Tensor], Tensor], logits: Tensor, model: Ranker, tasks: Sequence[Task]
+) -> Tensor:
+    """Losses [T] that `compute` gives of logits [..., B, T].
+
+    With `unshared` objectives, the loss of one sends no gradient to the objective that it is
+    conditional on.
+    """
+    if not model.spec.unshared or all(task.conditional_on is None for task in tasks):
+        return compute(logits)
+    own = torch.eye(len(tasks), dtype=torch.bool)
+    fixed = logits.detach()
+    return torch.stack([compute(torch.where(own[t], logits, fixed))[t] for t in range(len(tasks))])
 
 
 def _check_finite(epoch: int, train: Tensor, validate: Tensor, monitored: bool) -> None:
@@ -252,14 +290,19 @@ def _check_finite(epoch: int, train: Tensor, validate: Tensor, monitored: bool) 
 def _optimisers(model: Ranker, balancer: Balancer, settings: Training) -> list[Optimizer]:
     """AdamW for all parameters; for a large table of embeddings, Adam on the batch's rows.
 
-    The cost of a dense step is proportional to the table, whatever the batch. Sparse updates have
-    no weight decay. PCGrad projects complete gradients, so there the table stays dense.
+    Only matrices decay: a bias has nothing to regularise, and an embedding would decay by the
+    number of batches that lack its id. The cost of a dense step is proportional to the table,
+    whatever the batch. PCGrad projects complete gradients, so there the table stays dense.
     """
     table = model.embedding.table.weight
     model.embedding.sparse = len(table) > settings.sparse_rows and settings.balancing != "pcgrad"
     sparse = {id(table)} if model.embedding.sparse else set()
+    matrices = model.matrices()
+    elsewhere = sparse | {id(p) for p in matrices}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in elsewhere]
     learned: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in sparse]},
+        {"params": matrices},
+        {"params": others, "weight_decay": 0.0},
         *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
     ]
     rate, decay = settings.learning_rate, settings.weight_decay
@@ -272,33 +315,39 @@ def _optimisers(model: Ranker, balancer: Balancer, settings: Training) -> list[O
 
 
 class _Monitor:
-    """Losses [T] on the validation rows; `base`, those of predicting the training means."""
+    """Losses [T] on the validation rows; `base`, those of predicting the training means.
+
+    With members, the losses of the mean prediction, which is what is served.
+    """
 
     def __init__(
         self, model: Ranker, prior: Examples, validate: Examples, tasks: Sequence[Task]
     ) -> None:
         self.model, self.rows, self.tasks = model, validate, tasks
         self.labels = transform_labels(validate.labels, tasks)
-        self.base = _base_losses(prior.labels, self.labels, tasks, prior.weight)
+        self.base = _base_losses(prior, tasks, self.labels)
 
     @torch.no_grad()
     def losses(self) -> Tensor:
         logits = predict_logits(self.model, self.rows)
-        return losses(logits, self.labels, self.tasks, None, self.model.cutpoints)
+        return ensemble_losses(logits, self.labels, self.tasks, self.model.cutpoints)
 
 
 def _gradient_cosine(model: Ranker, probe: Examples, tasks: Sequence[Task]) -> list[list[float]]:
     """Cosine between the objectives' gradients on some training rows: [T][T]."""
     model.eval()
     logits = model(*probe.inputs)
-    loss = losses(logits, probe.labels, tasks, probe.weight, model.cutpoints)
+    loss = _losses(model, logits, probe, tasks)
     return gradient_cosine(loss, model.shared_parameters()).tolist()
 
 
-def _base_losses(
-    train: Tensor, validate: Tensor, tasks: Sequence[Task], weight: Tensor | None
-) -> Tensor:
-    """Losses [T] on `validate` of predicting the means of `train`, both labels [N, T]."""
-    constant = base_logits(train, tasks, weight).expand_as(validate)
-    cuts = base_cutpoints(train, tasks)
-    return losses(constant, validate, tasks, None, cuts).clamp(min=1e-6)
+def _base_losses(prior: Examples, tasks: Sequence[Task], held_out: Tensor | None = None) -> Tensor:
+    """Losses [T] of predicting the means of training rows: on these rows, or on other labels.
+
+    Args:
+        held_out: [N, T], without weights; None for the rows of `prior` with their weights.
+    """
+    labels, weight = (prior.labels, prior.weight) if held_out is None else (held_out, None)
+    constant = base_logits(prior.labels, tasks, prior.weight).expand_as(labels)
+    cuts = base_cutpoints(prior.labels, tasks, prior.weight)
+    return losses(constant, labels, tasks, weight, cuts).clamp(min=1e-6)

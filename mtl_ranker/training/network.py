@@ -83,7 +83,7 @@ def start_at_prior(
         weight: [N], or None for 1.
     """
     model.towers.start_at(base_logits(labels, tasks, weight))
-    cuts = base_cutpoints(labels, tasks)
+    cuts = base_cutpoints(labels, tasks, weight)
     if cuts is not None and model.steps is not None:
         with torch.no_grad():
             model.steps.copy_(torch.cat([cuts[:, :1], torch.log(torch.expm1(cuts.diff()))], 1))

@@ -18,6 +18,9 @@ from torch.optim import Optimizer
 from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.training.balancing import Balancer
 
+# Part of a checkpoint's key: another number where the content or the training's steps change.
+FORMAT = 2
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -44,6 +47,7 @@ class TrainingState:
     Attributes:
         generator: of the order of rows.
         loss: [T], sum over the running epoch's batches.
+        labelled: [T], number of those batches that have labels of each objective.
         epoch_start: state of `generator` at the start of the running epoch, to repeat its order.
         epochs: those that have ended.
         epoch: number of the running one, from 1.
@@ -59,6 +63,7 @@ class TrainingState:
     best: BestWeights
     generator: torch.Generator
     loss: Tensor
+    labelled: Tensor
     epoch_start: Tensor
     epochs: list[Epoch] = field(default_factory=list)
     epoch: int = 1
@@ -75,7 +80,8 @@ class TrainingState:
     def next_epoch(self, ended: Epoch) -> None:
         """Start the next epoch."""
         self.epochs.append(ended)
-        self.epoch, self.batches, self.loss = self.epoch + 1, 0, torch.zeros_like(self.loss)
+        self.epoch, self.batches = self.epoch + 1, 0
+        self.loss, self.labelled = torch.zeros_like(self.loss), torch.zeros_like(self.labelled)
         self.epoch_start = self.generator.get_state()
 
     def content(self) -> dict[str, Any]:
@@ -91,6 +97,7 @@ class TrainingState:
             "step": self.step,
             "seconds": self.seconds,
             "loss": self.loss,
+            "labelled": self.labelled,
             "epoch_start": self.epoch_start,
             "random": torch.get_rng_state(),
         }
@@ -104,7 +111,8 @@ class TrainingState:
         self.best.resume(content["best"])
         self.epochs = [Epoch(**epoch) for epoch in content["epochs"]]
         self.epoch, self.batches, self.step = (content[k] for k in ("epoch", "batches", "step"))
-        self.loss, self.epoch_start = content["loss"], content["epoch_start"]
+        self.loss, self.labelled = content["loss"], content["labelled"]
+        self.epoch_start = content["epoch_start"]
         self.spent, self.began = content["seconds"], time.perf_counter()
         torch.set_rng_state(content["random"])
 

@@ -17,9 +17,7 @@ from mtl_ranker.evaluation.intervals import (
     ONE_SEED,
     Estimated,
     Part,
-    bootstrap,
     compare,
-    interval,
     judge,
     mean_interval,
     model_quality,
@@ -286,18 +284,6 @@ def test_one_estimate_of_the_spread_counts_once():
     one, other = _trained(values, averaged=1), _trained(values, averaged=1)
     found = compare(one, other).trainings
     assert found == Part(pytest.approx(2 * np.var(values, ddof=1)), 2)
-
-
-def test_bootstrap_of_sums_is_the_bootstrap_of_rows_in_any_number_of_chunks(monkeypatch):
-    rng = np.random.default_rng(0)
-    sums = np.c_[rng.random(200), np.ones(200)]
-    draws = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], 1_000)
-    error = sums[:, 0].std() / np.sqrt(200)
-    assert draws.std() == pytest.approx(error, rel=0.1)
-    assert interval(0.5, draws).low == pytest.approx(sums[:, 0].mean() - 1.96 * error, abs=0.01)
-    monkeypatch.setattr("mtl_ranker.evaluation.intervals.CHUNK", 700)
-    again = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], 1_000)
-    np.testing.assert_allclose(draws, again, rtol=1e-12)
 
 
 def test_mean_interval_is_students():

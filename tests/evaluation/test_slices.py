@@ -40,6 +40,23 @@ def test_divide_forms_thirds_a_cold_slice_and_bands_of_age():
     ]
 
 
+def test_a_number_with_many_values_is_cut_into_quarters():
+    number = [float(n) for n in range(1, 41)] + [None, float("nan")]
+    frame = pl.DataFrame({"age": number, "tab": [1, 2] * 21})
+    slices = divide(frame, ["age", "tab"], {})
+    counts = slices["age"].value_counts().drop_nulls()
+    assert dict(counts.iter_rows()) == {
+        "up to 10": 10,
+        "over 10 up to 20": 10,
+        "over 20 up to 30": 10,
+        "over 30": 10,
+    }
+    assert slices["age"].to_list()[-2:] == [None, None]
+    assert set(slices["tab"]) == {"1", "2"}
+    skewed = pl.DataFrame({"age": [0] * 90 + list(range(1, 20))})
+    assert set(divide(skewed, ["age"], {})["age"]) == {"up to 0", "over 0"}
+
+
 def test_a_slice_has_the_metrics_of_its_rows_and_the_worst_is_reported():
     rng = np.random.default_rng(0)
     n = 6_000

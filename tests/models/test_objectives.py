@@ -12,6 +12,7 @@ from mtl_ranker.models.objectives import (
     Task,
     base_cutpoints,
     base_logits,
+    ensemble_losses,
     losses,
     pairwise_losses,
     predictions,
@@ -148,6 +149,64 @@ def test_pairwise_losses_are_those_of_a_loop_over_pairs() -> None:
             expected[t] /= 30 * len(members)
         loss = pairwise_losses(logits, labels, user, tasks)
         torch.testing.assert_close(loss, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_a_row_of_weight_two_is_two_rows() -> None:
+    """In the pairwise loss, and in the constants that training starts at and divides by."""
+    torch.manual_seed(1)
+    tasks = [Task("click", "binary"), Task("stars", "ordinal", levels=3)]
+    labels = torch.stack([torch.rand(20).round(), torch.randint(0, 3, (20,)).float()], 1)
+    logits, user = torch.randn(20, 2), torch.randint(0, 3, (20,))
+    weight = torch.ones(20)
+    weight[:5] = 2.0
+    twice = torch.cat([torch.arange(20), torch.arange(5)])
+    torch.testing.assert_close(
+        pairwise_losses(logits, labels, user, tasks, weight),
+        pairwise_losses(logits[twice], labels[twice], user[twice], tasks),
+    )
+    torch.testing.assert_close(
+        base_cutpoints(labels, tasks, weight), base_cutpoints(labels[twice], tasks)
+    )
+
+
+def test_ensemble_losses_are_those_of_the_served_prediction() -> None:
+    """Each kind's loss as a function of the mean prediction, not the mean of members' losses."""
+    torch.manual_seed(0)
+    tasks = [
+        Task("click", "binary"),
+        Task("like", "binary", conditional_on="click"),
+        Task("watch", "watch_time"),
+        Task("spent", "regression", transform="log1p"),
+        Task("age", "regression"),
+        Task("stars", "ordinal", levels=3),
+    ]
+    cuts = torch.tensor([[0.0, 1.0]]).expand(6, -1)
+    z = torch.randn(4, 30, 6, dtype=torch.float64)
+    click = torch.rand(30).round()
+    columns = [click, click * torch.rand(30).round(), *(torch.rand(30) * 3 for _ in range(3))]
+    labels = torch.stack([*columns, torch.randint(0, 3, (30,)).float()], 1).double()
+    labels[::5, 3:] = NAN
+    served = predictions(z, tasks, cuts)
+    found = ensemble_losses(z, labels, tasks, cuts)
+    for t in (0, 1):
+        expected = log_loss(labels[:, t].numpy(), served[:, t].numpy())
+        np.testing.assert_allclose(found[t], expected, rtol=1e-5)
+    y, mean = labels[:, 2], served[:, 2]
+    cross_entropy = ((1 + y) * torch.log1p(mean) - y * torch.log(mean)).sum()
+    np.testing.assert_allclose(found[2], cross_entropy / (1 + y).sum(), rtol=1e-5)
+    known = ~labels[:, 3].isnan()
+    error = (torch.log1p(served[known, 3]) - labels[known, 3]).square().mean()
+    np.testing.assert_allclose(found[3], error, rtol=1e-5)
+    error = (served[known, 4] - labels[known, 4]).square().mean()
+    np.testing.assert_allclose(found[4], error, rtol=1e-5)
+    above = torch.stack([torch.sigmoid(z[..., 5] - c).mean(0) for c in (0.0, 1.0)], 1)[known]
+    level = labels[known, 5].unsqueeze(1) > torch.arange(2)
+    likelihood = torch.where(level, above, 1 - above)
+    np.testing.assert_allclose(found[5], -torch.log(likelihood).sum(1).mean(), rtol=1e-5)
+    assert (found < losses(z, labels, tasks, None, cuts))[[0, 1, 2, 4, 5]].all()
+    torch.testing.assert_close(
+        ensemble_losses(z[:1], labels, tasks, cuts), losses(z[:1], labels, tasks, None, cuts)
+    )
 
 
 def test_pairwise_losses_of_a_chain_compare_the_chains_odds() -> None:

@@ -10,22 +10,27 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mtl_ranker.config import load_project
 from mtl_ranker.context import Context, without_log
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.criterion import Criterion
-from mtl_ranker.features.days import split_days
+from mtl_ranker.evaluation.drift import Sample, effective_keys, excess_psi
+from mtl_ranker.features.days import needed_days, split_days
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.objectives import losses
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.contenders import Callbacks
-from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.nightly.suite import train_all, train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.reports.tables import comparison_rows
 from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.dataset import load_dataset
 from mtl_ranker.training.loop import Design, Execution, Rows, train_ranker
 from mtl_ranker.training.network import predict_logits
+from tests import projects
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.projects import TINY, WITHOUT, changed, edit_project, write_project
 
@@ -53,6 +58,103 @@ def test_split_counts_back_from_the_day_and_skips_the_warm_up(tiny):
         split_days(project, days[3:], LAST)
     with pytest.raises(ProjectError, match=r"split\.validate_days.*empty"):
         split_days(project, [*days[:4], days[5]], LAST)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    present=st.sets(st.integers(0, 24), min_size=4),
+    window=st.integers(1, 5),
+    warmup=st.integers(0, 6),
+)
+def test_the_warm_up_is_the_logs_whatever_window_is_read(present, window, warmup):
+    """The days that a night reads have the same split as the whole log."""
+    project = projects.project(
+        features={"windows": [window]}, split={"warmup_days": warmup, "train_days": 4}
+    )
+    days = [FIRST + timedelta(days=n) for n in sorted(present)]
+
+    def split(available):
+        try:
+            return split_days(project, available, days[-1])
+        except ProjectError as error:
+            return str(error).split(":")[0]
+
+    assert split(needed_days(project, days, days[-1])) == split(days)
+
+
+def test_a_checkpoint_of_another_split_of_the_same_days_is_not_resumed(tiny):
+    """Its weights have been trained on what is validation in the other split."""
+    write_project(
+        tiny, training={"checkpoint_seconds": 1e-9}, split={"train_days": 3, "validate_days": 1}
+    )
+    context = prepared(tiny)
+    trained = []
+
+    def train(context):
+        dataset = load_dataset(context, LAST)
+
+        def on_epoch(name, seed, epoch):
+            if name == "mmoe":
+                trained.append(epoch.number)
+
+        train_all(context.project, dataset, Callbacks(on_epoch))
+        return dataset
+
+    one = train(context)
+    assert trained == [1, 2]
+    train(context)
+    assert trained == [1, 2]  # its own checkpoint is resumed at the end
+    edit_project(tiny, split={"train_days": 2, "validate_days": 2})
+    other = train(with_project_of(tiny, context))
+    assert other.digest == one.digest
+    assert trained == [1, 2, 1, 2]
+
+
+def test_drift_of_streamed_rows_and_of_a_refit_winner(tiny):
+    """Days keep their own numbers of rows; scores are those of one model on all days."""
+    write_project(tiny, training={"in_memory_rows": 30, "refit": True})
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
+    assert [day.rows for day in suite.drift.days] == [40] * 5
+    assert not any("of a training day" in warning for warning in suite.drift.warnings)
+    validate = context.workspace.scan("examples", suite.days.validate).collect()
+    served = suite.winner.artifact.predict(validate)["click"].to_numpy()
+    train = context.workspace.scan("examples", suite.days.train).collect()
+    users = (effective_keys(rows.select("user_id")) for rows in (train, validate))
+    of_training = suite.winner.artifact.predict(train)["click"].to_numpy()
+    samples = [Sample(v, n) for v, n in zip((of_training, served), users, strict=True)]
+    assert suite.drift.days[-2].psi["score click"] == pytest.approx(excess_psi(*samples))
+
+
+def test_the_winner_is_chosen_on_validation_never_on_test(tiny):
+    """With the test days' clicks turned round, what was best there is worst; the winner stays."""
+    changes = {
+        "objectives": [{"name": "click", "group": "engagement", "label": "click"}],
+        "models": {"other": {"preset": "shared_bottom"}},
+        "training": {"seeds": [0, 1, 2], "learning_rate": 0.02},
+    }
+    write_project(tiny, **changes)
+    suites = []
+    for turned in (False, True):
+        if turned:
+            frame = tiny_events(LAST, shift=5).with_columns(click=1 - pl.col("click"))
+            write_day(tiny, LAST, frame)
+        suites.append(train_suite(prepared(tiny), LAST))
+    best, other = suites
+    assert best.winner.label == other.winner.label
+    runs = {run.label: run for run in best.runs}
+    turned_runs = {run.label: run for run in other.runs}
+    test = {label: run.metrics["click"]["auc"] for label, run in runs.items()}
+    for label, run in turned_runs.items():
+        assert run.validate_quality == pytest.approx(runs[label].validate_quality)
+        assert run.metrics["click"]["auc"] == pytest.approx(1 - test[label])
+    # Neither choice below can be made on test days, as no order is its own reverse.
+    of_model = {
+        name: [value for label, value in test.items() if label.startswith(name)]
+        for name in ("mmoe", "other")
+    }
+    assert np.mean(of_model["mmoe"]) != pytest.approx(np.mean(of_model["other"]))
+    assert len(set(of_model[best.winner.name])) == 3
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tiny):

@@ -87,6 +87,44 @@ def test_gradnorm_moves_weight_to_the_slower_objective_and_keeps_the_sum():
     np.testing.assert_allclose(float(balancer.weights.sum()), 2.0, rtol=1e-6)
 
 
+def test_gradnorm_steps_towards_the_mean_norm_times_the_rate_to_the_power_of_its_exponent():
+    """One step by a loop over the formula; the target's side of G depends on the exponent."""
+    model = ranker()
+    balancer = GradNorm(model, torch.tensor([1.0, 1.0]), BASE)
+    loss = step_losses(model)
+    norms = [
+        float(torch.cat([g.flatten() for g in gradient]).norm())
+        for gradient in (
+            torch.autograd.grad(loss[t], balancer.shared, retain_graph=True) for t in range(2)
+        )
+    ]
+    share = norms[0] / np.mean(norms)  # of the first objective's norm
+    # Relative rates r and 2 - r, with r between those at which exponents 1 and 1.5, and 1.5 and 2,
+    # disagree on whether the first norm is below its target r^alpha.
+    for between in (1.25, 1.75):
+        rate = share ** (1 / between)
+        balancer.weights = torch.tensor([1.0, 1.0])
+        balancer.initial = loss.detach() / torch.tensor([rate, 2 - rate])
+        balancer.backward(loss, torch.zeros(()))
+        loss = step_losses(model)
+        step = 0.025 * np.sign([share - rate**1.5, 2 - share - (2 - rate) ** 1.5])
+        expected = 1 - step * np.array(norms) / np.mean(norms)
+        np.testing.assert_allclose(balancer.weights, 2 * expected / expected.sum(), rtol=1e-4)
+
+
+def test_gradnorm_waits_for_an_objectives_first_labels():
+    """After a first batch without likes, whose loss is 0, it goes on as if it began there."""
+    model = ranker()
+    late, plain = GradNorm(model, torch.ones(2), BASE), GradNorm(model, torch.ones(2), BASE)
+    late.backward(step_losses(model) * torch.tensor([1.0, 0.0]), torch.zeros(()))
+    for batch in range(6):
+        factor = torch.tensor([1.0, 0.9**batch])
+        late.backward(step_losses(model) * factor, torch.zeros(()))
+        plain.backward(step_losses(model) * factor, torch.zeros(()))
+    torch.testing.assert_close(late.weights, plain.weights)
+    assert late.weights[0] > 1.01
+
+
 def test_pcgrad_removes_the_conflict():
     gradient = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
     projected = project_conflicts(gradient)

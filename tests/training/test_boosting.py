@@ -65,10 +65,28 @@ def test_keeps_the_number_of_trees_with_the_least_validation_loss() -> None:
     assert forest.trees[0] < 60
 
 
-def test_an_objective_with_one_label_only_has_no_trees() -> None:
+@pytest.mark.parametrize("label", [0.0, 1.0, float("nan")])
+def test_an_objective_with_one_label_only_or_none_has_no_trees(label: float) -> None:
     train = rows(200, 0)
-    train.labels[:, 2] = 1.0
-    assert fit_forest(TASKS, train, trees=[5, 5, 5], seed=0).trees == [5, 0, 0]
+    train.labels[:, 2] = label
+    forest = fit_forest(TASKS, train, trees=[5, 5, 5], seed=0, validate=rows(100, 1))
+    assert forest.trees[1:] == [0, 0]
+    assert 1 <= forest.trees[0] <= 5
+
+
+def test_rows_of_weight_zero_are_no_labels() -> None:
+    train = rows(200, 0)
+    weight = (train.labels[:, 0] < 0.5).float()  # all clicks weigh nothing, so all likes neither
+    only_negatives = Examples(*train.inputs, train.labels, weight=weight)
+    forest = fit_forest(TASKS, only_negatives, trees=[5, 5, 5], seed=0)
+    assert forest.trees == [0, 0, 0]
+    assert forest(torch.from_numpy(matrix(rows(4, 2))).float()).isnan().all()
+
+
+def test_without_validation_labels_all_trees_are_kept() -> None:
+    validate = rows(100, 1)
+    validate.labels[:, 2] = float("nan")
+    assert fit_forest(TASKS, rows(200, 0), [5, 5, 5], 0, validate=validate).trees[2] == 5
 
 
 def test_average_is_of_log_odds_and_leaves_objectives_without_trees() -> None:

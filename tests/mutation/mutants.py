@@ -1,0 +1,302 @@
+"""Wrong lines that the tests must not let pass, and the tests that find each.
+
+`python -m tests.mutation.mutants` prints the table of docs/architecture.md. Each line is changed in
+a temporary copy of the repository, in which its tests must then fail.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("mtl_ranker", "flows", "sql", "tests", "benchmarks", "docs", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one line.
+
+    Attributes:
+        what: the mistake, in words.
+        file: below `mtl_ranker/`.
+        line: regular expression that occurs in exactly one line of the file.
+        wrong: what replaces it.
+        tests: file below `tests/` that must fail.
+        only: names of the tests, as pytest's -k; "" for all of the file.
+    """
+
+    what: str
+    file: str
+    line: str
+    wrong: str
+    tests: str
+    only: str = ""
+
+
+OFF_POLICY = ("evaluation/off_policy.py", "evaluation/test_off_policy.py")
+LOOP = ("training/loop.py", "training/test_loop.py")
+BALANCING = ("training/balancing.py", "training/test_balancing.py")
+OBJECTIVES = ("models/objectives.py", "models/test_objectives.py")
+DRIFT = ("evaluation/drift.py", "evaluation/test_drift.py")
+
+
+def _in(place: tuple[str, str], what: str, line: str, wrong: str, only: str = "") -> Mutant:
+    return Mutant(what, place[0], line, wrong, place[1], only)
+
+
+MUTANTS = [
+    _in(BALANCING, "GradNorm's exponent is 1", r"alpha = 1\.5", "alpha = 1.0", "gradnorm"),
+    _in(BALANCING, "GradNorm's exponent is 2", r"alpha = 1\.5", "alpha = 2.0", "gradnorm"),
+    _in(
+        BALANCING,
+        "GradNorm takes the first batch as it is",
+        r"labelled = current > 0",
+        "labelled = current >= 0",
+        "gradnorm",
+    ),
+    _in(
+        BALANCING,
+        "`normalised` multiplies by the base losses",
+        r"weights / base, base",
+        "weights * base, base",
+        "normalised",
+    ),
+    _in(
+        LOOP,
+        "base losses ignore the rows' weights",
+        r"labels, weight = \(prior\.labels, prior\.weight\) if",
+        "labels, weight = (prior.labels, None) if",
+        "losses_of_constants",
+    ),
+    _in(
+        LOOP,
+        "base losses are at the unweighted mean",
+        r"base_logits\(prior\.labels, tasks, prior\.weight\)",
+        "base_logits(prior.labels, tasks)",
+        "losses_of_constants",
+    ),
+    _in(
+        LOOP,
+        "batches without labels count as loss 0",
+        r"state\.loss / state\.labelled\.clamp\(min=1\)",
+        "state.loss / state.batches",
+        "train_loss",
+    ),
+    _in(
+        LOOP,
+        "early stopping watches the members' mean loss",
+        r"return ensemble_losses\(logits, self\.labels, self\.tasks, self\.model\.cutpoints\)",
+        "return losses(logits, self.labels, self.tasks, None, self.model.cutpoints)",
+        "served_ensemble",
+    ),
+    _in(
+        LOOP,
+        "single_task sends gradients along conditional_on",
+        r"fixed = logits\.detach\(\)",
+        "fixed = logits",
+        "single_task",
+    ),
+    _in(
+        LOOP,
+        "pairs ignore the rows' weights",
+        r"pairwise_losses\(z, batch\.labels, user, tasks, batch\.weight\)",
+        "pairwise_losses(z, batch.labels, user, tasks)",
+        "weigh_nothing",
+    ),
+    _in(
+        LOOP,
+        "embeddings and biases decay",
+        r'\{"params": others, "weight_decay": 0\.0\}',
+        '{"params": others}',
+        "decay",
+    ),
+    _in(
+        LOOP,
+        "no id is dropped",
+        r"without_ids\(batch, settings\.unknown_rate, seed\)",
+        "without_ids(batch, 0.0, seed)",
+        "unknown_embedding",
+    ),
+    _in(
+        OBJECTIVES,
+        "cut points ignore the rows' weights",
+        r"torch\.ones\(len\(present\)\) if weight is None else weight\[rows\]",
+        "torch.ones(len(present))",
+        "weight_two",
+    ),
+    Mutant(
+        "a checkpoint of another split is resumed",
+        "nightly/contenders.py",
+        r"rows = \(dataset\.digest, split, settings\)",
+        "rows = (dataset.digest, settings)",
+        "nightly/test_suite.py",
+        "checkpoint_of_another_split",
+    ),
+    Mutant(
+        "the winner is chosen on the test days",
+        "nightly/suite.py",
+        r"return criterion\.value\(run\.validate_prediction\)",
+        'return run.metrics["click"]["auc"]',
+        "nightly/test_suite.py",
+        "never_on_test",
+    ),
+    Mutant(
+        "the warm-up is cut from the window that is read",
+        "features/days.py",
+        r"earliest = min\(\[earliest, \*before\[-split\.warmup_days :\]\]\)",
+        "pass",
+        "nightly/test_suite.py",
+        "warm_up_is_the_logs",
+    ),
+    Mutant(
+        "an objective without labels gets trees",
+        "training/boosting.py",
+        r" or len\(np\.unique\(y\)\) < 2:",
+        ":",
+        "training/test_boosting.py",
+        "no_trees",
+    ),
+    _in(
+        OFF_POLICY,
+        "propensities of items are inverted",
+        r"\(order\.new_position == order\.position\) / propensity",
+        "(order.new_position == order.position) * propensity",
+        "reordered_lists or by_hand",
+    ),
+    _in(
+        OFF_POLICY,
+        "propensities of positions are inverted",
+        r"return examination\[moved\] / propensity",
+        "return propensity / examination[moved]",
+        "reordered_lists or by_hand",
+    ),
+    _in(
+        OFF_POLICY,
+        "intervals are half as wide again",
+        r"half \*= _standard_error",
+        "half *= 1.5 * _standard_error",
+        "neither_too_rarely",
+    ),
+    _in(
+        OFF_POLICY,
+        "intervals are two thirds as wide",
+        r"half \*= _standard_error",
+        "half *= 0.67 * _standard_error",
+        "neither_too_rarely",
+    ),
+    _in(
+        OFF_POLICY,
+        "rows of a user count as independent",
+        r"_, user = np\.unique\(rewards\.user, return_inverse=True\)",
+        "user = np.arange(len(rewards.user))",
+        "over_users or neither",
+    ),
+    _in(
+        OFF_POLICY,
+        "the reward model has seen the user",
+        r"rows = fold != held_out",
+        "rows = fold >= 0",
+        "other_users",
+    ),
+    _in(
+        OFF_POLICY,
+        "weights that cannot be right are accepted",
+        r"refused = _unsupported\(weight, user\)",
+        "refused = None",
+        "refused",
+    ),
+    Mutant(
+        "intervals are far too wide",
+        "evaluation/intervals.py",
+        r"half = self\._critical\(1 - confidence\) \* self\.standard_error",
+        "half = 3 * self._critical(1 - confidence) * self.standard_error",
+        "evaluation/test_intervals.py",
+        "excludes_zero",
+    ),
+    _in(
+        DRIFT,
+        "a sample's rows are a day's volume",
+        r"rows=rows\.height if counted is None else counted",
+        "rows=rows.height",
+        "volume",
+    ),
+    _in(
+        DRIFT,
+        "PSI is not corrected for the number of values",
+        r"return max\(0\.0, value - scale",
+        "return max(0.0, value - 0 * scale",
+        "excess",
+    ),
+    Mutant(
+        "drift compares scores of two models",
+        "nightly/suite.py",
+        r'"validate": winner\.artifact\.predict.*',
+        '"validate": winner.validate_prediction,',
+        "nightly/test_suite.py",
+        "refit_winner",
+    ),
+    Mutant(
+        "a number's every value is a slice",
+        "evaluation/slices.py",
+        r"n_unique\(\) > MAX_VALUES",
+        "n_unique() > 10 * MAX_VALUES",
+        "evaluation/test_slices.py",
+        "quarters",
+    ),
+]
+
+
+def copied(folder: Path) -> Path:
+    """A copy of what the tests need, in the folder."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "pictures")
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy2(source, folder / name)
+    return folder
+
+
+def mutated(text: str, mutant: Mutant) -> str:
+    """The file's text with the wrong line. Raises ValueError unless one line matches."""
+    found = [line for line in text.splitlines() if re.search(mutant.line, line)]
+    if len(found) != 1:
+        raise ValueError(f"{mutant.file}: {len(found)} lines match {mutant.line!r}, not one")
+    wrong = re.sub(mutant.line, lambda match: mutant.wrong, found[0])
+    if wrong == found[0]:
+        raise ValueError(f"{mutant.file}: {mutant.wrong!r} changes nothing")
+    return text.replace(found[0], wrong, 1)
+
+
+def run_tests(folder: Path, tests: str, only: str) -> subprocess.CompletedProcess[str]:
+    """Run tests of a copy of the repository."""
+    chosen = ["-k", only] if only else []
+    command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/{tests}", *chosen]
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [*command, "-p", "no:cacheprovider"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def table() -> str:
+    """The mutants as a table in Markdown."""
+    lines = ["| wrong line | file | found by |", "| --- | --- | --- |"]
+    lines += [f"| {m.what} | `{m.file}` | `tests/{m.tests}` |" for m in MUTANTS]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
