@@ -135,7 +135,9 @@ def auc_influence(label: np.ndarray, score: np.ndarray, clusters: Clusters) -> I
     (V01 - AUC) / negatives (Obuchowski, Biometrics 1997). With one row per user the variance is
     DeLong's. NaN with only one class.
     """
-    if len(label) == 0:
+    m = int((label > 0.5).sum())
+    n = len(label) - m
+    if m == 0 or n == 0:
         return Influenced(float("nan"), np.zeros(clusters.count))
     order = np.argsort(score)
     positive, ordered = label[order] > 0.5, score[order]
@@ -143,9 +145,6 @@ def auc_influence(label: np.ndarray, score: np.ndarray, clusters: Clusters) -> I
     sizes = np.diff(np.r_[starts, len(ordered)])
     positives_at = np.add.reduceat(positive.astype(np.float64), starts)
     negatives_at = sizes - positives_at
-    m, n = positives_at.sum(), negatives_at.sum()
-    if m == 0 or n == 0:
-        return Influenced(float("nan"), np.zeros(clusters.count))
     v10 = (np.cumsum(negatives_at) - negatives_at / 2) / n
     v01 = (m - np.cumsum(positives_at) + positives_at / 2) / m
     value = float(positives_at @ v10 / m)

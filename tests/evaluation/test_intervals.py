@@ -223,6 +223,15 @@ def test_too_few_positives_have_no_interval_and_the_message_counts_them():
     assert enough.support.enough
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+def test_an_objective_without_labels_has_no_value_and_no_verdict(measure):
+    rows = LabelledRows.of("binary", np.full(30, np.nan), Clusters.of(np.arange(30)))
+    found = compare(*(model_quality(rows, [np.full(30, p)], measure) for p in (0.1, 0.2)))
+    assert np.isnan(found.value)
+    assert found.note == "0 positives of 0 users; it takes 10 of 10"
+    assert judge({1: found})[1].verdict == 0
+
+
 def test_many_positives_of_one_user_are_no_support():
     label = np.r_[np.ones(100), np.zeros(100)]
     user = np.r_[np.zeros(100), np.arange(100)]
