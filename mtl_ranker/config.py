@@ -325,7 +325,13 @@ class Calibrating(Settings):
         ge=0,
         le=1,
         description="share of a map's correction applied to a refit model, which was trained on "
-        "the validation days",
+        "the validation days; without refit_days",
+    )
+    refit_days: int = Field(
+        0,
+        ge=0,
+        description="latest days, each left out of one further training, whose predictions a refit "
+        "model's maps are fitted on (cross-fitting); 0 for refit_share of the winner's maps",
     )
 
 
@@ -334,7 +340,12 @@ class Promotion(Settings):
 
     bootstrap: int = Field(200, ge=20, description="resamples of users for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    max_calibration_error: float = Field(0.1, gt=0, description="largest ECE of a binary objective")
+    max_calibration_ratio: float = Field(
+        1.5, gt=1, description="r: sum of predictions over sum of labels lies in [1 / r, r]"
+    )
+    max_calibration_shift: float = Field(
+        0.5, gt=0, description="largest mean shift of a binary objective's log-odds"
+    )
     require_significance: bool = Field(
         True, description="the blended quality's interval must lie above 0; else above -tolerance"
     )
@@ -508,6 +519,7 @@ RENAMED = {
     ("models", "*", "embedding_width"): "embedding_dim",
     ("models", "*", "closeness"): "l2_weight",
     ("promotion", "better_beyond_doubt"): "require_significance",
+    ("promotion", "max_calibration_error"): "max_calibration_shift",
 }
 
 

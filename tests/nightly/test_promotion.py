@@ -63,4 +63,5 @@ def test_uncalibrated_is_refused(rows):
     truth, labels, user, rng = rows
     decision = decision_on(labels, user, truth**4, blurred(truth, rng, 0.5))
     assert not decision.promoted
-    assert "calibration error" in decision.reason
+    assert "not calibrated on click: its predictions are 0." in decision.reason
+    assert "allowed 0.67 to 1.50 (promotion.max_calibration_ratio)" in decision.reason
