@@ -1,4 +1,4 @@
-"""Whether predictions are calibrated on average: their ratio to the labels, and a shift in log-odds.
+"""Whether predictions are calibrated on average: ratio to the labels, and shift in log-odds.
 
 Both have intervals over users: a bound is broken only if the whole interval lies outside. Neither
 depends on an objective's base rate, as the expected calibration error does.
