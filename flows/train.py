@@ -81,6 +81,8 @@ def train(context: Context, day: date) -> Suite:
         announce("off-policy", estimate)
     for warning in suite.drift.warnings:
         announce("drift", warning, logging.WARNING)
+    for note in suite.notes:
+        announce("note", note)
     winner = suite.winner
     announce("report", report)
     announce("mlflow", logged.link)

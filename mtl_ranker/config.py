@@ -380,7 +380,14 @@ class Scoring(Settings):
     candidates: str | None = Field(None, description="folder or file of user, item, context")
     top_k: int = Field(20, ge=1)
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
-    weights: dict[str, float] = Field({}, description="objective -> weight; missing ones weigh 1")
+    weights: dict[str, float] = Field(
+        {}, description="objective -> weight, below 0 for what is bad; missing ones weigh 1"
+    )
+    conditional: list[Name] = Field(
+        [],
+        description="objectives with a condition `where` that enter the blend as predicted given "
+        "it; others are multiplied by the probability of the condition, if it is an objective",
+    )
     block_rows: int = Field(
         131_072, ge=1, description="rows of candidates, of whole users, scored at a time per core"
     )
@@ -446,8 +453,13 @@ class Project(Settings):
         for name in self.scoring.weights:
             if name not in names:
                 raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")
-        if any(weight < 0 for weight in self.scoring.weights.values()):
-            raise ValueError("scoring.weights: weights must be 0 or more")
+        for name in self.scoring.conditional:
+            allowed = [o.name for o in self.objectives if o.where is not None]
+            if name not in allowed:
+                raise ValueError(
+                    f"scoring.conditional: {name!r} is no objective with `where`; "
+                    f"allowed: {allowed}"
+                )
         if self.calibration.by is not None and self.calibration.by not in self.log.context:
             raise ValueError(
                 f"calibration.by: {self.calibration.by!r} is no context column; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,7 @@ from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import SplitDays
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.nightly.blend_search import Blend
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import HeldOut
 from mtl_ranker.training.loop import Trained
@@ -72,6 +73,8 @@ class Suite:
         gains: against the model that shares nothing, if there is one.
         label_correlation: [T, T] between labels of the training days.
         slices, off_policy: of the winner.
+        blend: choices of blend weights for the winner; None if they cannot be compared.
+        notes: what was decided on the held-out days, beside the winner, in words.
     """
 
     days: SplitDays
@@ -87,6 +90,8 @@ class Suite:
     held_out: HeldOut
     train_rows: int
     winner: ModelRun
+    blend: Blend | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def qualities(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from datetime import date
 from functools import partial
 
@@ -12,12 +13,14 @@ import torch
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.calibration_bounds import calibrated, unsupported
 from mtl_ranker.evaluation.drift import Drift, health
 from mtl_ranker.evaluation.metrics import PredictedRows, quality_metric
 from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
 from mtl_ranker.models.matmul import cores
+from mtl_ranker.nightly.blend_search import Blend, BlendSearch, trade_off
 from mtl_ranker.nightly.contenders import (
     CHECKPOINTS,
     Callbacks,
@@ -26,13 +29,15 @@ from mtl_ranker.nightly.contenders import (
     train_model,
     with_trees,
 )
+from mtl_ranker.nightly.refitting import harm_of_refit
 from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities
-from mtl_ranker.ranking.blend import blended
+from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import model_specs
 from mtl_ranker.training.process_pool import side_by_side
 
+BLEND_TRIES = 60  # choices of weights in a night
 PARALLEL_FROM = 200_000  # rows x epochs of one training
 
 
@@ -50,9 +55,10 @@ def train_suite(
     dataset = load_dataset(context, day, world)
     refuse_drift(health(project, dataset.frames))
     runs = train_all(project, dataset, callbacks, world)
-    winner, improved = _winner(project, dataset, runs, callbacks, world)
+    winner, improved, notes = _winner(project, dataset, runs, callbacks, world)
     callbacks.on_step("comparing the models")
     suite = _suite(project, dataset, [*runs, *improved], winner)
+    suite = replace(suite, notes=[*notes, *suite.notes])
     world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)
@@ -106,17 +112,17 @@ def _winner(
     runs: list[ModelRun],
     callbacks: Callbacks,
     world: World,
-) -> tuple[ModelRun, list[ModelRun]]:
-    """The winner, and the runs derived from the best one: with trees, refit.
+) -> tuple[ModelRun, list[ModelRun], list[str]]:
+    """The winner, the runs derived from the best one (with trees, refit), and what to say of them.
 
     Chosen on validation: the best seed of the model with the best mean, with trees if they are
-    better, refit if `training.refit`.
+    better. With `training.refit` it is refit, unless that does harm on the test days.
     """
     by_model = _by_model(runs)
     mean = {n: float(np.mean([r.validate_quality for r in rs])) for n, rs in by_model.items()}
     best = max(mean, key=lambda n: mean[n])
     winner = max(by_model[best], key=lambda r: r.validate_quality)
-    improved = []
+    improved, notes = [], []
     if project.training.trees:
         callbacks.on_step(f"boosted trees beside {winner.name}")
         averaged = with_trees(project, dataset, winner)
@@ -124,9 +130,17 @@ def _winner(
         if averaged.validate_quality > winner.validate_quality:
             winner = averaged
     if project.training.refit:
-        winner = refit(project, dataset, winner, callbacks, world)
-        improved.append(winner)
-    return winner, improved
+        again = refit(project, dataset, winner, callbacks, world)
+        improved.append(again)
+        harm = harm_of_refit(project, dataset.tasks, dataset.held_out, winner, again)
+        if harm:
+            notes.append(
+                f"{again.label} does not replace {winner.label}, as it is worse on the test days: "
+                + "; ".join(harm)
+            )
+        else:
+            winner = again
+    return winner, improved, notes
 
 
 def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: ModelRun) -> Suite:
@@ -147,6 +161,9 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
     }
     blend_score = blended_score(project, winner.test_prediction)
     predicted = PredictedRows(held_out.labels, winner.test_prediction, held_out.user)
+    support = unsupported(calibrated(tasks, predicted, confidence))
+    choices = _blend_of(project, predicted)
+    better = [] if choices is None or choices.better is None else [str(choices.better)]
     slices = divide(held_out.frame, project.log.context, exposure_columns(project))
     return Suite(
         days=dataset.days,
@@ -166,7 +183,18 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         held_out=held_out,
         train_rows=len(dataset.train),
         winner=winner,
+        blend=choices,
+        notes=[*support, *better],
     )
+
+
+def _blend_of(project: Project, rows: PredictedRows) -> Blend | None:
+    """Choices of blend weights, if both groups of objectives can be measured."""
+    if len({objective.group for objective in project.objectives}) < 2:
+        return None
+    found = trade_off(project, rows, BlendSearch(tries=BLEND_TRIES))
+    current = found.current.engagement, found.current.satisfaction
+    return None if np.isnan(current).any() else found
 
 
 def _by_model(runs: list[ModelRun]) -> dict[str, list[ModelRun]]:
@@ -185,7 +213,7 @@ def refuse_drift(drift: Drift) -> None:
 def blended_score(project: Project, prediction: np.ndarray) -> np.ndarray:
     """The project's blend of predictions [N, T], up to a monotone map: [N]."""
     weights = list(project.blend_weights.values())
-    return blended(project.scoring.blend, weights, prediction)
+    return blended(project.scoring.blend, weights, value_matrix(project, prediction))
 
 
 def exposure_columns(project: Project) -> dict[str, str]:
