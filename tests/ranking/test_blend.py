@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mtl_ranker.commands.check import check_project
 from mtl_ranker.config import parse_project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.suite import train_suite
@@ -23,7 +24,7 @@ from mtl_ranker.ranking.blend import (
     value_matrix,
 )
 from tests.nightly.test_suite import LAST, prepared
-from tests.projects import TINY, WITHOUT, changed, project, project_text
+from tests.projects import TINY, WITHOUT, changed, project, project_text, write_project
 
 SHOP = [
     {"name": "click", "group": "engagement", "label": "click"},
@@ -199,3 +200,15 @@ def test_an_artifact_of_an_earlier_version_keeps_its_score_and_can_be_given_the_
     )
     again = old.with_blend(BlendChoice("weighted_sum", old.project.blend_weights))
     assert again.predict(frame).equals(saved)
+
+
+def test_check_says_how_conditional_objectives_enter_the_blend(tiny):
+    stars = {"name": "stars", "group": "satisfaction", "kind": "regression", "label": "play"}
+    objectives = [*TINY["objectives"], stars | {"where": "play > 5"}]
+    config = write_project(tiny, objectives=objectives)
+    lines = list(check_project(str(config), tiny))
+    assert "    long enters the blend as P(click) x E[long | click]" in lines
+    (line,) = [line for line in lines if line.startswith("    stars ")]
+    assert "as predicted given its condition, as where = 'play > 5' is not" in line
+    write_project(tiny, objectives=objectives, scoring={"conditional": ["long"]})
+    assert not [x for x in check_project(str(config), tiny) if x.startswith("    long ")]
