@@ -30,7 +30,6 @@ from mtl_ranker.nightly.contenders import (
 )
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-FOLDS = (2, 4)  # days
 METRICS = ("auc", "ece", "log_loss", "calibration")
 
 
@@ -38,8 +37,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--dates", type=date.fromisoformat, nargs="+", required=True)
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--days", type=int, nargs="+", default=[2, 4], help="to cross-fit over")
     chosen = results.parse(options)
-    names = [*(f"{share:g}" for share in SHARES), *(f"{days} days" for days in FOLDS)]
+    names = [*(f"{share:g}" for share in SHARES), *(f"{days} days" for days in chosen.days)]
     found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in names}
     jobs = [(day, seed) for day in chosen.dates for seed in range(chosen.seeds)]
     parts = None
@@ -54,14 +54,18 @@ def main() -> None:
         )
         again = refit(project, parts, stopped)
         days = [*parts.days.train, *parts.days.validate]
-        folds = held_out_predictions(project, parts, stopped, days[-max(FOLDS) :])
+        folds = held_out_predictions(project, parts, stopped, days[-max(chosen.days) :])
         calibrations = [stopped.artifact.calibration.part(share) for share in SHARES]
-        calibrations += [fit_to(tasks, project.calibration, folds[-each:]) for each in FOLDS]
+        calibrations += [fit_to(tasks, project.calibration, folds[-each:]) for each in chosen.days]
         by = project.calibration.by
         surface = held_out.frame[by] if by else None
         for name, maps in zip(names, calibrations, strict=True):
             moved = maps.apply([task.name for task in tasks], again.raw_prediction, surface)
             found[name].append(evaluate_all(tasks, held_out.labels, moved, held_out.user))
+        CONSOLE.print(
+            f"{day}, seed {seed}: ECE "
+            + "; ".join(f"{name} {found[name][-1][tasks[0].name]['ece']:.4f}" for name in names)
+        )
     assert parts is not None
     means = {
         name: {

@@ -313,12 +313,15 @@ class Training(Settings):
 
 
 class Calibrating(Settings):
-    """How predicted probabilities are calibrated on the validation days."""
+    """How predictions are calibrated on the validation days."""
 
     method: Literal["platt", "isotonic", "none"] = "platt"
     by: str | None = Field(None, description="context column; one calibration map per value")
     min_positives: int = Field(
-        50, ge=2, description="least positives and negatives of a map; values with fewer share one"
+        50,
+        ge=2,
+        description="least positives and negatives of a map, of numbers labels other than 0; "
+        "values with fewer share one",
     )
     refit_share: float = Field(
         0.5,
