@@ -327,8 +327,8 @@ class Calibrating(Settings):
         0.5,
         ge=0,
         le=1,
-        description="share of a map's correction applied to a refit model, which was trained on "
-        "the validation days; without refit_days",
+        description="share of the correction by a map of probabilities applied to a refit model, "
+        "which was trained on the validation days; without refit_days",
     )
     refit_days: int = Field(
         0,

@@ -58,6 +58,10 @@ class Map:
             z = np.interp(z, self.x, self.y)
         return from_scale(z, self.scale, self.top)
 
+    @property
+    def of_probabilities(self) -> bool:
+        return self.scale == "log_odds" and self.top == 1.0
+
     def part(self, share: float) -> Map:
         """A map that moves predictions on the scale only by `share` of the way that this one does.
 
@@ -131,12 +135,20 @@ class Calibration:
         return calibrated
 
     def part(self, share: float) -> Calibration:
-        """The calibration with `Map.part` of every map."""
+        """The calibration with `Map.part` of every map of probabilities.
+
+        Maps of numbers are kept in full: most of what they correct is the bias of the transform,
+        which does not depend on the rows that a model was trained on.
+        """
+
+        def moved(each: Map) -> Map:
+            return each.part(share) if each.of_probabilities else each
+
         return replace(
             self,
-            everywhere={name: m.part(share) for name, m in self.everywhere.items()},
+            everywhere={name: moved(m) for name, m in self.everywhere.items()},
             surfaces={
-                name: {value: m.part(share) for value, m in maps.items()}
+                name: {value: moved(m) for value, m in maps.items()}
                 for name, maps in self.surfaces.items()
             },
         )

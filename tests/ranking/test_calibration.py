@@ -229,3 +229,14 @@ def test_maps_of_earlier_versions_are_of_probabilities(tmp_path):
     assert loaded.everywhere["click"] == Map([0.0, 1.0], [0.5, 2.5], straight=True)
     values = loaded.apply(["click", "watch"], np.array([[0.5, 7.25]]), None)
     assert values[0].tolist() == pytest.approx([1 / (1 + np.exp(-0.5)), 7.25])
+
+
+def test_a_part_of_a_calibration_keeps_the_maps_of_numbers():
+    """Half a smearing factor would leave half of the transform's bias."""
+    line = Map([0.0, 1.0], [1.0, 3.0], straight=True)
+    factor = Map([0.0, 1.0], [0.5, 1.5], straight=True, scale="log1p")
+    levels = Map([0.0, 1.0], [0.5, 1.5], straight=True, top=4.0)
+    fitted = Calibration(everywhere={"click": line, "watch": factor, "stars": levels})
+    part = fitted.part(0.5).everywhere
+    assert part["click"].y == [0.5, 2.0]
+    assert (part["watch"], part["stars"]) == (factor, levels)
