@@ -137,8 +137,8 @@ class Calibration:
     def part(self, share: float) -> Calibration:
         """The calibration with `Map.part` of every map of probabilities.
 
-        Maps of numbers are kept in full: most of what they correct is the bias of the transform,
-        which does not depend on the rows that a model was trained on.
+        Maps of numbers are kept in full: on log1p they correct the bias of the transform, which does
+        not depend on the rows that a model was trained on, and half of that would be left.
         """
 
         def moved(each: Map) -> Map:
