@@ -84,6 +84,8 @@ def train(context: Context, day: date) -> Suite:
         announce("off-policy", estimate)
     if suite.drift.summary is not None:
         announce("drift", suite.drift.summary, logging.WARNING)
+    for note in suite.notes:
+        announce("note", note)
     winner = suite.winner
     announce("report", report)
     announce("mlflow", logged.link)

@@ -324,30 +324,41 @@ class Training(Settings):
 
 
 class Calibrating(Settings):
-    """How predicted probabilities are calibrated on the validation days."""
+    """How predictions are calibrated on the validation days."""
 
     method: Literal["platt", "isotonic", "none"] = "platt"
     by: str | None = Field(None, description="context column; one calibration map per value")
     min_positives: int = Field(
-        50, ge=2, description="least positives and negatives of a map; values with fewer share one"
+        50,
+        ge=2,
+        description="least positives and negatives of a map, of numbers labels other than 0; "
+        "values with fewer share one",
     )
     refit_share: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="share of a map's correction applied to a refit model, which was trained on "
-        "the validation days",
+        description="share of the correction by a map of probabilities applied to a refit model, "
+        "which was trained on the validation days; without refit_days",
+    )
+    refit_days: int = Field(
+        0,
+        ge=0,
+        description="latest days, each left out of one further training, whose predictions a refit "
+        "model's maps are fitted on (cross-fitting); 0 for refit_share of the winner's maps",
     )
 
 
 class Promotion(Settings):
     """What a challenger must show before it becomes champion."""
 
-    bootstrap: int = Field(
-        200, ge=20, description="resamples of users for estimates without a formula"
-    )
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    max_calibration_error: float = Field(0.1, gt=0, description="largest ECE of a binary objective")
+    max_calibration_ratio: float = Field(
+        1.5, gt=1, description="r: sum of predictions over sum of labels lies in [1 / r, r]"
+    )
+    max_calibration_shift: float = Field(
+        0.5, gt=0, description="largest mean shift of a binary objective's log-odds"
+    )
     require_significance: bool = Field(
         True, description="the blended quality's interval must lie above 0; else above -tolerance"
     )
@@ -388,7 +399,14 @@ class Scoring(Settings):
     candidates: str | None = Field(None, description="folder or file of user, item, context")
     top_k: int = Field(20, ge=1)
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
-    weights: dict[str, float] = Field({}, description="objective -> weight; missing ones weigh 1")
+    weights: dict[str, float] = Field(
+        {}, description="objective -> weight, below 0 for what is bad; missing ones weigh 1"
+    )
+    conditional: list[Name] = Field(
+        [],
+        description="objectives with a condition `where` that enter the blend as predicted given "
+        "it; others are multiplied by the probability of the condition, if it is an objective",
+    )
     block_rows: int = Field(
         131_072, ge=1, description="rows of candidates, of whole users, scored at a time per core"
     )
@@ -454,8 +472,13 @@ class Project(Settings):
         for name in self.scoring.weights:
             if name not in names:
                 raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")
-        if any(weight < 0 for weight in self.scoring.weights.values()):
-            raise ValueError("scoring.weights: weights must be 0 or more")
+        for name in self.scoring.conditional:
+            allowed = [o.name for o in self.objectives if o.where is not None]
+            if name not in allowed:
+                raise ValueError(
+                    f"scoring.conditional: {name!r} is no objective with `where`; "
+                    f"allowed: {allowed}"
+                )
         if self.calibration.by is not None and self.calibration.by not in self.log.context:
             raise ValueError(
                 f"calibration.by: {self.calibration.by!r} is no context column; "
@@ -521,12 +544,15 @@ def read_project_text(preset_or_file: str) -> tuple[str, str]:
         raise ProjectError(f"{path}: not UTF-8 text ({error})") from error
 
 
-# Keys of earlier versions, as places in the file, and their names now. `*` is any name or index.
-RENAMED = {
+# Keys of earlier versions, as places in the file, and their names now; None for keys without use.
+# `*` is any name or index.
+RENAMED: dict[tuple[str, ...], str | None] = {
     ("objectives", "*", "after"): "conditional_on",
     ("models", "*", "embedding_width"): "embedding_dim",
     ("models", "*", "closeness"): "l2_weight",
     ("promotion", "better_beyond_doubt"): "require_significance",
+    ("promotion", "max_calibration_error"): "max_calibration_shift",
+    ("promotion", "bootstrap"): None,
 }
 
 
@@ -546,10 +572,15 @@ def parse_project(text: str, source: str, rename: bool = False) -> Project:
         raise ProjectError(f"{source}: not valid TOML: {error}") from error
     renamed = _renamed_keys(content)
     if renamed and not rename:
-        lines = [f"  {_dotted(place)}: renamed to {new}" for _, place, new in renamed]
+        lines = [
+            f"  {_dotted(place)}: {f'renamed to {new}' if new else 'has no use any more; remove it'}"
+            for _, place, new in renamed
+        ]
         raise ProjectError("\n".join([f"{source}:", *lines]))
     for table, place, new in renamed:
-        table[new] = table.pop(str(place[-1]))
+        value = table.pop(str(place[-1]))
+        if new is not None:
+            table[new] = value
     try:
         project = Project.model_validate(content)
         project._source_text = text
@@ -559,11 +590,11 @@ def parse_project(text: str, source: str, rename: bool = False) -> Project:
         raise ProjectError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
-def _renamed_keys(content: dict[str, Any]) -> list[tuple[dict[str, Any], Place, str]]:
+def _renamed_keys(content: dict[str, Any]) -> list[tuple[dict[str, Any], Place, str | None]]:
     """Keys of earlier versions: the table that holds each, its place, and its name now."""
-    renamed: list[tuple[dict[str, Any], Place, str]] = []
+    renamed: list[tuple[dict[str, Any], Place, str | None]] = []
 
-    def search(value: Any, place: Place, rest: tuple[str, ...], new: str) -> None:
+    def search(value: Any, place: Place, rest: tuple[str, ...], new: str | None) -> None:
         key, *more = rest
         if key == "*":
             items = value.items() if isinstance(value, dict) else enumerate(value)

@@ -77,7 +77,7 @@ SMALL: Table = {
         "mmoe": {"preset": "mmoe", "experts": 2},
     },
     "training": {"epochs": 2},
-    "promotion": {"bootstrap": 50, "max_seconds_per_million": 100000},
+    "promotion": {"max_seconds_per_million": 100000},
     "scoring": {"generated_items": 20, "top_k": 5},
 }
 

@@ -74,6 +74,18 @@ def test_presets_load_and_their_models_are_known():
             {"promotion": {"better_beyond_doubt": True}},
             ["promotion.better_beyond_doubt: renamed to require_significance"],
         ),
+        (
+            {"promotion": {"max_calibration_error": 0.1}},
+            ["promotion.max_calibration_error: renamed to max_calibration_shift"],
+        ),
+        (
+            {"calibration": {"refit_share": 3}},
+            ["calibration.refit_share", "less than or equal", "3"],
+        ),
+        (
+            {"calibration": {"refit_share": -0.5}},
+            ["calibration.refit_share", "greater than or equal"],
+        ),
     ],
 )
 def test_errors_name_key_found_and_allowed(change, fragments):
@@ -117,7 +129,7 @@ def test_a_saved_models_project_file_may_use_renamed_keys():
     old = {
         "objectives": changed(TINY["objectives"], 1, where=WITHOUT, after="click"),
         "models": {"mmoe": {"embedding_width": 5}},
-        "promotion": {"better_beyond_doubt": False},
+        "promotion": {"better_beyond_doubt": False, "max_calibration_error": 0.1},
     }
     project = parse_project(project_text(**old), "project.toml", rename=True)
     assert project.objectives[1].conditional_on == "click"

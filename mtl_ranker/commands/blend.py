@@ -14,6 +14,7 @@ from rich.table import Table
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.pareto import Point
 from mtl_ranker.nightly.blend_search import Blend, BlendSearch, check_weights, find_blend
+from mtl_ranker.ranking.blend import BlendChoice
 from mtl_ranker.reports import plots
 from mtl_ranker.reports.console import console, progress_bar
 from mtl_ranker.tracking import connection, registry
@@ -66,13 +67,16 @@ def blend_command(context: Context, day: date, options: BlendOptions) -> dict[st
                 context, day, artifact, options.search, lambda: progress.advance(bar)
             )
         console.print(_blend_table(blend, options.search.satisfaction_share))
+        if blend.better is not None:
+            console.print(blend.better, highlight=False, soft_wrap=True, markup=False)
         picture = write_blend(blend, context.workspace, version, day)
         console.print(f"picture  {picture}", highlight=False)
         results = asdict(blend) | {"version": version, "day": str(day)}
         chosen, method = blend.proposed.weights, blend.how
     weights = ", ".join(f"{name} {weight:g}" for name, weight in chosen.items())
     if options.store:
-        registry.store_blend(project, version, method, chosen)
+        given = artifact.project.scoring.conditional
+        registry.store_blend(project, version, BlendChoice(method, chosen, given))
         console.print(f"stored   {project.name} version {version} blends {method}: {weights}")
     else:
         console.print(f"not stored: add --store to let version {version} blend {method}: {weights}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mtl_ranker.config import load_project
+from mtl_ranker.config import Project, load_project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import (
     LABEL,
@@ -18,6 +18,7 @@ from mtl_ranker.features.columns import (
 from mtl_ranker.features.days import span, split_days
 from mtl_ranker.logs.contract import check_events, check_expressions, derived_columns
 from mtl_ranker.logs.sources import open_source
+from mtl_ranker.ranking.blend import conditional, factors
 from mtl_ranker.training.dataset import check_labels
 from mtl_ranker.training.network import model_specs
 
@@ -27,6 +28,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     project = load_project(config)
     model_specs(project)
     yield f"ok  {config}: {len(project.objectives)} objectives, {len(project.models)} models"
+    yield from _blend_lines(project)
     source = open_source(project, data)
     available = source.days()
     if not available:
@@ -79,3 +81,17 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     labelled = [source.scan_day(day).select(expressions) for day in days.train]
     check_labels(project, pl.concat(labelled), f"train days {span(days.train)}", "train")
     yield "ok  every objective occurs in the training days"
+
+
+def _blend_lines(project: Project) -> Iterator[str]:
+    """How the objectives with a condition enter the blend."""
+    for name, multiplied in factors(project).items():
+        if multiplied:
+            product = " x ".join(f"P({other})" for other in reversed(multiplied))
+            yield f"    {name} enters the blend as {product} x E[{name} | {multiplied[0]}]"
+    for name in conditional(project):
+        where = next(o.where for o in project.objectives if o.name == name)
+        yield (
+            f"    {name} enters the blend as predicted given its condition, as where = {where!r} "
+            "is not that another binary objective's label is 1"
+        )

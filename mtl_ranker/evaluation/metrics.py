@@ -127,12 +127,18 @@ def calibration_ratio(label: np.ndarray, prediction: np.ndarray) -> float:
 def calibration_bins(
     label: np.ndarray, prediction: np.ndarray, bins: int = 10
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean prediction, mean label and number of rows of each of `bins` bins of equal size."""
+    """Mean prediction, mean label and number of rows of each of `bins` bins of equal size.
+
+    Rows with equal predictions share their mean label, so that their order does not matter.
+    """
     order = np.argsort(prediction, kind="stable")
-    rows_of_bins = [rows for rows in np.array_split(order, bins) if len(rows)]
-    predicted = np.array([prediction[rows].mean() for rows in rows_of_bins])
-    observed = np.array([label[rows].mean() for rows in rows_of_bins])
-    return predicted, observed, np.array([len(rows) for rows in rows_of_bins])
+    ranked = prediction[order]
+    tie = np.cumsum(np.r_[True, np.diff(ranked) != 0]) - 1 if len(ranked) else order
+    shared = (np.bincount(tie, weights=label[order]) / np.bincount(tie))[tie]
+    bounds = [part for part in np.array_split(np.arange(len(order)), bins) if len(part)]
+    predicted = np.array([ranked[part].mean() for part in bounds])
+    observed = np.array([shared[part].mean() for part in bounds])
+    return predicted, observed, np.array([len(part) for part in bounds])
 
 
 def ece(label: np.ndarray, prediction: np.ndarray, bins: int = 10) -> float:

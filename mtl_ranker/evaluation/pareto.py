@@ -1,6 +1,6 @@
 """The trade-off between engagement and satisfaction over blend weights, and its Pareto front.
 
-Ranking by Σ w·p or Π p^w of calibrated predictions (Zhao et al., RecSys 2019, section 4.4) trades
+Ranking by Σ w·v or Π v^w of calibrated predictions (Zhao et al., RecSys 2019, section 4.4) trades
 engagement for satisfaction. Each choice of weights is one point: NDCG@10 of the engagement
 objectives and NDCG@10 of the satisfaction objectives on held-out days.
 """
@@ -11,10 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from mtl_ranker.config import Project
-from mtl_ranker.evaluation.metrics import PredictedRows, ndcg
-from mtl_ranker.ranking.blend import blended
+from mtl_ranker.evaluation.intervals import Interval
+from mtl_ranker.evaluation.metrics import PredictedRows, grouped_ndcg, ndcg
+from mtl_ranker.ranking.blend import blended, label_matrix_of_values, value_matrix
+
+RANKS = 10  # of NDCG
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,20 @@ class Point:
 def quality_of(
     project: Project, rows: PredictedRows, weights: Mapping[str, float], how: str
 ) -> Point:
-    """The quality of ranking each user's rows by these weights.
+    """The quality of ranking each user's rows by these weights, measured by `gains`.
 
     Args:
         weights: objective → weight.
         how: weighted_sum or weighted_product.
     """
     names = [o.name for o in project.objectives]
-    score = blended(how, [weights[n] for n in names], rows.prediction)
+    score = blended(how, [weights[n] for n in names], value_matrix(project, rows.prediction))
+    labels = gains(project, rows.labels)
     groups: dict[str, list[tuple[float, float]]] = {"engagement": [], "satisfaction": []}
     for t, objective in enumerate(project.objectives):
-        label = rows.labels[:, t]
+        label = labels[:, t]
         known = ~np.isnan(label)
-        value = ndcg(label[known].astype(np.float64), score[known], rows.user[known])
+        value = ndcg(label[known], score[known], rows.user[known], RANKS)
         if not np.isnan(value):
             groups[objective.group].append((value, objective.weight))
     means = {
@@ -62,20 +67,36 @@ def quality_of(
     return Point(dict(weights), means["engagement"], means["satisfaction"])
 
 
+def gains(project: Project, labels: np.ndarray) -> np.ndarray:
+    """The gain of each impression for each objective [N, T], from labels [N, T].
+
+    The label, or 0 where the objective's condition does not hold and it enters the blend times the
+    probability of that (ranking/blend.py). An objective with a negative weight is bad: its gain is
+    its largest label minus the label.
+    """
+    found = label_matrix_of_values(project, labels)
+    for t, weight in enumerate(project.blend_weights.values()):
+        if weight < 0 and not np.isnan(found[:, t]).all():
+            found[:, t] = np.nanmax(found[:, t]) - found[:, t]
+    return found
+
+
 def trial_weights(
     project: Project, prediction: np.ndarray, count: int, seed: int = 0
 ) -> list[dict[str, float]]:
     """Weights to try: each objective alone, the two groups against each other, and random mixes.
 
-    Weights are per standard deviation of an objective's predictions, so that a rare objective,
-    whose probabilities are small, is also tried with weights that change the order.
+    Weights are per standard deviation of an objective's values in the blend, so that a rare
+    objective, whose probabilities are small, is also tried with weights that change the order. They
+    have the signs of the project's weights.
 
     Args:
         prediction: [N, T].
         count: choices of weights.
     """
     names = [o.name for o in project.objectives]
-    spread = np.maximum(prediction.astype(np.float64).std(0), 1e-9)
+    spread = np.maximum(value_matrix(project, prediction).std(0), 1e-9)
+    sign = np.array([-1.0 if weight < 0 else 1.0 for weight in project.blend_weights.values()])
     shares = list(np.eye(len(names)))
     satisfied = np.array([o.group == "satisfaction" for o in project.objectives])
     if satisfied.any() and not satisfied.all():
@@ -89,7 +110,7 @@ def trial_weights(
     choices = []
     for share in shares[:count]:
         weights = share / spread
-        weights = weights / weights.max()
+        weights = sign * weights / weights.max()
         choices.append({n: float(f"{w:.4g}") for n, w in zip(names, weights, strict=True)})
     return choices
 
@@ -123,6 +144,56 @@ def try_weights(
         if on_point is not None:
             on_point()
     return pareto(points)
+
+
+def best_on_both(points: Sequence[Point], current: Point) -> Point | None:
+    """The point that is better than `current` for both groups, by the larger smaller gain."""
+
+    def smaller_gain(point: Point) -> float:
+        gains = point.engagement - current.engagement, point.satisfaction - current.satisfaction
+        return float(np.nan_to_num(gains, nan=-1.0).min())
+
+    best = max(points, key=smaller_gain)
+    return best if smaller_gain(best) > 0 else None
+
+
+def paired_gains(
+    project: Project,
+    rows: PredictedRows,
+    choices: tuple[Mapping[str, float], Mapping[str, float]],
+    how: str,
+    confidence: float,
+) -> tuple[Interval, Interval]:
+    """How much better the first choice of weights is for engagement and for satisfaction.
+
+    Normal intervals of the weighted mean over objectives of the mean difference of users' NDCG@10,
+    where all of a user's differences count together.
+    """
+    names, values = [o.name for o in project.objectives], value_matrix(project, rows.prediction)
+    scores = [blended(how, [weights[n] for n in names], values) for weights in choices]
+    labels, codes = gains(project, rows.labels), np.unique(rows.user, return_inverse=True)[1]
+    users = int(codes.max(initial=-1)) + 1
+    intervals = []
+    for group in ("engagement", "satisfaction"):
+        parts = []
+        for t, objective in enumerate(project.objectives):
+            known = ~np.isnan(labels[:, t])
+            label, user = labels[known, t], codes[known]
+            one, other = (grouped_ndcg(label, score[known], user, RANKS) for score in scores)
+            rows_of = np.bincount(user, minlength=users)
+            gaining = np.bincount(user, weights=label > 0, minlength=users)
+            if objective.group == group and len(one):
+                parts.append((objective.weight, (rows_of > 1) & (gaining > 0), one - other))
+        total, value, influence = sum(w for w, _, _ in parts), 0.0, np.zeros(users)
+        for weight, of_user, difference in parts:
+            value += weight / total * difference.mean()
+            influence[of_user] += (
+                weight / total * (difference - difference.mean()) / len(difference)
+            )
+        half = float(norm.ppf((1 + confidence) / 2) * np.sqrt((influence**2).sum()))
+        value = value if parts else float("nan")
+        intervals.append(Interval(float(value), float(value - half), float(value + half)))
+    return intervals[0], intervals[1]
 
 
 def propose(points: Sequence[Point], satisfaction_share: float) -> Point:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from math import isfinite
 
 import numpy as np
 import polars as pl
@@ -12,9 +13,12 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.pareto import (
     Point,
+    best_on_both,
+    paired_gains,
     pareto,
     propose,
     quality_of,
@@ -35,6 +39,8 @@ class Blend:
         points: all choices, on the users that weights are chosen on.
         current, proposed: on the same users.
         current_on_test, proposed_on_test: on the other users.
+        better: another choice that is better than the current one for both groups of objectives, on
+            both halves of the users, if there is one.
     """
 
     how: str
@@ -43,6 +49,32 @@ class Blend:
     proposed: Point
     current_on_test: Point
     proposed_on_test: Point
+    better: BothBetter | None = None
+
+
+@dataclass(frozen=True)
+class BothBetter:
+    """A choice of weights, with its gains over the current one on users it was not chosen on."""
+
+    point: Point
+    current: dict[str, float]
+    engagement: Interval
+    satisfaction: Interval
+
+    def __str__(self) -> str:
+        def words(weights: Mapping[str, float]) -> str:
+            return ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items())
+
+        return (
+            f"the weights {words(self.point.weights)} are better than {words(self.current)} for "
+            f"both groups: NDCG@10 of engagement {_signed(self.engagement)}, of satisfaction "
+            f"{_signed(self.satisfaction)}, on users that they were not chosen on; "
+            "`mtl-ranker blend` proposes weights"
+        )
+
+
+def _signed(gain: Interval) -> str:
+    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 @dataclass(frozen=True)
@@ -88,20 +120,44 @@ def find_blend(
             f"{', '.join(o.name for o in project.objectives)}; train again first"
         )
     days = split_days(project, workspace.days("events"), day)
-    method, weights = search.how or artifact.project.scoring.blend, artifact.project.blend_weights
     rows = _predicted(artifact, model_examples(context, artifact, days.test))
+    return trade_off(artifact.project, rows, search, on_point)
+
+
+def trade_off(
+    project: Project,
+    rows: PredictedRows,
+    search: BlendSearch = BlendSearch(),
+    on_point: Callable[[], None] | None = None,
+) -> Blend:
+    """The front on every second user, and the current and the proposed choice on all others.
+
+    Args:
+        rows: held out, with calibrated predictions.
+    """
+    method, weights = search.how or project.scoring.blend, project.blend_weights
     even = np.unique(rows.user, return_inverse=True)[1] % 2 == 0
     chosen_on, evaluated_on = rows.where(even), rows.where(~even)
     points = try_weights(project, chosen_on, method, search.tries, on_point)
     points = pareto([*points, quality_of(project, chosen_on, weights, method)])
-    proposed = propose(points, search.satisfaction_share)
+    current, proposed = points[-1], propose(points, search.satisfaction_share)
+    better = None
+    promising = best_on_both(points, current)
+    if promising is not None:
+        choices = (promising.weights, weights)
+        engagement, satisfaction = paired_gains(
+            project, evaluated_on, choices, method, project.promotion.confidence
+        )
+        if engagement.low > 0 and satisfaction.low > 0:
+            better = BothBetter(promising, weights, engagement, satisfaction)
     return Blend(
         how=method,
         points=points,
-        current=points[-1],
+        current=current,
         proposed=proposed,
         current_on_test=quality_of(project, evaluated_on, weights, method),
         proposed_on_test=quality_of(project, evaluated_on, proposed.weights, method),
+        better=better,
     )
 
 
@@ -117,14 +173,14 @@ def _predicted(artifact: RankerArtifact, frame: pl.DataFrame) -> PredictedRows:
 def check_weights(project: Project, given: Mapping[str, float]) -> dict[str, float]:
     """Weights from the command line, 0 for other objectives.
 
-    Raises ProjectError for an unknown objective, a negative weight, or if no weight is positive.
+    Raises ProjectError for an unknown objective, a weight that is no number, or if all are 0.
     """
     names = [o.name for o in project.objectives]
     for name, weight in given.items():
         if name not in names:
             raise ProjectError(f"--set {name}: no such objective; allowed: {', '.join(names)}")
-        if not 0 <= weight < float("inf"):
-            raise ProjectError(f"--set {name}: weight {weight:g}; allowed: a number of 0 or more")
-    if not any(weight > 0 for weight in given.values()):
-        raise ProjectError("--set: at least one weight must be above 0")
+        if not isfinite(weight):
+            raise ProjectError(f"--set {name}: weight {weight:g}; allowed: a number")
+    if not any(given.values()):
+        raise ProjectError("--set: at least one weight must differ from 0")
     return {name: float(given.get(name, 0.0)) for name in names}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import polars as pl
 import torch
 
 from mtl_ranker import __version__
-from mtl_ranker.config import Project
+from mtl_ranker.config import Calibrating, Project
 from mtl_ranker.evaluation.diagnostics import Diagnosis, diagnose
 from mtl_ranker.evaluation.metrics import blended_quality, evaluate_all
 from mtl_ranker.features.columns import LABEL, numeric_features
@@ -21,7 +22,7 @@ from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.ranker import RankerSpec
 from mtl_ranker.nightly.results import ModelRun
 from mtl_ranker.ranking.artifact import RankerArtifact
-from mtl_ranker.ranking.calibration import fit_calibration
+from mtl_ranker.ranking.calibration import Calibration, fit_calibration
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
 from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.dataset import ENCODED, SAMPLE_ROWS, Dataset, encode_to_files
@@ -159,20 +160,63 @@ def refit(
 ) -> ModelRun:
     """The same model trained on training and validation days together, for its best epochs.
 
-    The encoder and the trees are fitted on both as well. The calibration was fitted on predictions
-    for days that the weights were not trained on; as the new weights are, only a part of it is
-    applied (`calibration.refit_share`). The run keeps the validation quality by which the model
-    was chosen.
+    The encoder and the trees are fitted on both as well. The run keeps the validation quality by
+    which the model was chosen. Its calibration is cross-fitted over `calibration.refit_days` days
+    (`held_out_predictions`); with 0, a part of the model's own map is applied
+    (`calibration.refit_share`), which was fitted on days that its weights were not trained on.
     """
-    tasks, training, started = dataset.tasks, project.training, time.time()
-    encoder, rows = _training_and_validation_rows(project, dataset, world)
-    contender = Contender(f"{run.name}, refit", run.spec, run.seed)
+    tasks, settings, started = dataset.tasks, project.calibration, time.time()
+    days = [*dataset.days.train, *dataset.days.validate]
+    name = f"{run.name}, refit"
+    again, trained = _retrained(project, dataset, run, Retraining(name, days), callbacks, world)
+    ended = time.time()
+    if settings.refit_days:
+        folds = held_out_predictions(
+            project, dataset, run, days[-settings.refit_days :], callbacks, world
+        )
+        calibration = fit_to(tasks, settings, folds)
+    else:
+        calibration = run.artifact.calibration.part(settings.refit_share)
+    fitted = Fitted(
+        name=name,
+        seed=run.seed,
+        started=started,
+        ended=ended,
+        trained=trained,
+        artifact=replace(again, calibration=calibration),
+    )
+    labels = [LABEL + task.name for task in tasks]
+    test = encode_examples(again.encoder, dataset.frames["test"], labels)
+    dataset = replace(dataset, encoder=again.encoder, examples={"test": test})
+    return _evaluate(dataset, fitted, Validation(run.validate_quality, run.validate_prediction))
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """A further training of a finished run's model for the same epochs: its name and its days."""
+
+    name: str
+    days: list[date]
+
+
+def _retrained(
+    project: Project,
+    dataset: Dataset,
+    run: ModelRun,
+    again: Retraining,
+    callbacks: Callbacks,
+    world: World,
+) -> tuple[RankerArtifact, Trained]:
+    """The run's model, trained on other days without early stopping; it is not calibrated."""
+    tasks = dataset.tasks
+    encoder, rows = _rows_of(project, dataset, again, world)
+    contender = Contender(again.name, run.spec, run.seed)
     on_epoch = partial(callbacks.on_epoch, contender.name, contender.seed)
     thinned = _thinned(project, tasks, rows, run.seed)
     trained = train_ranker(
         Design(run.spec, encoder, tasks),
         Rows(thinned),
-        training,
+        project.training,
         run.seed,
         Execution(
             on_epoch, run.trained.best_epochs, _checkpoint(project, dataset, contender), world
@@ -181,47 +225,89 @@ def refit(
     trees = run.artifact.trees
     if trees is not None:
         callbacks.on_step(f"boosted trees beside {contender.name}")
-        sample = thinned.sample(SAMPLE_ROWS)
-        trees = fit_forest(tasks, sample, trees.trees, run.seed)
-    calibration = run.artifact.calibration.part(project.calibration.refit_share)
-    fitted = Fitted(
-        name=contender.name,
-        seed=run.seed,
-        started=started,
-        ended=time.time(),
-        trained=trained,
-        artifact=RankerArtifact(
-            project,
-            encoder,
-            tasks,
-            trained.model,
-            calibration,
-            trees=trees,
-            tree_share=run.artifact.tree_share,
-            sql=dataset.sql,
-        ),
+        trees = fit_forest(tasks, thinned.sample(SAMPLE_ROWS), trees.trees, run.seed)
+    artifact = RankerArtifact(
+        project,
+        encoder,
+        tasks,
+        trained.model,
+        trees=trees,
+        tree_share=run.artifact.tree_share,
+        sql=dataset.sql,
     )
-    labels = [LABEL + task.name for task in tasks]
-    test = encode_examples(encoder, dataset.frames["test"], labels)
-    dataset = replace(dataset, encoder=encoder, examples={"test": test})
-    return _evaluate(dataset, fitted, Validation(run.validate_quality, run.validate_prediction))
+    return artifact, trained
 
 
-def _training_and_validation_rows(
-    project: Project, dataset: Dataset, world: World
+@dataclass(frozen=True)
+class Fold:
+    """A day's raw examples, with labels and uncalibrated predictions [N, T] of a model that was
+    not trained on that day."""
+
+    frame: pl.DataFrame
+    labels: np.ndarray
+    prediction: np.ndarray
+
+
+def held_out_predictions(
+    project: Project,
+    dataset: Dataset,
+    run: ModelRun,
+    days: Sequence[date],
+    callbacks: Callbacks = Callbacks(),
+    world: World = SINGLE_PROCESS,
+) -> list[Fold]:
+    """Predictions for each day by the run's model, trained on all other training and validation
+    days for its best epochs: cross-fitting with one day per fold.
+
+    The only validation day is predicted by the run itself, which was not trained on it.
+    """
+    labels = [LABEL + task.name for task in dataset.tasks]
+    known = [*dataset.days.train, *dataset.days.validate]
+    folds = []
+    for day in days:
+        artifact = run.artifact
+        if dataset.days.validate != [day]:
+            others = Retraining(f"{run.name}, without {day}", [d for d in known if d != day])
+            artifact, _ = _retrained(project, dataset, run, others, callbacks, world)
+        frame = _frame_of(dataset, [day])
+        rows = encode_examples(artifact.encoder, frame, labels)
+        folds.append(Fold(frame, rows.labels.numpy(), artifact.raw(rows.inputs)))
+    return folds
+
+
+def fit_to(tasks: list[Task], settings: Calibrating, folds: Sequence[Fold]) -> Calibration:
+    """The calibration fitted on the rows of all folds together."""
+    surface = None
+    if settings.by is not None:
+        surface = pl.concat([fold.frame[settings.by] for fold in folds])
+    labels, prediction = (
+        np.concatenate([getattr(fold, part) for fold in folds]) for part in ("labels", "prediction")
+    )
+    return fit_calibration(tasks, labels, prediction, settings, surface)
+
+
+def _rows_of(
+    project: Project, dataset: Dataset, again: Retraining, world: World
 ) -> tuple[Encoder, Examples | ShardedExamples]:
-    """The rows of both parts, encoded with an encoder fitted on both."""
+    """The rows of days of training and validation, with an encoder fitted on them."""
     labels, numerics = [LABEL + task.name for task in dataset.tasks], numeric_features(project)
     if dataset.shards is not None:
-        files = [*dataset.files["train"], *dataset.files["validate"]]
+        known = [*dataset.days.train, *dataset.days.validate]
+        paths = [*dataset.files["train"], *dataset.files["validate"]]
+        files = [path for day, path in zip(known, paths, strict=True) if day in again.days]
         lazy = pl.scan_parquet(files, missing_columns="insert", glob=False)
         encoder = Encoder.fit(project.features, numerics, lazy, SAMPLE_ROWS)
-        folder = dataset.workspace.root / ENCODED / "refit"
+        folder = dataset.workspace.root / ENCODED / fingerprint(again.name)
         return encoder, encode_to_files(encoder, files, labels, folder, world)
-    parts = [dataset.frames["train"], dataset.frames["validate"]]
-    frame = pl.concat(parts, how="vertical_relaxed")
+    frame = _frame_of(dataset, again.days)
     encoder = Encoder.fit(project.features, numerics, frame)
     return encoder, encode_examples(encoder, frame, labels)
+
+
+def _frame_of(dataset: Dataset, days: Sequence[date]) -> pl.DataFrame:
+    """Raw examples of days of training and validation, of a streamed split a sample of them."""
+    parts = [dataset.frames["train"], dataset.frames["validate"]]
+    return pl.concat(parts, how="vertical_relaxed").filter(pl.col("date").is_in(list(days)))
 
 
 def _calibrate(dataset: Dataset, fitted: Fitted) -> tuple[Fitted, Validation]:

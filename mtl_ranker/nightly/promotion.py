@@ -13,6 +13,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.calibration_bounds import calibrated, out_of_bounds
 from mtl_ranker.evaluation.criterion import comparison_weights
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import (
@@ -23,7 +24,7 @@ from mtl_ranker.evaluation.intervals import (
     model_quality,
     weighted_mean,
 )
-from mtl_ranker.evaluation.metrics import Metrics, ece
+from mtl_ranker.evaluation.metrics import Metrics, PredictedRows
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
 from mtl_ranker.features.view import examples_dataset, model_context
@@ -92,9 +93,9 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     """Compare challenger and champion on the same test rows.
 
     The challenger is promoted only if the blended quality is significantly better, no objective is
-    significantly worse, every binary objective's ECE is within bounds, and the saved challenger was
-    served within its limits. With `promotion.require_significance = false` the blended quality may
-    be worse by at most `promotion.tolerance`.
+    significantly worse, predictions are calibrated within bounds on average, and the saved
+    challenger was served within its limits. With `promotion.require_significance = false` the
+    blended quality may be worse by at most `promotion.tolerance`.
 
     The blended quality is the mean of AUC and R², each with the objective's weight over the
     standard error of its difference, so that no objective decides by its unit or its noise.
@@ -160,18 +161,10 @@ def _quality(
 
 def unfit(project: Project, evidence: ChallengerEvidence) -> list[str]:
     """Objections to a challenger that do not depend on the champion: calibration and serving."""
-    objections, uncalibrated, rule = [], [], project.promotion
-    for t, task in enumerate(evidence.tasks):
-        known = ~np.isnan(evidence.labels[:, t])
-        if task.kind == "binary" and known.any():
-            error = ece(evidence.labels[known, t], evidence.challenger[known, t])
-            if error > rule.max_calibration_error:
-                uncalibrated.append(f"{task.name} ({error:.3f})")
-    if uncalibrated:
-        objections.append(
-            f"its calibration error is above {rule.max_calibration_error} on "
-            f"{', '.join(uncalibrated)}"
-        )
+    rule = project.promotion
+    rows = PredictedRows(evidence.labels, evidence.challenger, evidence.user)
+    found = calibrated(evidence.tasks, rows, rule.confidence)
+    objections = [f"it is not calibrated on {each}" for each in out_of_bounds(found, rule)]
     serving = evidence.serving
     if serving is not None:
         if serving.failed is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from mtl_ranker.evaluation.slices import Slice
 from mtl_ranker.features.days import SplitDays
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.nightly.blend_search import Blend
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.popularity import smoothed_means
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -72,6 +73,8 @@ class Suite:
         label_correlation: [T, T] between labels of the training days.
         slices, off_policy: of the winner.
         suspicious: warnings about labels and metrics that are likely mistakes.
+        blend: choices of blend weights for the winner; None if they cannot be compared.
+        notes: what was decided on the held-out days, beside the winner, in words.
     """
 
     days: SplitDays
@@ -88,6 +91,8 @@ class Suite:
     held_out: HeldOut
     train_rows: int
     winner: ModelRun
+    blend: Blend | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def qualities(

@@ -14,6 +14,7 @@ import torch
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.calibration_bounds import calibrated, unsupported
 from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.evaluation.drift import Drift, health
 from mtl_ranker.evaluation.metrics import PredictedRows
@@ -23,6 +24,7 @@ from mtl_ranker.evaluation.slices import divide, slice_metrics
 from mtl_ranker.evaluation.suspicious import suspicious
 from mtl_ranker.models.matmul import cores
 from mtl_ranker.models.presets import linear
+from mtl_ranker.nightly.blend_search import Blend, BlendSearch, trade_off
 from mtl_ranker.nightly.contenders import (
     CHECKPOINTS,
     Callbacks,
@@ -32,14 +34,16 @@ from mtl_ranker.nightly.contenders import (
     trees_alone,
     with_trees,
 )
+from mtl_ranker.nightly.refitting import harm_of_refit
 from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities, still_improving
-from mtl_ranker.ranking.blend import blended
+from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import model_specs
 from mtl_ranker.training.process_pool import side_by_side
 
 LINEAR = "linear"  # the name of the linear model beside the project's
+BLEND_TRIES = 60  # choices of weights in a night
 
 PARALLEL_FROM = 200_000  # rows x epochs of one training
 
@@ -58,9 +62,10 @@ def train_suite(
     dataset = load_dataset(context, day, world)
     refuse_drift(_health(project, dataset))
     runs = train_all(project, dataset, callbacks, world)
-    winner, runs = _winner(project, dataset, runs, callbacks, world)
+    winner, runs, notes = _winner(project, dataset, runs, callbacks, world)
     callbacks.on_step("comparing the models")
     suite = _suite(project, dataset, runs, winner)
+    suite = replace(suite, notes=[*notes, *suite.notes])
     world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)
@@ -121,12 +126,13 @@ def _winner(
     runs: list[ModelRun],
     callbacks: Callbacks,
     world: World,
-) -> tuple[ModelRun, list[ModelRun]]:
-    """The winner, and all runs with those derived from the best one: with trees, refit.
+) -> tuple[ModelRun, list[ModelRun], list[str]]:
+    """The winner, all runs with those derived from the best one (with trees, refit), and notes.
 
     Chosen on validation by `Criterion`: the best seed of the model with the best mean, with trees
-    or trees alone if they are better, refit if `training.refit`. Its artifact keeps the test
-    metrics of the model's seeds, whose spread promotion needs.
+    or trees alone if they are better. With `training.refit` it is refit, unless that does harm on
+    the test days. Its artifact keeps the test metrics of the model's seeds, whose spread promotion
+    needs. The notes say what was decided on the test days.
     """
     by_model = _by_model(runs)
     labels = dataset.examples["validate"].labels.numpy()
@@ -139,21 +145,30 @@ def _winner(
     mean = {name: np.mean([value(run) for run in seeds]) for name, seeds in by_model.items()}
     best = max(mean, key=lambda name: mean[name])
     winner = max(by_model[best], key=value)
-    improved = []
+    improved: list[ModelRun] = []
+    notes: list[str] = []
     if project.training.trees:
         callbacks.on_step(f"boosted trees beside {winner.name}")
         averaged = with_trees(project, dataset, winner)
         improved += [averaged, trees_alone(dataset, averaged)]
         winner = max([winner, *improved], key=value)
     if project.training.refit:
-        winner = refit(project, dataset, winner, callbacks, world)
-        improved.append(winner)
+        again = refit(project, dataset, winner, callbacks, world)
+        improved.append(again)
+        harm = harm_of_refit(project, dataset.tasks, dataset.held_out, winner, again)
+        if harm:
+            notes.append(
+                f"{again.label} does not replace {winner.label}, as it is worse on the test days: "
+                + "; ".join(harm)
+            )
+        else:
+            winner = again
     everything, seeds = [*runs, *improved], [run.metrics for run in by_model[best]]
     if len(seeds) > 1:
         chosen, artifact = winner, replace(winner.artifact, seed_metrics=seeds)
         winner = replace(chosen, artifact=artifact)
         everything = [winner if run is chosen else run for run in everything]
-    return winner, everything
+    return winner, everything, notes
 
 
 def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: ModelRun) -> Suite:
@@ -175,6 +190,9 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
     }
     blend_score = blended_score(project, winner.test_prediction)
     predicted = PredictedRows(held_out.labels, winner.test_prediction, held_out.user)
+    support = unsupported(calibrated(tasks, predicted, confidence))
+    choices = _blend_of(project, predicted)
+    better = [] if choices is None or choices.better is None else [str(choices.better)]
     slices = divide(held_out.frame, project.log.context, exposure_columns(project))
     return Suite(
         days=dataset.days,
@@ -195,6 +213,8 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         held_out=held_out,
         train_rows=len(dataset.train),
         winner=winner,
+        blend=choices,
+        notes=[*support, *better],
     )
 
 
@@ -205,6 +225,15 @@ def _health(
     facts = dataset.facts
     history = (dataset.days.train[0] - facts.first_day).days
     return health(project, dataset.frames, scores, facts.day_rows, history)
+
+
+def _blend_of(project: Project, rows: PredictedRows) -> Blend | None:
+    """Choices of blend weights, if both groups of objectives can be measured."""
+    if len({objective.group for objective in project.objectives}) < 2:
+        return None
+    found = trade_off(project, rows, BlendSearch(tries=BLEND_TRIES))
+    current = found.current.engagement, found.current.satisfaction
+    return None if np.isnan(current).any() else found
 
 
 def _by_model(runs: list[ModelRun]) -> dict[str, list[ModelRun]]:
@@ -223,7 +252,7 @@ def refuse_drift(drift: Drift) -> None:
 def blended_score(project: Project, prediction: np.ndarray) -> np.ndarray:
     """The project's blend of predictions [N, T], up to a monotone map: [N]."""
     weights = list(project.blend_weights.values())
-    return blended(project.scoring.blend, weights, prediction)
+    return blended(project.scoring.blend, weights, value_matrix(project, prediction))
 
 
 def exposure_columns(project: Project) -> dict[str, str]:

@@ -23,7 +23,7 @@ from mtl_ranker.models.objectives import Task, predictions
 from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, ItemSide, PairInput, Sides
 from mtl_ranker.models.ranker import Ranker, RankerSpec
 from mtl_ranker.models.trees import Forest, averaged, tree_numbers
-from mtl_ranker.ranking.blend import blend
+from mtl_ranker.ranking.blend import BlendChoice, blend
 from mtl_ranker.ranking.calibration import Calibration
 from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.training.network import build_ranker
@@ -72,9 +72,14 @@ class RankerArtifact:
     sql: Mapping[str, str] | None = None
     seed_metrics: Sequence[dict[str, dict[str, float]]] = ()
 
-    def with_blend(self, how: str, weights: Mapping[str, float]) -> RankerArtifact:
-        """The same ranker with other blend weights; objectives without one get weight 1."""
-        scoring = self.project.scoring.model_copy(update={"blend": how, "weights": dict(weights)})
+    def with_blend(self, choice: BlendChoice) -> RankerArtifact:
+        """The same ranker with another blend; objectives without a weight get weight 1."""
+        update = {
+            "blend": choice.how,
+            "weights": dict(choice.weights),
+            "conditional": list(choice.conditional),
+        }
+        scoring = self.project.scoring.model_copy(update=update)
         project = self.project.model_copy(update={"scoring": scoring})
         return replace(self, project=project)
 
@@ -95,6 +100,7 @@ class RankerArtifact:
             "spec": asdict(self.model.spec),
             "tasks": [asdict(task) for task in self.tasks],
             "positions": self.model.positions,
+            "chained_blend": True,
         }
         if self.trees is not None:
             save_file(self.trees.state_dict(), folder / "trees.safetensors")
@@ -132,7 +138,7 @@ class RankerArtifact:
         sql = folder / "sql.json"
         texts = json.loads(sql.read_text("utf-8")) if sql.is_file() else None
         seeds = folder / SEED_METRICS
-        return cls(
+        ranker = cls(
             project,
             encoder,
             tasks,
@@ -143,6 +149,12 @@ class RankerArtifact:
             sql=texts,
             seed_metrics=json.loads(seeds.read_text("utf-8")) if seeds.is_file() else (),
         )
+        if architecture.get("chained_blend"):
+            return ranker
+        # An earlier version's blend had every objective as predicted given its condition.
+        given = [o.name for o in project.objectives if o.where is not None]
+        scoring = project.scoring
+        return ranker.with_blend(BlendChoice(scoring.blend, project.blend_weights, given))
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Calibrated predictions, a column per objective, and `score`, for N raw feature rows."""

@@ -15,6 +15,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.point_in_time import join_features
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
+from mtl_ranker.ranking.blend import blend_values
 from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.workspace import Workspace
 
@@ -35,7 +36,8 @@ class Explanation:
     Attributes:
         features: raw features as of the day; None = missing.
         raw, predictions: per objective, before and after calibration.
-        contributions: objective → its term of the score: w·p, or w·ln p of a product.
+        contributions: objective → its term of the score: w·v, or w·ln v of a product (see
+            ranking/blend.py).
         experts: objective → its weight on each expert of the last layer, native experts included.
         effects: feature → score minus the score with this feature missing, largest first.
         rank: in the day's published ranking; None if the pair is not among the top k.
@@ -78,8 +80,10 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
     weights = artifact.project.blend_weights
     score = float(calibrated["score"][0])
 
+    values = calibrated.select(**blend_values(artifact.project))
+
     def contribution(name: str) -> float:
-        value = float(calibrated[name][0])
+        value = float(values[name][0])
         if artifact.project.scoring.blend == "weighted_product":
             value = math.log(max(value, 1e-9))
         return weights[name] * value

@@ -14,8 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
-from mtl_ranker.evaluation.metrics import PredictedRows
-from mtl_ranker.evaluation.pareto import quality_of, try_weights
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.promotion import Decision
@@ -24,8 +22,6 @@ from mtl_ranker.reports import plots
 from mtl_ranker.reports.tables import comparison_rows
 
 DECISION = "<!-- decision -->", "<!-- /decision -->"
-
-FRONT_TRIES = 60  # choices of weights
 
 # Readable on light and dark pages.
 NEUTRAL = "#7d8590"
@@ -53,7 +49,7 @@ def training_report(project: Project, suite: Suite) -> str:
         rows=comparison_rows(suite),
         models=[_model(names, suite, run) for run in suite.runs],
         health_picture=_health(names, suite),
-        front=_front(project, suite),
+        front=_front(suite),
         slices=suite.slices,
         worst=worst(suite.slices),
         span=_span,
@@ -135,16 +131,11 @@ def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
     return {"run": run, "pictures": pictures, "winner": run is suite.winner}
 
 
-def _front(project: Project, suite: Suite) -> dict[str, str] | None:
+def _front(suite: Suite) -> dict[str, str] | None:
     """The winner's trade-off between the groups of objectives on the test days, or None."""
-    if len({objective.group for objective in project.objectives}) < 2:
+    if suite.blend is None:
         return None
-    how, held_out = project.scoring.blend, suite.held_out
-    rows = PredictedRows(held_out.labels, suite.winner.test_prediction, held_out.user)
-    current = quality_of(project, rows, project.blend_weights, how)
-    if np.isnan(current.engagement) or np.isnan(current.satisfaction):
-        return None
-    points = try_weights(project, rows, how, FRONT_TRIES)
+    points, current = suite.blend.points, suite.blend.current
     best = [p for p in points if p.best]
     return _picture(
         lambda: plots.pareto_front(points, {"current": current}, ""),

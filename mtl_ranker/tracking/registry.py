@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
+from mtl_ranker.ranking.blend import BlendChoice
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.tracking.pyfunc import SERVED, signature_of
 from mtl_ranker.tracking.runs import (
@@ -191,9 +191,12 @@ def load_artifact(project: Project, alias: str) -> RegisteredRanker:
 def load_version(project: Project, version: str) -> RegisteredRanker:
     """The model of a version, with its blend as in `load_artifact`."""
     artifact = RankerArtifact.load(artifact_folder(project, version))
-    chosen = stored_blend(project, version)
-    how, weights = chosen or (project.scoring.blend, _weights(project, artifact.project))
-    return RegisteredRanker(artifact.with_blend(how, weights), version)
+    chosen = stored_blend(project, version, artifact.project)
+    if chosen is None:
+        scoring, own = project.scoring, artifact.project
+        given = [o.name for o in own.objectives if o.where and o.name in scoring.conditional]
+        chosen = BlendChoice(scoring.blend, _weights(project, own), given)
+    return RegisteredRanker(artifact.with_blend(chosen), version)
 
 
 def _weights(project: Project, own: Project) -> dict[str, float]:
@@ -203,18 +206,31 @@ def _weights(project: Project, own: Project) -> dict[str, float]:
     }
 
 
-def stored_blend(project: Project, version: str) -> tuple[str, dict[str, float]] | None:
-    """The blend and weights stored by `mtl-ranker blend --store`, or None."""
+def stored_blend(project: Project, version: str, own: Project) -> BlendChoice | None:
+    """The blend stored by `mtl-ranker blend --store`, or None.
+
+    Where an earlier version stored it, the weights are for predictions given their conditions.
+
+    Args:
+        own: the model's project.
+    """
     tags = mlflow.MlflowClient().get_model_version(project.name, version).tags
     if BLEND_TAG not in tags:
         return None
     content = json.loads(tags[BLEND_TAG])
-    return content["blend"], content["weights"]
+    unchained = [o.name for o in own.objectives if o.where is not None]
+    return BlendChoice(content["blend"], content["weights"], content.get("conditional", unchained))
 
 
-def store_blend(project: Project, version: str, how: str, weights: Mapping[str, float]) -> None:
+def store_blend(project: Project, version: str, choice: BlendChoice) -> None:
     """Store a blend with a model version; it is used from the next scoring on."""
-    content = json.dumps({"blend": how, "weights": dict(weights)})
+    content = json.dumps(
+        {
+            "blend": choice.how,
+            "weights": dict(choice.weights),
+            "conditional": list(choice.conditional),
+        }
+    )
     mlflow.MlflowClient().set_model_version_tag(project.name, version, BLEND_TAG, content)
 
 

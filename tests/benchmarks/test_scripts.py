@@ -71,6 +71,13 @@ def test_experts_and_balancing(shared_data, tmp_path):
 
 
 @pytest.mark.slow
+def test_blend_weights(feed, tmp_path):
+    figures, printed = run("blend_weights", feed, tmp_path, "--preset", "simulated")
+    assert figures["choices"]["the preset's"]["weights"]["click"] == 1.0
+    assert f"{figures['choices']['proposed']['engagement']:.4f}" in printed
+
+
+@pytest.mark.slow
 @pytest.mark.real
 def test_quality(shared_data, tmp_path):
     sizes = ("--train-days", "2", "--test-days", "1", "--seeds", "1", "--trials", "1")

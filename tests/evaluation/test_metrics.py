@@ -48,6 +48,23 @@ def test_calibration_by_hand():
     assert ece(label, predicted, bins=2) == pytest.approx((0.4 + 0.1) / 2)
 
 
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), min_size=1), st.randoms())
+def test_ece_does_not_depend_on_the_order_of_rows(rows, random):
+    def error(rows):
+        label, prediction = (np.array(column, float) for column in zip(*rows, strict=True))
+        return ece(label, prediction / 4)
+
+    before = error(rows)
+    random.shuffle(rows)
+    assert error(rows) == pytest.approx(before)
+
+
+def test_ece_of_a_constant_is_its_distance_from_the_base_rate():
+    label = np.r_[np.zeros(60), np.ones(40)]
+    assert ece(label, np.full(100, 0.4)) == pytest.approx(0.0)
+    assert ece(label, np.full(100, 0.1)) == pytest.approx(0.3)
+
+
 def test_missing_labels_are_left_out():
     label = np.array([0, 1, np.nan, 1])
     metrics = evaluate("binary", label, np.array([0.2, 0.8, 0.9, 0.1]), np.array([1, 1, 1, 1]))

@@ -7,26 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.metrics import PredictedRows, ndcg
 from mtl_ranker.evaluation.pareto import (
     Point,
+    gains,
+    paired_gains,
     pareto,
     propose,
     quality_of,
     trial_weights,
     try_weights,
 )
+from mtl_ranker.nightly.blend_search import BlendSearch, check_weights, trade_off
 from mtl_ranker.ranking.blend import blended
 from tests.projects import project
 
-PROJECT = project(
-    {
-        "objectives": [
-            {"name": "click", "group": "engagement", "label": "click"},
-            {"name": "like", "group": "satisfaction", "label": "like"},
-        ]
-    }
-)
+PROJECT_TABLE = {
+    "objectives": [
+        {"name": "click", "group": "engagement", "label": "click"},
+        {"name": "like", "group": "satisfaction", "label": "like"},
+    ]
+}
+PROJECT = project(PROJECT_TABLE)
 
 values = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 2))
 
@@ -83,3 +86,66 @@ def test_trial_weights_contain_each_objective_alone_and_scale_rare_ones_up():
     assert {"click": 0.0, "like": 1.0} in choices
     even = choices[2 + 5]
     assert even["like"] / even["click"] == pytest.approx(p[:, 0].std() / p[:, 1].std(), rel=1e-3)
+
+
+def test_a_condition_and_a_negative_weight_change_the_gain_and_the_trial_weights():
+    objectives = [
+        {"name": "click", "group": "engagement", "label": "click"},
+        {"name": "returned", "group": "satisfaction", "label": "returned", "where": "click = 1"},
+    ]
+    shop = project(objectives=objectives, scoring={"weights": {"returned": -2.0}})
+    labels = np.array([[0, np.nan], [1, 0], [1, 1]])
+    np.testing.assert_array_equal(gains(shop, labels), [[0, 1], [1, 1], [1, 0]])
+    p = np.random.default_rng(0).uniform(0.1, 0.9, (500, 2))
+    choices = trial_weights(shop, p, 30)
+    assert all(choice["click"] >= 0 >= choice["returned"] for choice in choices)
+    even = choices[2 + 5]
+    spread = p[:, 0].std() / (p[:, 0] * p[:, 1]).std()
+    assert -even["returned"] / even["click"] == pytest.approx(spread, rel=1e-3)
+
+
+def inside(rows: int = 6_000):
+    """Clicks and likes follow one score; the likes' predictions are noise."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=rows)
+    truth = np.stack([1 / (1 + np.exp(-x)), 1 / (1 + np.exp(1 - x))], 1)
+    labels = (rng.random(truth.shape) < truth).astype(np.float32)
+    p = np.stack([truth[:, 0], rng.uniform(0, 1, rows)], 1)
+    return PredictedRows(labels, p, np.arange(rows) // 10)
+
+
+def test_paired_gains_are_the_differences_of_qualities_with_the_error_of_their_mean():
+    rows, choices = inside(), ({"click": 1.0, "like": 0.0}, {"click": 1.0, "like": 1.0})
+    found = paired_gains(PROJECT, rows, choices, "weighted_sum", 0.95)
+    one, other = (quality_of(PROJECT, rows, weights, "weighted_sum") for weights in choices)
+    assert found[0].value == pytest.approx(one.engagement - other.engagement)
+    assert found[1].value == pytest.approx(one.satisfaction - other.satisfaction)
+    by_user = []
+    for user in np.unique(rows.user):
+        here = rows.user == user
+        label = rows.labels[here, 1]
+        if label.any():
+            scores = [blended("weighted_sum", list(w.values()), rows.prediction) for w in choices]
+            a, b = (ndcg(label, score[here], rows.user[here]) for score in scores)
+            by_user.append(a - b)
+    error = np.std(by_user) / np.sqrt(len(by_user))
+    assert found[1].high - found[1].value == pytest.approx(1.959964 * error)
+
+
+def test_weights_that_are_better_for_both_groups_are_found_and_noise_is_not():
+    worse = project(PROJECT_TABLE, scoring={"weights": {"click": 0.2, "like": 1.0}})
+    better = trade_off(worse, inside(), BlendSearch(tries=30)).better
+    assert better.engagement.low > 0
+    assert better.satisfaction.low > 0
+    assert better.point.weights["like"] < better.point.weights["click"]
+    assert "better than click 0.2, like 1 for both groups" in str(better)
+    best = project(PROJECT_TABLE, scoring={"weights": {"click": 1.0, "like": 0.0}})
+    assert trade_off(best, inside(), BlendSearch(tries=30)).better is None
+
+
+def test_given_weights_may_be_negative_and_not_all_0():
+    assert check_weights(PROJECT, {"like": -1.5}) == {"click": 0.0, "like": -1.5}
+    with pytest.raises(ProjectError, match="must differ from 0"):
+        check_weights(PROJECT, {"like": 0.0})
+    with pytest.raises(ProjectError, match="--set like: weight nan; allowed: a number"):
+        check_weights(PROJECT, {"like": float("nan")})

@@ -100,10 +100,10 @@ def nights(tmp_path_factory):
         },
         features={"numerics": ["age"]},
         promotion={
-            "bootstrap": 50,
             "max_seconds_per_million": 1e6,
             "max_megabytes": 1000,
-            "max_calibration_error": 1.0,
+            "max_calibration_ratio": 1e9,
+            "max_calibration_shift": 1e9,
         },
     )
     pl.DataFrame({"u": range(11), "age": [20.0 + n for n in range(11)]}).write_parquet(

@@ -18,13 +18,17 @@ from mtl_ranker.context import Context, without_log
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.evaluation.drift import Sample, effective_keys, excess_psi
+from mtl_ranker.features.columns import numeric_features
 from mtl_ranker.features.days import needed_days, split_days
+from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.objectives import losses
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.contenders import Callbacks
+from mtl_ranker.nightly.refitting import harm_of_refit
 from mtl_ranker.nightly.suite import train_all, train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.ranking.calibration import fit_calibration
 from mtl_ranker.reports.tables import comparison_rows
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.dataset import load_dataset
@@ -379,3 +383,90 @@ def test_trees_are_kept_if_they_improve_validation_quality(tiny):
     for run in (with_trees, alone):
         reloaded = RankerArtifact.load(run.artifact.save(tiny / run.name))
         assert reloaded.predict(frame).equals(run.artifact.predict(frame))
+
+
+def test_a_refit_that_does_harm_on_the_test_days_does_not_replace_the_model(tiny):
+    """The labels of the validation day are the wrong way round, and it has the most rows."""
+    for n in range(6):
+        day = FIRST + timedelta(days=n)
+        home = pl.col("tab") == "home"
+        right = home if n != 4 else ~home
+        noise = pl.int_range(pl.len()) % 10 == 0
+        events = tiny_events(day, 1_200 if n == 4 else 200, n)
+        write_day(tiny, day, events.with_columns(click=(right ^ noise).cast(pl.Int64)))
+    # Rates of a user or item by tab would have learned the wrong way round as well.
+    features = {"entities": [["user_id"]]}
+    training = {"refit": True, "batch_size": 64, "learning_rate": 0.02}
+    write_project(tiny, features=features, training=training)
+    suite = train_suite(prepared(tiny), LAST)
+    first, again = suite.runs
+    assert first.metrics["click"]["auc"] > 0.7 > 0.5 > again.metrics["click"]["auc"]
+    assert suite.winner is first
+    (note,) = [note for note in suite.notes if "does not replace" in note]
+    assert note.startswith("mmoe, refit seed 0 does not replace mmoe seed 0")
+    assert "click: AUC -0." in note
+
+
+def test_what_a_refit_makes_worse_is_named(tiny):
+    write_project(tiny, training={"refit": True})
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
+    labels = suite.held_out.labels
+    good = np.where(np.isnan(labels), 0.5, 0.45 + 0.1 * labels).astype(np.float32)
+
+    def harm(before, after):
+        runs = (replace(suite.runs[0], test_prediction=p) for p in (before, after))
+        return harm_of_refit(context.project, suite.tasks, suite.held_out, *runs)
+
+    assert harm(good, good) == []
+    assert harm(1 - good, good) == []
+    assert "click: AUC -1.0000" in harm(good, 1 - good)[0]
+    low = good / 20
+    assert harm(good, low)
+    assert all("promotion.max_calibration_ratio" in x for x in harm(good, low))
+    assert harm(low, low) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_refit_model_has_the_configured_share_of_the_winners_maps(tiny, share):
+    calibration = {"refit_share": share, "refit_days": 0, "min_positives": 5}
+    write_project(tiny, training={"refit": True}, calibration=calibration)
+    first, again = train_suite(prepared(tiny), LAST).runs
+    maps = first.artifact.calibration.everywhere["click"], again.artifact.calibration.everywhere
+    assert maps[0].x == maps[1]["click"].x == [0.0, 1.0]
+    moved = [x + share * (y - x) for x, y in zip(maps[0].x, maps[0].y, strict=True)]
+    assert maps[1]["click"].y == pytest.approx(moved)
+
+
+def test_a_cross_fitted_calibration_is_of_models_that_did_not_see_the_day(tiny):
+    calibration = {"refit_days": 2, "min_positives": 5}
+    write_project(tiny, training={"refit": True}, calibration=calibration)
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
+    first, again = suite.runs
+    # By hand: the winner predicts the validation day, a training without it the day before.
+    days = [*suite.days.train, *suite.days.validate]
+    labels = [f"label_{task.name}" for task in suite.tasks]
+    rows = context.workspace.scan("examples", days).collect()
+    others, last = rows.filter(pl.col("date") != days[-2]), rows.filter(pl.col("date") == days[-2])
+    encoder = Encoder.fit(context.project.features, numeric_features(context.project), others)
+    model = train_ranker(
+        Design(first.spec, encoder, suite.tasks),
+        Rows(encode_examples(encoder, others, labels)),
+        context.project.training,
+        0,
+        Execution(until=first.trained.best_epochs),
+    ).model
+    by_hand = RankerArtifact(context.project, encoder, suite.tasks, model)
+    validate = rows.filter(pl.col("date") == days[-1])
+    predicted = [by_hand.uncalibrated(last), first.artifact.uncalibrated(validate)]
+    expected = fit_calibration(
+        suite.tasks,
+        pl.concat([last, validate]).select(labels).cast(pl.Float64).fill_null(np.nan).to_numpy(),
+        pl.concat(predicted).to_numpy(),
+        context.project.calibration,
+    )
+    found = again.artifact.calibration.everywhere
+    assert set(found) == set(expected.everywhere) >= {"click"}
+    for name, fitted in found.items():
+        assert fitted.y == pytest.approx(expected.everywhere[name].y, rel=1e-4, abs=1e-4)

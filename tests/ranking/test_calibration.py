@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -12,7 +14,14 @@ from sklearn.isotonic import IsotonicRegression
 from mtl_ranker.config import Calibrating
 from mtl_ranker.evaluation.metrics import auc, ece
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.ranking.calibration import Calibration, fit_calibration, isotonic, platt
+from mtl_ranker.ranking.calibration import (
+    Calibration,
+    Map,
+    fit_calibration,
+    isotonic,
+    platt,
+    shifted,
+)
 
 CLICK, LIKE = Task("click", "binary"), Task("like", "binary", conditional_on="click")
 
@@ -129,3 +138,105 @@ def test_a_part_of_a_map_interpolates_log_odds_and_keeps_the_order(method):
         )
         home = part[:6_000, 0][np.argsort(wrong[:6_000, 0])]
         assert (np.diff(home) >= 0).all()
+
+
+def test_platt_with_a_negative_slope_predicts_the_base_rate():
+    """Predictions that order rows the wrong way: the slope is almost 0, the mean is kept."""
+    rng = np.random.default_rng(8)
+    z = rng.normal(-4.0, 1.0, 20_000)
+    label = (rng.random(len(z)) < 1 / (1 + np.exp(-(-8.0 - z)))).astype(np.float64)
+    wrong = 1 / (1 + np.exp(-z))
+    fitted = platt(label, wrong)
+    right = fitted(wrong)
+    assert fitted.y[1] > fitted.y[0]
+    assert right.mean() == pytest.approx(label.mean(), rel=1e-6)
+    assert right.max() / right.min() < 1.02
+    base = np.log(label.mean() / (1 - label.mean()))
+    assert fitted(np.array([0.5]))[0] == pytest.approx(1 / (1 + np.exp(-base)), rel=0.02)
+
+
+LOGS = Task("watch", "regression", transform="log1p")
+WATCH = Task("watch", "watch_time")
+LINEAR = Task("value", "regression")
+STARS = Task("stars", "ordinal", levels=5)
+
+
+def test_shifts_by_hand():
+    y, p = np.array([0.0, 2.0, 7.0]), np.array([0.0, 1.0, 2.0])
+    logs = shifted(LOGS, y, p)  # factor (1 + 3 + 8) / (1 + 2 + 3) = 2 of 1 + p
+    assert logs(np.array([0.0, 1.0, 9.0])) == pytest.approx([1.0, 3.0, 19.0])
+    watch = shifted(WATCH, y, np.array([1.0, 1.0, 4.0]))  # factor 9 / 6
+    assert watch(np.array([2.0, 4.0])) == pytest.approx([3.0, 6.0])
+    linear = shifted(LINEAR, -y, p)  # mean residual -3 - 1
+    assert linear(np.array([0.0, -1.0])) == pytest.approx([-4.0, -5.0])
+    stars = shifted(STARS, np.array([4.0, 2.0]), np.array([1.0, 1.0]))
+    # Three quarters of the highest level instead of one: odds 3 instead of 1/3.
+    assert stars(np.array([1.0, 2.0])) == pytest.approx([3.0, 4 * 9 / 10])
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_log1p_regression_predicts_the_mean_of_a_lognormal(method):
+    """E[1 + y] = exp(m + v / 2): the prediction expm1(m) alone is too low by exp(v / 2)."""
+    rng = np.random.default_rng(9)
+    m = rng.normal(2.0, 0.5, 40_000)
+    y, p = np.expm1(m + rng.normal(0, 0.7, len(m))), np.expm1(m)
+    mean = np.exp(m + 0.7**2 / 2) - 1
+    assert p.sum() / mean.sum() < 0.8
+    fitted = fit_calibration([LOGS], y[:, None], p[:, None], Calibrating(method=method))
+    right = fitted.apply(["watch"], p[:, None], None)[:, 0]
+    assert right.sum() / mean.sum() == pytest.approx(1.0, abs=0.02)
+    middle = np.abs(m - 2.0) < 0.7
+    np.testing.assert_allclose(right[middle], mean[middle], rtol=0.15)
+
+
+KINDS = st.sampled_from([LOGS, WATCH, LINEAR, STARS])
+
+
+@settings(max_examples=40, deadline=None)
+@given(KINDS, st.integers(0, 1_000), st.sampled_from(["platt", "isotonic"]))
+def test_the_mean_prediction_is_the_mean_label_for_every_kind(task, seed, method):
+    rng = np.random.default_rng(seed)
+    top = task.levels - 1 if task.levels else np.inf
+    p = np.minimum(rng.gamma(1.0, 1.5, 300) + 0.01, top - 0.1)
+    y = np.minimum(np.floor(rng.gamma(2.0, 1.5, 300)), top)
+    fitted = fit_calibration([task], y[:, None], p[:, None], Calibrating(method=method))
+    right = fitted.apply([task.name], p[:, None], None)[:, 0]
+    clipped = (right == 0).any()  # a factor below 1 would give predictions below 0
+    assert right.mean() == pytest.approx(y.mean(), rel=0.05 if clipped else 1e-4)
+    assert (np.diff(right[np.argsort(p)]) >= -1e-6).all()
+    assert (right <= top).all()
+    if task is not LINEAR:
+        assert (right >= 0).all()
+
+
+def test_a_number_with_too_few_labels_other_than_0_is_not_calibrated():
+    y = np.r_[np.ones(49), np.zeros(951)][:, None]
+    assert fit_calibration([WATCH], y, y + 1, Calibrating()).everywhere == {}
+    y[49] = 1.0
+    assert list(fit_calibration([WATCH], y, y + 1, Calibrating()).everywhere) == ["watch"]
+
+
+def test_maps_of_earlier_versions_are_of_probabilities(tmp_path):
+    """Their files name no scale, and have no maps of numbers."""
+    old = {
+        "by": None,
+        "everywhere": {"click": {"x": [0.0, 1.0], "y": [0.5, 2.5], "straight": True}},
+        "surfaces": {},
+        "after": {},
+    }
+    (tmp_path / "calibration.json").write_text(json.dumps(old), "utf-8")
+    loaded = Calibration.load(tmp_path / "calibration.json")
+    assert loaded.everywhere["click"] == Map([0.0, 1.0], [0.5, 2.5], straight=True)
+    values = loaded.apply(["click", "watch"], np.array([[0.5, 7.25]]), None)
+    assert values[0].tolist() == pytest.approx([1 / (1 + np.exp(-0.5)), 7.25])
+
+
+def test_a_part_of_a_calibration_keeps_the_maps_of_numbers():
+    """Half a smearing factor would leave half of the transform's bias."""
+    line = Map([0.0, 1.0], [1.0, 3.0], straight=True)
+    factor = Map([0.0, 1.0], [0.5, 1.5], straight=True, scale="log1p")
+    levels = Map([0.0, 1.0], [0.5, 1.5], straight=True, top=4.0)
+    fitted = Calibration(everywhere={"click": line, "watch": factor, "stars": levels})
+    part = fitted.part(0.5).everywhere
+    assert part["click"].y == [0.5, 2.0]
+    assert (part["watch"], part["stars"]) == (factor, levels)

@@ -53,7 +53,11 @@ def test_other_scores_and_a_broken_artifact_are_reported(saved):
 def test_an_artifact_that_cannot_be_served_is_not_promoted_even_as_the_first_model(saved):
     context, artifact, folder, _ = saved
     # Forty rows are too few to be calibrated on, which is not tested here.
-    limits = {"max_calibration_error": 1.0, "max_seconds_per_million": 1e9}
+    limits = {
+        "max_calibration_ratio": 1e9,
+        "max_calibration_shift": 1e9,
+        "max_seconds_per_million": 1e9,
+    }
     loose = with_promotion(context, **limits)
     first = compare_artifacts(loose, LAST, artifact, None, folder)
     assert first.promoted

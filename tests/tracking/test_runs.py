@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import mlflow
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.ranking.blend import BlendChoice
 from mtl_ranker.tracking import connection, registry
 from mtl_ranker.tracking.connection import without_credentials
 from tests.nightly.test_suite import LAST, prepared
@@ -112,3 +116,21 @@ def test_a_promotion_that_fails_leaves_no_version_to_roll_back_to(trained, monke
     assert registry.champions(context.project) == ["1", "2"]
     assert registry.roll_back(context.project) == ("2", "1")
     assert registry.champions(context.project) == ["1"]
+
+
+def test_a_stored_blend_is_used_and_one_of_an_earlier_version_is_not_chained(trained):
+    context, suite = trained
+    project = context.project
+    registry.record(context, suite)
+    assert registry.load_version(project, "1").artifact.project.scoring.conditional == []
+    registry.store_blend(
+        project, "1", BlendChoice("weighted_product", {"click": 1.0, "long": -2.0}, ["long"])
+    )
+    scoring = registry.load_version(project, "1").artifact.project.scoring
+    assert (scoring.blend, scoring.conditional) == ("weighted_product", ["long"])
+    assert scoring.weights == {"click": 1.0, "long": -2.0}
+    old = json.dumps({"blend": "weighted_sum", "weights": {"click": 1.0, "long": 2.0}})
+    mlflow.MlflowClient().set_model_version_tag("tiny", "1", registry.BLEND_TAG, old)
+    predicted = registry.load_version(project, "1").artifact.predict(suite.held_out.frame)
+    by_hand = predicted["click"] + 2.0 * predicted["long"]
+    np.testing.assert_allclose(predicted["score"].to_numpy(), by_hand.to_numpy(), rtol=1e-5)

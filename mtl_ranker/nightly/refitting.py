@@ -1,0 +1,48 @@
+"""Whether a refit model replaces the one that it was made from: only if it does no harm.
+
+Its validation days are training days, so the days that neither saw decide: the test days, on which
+the winner among models is never chosen.
+"""
+
+from __future__ import annotations
+
+from mtl_ranker.config import Project
+from mtl_ranker.evaluation.calibration_bounds import calibrated, out_of_bounds
+from mtl_ranker.evaluation.intervals import compare
+from mtl_ranker.evaluation.metrics import PredictedRows, quality_metric
+from mtl_ranker.models.objectives import Task
+from mtl_ranker.nightly.results import ModelRun, qualities
+from mtl_ranker.training.dataset import HeldOut
+
+NAMES = {"auc": "AUC", "r2": "R²"}
+
+
+def harm_of_refit(
+    project: Project, tasks: list[Task], held_out: HeldOut, run: ModelRun, again: ModelRun
+) -> list[str]:
+    """What is worse after the refit on the test days, in words.
+
+    An objective whose quality is significantly worse, or whose calibration breaks the bounds of
+    `[promotion]` that it kept before.
+    """
+    rule = project.promotion
+    quality = qualities(tasks, {"before": [run], "after": [again]}, held_out)
+    found = []
+    for task in tasks:
+        change = compare(quality["after", task.name], quality["before", task.name])
+        interval = change.interval(rule.confidence)
+        if interval.high < 0:
+            found.append(
+                f"{task.name}: {NAMES[quality_metric(task.kind)]} {interval.value:+.4f} "
+                f"[{interval.low:+.4f}, {interval.high:+.4f}]"
+            )
+    before, after = (
+        calibrated(
+            tasks, PredictedRows(held_out.labels, r.test_prediction, held_out.user), rule.confidence
+        )
+        for r in (run, again)
+    )
+    for one, other in zip(before, after, strict=True):
+        if not out_of_bounds([one], rule):
+            found += out_of_bounds([other], rule)
+    return found
