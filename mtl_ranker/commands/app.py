@@ -23,6 +23,7 @@ from mtl_ranker.environment import prepare
 from mtl_ranker.errors import ProjectError, first_line, is_outside
 
 if TYPE_CHECKING:
+    from mtl_ranker.config import Project
     from mtl_ranker.context import Context
 
 # Panels of `mtl-ranker --help`.
@@ -222,6 +223,7 @@ def score_new(
     write: Write = None,
 ) -> None:
     """Rank every candidate set that is new or has changed since it was ranked."""
+    _open(config, data, workspace)
     flow = _flow("score", "score_new", workspace)
     rankings = flow(config, str(data), str(workspace), dry_run)
     for ranked in rankings:
@@ -374,6 +376,7 @@ def serve(
     from mtl_ranker.config import load_project
 
     project = load_project(config)
+    _check_models(project)
     if tune_model is not None and tune_model not in project.models:
         raise ProjectError(f"--tune-model {tune_model}: allowed: {', '.join(project.models)}")
     if score_cron is None and project.scoring.candidates is not None:
@@ -632,9 +635,17 @@ def _open(config: str, data: Path, workspace: Path, make: bool = True) -> Contex
     from mtl_ranker.logs.sources import open_context
 
     context = open_context(config, data, workspace)
+    _check_models(context.project)
     if make:
         workspace.mkdir(parents=True, exist_ok=True)
     return context
+
+
+def _check_models(project: Project) -> None:
+    """Raise ProjectError for a mistake in `[models]`, before torch is imported."""
+    from mtl_ranker.training.specs import model_specs
+
+    model_specs(project)
 
 
 def _chosen(
@@ -683,10 +694,12 @@ def _project_and_registry(config: str, workspace: Path) -> tuple[Any, Any]:
     """The project and the connected registry, for commands that need no log."""
     prepare(workspace)
     from mtl_ranker.config import load_project
+
+    project = load_project(config)
+    _check_models(project)
     from mtl_ranker.tracking import connection, registry
     from mtl_ranker.workspace import Workspace
 
-    project = load_project(config)
     connection.connect(Workspace(workspace))
     return project, registry
 

@@ -19,7 +19,7 @@ from mtl_ranker.features.days import span, split_days
 from mtl_ranker.logs.contract import check_events, check_expressions, derived_columns
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.training.dataset import check_labels
-from mtl_ranker.training.network import model_specs
+from mtl_ranker.training.specs import model_specs
 
 
 def check_project(config: str, data: Path) -> Iterator[str]:

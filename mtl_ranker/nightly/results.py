@@ -19,7 +19,7 @@ from mtl_ranker.evaluation.slices import Slice
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import SplitDays
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import HeldOut
 from mtl_ranker.training.loop import Trained

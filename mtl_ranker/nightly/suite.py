@@ -30,8 +30,8 @@ from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities
 from mtl_ranker.ranking.blend import blended
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
-from mtl_ranker.training.network import model_specs
 from mtl_ranker.training.process_pool import side_by_side
+from mtl_ranker.training.specs import model_specs
 
 PARALLEL_FROM = 200_000  # rows x epochs of one training
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mtl_ranker.config import Project, Training
 from mtl_ranker.evaluation.metrics import blended_quality, evaluate_all
 from mtl_ranker.models.presets import make
-from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.training.dataset import Dataset
 from mtl_ranker.training.loop import Design, Epoch, Execution, Rows, train_ranker
 from mtl_ranker.training.network import predict

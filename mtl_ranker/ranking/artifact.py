@@ -21,7 +21,8 @@ from mtl_ranker.features.view import model_context
 from mtl_ranker.models.matmul import in_blocks
 from mtl_ranker.models.objectives import Task, predictions
 from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, ItemSide, PairInput, Sides
-from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.models.trees import Forest, averaged, tree_numbers
 from mtl_ranker.ranking.blend import blend
 from mtl_ranker.ranking.calibration import Calibration

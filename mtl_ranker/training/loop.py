@@ -27,7 +27,8 @@ from mtl_ranker.models.objectives import (
     pairwise_losses,
     transform_labels,
 )
-from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.training.balancing import BALANCERS, Balancer, gradient_cosine
 from mtl_ranker.training.batches import Examples
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
