@@ -79,6 +79,8 @@ def train(context: Context, day: date) -> Suite:
         announce("slices", worst_slice)
     for estimate in suite.off_policy:
         announce("off-policy", estimate)
+    for problem in suite.unlabelled:
+        announce("labels", problem, logging.WARNING)
     for warning in suite.drift.warnings:
         announce("drift", warning, logging.WARNING)
     winner = suite.winner

@@ -59,12 +59,15 @@ def divide(
 
     Args:
         frame: N raw feature rows.
-        context: context columns (surfaces); each of their most frequent values is a slice.
+        context: context columns (surfaces); each of their most frequent values is a slice, except
+            of lists.
         history: `user` and `item` → the feature column of its impressions per day; null (cold) if
             it has no impression in the longest window.
     """
     slices: dict[str, pl.Series] = {}
     for column in context:
+        if frame.schema[column].is_nested():
+            continue
         values = frame[column].cast(pl.String)
         counts = values.value_counts(sort=True).drop_nulls()
         frequent = counts[column].head(MAX_VALUES).to_list()

@@ -62,12 +62,12 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     workspace.publish("quarantine", day, checked.bad, provenance)
     reasons = checked.reasons()
     if checked.bad_share > project.log.max_bad_share:
-        table = "\n".join(f"    {count:>9,}  {reason}" for reason, count in reasons.items())
+        table = "\n".join(checked.table())
         raise ProjectError(
             f"{place}: {checked.bad.height:,} of {checked.rows:,} rows "
             f"({checked.bad_share:.1%}) break the contract; allowed: "
             f"log.max_bad_share = {project.log.max_bad_share:.1%}\n"
-            f"         rows  reason\n{table}\n"
+            f"         rows  reason: values\n{table}\n"
             f"  the rows are in {workspace.path('quarantine', day)}"
         )
     workspace.publish("events", day, checked.good, provenance)

@@ -20,7 +20,7 @@ from mtl_ranker.evaluation.intervals import (
     user_draws,
     weighted_mean,
 )
-from mtl_ranker.evaluation.metrics import ece
+from mtl_ranker.evaluation.metrics import can_be_judged, ece
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
 from mtl_ranker.models.objectives import Task
@@ -207,7 +207,15 @@ def compare_artifacts(
             "`mtl-ranker promote --accept` makes the challenger champion"
         )
         return Decision(False, reason, serving=serving)
-    shared = [task.name for task in common]
+    judged = [t for t in common if can_be_judged(labels[:, names.index(t.name)])]
+    unlabelled = [task.name for task in common if task not in judged]
+    if not judged:
+        reason = (
+            f"kept the champion: on {span(days)} no common objective has labels of two classes, "
+            f"so they cannot be compared ({', '.join(unlabelled)})"
+        )
+        return Decision(False, reason, serving=serving)
+    common, shared = judged, [task.name for task in judged]
     evidence = Evidence(
         tasks=common,
         labels=label_matrix(frame, [LABEL + n for n in shared]),
@@ -220,7 +228,10 @@ def compare_artifacts(
     if decision.promoted and objections:
         reason = "kept the champion: " + "; ".join(objections)
         decision = replace(decision, promoted=False, reason=reason)
-    others = [n for n in dict.fromkeys([*names, *current]) if n not in shared]
+    if unlabelled:
+        note = f"; without {', '.join(unlabelled)}: no labels, or one class, on {span(days)}"
+        decision = replace(decision, reason=decision.reason + note)
+    others = [n for n in dict.fromkeys([*names, *current]) if n not in [*shared, *unlabelled]]
     if others:
         note = (
             f"; compared on {', '.join(shared)} only, as not both have {', '.join(others)} "

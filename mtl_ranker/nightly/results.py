@@ -12,7 +12,7 @@ from mtl_ranker.config import Promotion
 from mtl_ranker.evaluation.diagnostics import Diagnosis
 from mtl_ranker.evaluation.drift import Drift
 from mtl_ranker.evaluation.intervals import Interval, Resampled, resampled_quality, user_draws
-from mtl_ranker.evaluation.metrics import Metrics, evaluate_all
+from mtl_ranker.evaluation.metrics import Metrics, can_be_judged, evaluate_all
 from mtl_ranker.evaluation.off_policy import Estimate
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import Slice
@@ -72,6 +72,7 @@ class Suite:
         gains: against the model that shares nothing, if there is one.
         label_correlation: [T, T] between labels of the training days.
         slices, off_policy: of the winner.
+        unlabelled: what is left out of verdicts, as days lack labels (see `missing_labels`).
     """
 
     days: SplitDays
@@ -84,6 +85,7 @@ class Suite:
     slices: list[Slice]
     off_policy: list[Estimate]
     drift: Drift
+    unlabelled: list[str]
     held_out: HeldOut
     train_rows: int
     winner: ModelRun
@@ -97,7 +99,8 @@ def qualities(
 ) -> dict[tuple[str, str], Resampled]:
     """(model, objective) → mean quality over seeds on the test days.
 
-    Users, and with several seeds the trainings, are resampled; the same users for all models.
+    Users, and with several seeds the trainings, are resampled; the same users for all models. An
+    objective without labels, or with one class only, has no quality and is left out.
     """
     weights = user_draws(held_out.user, settings.bootstrap)
     return {
@@ -109,6 +112,7 @@ def qualities(
         )
         for name, runs in by_model.items()
         for t, task in enumerate(tasks)
+        if can_be_judged(held_out.labels[:, t])
     }
 
 

@@ -163,6 +163,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         slices=slice_metrics(tasks, predicted, slices),
         off_policy=off_policy(project, held_out.frame, held_out.labels, blend_score),
         drift=health(project, dataset.frames, scores),
+        unlabelled=dataset.unlabelled,
         held_out=held_out,
         train_rows=len(dataset.train),
         winner=winner,

@@ -23,7 +23,7 @@ from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.reports.page import training_report
-from mtl_ranker.tracking.pyfunc import SERVED, signature_of
+from mtl_ranker.tracking.pyfunc import model_arguments
 from mtl_ranker.tracking.runs import VERSION_TAG, Logged, attempts, log_suite, set_ends
 from mtl_ranker.workspace import fingerprint
 
@@ -44,12 +44,7 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
     ):
         saved = winner.artifact.save(Path(folder) / "ranker")
         info = mlflow.pyfunc.log_model(
-            name="ranker",
-            python_model=str(SERVED),
-            artifacts={"ranker": str(saved)},
-            signature=signature_of(winner.artifact, example),
-            input_example=example.to_pandas(),
-            pip_requirements=[f"mtl_ranker=={__version__}"],
+            name="ranker", **model_arguments(winner.artifact, saved, example)
         )
     client = mlflow.MlflowClient()
     if registered_model(project) is None:
