@@ -393,6 +393,7 @@ def serve(
 @command("check", SETUP)
 def check(config: Config, data: Data, write: Write = None) -> None:
     """Verify a project file against its data, without training or writing anything."""
+    prepare(DEFAULT_WORK)
     from mtl_ranker.commands.check import check_project
 
     lines = []

@@ -29,7 +29,7 @@ from mtl_ranker.training.specs import model_specs
 
 FEW_KEYS = 5  # an entity with fewer has the same rates on most rows
 REVEALS = 0.95  # AUC of a context column alone, from which on it is taken to contain the label
-LEAST_ROWS = 20  # of both classes, for that AUC
+LEAST_ROWS = 10  # of both classes, for that AUC
 MOST_ROWS = 200_000  # of the day, for the same
 
 

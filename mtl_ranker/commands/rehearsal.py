@@ -63,7 +63,8 @@ class Sample:
         return [str(size) for size in self.sizes(day)]
 
     def tables_state(self) -> list[str]:
-        return []
+        given = {w: self.source.table(w) for w in ("users", "items")}
+        return [which for which, table in given.items() if table is not None]
 
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         return self.source.scan_day(day, used).head(self.rows)

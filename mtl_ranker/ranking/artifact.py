@@ -167,7 +167,12 @@ class RankerArtifact:
         encoded = encoded_tensors(self.encoder.transform(self._padded(users)))
         sides = Sides(items.side, encoded)
         pair_numerics = [self.encoder.numerics[n] for n in items.side.pair_numbers]
-        numbers = torch.from_numpy(numeric_matrix(pairs, pair_numerics))
+        # A frame without columns has no rows either.
+        numbers = (
+            torch.from_numpy(numeric_matrix(pairs, pair_numerics))
+            if pair_numerics
+            else torch.zeros(len(user), 0)
+        )
         user_rows, item_rows = (torch.from_numpy(np.asarray(i, np.int64)) for i in (user, item))
         user_numbers = tree_numbers(encoded[0], encoded[2]).index_select(
             1, items.tree_columns[USER]
