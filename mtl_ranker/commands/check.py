@@ -24,6 +24,7 @@ from mtl_ranker.features.columns import (
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.tables import join_tables, static_tables
 from mtl_ranker.logs.contract import Checked, check_events, check_expressions, derived_columns
+from mtl_ranker.logs.ingest import mark_repeated
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.training.specs import model_specs
 
@@ -68,7 +69,8 @@ def check_project(config: str, data: Path) -> Iterator[str]:
 def _contract(project: Project, source: Source, day: date) -> Generator[str, None, Checked]:
     """The rows of a day, after lines about those that are quarantined."""
     place = f"{source.root / project.log.path} ({day})"
-    checked = check_events(project, source.scan_day(day), day, place)
+    rows = mark_repeated(project, source, source.scan_day(day), day)
+    checked = check_events(project, rows, day, place)
     if checked.rows == 0:
         raise ProjectError(f"{place}: no rows on this day")
     lines = [*checked.table(), *_advice(project, checked)]

@@ -19,6 +19,8 @@ from mtl_ranker.errors import ProjectError, first_line
 if TYPE_CHECKING:
     import dataframely as dy
 
+REPEATED = "in the partition of the day before"  # a column while a day is checked
+
 # Names of dataframely's column types. dataframely is imported only where a contract is built: the
 # import takes a third of a second, and most commands check no log.
 COLUMN_TYPES: dict[Any, str] = {
@@ -193,10 +195,13 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
         rules["timestamp missing"] = Rule(pl.col(GIVEN))
         rules["timestamp is no valid time"] = Rule(timestamp.is_not_null() | ~pl.col(GIVEN))
     rules["timestamp outside the day"] = Rule(_inside_day(log, day), timestamp)
-    key = pl.struct(log.unique)
-    rules[f"duplicate of an earlier row in {', '.join(log.unique)}"] = Rule(
-        key.is_first_distinct(), pl.concat_str(pl.col(log.unique).cast(pl.String), separator=" ")
-    )
+    columns = ", ".join(log.unique)
+    key = pl.concat_str(pl.col(log.unique).cast(pl.String), separator=" ")
+    first = pl.struct(log.unique).is_first_distinct()
+    rules[f"duplicate of an earlier row in {columns}"] = Rule(first, key)
+    if REPEATED in schema:
+        name = f"duplicate of a row of the day before in {columns}"
+        rules[name] = Rule(pl.col(REPEATED).is_null(), key)
     for objective in project.objectives:
         label = labels[objective.name]
         if objective.kind == "binary":
@@ -245,7 +250,7 @@ def check_events(
             f"{place}: column 'reason' has the name of the quarantine's column; rename it in "
             "the log"
         )
-    own = [name for name in schema.names() if name != GIVEN]
+    own = [name for name in schema.names() if name not in (GIVEN, REPEATED)]
     check_expressions(project, schema, place, columns or own)
     rows = lazy.select(pl.len()).collect(engine="streaming").item()
     contract = event_schema(project, schema, day)
@@ -261,6 +266,31 @@ def check_events(
     )
     bad = details.with_columns(reason.alias("reason")).select(*own, "reason")
     return Checked(divided.result.select(own), bad, rows, shown)
+
+
+def in_both(log: Log, day: date) -> pl.Expr:
+    """Whether a row's timestamp may lie in the partition of D and in that of the day before."""
+    return _inside_day(log, day) & _inside_day(log, day - timedelta(days=1))
+
+
+def with_repeated(log: Log, rows: pl.LazyFrame, earlier: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """Day D's rows with `REPEATED`, which is null unless a row is also in `earlier`.
+
+    Rows are equal if they are in `log.unique`.
+
+    Args:
+        earlier: good rows of the day before.
+    """
+    schema, either = rows.collect_schema(), in_both(log, day)
+    types = {name: schema[name] for name in log.unique}
+    known = earlier.filter(either).select(log.unique).cast(types, strict=False).unique()
+    joined = rows.join(
+        known.with_columns(pl.lit(True).alias(REPEATED)),
+        on=log.unique,
+        how="left",
+        maintain_order="left",
+    )
+    return joined.with_columns(pl.when(either).then(REPEATED).alias(REPEATED))
 
 
 def _column(dtype: pl.DataType, nullable: bool) -> Any:
