@@ -10,8 +10,10 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +63,15 @@ Work = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of all out
 Day = Annotated[
     datetime | None,
     typer.Option("--date", formats=["%Y-%m-%d"], help="Day D; default: the last day of the log."),
+]
+
+Ranked = Annotated[
+    datetime | None,
+    typer.Option(
+        "--date",
+        formats=["%Y-%m-%d"],
+        help="Day D, whose candidates are ranked; default: the day after the log's last one.",
+    ),
 ]
 
 Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, without doing it.")]
@@ -197,7 +208,7 @@ def score(
     config: Config,
     data: Data,
     workspace: Work = DEFAULT_WORK,
-    day: Day = None,
+    day: Ranked = None,
     cluster: Cluster = None,
     dry_run: Dry = False,
     write: Write = None,
@@ -207,9 +218,11 @@ def score(
     if dry_run:
         from mtl_ranker.commands.dry_run import plan_ranking
 
-        typer.echo(plan_ranking(context, _chosen(context, day)))
+        typer.echo(plan_ranking(context, _ranked(context, day)))
         return
-    ranked = _run_step("score", context, day, cluster=cluster)
+    _check_registry(context)
+    flow = _flow("score", "score", workspace)
+    ranked = flow(context, _ranked(context, day), cluster=cluster)
     typer.echo(str(ranked.path))
     _write(write, ranked)
 
@@ -270,8 +283,9 @@ def rollback(
     config: Config, workspace: Work = DEFAULT_WORK, dry_run: Dry = False, write: Write = None
 ) -> None:
     """Make the previous champion the champion again."""
-    project, registry = _project_and_registry(config, workspace)
-    current, previous = registry.roll_back(project, dry_run)
+    project, registry, lock = _project_and_registry(config, workspace)
+    with nullcontext() if dry_run else lock("rollback"):
+        current, previous = registry.roll_back(project, dry_run)
     if dry_run:
         typer.echo(
             f"{project.name}: champion would be version {previous} again, not version {current}"
@@ -303,13 +317,14 @@ def freeze(
     dry_run: Dry = False,
 ) -> None:
     """Keep the champion, whatever challengers achieve, until `freeze --off`."""
-    project, registry = _project_and_registry(config, workspace)
+    project, registry, lock = _project_and_registry(config, workspace)
     if dry_run:
         version = registry.alias_version(project, "champion")
         state = "replaceable again" if off else f"frozen ({reason})"
         typer.echo(f"{project.name}: champion version {version} would be {state}")
         return
-    version = registry.freeze(project, None if off else reason)
+    with lock("freeze"):
+        version = registry.freeze(project, None if off else reason)
     state = "may be replaced again" if off else f"is frozen ({reason})"
     typer.echo(f"{project.name}: champion version {version} {state}")
 
@@ -321,27 +336,22 @@ def explain(
     user: Annotated[str, typer.Option("--user", "-u", help="The user's id.")],
     item: Annotated[str, typer.Option("--item", "-i", help="The item's id.")],
     workspace: Work = DEFAULT_WORK,
-    day: Annotated[
-        datetime | None,
-        typer.Option(
-            "--date",
-            formats=["%Y-%m-%d"],
-            help="Features as of day D; default: the day after the log.",
-        ),
-    ] = None,
+    day: Ranked = None,
     context: Annotated[
         list[str] | None,
-        typer.Option("--context", help="Context as COLUMN=VALUE; repeatable."),
+        typer.Option(
+            "--context",
+            help="Context as COLUMN=VALUE; repeatable. Default: that of the published ranking.",
+        ),
     ] = None,
     write: Write = None,
 ) -> None:
     """Explain the champion's score of a user-item pair: features, predictions, experts and rank."""
     opened = _open(config, data, workspace)
-    last = opened.last_day()
+    chosen = _ranked(opened, day)
     from mtl_ranker.commands.explain import explain_command
     from mtl_ranker.ranking.explain import Pair
 
-    chosen = day.date() if day else last + timedelta(days=1)
     pair = Pair(user, item, dict(_context_value(text) for text in context or []))
     explanation = explain_command(opened, pair, chosen)
     _write(write, asdict(explanation) | {"day": str(chosen)})
@@ -670,6 +680,12 @@ def _chosen(
     return chosen
 
 
+def _ranked(context: Context, day: datetime | None) -> date:
+    """The day whose candidates are ranked: given, or the day after the log's last one."""
+    last = context.last_day()
+    return day.date() if day else last + timedelta(days=1)
+
+
 def _dry_run(context: Context, day: datetime | None, only: str | None = None) -> None:
     """Print what a night would do, or `only` its step build or train."""
     from mtl_ranker.commands.dry_run import plan_night
@@ -691,8 +707,8 @@ def _write(file: Path | None, results: Any) -> None:
         write_json(file, asdict(results) if is_instance else results)
 
 
-def _project_and_registry(config: str, workspace: Path) -> tuple[Any, Any]:
-    """The project and the connected registry, for commands that need no log."""
+def _project_and_registry(config: str, workspace: Path) -> tuple[Any, Any, Any]:
+    """The project, the connected registry and its lock, for commands that need no log."""
     prepare(workspace)
     from mtl_ranker.config import load_project
 
@@ -701,8 +717,9 @@ def _project_and_registry(config: str, workspace: Path) -> tuple[Any, Any]:
     from mtl_ranker.tracking import connection, registry
     from mtl_ranker.workspace import Workspace
 
-    connection.connect(Workspace(workspace))
-    return project, registry
+    folder = Workspace(workspace)
+    connection.connect(folder)
+    return project, registry, partial(folder.lock, scope=registry.REGISTRY, wait=True)
 
 
 def _context_value(text: str) -> tuple[str, str]:
@@ -760,7 +777,7 @@ def _run_step(
     if planned is not None:
         return _dry_run(context, day, planned)
     chosen = _chosen(context, day, logged=name in ("ingest", "features", "train"))
-    if name in ("score", "promote"):
+    if name == "promote":
         _check_registry(context)
     return _flow(name, name, context.workspace.root)(context, chosen, **options)
 

@@ -282,7 +282,7 @@ def with_repeated(log: Log, rows: pl.LazyFrame, earlier: pl.LazyFrame, day: date
         earlier: good rows of the day before.
     """
     schema, either = rows.collect_schema(), in_both(log, day)
-    types = {name: schema[name] for name in log.unique}
+    types: dict[Any, Any] = {name: schema[name] for name in log.unique}
     known = earlier.filter(either).select(log.unique).cast(types, strict=False).unique()
     joined = rows.join(
         known.with_columns(pl.lit(True).alias(REPEATED)),

@@ -34,6 +34,15 @@ DTYPES: dict[str, pl.DataType] = {
     "vector": pl.List(pl.Float64()),
 }
 KINDS = st.sampled_from([*DTYPES, "whole", "text", "flag", "words"])
+USES = ["categoricals", "numerics", "lists", "entity", "history"]
+FITTING = {
+    "number": ["categoricals", "numerics", "entity"],
+    "text": ["categoricals", "entity", "history"],
+    "date": ["entity"],
+    "words": ["lists", "history"],
+    "codes": ["lists", "history"],
+    "vector": ["lists"],
+}
 SHARES = st.sampled_from([0.0, 0.02, 0.3, 0.5, 0.97, 1.0])
 
 
@@ -56,18 +65,19 @@ def values(rng: np.random.Generator, kind: str, rows: int, nulls: float) -> pl.S
 
 @st.composite
 def columns(draw) -> dict[str, Any]:
-    """An extra column: where it is, its kind on all days, its nulls, and what reads it."""
+    """An extra column: where it is, its kind on all days, its nulls, and what reads it.
+
+    One in ten is read by something that its kind does not suit.
+    """
+    kind = draw(KINDS)
+    fitting = FITTING.get(kind, ["categoricals", "numerics", "entity", "history"])
+    uses = st.sampled_from(USES if draw(st.integers(0, 9)) == 0 else fitting)
     return {
         "in": draw(st.sampled_from(["context", "items"])),
-        "kind": draw(KINDS),
+        "kind": kind,
         "nulls": draw(SHARES),
         "untyped_days": draw(st.sets(st.integers(0, DAYS - 1), max_size=2)),
-        "use": draw(
-            st.sets(
-                st.sampled_from(["categoricals", "numerics", "lists", "entity", "history"]),
-                max_size=2,
-            )
-        ),
+        "use": draw(st.sets(uses, max_size=2)),
         "hashed": draw(st.booleans()),
     }
 
@@ -80,7 +90,7 @@ def objectives(draw) -> list[dict[str, Any]]:
         {"name": "esmm", "group": "satisfaction", "label": "click * like",
          "conditional_on": "click"},
         {"name": "stars", "group": "satisfaction", "kind": "ordinal", "label": "stars",
-         "levels": draw(st.sampled_from([3, 4]))},
+         "levels": draw(st.sampled_from([4, 4, 4, 3]))},
         {"name": "play", "group": "engagement", "kind": "regression", "label": "play",
          "transform": draw(st.sampled_from(["identity", "log1p"]))},
         {"name": "watched", "group": "engagement", "kind": "watch_time", "label": "play"},
@@ -100,8 +110,8 @@ def nights(draw) -> dict[str, Any]:
         "users": draw(st.sampled_from([1, 7])),
         "text_ids": draw(st.booleans()),
         "missing_days": draw(st.sets(st.integers(0, DAYS - 2), max_size=1)),
-        "click": draw(st.lists(SHARES, min_size=DAYS, max_size=DAYS)),
-        "like": draw(st.lists(SHARES, min_size=DAYS, max_size=DAYS)),
+        "click": [0.5, 0.4, 0.3, 0.5, *draw(st.lists(SHARES, min_size=2, max_size=2))],
+        "like": [0.5, *draw(st.lists(SHARES, min_size=5, max_size=5))],
         "two_files": draw(st.sets(st.integers(0, DAYS - 1), max_size=2)),
         "columns": draw(st.lists(columns(), max_size=3)),
         "objectives": draw(objectives()),
@@ -167,10 +177,7 @@ def write_night(folder: Path, made: dict[str, Any]) -> None:
 
 def _project(made: dict[str, Any], in_log: list[str], in_items: list[str]) -> dict[str, Any]:
     used = {f"c{n}": c for n, c in enumerate(made["columns"])}
-    by_use = {
-        use: [name for name, c in used.items() if use in c["use"]]
-        for use in ("categoricals", "numerics", "lists", "entity", "history")
-    }
+    by_use = {use: [name for name, c in used.items() if use in c["use"]] for use in USES}
     hashes = [{"hash_buckets": 7} if used[c]["hashed"] else {} for c in by_use["categoricals"]]
     categoricals = [
         {"column": "tab"},
