@@ -163,6 +163,35 @@ def test_check_accepts_it_and_the_night_runs(tiny, case):
     assert night.ranked.rows == night.ranked.candidates
 
 
+@pytest.mark.slow
+def test_objectives_without_labels_on_the_last_day_are_left_out_of_its_verdicts(tiny):
+    """The validation day has no positive `long`; the test day has one class of `click`, no `long`.
+
+    One of the models shares nothing and keeps each objective's best epoch.
+    """
+    day = LAST - timedelta(days=1)
+    write_day(tiny, day, tiny_events(day, shift=4).with_columns(play=0.0))
+    models = {"single_task": {"preset": "single_task"}, "mmoe": {"preset": "mmoe"}}
+    more = {"name": "play", "group": "engagement", "kind": "regression", "label": "play"}
+    objectives = [*TINY["objectives"], more]
+    write_project(tiny, **no_label_on_the_last_day(tiny), models=models, objectives=objectives)
+    night = run_night(tiny)
+    assert night.suite.unlabelled == [
+        "validate day 2026-03-06: objectives[1] (long): all 16 labels are 0; left out of the "
+        "verdicts",
+        "validate day 2026-03-06: objectives[2] (play): all 40 labels are 0; left out of the "
+        "verdicts",
+        "test day 2026-03-07: objectives[0] (click): all 40 labels are 0; left out of the verdicts",
+        "test day 2026-03-07: objectives[1] (long): no row has this label; left out of the "
+        "verdicts",
+    ]
+    assert all(problem in night.page for problem in night.suite.unlabelled)
+    assert {gain.objective for gain in night.suite.gains} == {"play"}
+    assert set(night.decision.differences) == {"play"}
+    assert "without click, long: no labels, or one class, on 2026-03-07" in night.decision.reason
+    assert night.decision.blended.value == 0.0
+
+
 def test_a_night_with_booleans_lists_and_missing_values(tiny):
     """Several cases at once, as each night takes seconds."""
     known = [True, False, None] * 4 + [True]
