@@ -14,7 +14,7 @@ from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE
 from benchmarks.prepared import TITLES, folders, parser, preset_of, real_examples
 from mtl_ranker.nightly.suite import train_all
-from mtl_ranker.training.network import model_specs
+from mtl_ranker.training.specs import model_specs
 
 
 def main() -> None:

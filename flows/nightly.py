@@ -29,7 +29,7 @@ from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.candidates import describe_candidates
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.tracking import connection, registry
-from mtl_ranker.training.network import model_specs
+from mtl_ranker.training.specs import model_specs
 from mtl_ranker.workspace import FileSize
 
 

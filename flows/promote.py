@@ -36,8 +36,14 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
     the champion; it must still be calibrated and be served. Raises ProjectError without a
     challenger.
     """
-    project = context.project
     connection.connect(context.workspace)
+    # `rollback` and `freeze` wait meanwhile, so that the decision is on the champion it names.
+    with context.workspace.lock(f"promote {day}", registry.REGISTRY, wait=True):
+        return _promote(context, day, dry_run, accept)
+
+
+def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decision:
+    project = context.project
     challenger = registry.alias_version(project, "challenger")
     champion = registry.alias_version(project, "champion")
     if challenger is None:
@@ -47,6 +53,12 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
         decision = Decision(False, f"version {champion} is champion already")
     elif champion is not None and frozen is not None:
         decision = Decision(False, f"kept the champion: it is frozen ({frozen})")
+    elif registry.rolled_back(project, challenger) and not accept:
+        reason = (
+            f"kept the champion: version {challenger} was rolled back; a training on other days "
+            "or settings makes a new version, and `promote --accept` promotes this one"
+        )
+        decision = Decision(False, reason)
     else:
         with console.status("comparing with the champion, loading the model in a fresh process"):
             decision = decide_task(context, day, champion, accept)

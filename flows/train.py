@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import date
 from math import isnan
 from pathlib import Path
@@ -22,7 +23,7 @@ from mtl_ranker.nightly.suite import contenders_of, train_suite
 from mtl_ranker.reports.console import console, progress_bar
 from mtl_ranker.reports.page import warnings_of
 from mtl_ranker.reports.tables import comparison_rows, comparison_table
-from mtl_ranker.tracking import connection, registry, runs
+from mtl_ranker.tracking import connection, registry, runs, system
 from mtl_ranker.training.loop import Epoch
 
 
@@ -57,8 +58,10 @@ def train_task(context: Context, day: date) -> Suite:
 
 
 @task(name="log-and-register", **RETRY)
-def register_task(context: Context, suite: Suite) -> tuple[runs.Logged, str, Path]:
-    logged, version, report = registry.record(context, suite)
+def register_task(
+    context: Context, suite: Suite, measured: Sequence[system.Sample]
+) -> tuple[runs.Logged, str, Path]:
+    logged, version, report = registry.record(context, suite, measured)
     return logged, version.version, report
 
 
@@ -67,9 +70,10 @@ def train(context: Context, day: date) -> Suite:
     """Train and evaluate every model on the split that ends with D; register the winner."""
     connection.connect(context.workspace)
     with context.workspace.lock(f"train {day}"):
-        suite = train_task(context, day)
+        with system.system_measured() as measured:
+            suite = train_task(context, day)
         with console.status("logging runs, figures and the model to MLflow"):
-            logged, version, report = register_task(context, suite)
+            logged, version, report = register_task(context, suite, measured)
     console.print(comparison_table(suite, console.width))
     for gain in suite.gains:
         if gain.verdict != "undecided":
@@ -82,13 +86,15 @@ def train(context: Context, day: date) -> Suite:
         announce("slices", worst_slice)
     for estimate in suite.off_policy:
         announce("off-policy", estimate)
+    for problem in suite.unlabelled:
+        announce("labels", problem, logging.WARNING)
     if suite.drift.summary is not None:
         announce("drift", suite.drift.summary, logging.WARNING)
     for note in suite.notes:
         announce("note", note)
     winner = suite.winner
     announce("report", report)
-    announce("mlflow", logged.link)
+    announce("mlflow", connection.where_to_look(logged.link, context.workspace))
     announce(
         "train",
         f"{winner.label} wins on validation; registered as "

@@ -573,7 +573,7 @@ def parse_project(text: str, source: str, rename: bool = False) -> Project:
     renamed = _renamed_keys(content)
     if renamed and not rename:
         lines = [
-            f"  {_dotted(place)}: {f'renamed to {new}' if new else 'has no use any more; remove it'}"
+            f"  {_dotted(place)}: {f'renamed to {new}' if new else 'it has no use; remove it'}"
             for _, place, new in renamed
         ]
         raise ProjectError("\n".join([f"{source}:", *lines]))

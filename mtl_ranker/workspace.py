@@ -119,9 +119,19 @@ class Workspace:
         return sorted(date.fromisoformat(f.parent.name.removeprefix("date=")) for f in files)
 
     def scan(self, dataset: str, days: list[date]) -> pl.LazyFrame:
-        return pl.scan_parquet(
-            [self.path(dataset, day) for day in days], missing_columns="insert", glob=False
-        )
+        """The rows of some days, with the columns of the first one.
+
+        A column without any value on one day has the type that another day gives it.
+        """
+        paths = [self.path(dataset, day) for day in days]
+        schema = pl.Schema(pl.read_parquet_schema(paths[0])) if len(paths) > 1 else pl.Schema()
+        untyped = {name for name, dtype in schema.items() if dtype == pl.Null}
+        for path in paths[1:] if untyped else []:
+            for name, dtype in pl.read_parquet_schema(path).items():
+                if name in untyped and dtype != pl.Null:
+                    schema[name] = dtype
+                    untyped.remove(name)
+        return pl.scan_parquet(paths, schema=schema or None, missing_columns="insert", glob=False)
 
     def provenance(self, dataset: str, day: date) -> dict[str, str] | None:
         """Provenance of the published partition, or None without one."""

@@ -9,7 +9,7 @@ import pytest
 
 from mtl_ranker.config import load_project, parse_project, preset_names
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.training.network import model_specs
+from mtl_ranker.training.specs import model_specs
 from tests.projects import TINY, WITHOUT, changed, project_text
 
 

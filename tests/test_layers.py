@@ -90,6 +90,7 @@ def test_models_need_torch_only():
     [
         "mtl_ranker.commands.app",
         "mtl_ranker.logs.ingest",
+        "mtl_ranker.training.specs",
         "mtl_ranker.features.examples",
         "flows.ingest",
         "flows.features",

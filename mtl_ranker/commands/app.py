@@ -10,8 +10,10 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,7 @@ from mtl_ranker.environment import prepare
 from mtl_ranker.errors import ProjectError, first_line, is_outside
 
 if TYPE_CHECKING:
+    from mtl_ranker.config import Project
     from mtl_ranker.context import Context
 
 # Panels of `mtl-ranker --help`.
@@ -60,6 +63,15 @@ Work = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of all out
 Day = Annotated[
     datetime | None,
     typer.Option("--date", formats=["%Y-%m-%d"], help="Day D; default: the last day of the log."),
+]
+
+Ranked = Annotated[
+    datetime | None,
+    typer.Option(
+        "--date",
+        formats=["%Y-%m-%d"],
+        help="Day D, whose candidates are ranked; default: the day after the log's last one.",
+    ),
 ]
 
 Dry = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, without doing it.")]
@@ -196,7 +208,7 @@ def score(
     config: Config,
     data: Data,
     workspace: Work = DEFAULT_WORK,
-    day: Day = None,
+    day: Ranked = None,
     cluster: Cluster = None,
     dry_run: Dry = False,
     write: Write = None,
@@ -206,9 +218,11 @@ def score(
     if dry_run:
         from mtl_ranker.commands.dry_run import plan_ranking
 
-        typer.echo(plan_ranking(context, _chosen(context, day)))
+        typer.echo(plan_ranking(context, _ranked(context, day)))
         return
-    ranked = _run_step("score", context, day, cluster=cluster)
+    _check_registry(context)
+    flow = _flow("score", "score", workspace)
+    ranked = flow(context, _ranked(context, day), cluster=cluster)
     typer.echo(str(ranked.path))
     _write(write, ranked)
 
@@ -222,6 +236,7 @@ def score_new(
     write: Write = None,
 ) -> None:
     """Rank every candidate set that is new or has changed since it was ranked."""
+    _open(config, data, workspace)
     flow = _flow("score", "score_new", workspace)
     rankings = flow(config, str(data), str(workspace), dry_run)
     for ranked in rankings:
@@ -268,8 +283,9 @@ def rollback(
     config: Config, workspace: Work = DEFAULT_WORK, dry_run: Dry = False, write: Write = None
 ) -> None:
     """Make the previous champion the champion again."""
-    project, registry = _project_and_registry(config, workspace)
-    current, previous = registry.roll_back(project, dry_run)
+    project, registry, lock = _project_and_registry(config, workspace)
+    with nullcontext() if dry_run else lock("rollback"):
+        current, previous = registry.roll_back(project, dry_run)
     if dry_run:
         typer.echo(
             f"{project.name}: champion would be version {previous} again, not version {current}"
@@ -301,13 +317,14 @@ def freeze(
     dry_run: Dry = False,
 ) -> None:
     """Keep the champion, whatever challengers achieve, until `freeze --off`."""
-    project, registry = _project_and_registry(config, workspace)
+    project, registry, lock = _project_and_registry(config, workspace)
     if dry_run:
         version = registry.alias_version(project, "champion")
         state = "replaceable again" if off else f"frozen ({reason})"
         typer.echo(f"{project.name}: champion version {version} would be {state}")
         return
-    version = registry.freeze(project, None if off else reason)
+    with lock("freeze"):
+        version = registry.freeze(project, None if off else reason)
     state = "may be replaced again" if off else f"is frozen ({reason})"
     typer.echo(f"{project.name}: champion version {version} {state}")
 
@@ -319,27 +336,22 @@ def explain(
     user: Annotated[str, typer.Option("--user", "-u", help="The user's id.")],
     item: Annotated[str, typer.Option("--item", "-i", help="The item's id.")],
     workspace: Work = DEFAULT_WORK,
-    day: Annotated[
-        datetime | None,
-        typer.Option(
-            "--date",
-            formats=["%Y-%m-%d"],
-            help="Features as of day D; default: the day after the log.",
-        ),
-    ] = None,
+    day: Ranked = None,
     context: Annotated[
         list[str] | None,
-        typer.Option("--context", help="Context as COLUMN=VALUE; repeatable."),
+        typer.Option(
+            "--context",
+            help="Context as COLUMN=VALUE; repeatable. Default: that of the published ranking.",
+        ),
     ] = None,
     write: Write = None,
 ) -> None:
     """Explain the champion's score of a user-item pair: features, predictions, experts and rank."""
     opened = _open(config, data, workspace)
-    last = opened.last_day()
+    chosen = _ranked(opened, day)
     from mtl_ranker.commands.explain import explain_command
     from mtl_ranker.ranking.explain import Pair
 
-    chosen = day.date() if day else last + timedelta(days=1)
     pair = Pair(user, item, dict(_context_value(text) for text in context or []))
     explanation = explain_command(opened, pair, chosen)
     _write(write, asdict(explanation) | {"day": str(chosen)})
@@ -374,6 +386,7 @@ def serve(
     from mtl_ranker.config import load_project
 
     project = load_project(config)
+    _check_models(project)
     if tune_model is not None and tune_model not in project.models:
         raise ProjectError(f"--tune-model {tune_model}: allowed: {', '.join(project.models)}")
     if score_cron is None and project.scoring.candidates is not None:
@@ -390,6 +403,7 @@ def serve(
 @command("check", SETUP)
 def check(config: Config, data: Data, write: Write = None) -> None:
     """Verify a project file against its data, without training or writing anything."""
+    prepare(DEFAULT_WORK)
     from mtl_ranker.commands.check import check_project
 
     lines = []
@@ -632,9 +646,17 @@ def _open(config: str, data: Path, workspace: Path, make: bool = True) -> Contex
     from mtl_ranker.logs.sources import open_context
 
     context = open_context(config, data, workspace)
+    _check_models(context.project)
     if make:
         workspace.mkdir(parents=True, exist_ok=True)
     return context
+
+
+def _check_models(project: Project) -> None:
+    """Raise ProjectError for a mistake in `[models]`, before torch is imported."""
+    from mtl_ranker.training.specs import model_specs
+
+    model_specs(project)
 
 
 def _chosen(
@@ -658,6 +680,12 @@ def _chosen(
     return chosen
 
 
+def _ranked(context: Context, day: datetime | None) -> date:
+    """The day whose candidates are ranked: given, or the day after the log's last one."""
+    last = context.last_day()
+    return day.date() if day else last + timedelta(days=1)
+
+
 def _dry_run(context: Context, day: datetime | None, only: str | None = None) -> None:
     """Print what a night would do, or `only` its step build or train."""
     from mtl_ranker.commands.dry_run import plan_night
@@ -679,16 +707,19 @@ def _write(file: Path | None, results: Any) -> None:
         write_json(file, asdict(results) if is_instance else results)
 
 
-def _project_and_registry(config: str, workspace: Path) -> tuple[Any, Any]:
-    """The project and the connected registry, for commands that need no log."""
+def _project_and_registry(config: str, workspace: Path) -> tuple[Any, Any, Any]:
+    """The project, the connected registry and its lock, for commands that need no log."""
     prepare(workspace)
     from mtl_ranker.config import load_project
+
+    project = load_project(config)
+    _check_models(project)
     from mtl_ranker.tracking import connection, registry
     from mtl_ranker.workspace import Workspace
 
-    project = load_project(config)
-    connection.connect(Workspace(workspace))
-    return project, registry
+    folder = Workspace(workspace)
+    connection.connect(folder)
+    return project, registry, partial(folder.lock, scope=registry.REGISTRY, wait=True)
 
 
 def _context_value(text: str) -> tuple[str, str]:
@@ -746,7 +777,7 @@ def _run_step(
     if planned is not None:
         return _dry_run(context, day, planned)
     chosen = _chosen(context, day, logged=name in ("ingest", "features", "train"))
-    if name in ("score", "promote"):
+    if name == "promote":
         _check_registry(context)
     return _flow(name, name, context.workspace.root)(context, chosen, **options)
 

@@ -85,7 +85,8 @@ def backtest_command(
         content=content,
     )
     logged = runs.log_study(workspace, record)
-    console.print(f"picture  {picture}\nmlflow   {logged.link}", highlight=False)
+    link = connection.where_to_look(logged.link, workspace)
+    console.print(f"picture  {picture}\nmlflow   {link}", highlight=False)
     return content
 
 

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from mtl_ranker.config import Project, load_project
+from mtl_ranker.context import Source
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import (
     LABEL,
     check_feature_columns,
     check_known_beforehand,
+    check_names,
+    entity_name,
     numeric_features,
 )
-from mtl_ranker.features.days import span, split_days
-from mtl_ranker.logs.contract import check_events, check_expressions, derived_columns
+from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
+from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.logs.contract import Checked, check_events, check_expressions, derived_columns
+from mtl_ranker.logs.ingest import mark_repeated
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.ranking.blend import conditional, factors
-from mtl_ranker.training.dataset import check_labels
-from mtl_ranker.training.network import model_specs
+from mtl_ranker.training.specs import model_specs
+
+FEW_KEYS = 5  # an entity with fewer has the same rates on most rows
+REVEALS = 0.95  # AUC of a context column alone, from which on it is taken to contain the label
+LEAST_ROWS = 10  # of both classes, for that AUC
+MOST_ROWS = 200_000  # of the day, for the same
 
 
 def check_project(config: str, data: Path) -> Iterator[str]:
-    """Yield a line for each check that passes. Raises ProjectError at the first that fails."""
+    """Yield a line for each check that passes, and for each warning.
+
+    What the settings, the last day and the labels show comes first; then a night is tried on a
+    sample of the log. Nothing is written outside a temporary folder. Raises ProjectError at the
+    first check that fails.
+    """
     project = load_project(config)
     model_specs(project)
     yield f"ok  {config}: {len(project.objectives)} objectives, {len(project.models)} models"
@@ -34,28 +51,78 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     if not available:
         raise ProjectError(f"{data / project.log.path}: the log holds no day")
     yield f"ok  log: {len(available)} days, {available[0]} to {available[-1]}"
-    days = split_days(project, available, available[-1])
+    last = available[-1]
+    days = split_days(project, needed_days(project, available, last), last)
     counts = f"{len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
     yield f"ok  split: {counts}"
-    last = available[-1]
-    source_name = f"{data / project.log.path} ({last})"
-    checked = check_events(project, source.scan_day(last), last, source_name)
+    checked = yield from _contract(project, source, last)
+    rows = join_tables(static_tables(source), checked.good)
+    yield from _features(project, source, checked, rows.collect_schema())
+    # After the cheap checks, as these import torch and MLflow.
+    from mtl_ranker.commands.rehearsal import rehearse
+
+    yield from _labels(project, source, days)
+    with tempfile.TemporaryDirectory(prefix="mtl-ranker-check-") as folder:
+        yield from rehearse(project, source, Path(folder))
+    yield from _few_keys(project, rows)
+    yield from _revealing(project, checked)
+
+
+def _contract(project: Project, source: Source, day: date) -> Generator[str, None, Checked]:
+    """The rows of a day, after lines about those that are quarantined."""
+    place = f"{source.root / project.log.path} ({day})"
+    rows = mark_repeated(project, source, source.scan_day(day), day)
+    checked = check_events(project, rows, day, place)
     if checked.rows == 0:
-        raise ProjectError(f"{source_name}: no rows on this day")
+        raise ProjectError(f"{place}: no rows on this day")
+    lines = [*checked.table(), *_advice(project, checked)]
     if checked.bad_share > project.log.max_bad_share:
         raise ProjectError(
-            f"{source_name}: {checked.bad_share:.1%} of the rows break the contract "
-            f"({checked.reasons()}); allowed: log.max_bad_share = {project.log.max_bad_share:.1%}"
+            "\n".join(
+                [
+                    f"{place}: {checked.bad_share:.1%} of the rows break the contract; allowed: "
+                    f"log.max_bad_share = {project.log.max_bad_share:.1%}",
+                    *lines,
+                ]
+            )
         )
-    yield f"ok  contract on {last}: {checked.rows:,} rows, {checked.bad.height:,} quarantined"
-    for reason, count in checked.reasons().items():
-        yield f"    {count:>9,}  {reason}"
-    schema = dict(checked.good.collect_schema())
-    check_known_beforehand(project, schema)
+    yield f"ok  contract on {day}: {checked.rows:,} rows, {checked.bad.height:,} quarantined"
+    yield from lines
+    return checked
+
+
+def _advice(project: Project, checked: Checked) -> Iterator[str]:
+    """What to do about labels that are not allowed."""
+    for index, objective in enumerate(project.objectives):
+        broken = [r for r in checked.reasons() if r.startswith(f"label of {objective.name} ")]
+        if not broken:
+            continue
+        place = f"objectives[{index}] ({objective.name})"
+        text = (
+            f"warning: {place}: a row with a label that is not allowed is quarantined whole, with "
+            "its other labels; where only this label is unusable, exclude it with `where`"
+        )
+        if objective.kind == "ordinal":
+            levels = objective.levels
+            text += (
+                f". levels = {levels} allows 0 to {levels - 1}; for values from 1 to {levels}, "
+                f'write label = "{objective.label} - 1", or levels = {levels + 1}'
+            )
+        yield text
+
+
+def _features(
+    project: Project, source: Source, checked: Checked, schema: pl.Schema
+) -> Iterator[str]:
+    """Names and types of features and keys.
+
+    Args:
+        schema: of the last day's rows, with user and item table.
+    """
+    check_known_beforehand(project, checked.good.collect_schema().names())
     for which in ("users", "items"):
         table = source.table(which)
         if table is not None:
-            schema |= {k: v for k, v in table.collect_schema().items() if k not in schema}
             yield f"ok  {which} table: {table.select(pl.len()).collect().item():,} rows"
     for keys in project.features.entities:
         for key in keys:
@@ -63,23 +130,33 @@ def check_project(config: str, data: Path) -> Iterator[str]:
                 raise ProjectError(
                     f"features.entities: no column {key!r}; allowed: {', '.join(schema)}"
                 )
+    check_names(project, schema.names())
     computed = set(numeric_features(project)) - set(project.features.numerics)
     check_feature_columns(project, pl.Schema(schema | dict.fromkeys(computed, pl.Float32())))
     yield f"ok  features: {len(numeric_features(project))} numeric"
-    for day in days.train:
-        scanned = source.scan_day(day)
-        check_expressions(
-            project,
-            scanned.collect_schema(),
-            f"{data / project.log.path} ({day})",
-            source.columns(day),
-        )
+
+
+def _labels(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
+    """Labels of the split's days, and warnings of days without any, or with one class only."""
+    from mtl_ranker.training.dataset import check_labels, missing_labels
+
     labels = {o.name for o in project.objectives}
     expressions = [
         e.alias(LABEL + name) for name, e in derived_columns(project).items() if name in labels
     ]
-    labelled = [source.scan_day(day).select(expressions) for day in days.train]
-    check_labels(project, pl.concat(labelled), f"train days {span(days.train)}", "train")
+    by_part = {"train": days.train, "validate": days.validate, "test": days.test}
+    for part, dates in by_part.items():
+        frames = []
+        for day in dates:
+            scanned = source.scan_day(day)
+            place = f"{source.root / project.log.path} ({day})"
+            check_expressions(project, scanned.collect_schema(), place, source.columns(day))
+            frames.append(scanned.select(expressions))
+        check_labels(project, pl.concat(frames), f"{part} days {span(dates)}", part)
+        if part != "train":
+            for day, frame in zip(dates, frames, strict=True):
+                for problem in missing_labels(project, frame):
+                    yield f"warning: {part} day {day}: {problem}"
     yield "ok  every objective occurs in the training days"
 
 
@@ -95,3 +172,68 @@ def _blend_lines(project: Project) -> Iterator[str]:
             f"    {name} enters the blend as predicted given its condition, as where = {where!r} "
             "is not that another binary objective's label is 1"
         )
+
+
+def _few_keys(project: Project, rows: pl.LazyFrame) -> Iterator[str]:
+    """Warnings of entities with few keys on the last day."""
+    for keys in project.features.entities:
+        count = rows.select(keys).drop_nulls().unique().select(pl.len()).collect().item()
+        if count < FEW_KEYS:
+            yield (
+                f"warning: features.entities: {entity_name(keys)} ({', '.join(keys)}) has {count} "
+                "keys on the last day, so its rates hardly differ between rows; "
+                "features.categoricals may say the same"
+            )
+
+
+def _revealing(project: Project, checked: Checked) -> Iterator[str]:
+    """Warnings of context columns from which alone a label can be predicted."""
+    from mtl_ranker.evaluation.metrics import auc
+
+    labels = {
+        n: e for n, e in derived_columns(project).items() if n not in project.features.signals
+    }
+    step = -(-checked.rows // MOST_ROWS)
+    frame = (
+        checked.good.select(*project.log.context, *(e.alias(LABEL + n) for n, e in labels.items()))
+        .gather_every(step)
+        .collect(engine="streaming")
+    )
+    for column in project.log.context:
+        for index, objective in enumerate(project.objectives):
+            known = frame.filter(pl.col(LABEL + objective.name).is_not_null())
+            label = known[LABEL + objective.name].to_numpy()
+            if objective.kind != "binary" and len(label):
+                label = (label > np.median(label)).astype(np.float64)
+            if min(label.sum(), len(label) - label.sum()) < LEAST_ROWS:
+                continue
+            found = {how: auc(label, score) for how, score in _scores(known[column], label)}
+            how = max(found, key=lambda name: max(found[name], 1 - found[name]))
+            value = max(found[how], 1 - found[how])
+            if value >= REVEALS:
+                yield (
+                    f"warning: log.context: {how} of {column!r} predicts objectives[{index}] "
+                    f"({objective.name}) with an AUC of {value:.3f}; a column that is only known "
+                    "after the impression must not be context"
+                )
+
+
+def _scores(values: pl.Series, label: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Predictions of a label [N] from one column, each with its name.
+
+    The mean label of a value is that of the other half of the rows, so that a column with a value
+    per row does not predict itself.
+    """
+    yield "absence", values.is_null().to_numpy().astype(np.float64)
+    if values.dtype.is_numeric():
+        number = values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+        yield "the value", np.where(np.isnan(number), -np.inf, number)
+    if not values.dtype.is_nested():
+        rows = pl.DataFrame({"value": values, "label": label}).with_row_index("row")
+        halves = [rows.filter(pl.col("row") % 2 == half) for half in (0, 1)]
+        parts = []
+        for own, other in (halves, halves[::-1]):
+            mean = other.group_by("value").agg(pl.col("label").mean().alias("mean"))
+            parts.append(own.join(mean, on="value", how="left", nulls_equal=True))
+        scored = pl.concat(parts).sort("row")["mean"].fill_null(label.mean())
+        yield "the value", scored.to_numpy()

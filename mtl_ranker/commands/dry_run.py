@@ -12,7 +12,7 @@ from mtl_ranker.features.days import needed_days, needed_history, span, split_da
 from mtl_ranker.features.examples import examples_provenance
 from mtl_ranker.logs.ingest import events_provenance
 from mtl_ranker.ranking.candidates import candidate_files
-from mtl_ranker.training.network import model_specs
+from mtl_ranker.training.specs import model_specs
 
 
 def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:

@@ -28,6 +28,13 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
         f"version {version}{note}",
         highlight=False,
     )
+    if explanation.context:
+        given = ", ".join(f"{c} = {v}" for c, v in explanation.context.items() if v is not None)
+        missing = [c for c, value in explanation.context.items() if value is None]
+        source = " (of the published ranking)" if explanation.published else ""
+        absent = f"missing: {', '.join(missing)}, set by --context" if missing else ""
+        text = f"context {given}{source}" if given else "context"
+        console.print("; ".join(filter(None, [text, absent])), highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("objective", "network", "calibrated", "weight", "adds to score", "experts"):
         table.add_column(
@@ -44,6 +51,8 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
         )
     console.print(table)
     rank = "not in the published top" if explanation.rank is None else f"rank {explanation.rank}"
+    if explanation.ranked_by not in (None, version):
+        rank += f" (made by version {explanation.ranked_by})"
     how = artifact.project.scoring.blend
     console.print(f"score {explanation.score:.4f} ({how}); {rank} of {day}\n", highlight=False)
     table = Table(

@@ -132,7 +132,8 @@ def random_starts(
     pictures.mkdir(parents=True, exist_ok=True)
     for file, figure in figures.items():
         figure.savefig(pictures / file, dpi=110)
-    console.print(f"pictures  {pictures}\nmlflow    {logged.link}", highlight=False)
+    link = connection.where_to_look(logged.link, workspace)
+    console.print(f"pictures  {pictures}\nmlflow    {link}", highlight=False)
     write_json(write, content)
     return found
 
@@ -212,7 +213,8 @@ def census(
         folder = workspace.root / "studies" / "census"
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"census_pair_{pair}.png", dpi=110)
-        console.print(f"pictures  {folder}\nmlflow    {logged.link}", highlight=False)
+        link = connection.where_to_look(logged.link, workspace)
+        console.print(f"pictures  {folder}\nmlflow    {link}", highlight=False)
         write_json(write, content)
     return content
 

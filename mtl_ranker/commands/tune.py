@@ -7,6 +7,7 @@ from datetime import date
 from mtl_ranker.context import Context
 from mtl_ranker.nightly.tuning import Budget, Trial
 from mtl_ranker.reports.console import console, progress_bar
+from mtl_ranker.tracking import connection
 from mtl_ranker.tracking.search import RecordedSearch, SearchCallbacks, run_search
 
 
@@ -39,5 +40,6 @@ def tune_command(context: Context, day: date, name: str, budget: Budget) -> Reco
         highlight=False,
     )
     console.print(recorded.toml, highlight=False, markup=False)
-    console.print(f"mlflow   {recorded.link}", highlight=False)
+    link = connection.where_to_look(recorded.link, context.workspace)
+    console.print(f"mlflow   {link}", highlight=False)
     return recorded

@@ -158,15 +158,24 @@ def quality_metric(kind: str) -> str:
     return "auc" if kind == "binary" else "r2"
 
 
+def can_be_judged(label: np.ndarray) -> bool:
+    """Whether labels [N] (NaN = missing) have two different values, so that quality is defined."""
+    known = label[~np.isnan(label)]
+    return len(known) > 0 and bool((known != known[0]).any())
+
+
 def evaluate(
     kind: str, label: np.ndarray, prediction: np.ndarray, user: np.ndarray
 ) -> dict[str, float]:
     """All metrics of one objective over its labelled rows.
 
     Binary: auc, gauc, ndcg_10, log_loss, calibration, ece. Other kinds, whose predictions are in
-    the label's unit: r2, rmse, calibration.
+    the label's unit: r2, rmse, calibration. All are NaN without a labelled row.
     """
     known = ~np.isnan(label)
+    if not known.any():
+        names = BINARY_METRICS if kind == "binary" else OTHER_METRICS
+        return dict.fromkeys(names, float("nan"))
     label, prediction, user = label[known].astype(np.float64), prediction[known], user[known]
     prediction = prediction.astype(np.float64)
     if kind == "binary":
@@ -185,6 +194,8 @@ def evaluate(
     }
 
 
+BINARY_METRICS = ("auc", "gauc", "ndcg_10", "log_loss", "calibration", "ece")
+OTHER_METRICS = ("r2", "rmse", "calibration")
 Metrics = dict[str, dict[str, float]]  # objective -> metric -> value
 
 

@@ -57,12 +57,14 @@ def divide(
     Args:
         frame: N raw feature rows.
         context: context columns (surfaces); each of their most frequent values is a slice, and each
-            quarter of the rows by a number with more than `MAX_VALUES` values.
+            quarter of the rows by a number with more than `MAX_VALUES` values; lists have none.
         history: `user` and `item` → the feature column of its impressions per day; null (cold) if
             it has no impression in the longest window.
     """
     slices: dict[str, pl.Series] = {}
     for column in context:
+        if frame.schema[column].is_nested():
+            continue
         given = frame[column]
         if given.dtype.is_numeric() and given.drop_nulls().n_unique() > MAX_VALUES:
             slices[column] = _quarters(given.cast(pl.Float64).fill_nan(None))

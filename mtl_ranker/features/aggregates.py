@@ -14,6 +14,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.columns import check_names
 from mtl_ranker.features.sql import day_number, run_sql
 from mtl_ranker.features.tables import (
     join_tables,
@@ -26,6 +27,8 @@ from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sq
 from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.logs.ingest import ingest_missing
 from mtl_ranker.workspace import fingerprint
+
+HISTORY_SIGNAL = "positive signal"  # no column of a log or table has this name
 
 
 def aggregate_day(context: Context, day: date) -> str | None:
@@ -56,8 +59,10 @@ def _daily(context: Context, day: date) -> dict[str, tuple[dict[str, str], pl.La
     events_fingerprint = workspace.published_fingerprint("events", day)
     if events_fingerprint is None:
         raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-    events = with_day(project, join_tables(static_tables(source), scan_events(context, [day])), day)
-    schema = events.collect_schema()
+    tables_made = tables_fingerprint(context, day)
+    events = join_tables(static_tables(source), scan_events(context, [day]))
+    schema, known_from = events.collect_schema(), known_day(project, day)
+    check_names(project, schema)
     signals = {
         name: expression.log1p() if _is_log1p(project, name) else expression
         for name, expression in derived_columns(project).items()
@@ -65,7 +70,7 @@ def _daily(context: Context, day: date) -> dict[str, tuple[dict[str, str], pl.La
     expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
     common = {
         "events": events_fingerprint,
-        "rows of the user and item tables": tables_fingerprint(context, day),
+        "rows of the user and item tables": tables_made,
         "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
     }
     daily: dict[str, tuple[dict[str, str], pl.LazyFrame]] = {}
@@ -73,8 +78,8 @@ def _daily(context: Context, day: date) -> dict[str, tuple[dict[str, str], pl.La
     provenance = {**common, f"sql/{template}": fingerprint(sql[template])}
     for keys in [[], *project.features.entities]:
         _check_columns(schema, keys, "features.entities")
-        columns = [pl.col(key) for key in keys if key not in signals]
-        labelled = events.select("day", *columns, *(e.alias(n) for n, e in signals.items()))
+        columns = [pl.col(key) for key in keys]
+        labelled = events.select(known_from, *columns, *(e.alias(n) for n, e in signals.items()))
         counts = run_sql(sql[template], {"events": labelled}, keys=keys, signals=list(signals))
         daily[aggregate_dataset(context, keys)] = provenance, counts
     template = "aggregates/history.sql"
@@ -90,11 +95,11 @@ def _daily(context: Context, day: date) -> dict[str, tuple[dict[str, str], pl.La
             pl.col(c).list.first() if isinstance(schema[c], pl.List) else pl.col(c)
             for c in {*history.columns, "item_id"}
         ]
-        signal = signals[history.signal].alias(history.signal)
+        signal = signals[history.signal].alias(HISTORY_SIGNAL)
         latest = run_sql(
             sql[template],
-            {"events": events.select("day", "user_id", "timestamp", *columns, signal)},
-            signal=history.signal,
+            {"events": events.select(known_from, "user_id", "timestamp", *columns, signal)},
+            signal=HISTORY_SIGNAL,
             columns=history.columns,
             length=history.length,
         )
@@ -102,12 +107,10 @@ def _daily(context: Context, day: date) -> dict[str, tuple[dict[str, str], pl.La
     return daily
 
 
-def with_day(project: Project, events: pl.LazyFrame, day: date) -> pl.LazyFrame:
-    """The events of partition D with `day`, from which on they may be known (days since 1970)."""
+def known_day(project: Project, day: date) -> pl.Expr:
+    """`day`, from which on an event of partition D may be known (days since 1970)."""
     own = local_date(project).cast(pl.Int32)
-    return events.with_columns(
-        pl.max_horizontal(own, pl.lit(day_number(day), pl.Int32)).alias("day")
-    )
+    return pl.max_horizontal(own, pl.lit(day_number(day), pl.Int32)).alias("day")
 
 
 def _check_columns(schema: pl.Schema, columns: Sequence[str], place: str) -> None:
@@ -116,6 +119,11 @@ def _check_columns(schema: pl.Schema, columns: Sequence[str], place: str) -> Non
             raise ProjectError(
                 f"{place}: no column {column!r} in the events or joined tables; "
                 f"allowed: {', '.join(schema.names())}"
+            )
+        if schema[column].is_nested() and place == "features.entities":
+            raise ProjectError(
+                f"{place} ({column}): is {schema[column]}; allowed: one value per row "
+                "(text, a number or a Boolean)"
             )
 
 

@@ -12,7 +12,7 @@ from mtl_ranker.errors import ProjectError
 LABEL = "label_"
 
 SAMPLE_WEIGHT = "sample_weight"
-EVENT = "event"  # the row of an example in its day's events
+EVENT = "row of the day"  # the row of an example in its day's events
 
 
 def entity_name(keys: list[str]) -> str:
@@ -110,12 +110,72 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
     for place, column in wanted.items():
         if column not in schema:
             raise ProjectError(f"{place}: no such column; available: {', '.join(available)}")
-    for listed in features.lists:
-        if not isinstance(schema[listed.column], pl.List):
+    for place, column in wanted.items():
+        kind, dtype = place.partition(" ")[0].removeprefix("features."), schema[column]
+        value = dtype.inner if kind == "lists" and isinstance(dtype, pl.List) else dtype
+        number = value.is_numeric() or value in (pl.Boolean, pl.Null)
+        fits = (number or value == pl.String) if kind != "numerics" else number
+        if kind == "lists" and not isinstance(dtype, pl.List):
+            fits = dtype == pl.Null
+        if not fits:
+            raise ProjectError(f"{place}: is {dtype}; allowed: {FITTING[kind]}")
+
+
+# What a feature may be, by the setting that names it.
+FITTING = {
+    "categoricals": "text, a number or a Boolean; a list column belongs in features.lists",
+    "numerics": "a number or a Boolean, one per row; text belongs in features.categoricals",
+    "lists": "a list of text, numbers or Booleans; text with a separator becomes one by "
+    "log.items.lists or log.users.lists",
+}
+
+
+def generated_columns(project: Project) -> set[str]:
+    """Names of the columns that are computed, which no column of log or tables may have."""
+    names = set(numeric_features(project)) - set(project.features.numerics)
+    for history in project.features.histories:
+        names |= set(history_features(history))
+    return names | {LABEL + o.name for o in project.objectives} | {EVENT}
+
+
+def check_names(project: Project, columns: Collection[str]) -> None:
+    """Raise ProjectError where two columns would have one name.
+
+    Args:
+        columns: of the events, with the columns of user and item tables.
+    """
+    for column in columns:
+        if column in generated_columns(project):
             raise ProjectError(
-                f"features.lists ({listed.column}): is {schema[listed.column]}; "
-                "allowed: a list column (see log.items.lists)"
+                f"column {column!r} of {_origin(project, column)} has the name of a generated "
+                "column (features.entities, windows and signals make them); allowed: any other "
+                "name"
             )
+    reserved = {"day", "impressions", *signal_names(project)}
+    named: dict[str, list[str]] = {}
+    for keys in project.features.entities:
+        for key in keys:
+            if key in reserved:
+                raise ProjectError(
+                    f"features.entities ({key}): is the name of "
+                    f"{'an objective or signal' if key in signal_names(project) else 'a column'} "
+                    "of the daily aggregates; allowed: a key of another name"
+                )
+        other = named.setdefault(entity_name(keys), keys)
+        if other is not keys:
+            raise ProjectError(
+                f"features.entities: {other} and {keys} make features of the same names "
+                f"({entity_name(keys)}_…); allowed: each entity once"
+            )
+
+
+def _origin(project: Project, column: str) -> str:
+    """The table's setting and path, or the log."""
+    log = project.log
+    for which, table in (("users", log.users), ("items", log.items)):
+        if table is not None and column in table.joined:
+            return f"log.{which} ({table.path})"
+    return f"the log ({log.path})"
 
 
 def check_known_beforehand(project: Project, event_columns: Collection[str]) -> None:

@@ -11,6 +11,7 @@ import polars as pl
 
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context, Source
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.contract import used_columns
 from mtl_ranker.workspace import fingerprint
 
@@ -57,8 +58,9 @@ def tables_fingerprint(context: Context, day: date) -> str:
         rows = workspace.scan("events", [day])
         digest = hashlib.sha256()
         for key, table in static_tables(source).items():
-            keys = rows.select(key).unique()
-            joined = table.cast({key: rows.collect_schema()[key]}).join(keys, on=key, how="semi")
+            keys, dtype = rows.select(key).unique(), rows.collect_schema()[key]
+            check_table_keys(context, key, table, dtype)
+            joined = table.cast({key: dtype}).join(keys, on=key, how="semi")
             content = io.BytesIO()
             joined.sort(key).collect().rechunk().write_ipc(content, compression="uncompressed")
             digest.update(content.getbuffer())
@@ -67,6 +69,33 @@ def tables_fingerprint(context: Context, day: date) -> str:
     log = context.project.log
     subject = fingerprint("table rows", day, log.users, log.items)
     return workspace.cached(subject, fingerprint(events, *state), rows_digest)
+
+
+def check_table_keys(context: Context, key: str, table: pl.LazyFrame, dtype: pl.DataType) -> None:
+    """Raise ProjectError unless every key of a table can be read as an id of the log's type."""
+    own = table.collect_schema()[key]
+    if own == dtype or (own.is_integer() and dtype.is_integer()):
+        return
+    lost = table.filter(pl.col(key).is_not_null() & ~survives(key, own, dtype))
+    examples = lost.select(key).head(3).collect()[key].to_list()
+    if examples or not (own.is_integer() or own == pl.String):
+        which = "users" if key == "user_id" else "items"
+        settings = getattr(context.project.log, which)
+        column = getattr(context.project.log, key.removesuffix("_id"))
+        raise ProjectError(
+            f"{context.source.root / settings.path}: key {settings.key!r} (log.{which}.key) is "
+            f"{own} and holds {examples}, but {column!r} in the log is {dtype}; allowed: ids of "
+            "one kind, whole numbers or text"
+        )
+
+
+def survives(column: str, given: pl.DataType, dtype: pl.DataType) -> pl.Expr:
+    """Whether a value is the same after a cast to `dtype` and back: 1.9 is not user 1."""
+    cast = pl.col(column).cast(dtype, strict=False)
+    same = (cast.cast(given, strict=False) == pl.col(column)).fill_null(False)
+    if given.is_float() and dtype.is_integer():
+        same &= pl.col(column).abs() <= 2**53  # beyond, floats do not hold every integer
+    return same
 
 
 def scan_events(context: Context, days: list[date]) -> pl.LazyFrame:

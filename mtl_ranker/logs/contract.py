@@ -5,8 +5,8 @@ A bad row is quarantined with every reason that applies to it; it is never repai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -18,6 +18,8 @@ from mtl_ranker.errors import ProjectError, first_line
 
 if TYPE_CHECKING:
     import dataframely as dy
+
+REPEATED = "in the partition of the day before"  # a column while a day is checked
 
 # Names of dataframely's column types. dataframely is imported only where a contract is built: the
 # import takes a third of a second, and most commands check no log.
@@ -36,17 +38,32 @@ COLUMN_TYPES: dict[Any, str] = {
 
 
 @dataclass(frozen=True)
+class Rule:
+    """A rule of the contract.
+
+    Attributes:
+        holds: whether a row fulfils it; null counts as yes.
+        shown: the value that a message shows of a row that breaks it; None to show none.
+    """
+
+    holds: pl.Expr
+    shown: pl.Expr | None = None
+
+
+@dataclass(frozen=True)
 class Checked:
     """A day's rows, divided into good and bad ones.
 
     Attributes:
         bad: with a column `reason`.
         rows: number of all rows.
+        shown: reason → the value that breaks the rule, as an expression over `bad`.
     """
 
     good: pl.LazyFrame
     bad: pl.DataFrame
     rows: int
+    shown: Mapping[str, pl.Expr] = field(default_factory=dict)
 
     @property
     def bad_share(self) -> float:
@@ -56,6 +73,22 @@ class Checked:
         """Number of rows for each reason, the most frequent first."""
         counts = self.bad.select(pl.col("reason").str.split("; ").explode().value_counts(sort=True))
         return {row["reason"]: row["count"] for row in counts.unnest("reason").to_dicts()}
+
+    def examples(self, reason: str, most: int = 3) -> list[Any]:
+        """Up to `most` different values that break a rule."""
+        if reason not in self.shown:
+            return []
+        rows = self.bad.filter(pl.col("reason").str.split("; ").list.contains(reason))
+        values = rows.select(self.shown[reason].alias("value"))["value"]
+        return values.unique(maintain_order=True).head(most).to_list()
+
+    def table(self) -> list[str]:
+        """A line for each reason: number of rows, reason, values."""
+        lines = []
+        for reason, count in self.reasons().items():
+            values = ", ".join(map(str, self.examples(reason)))
+            lines.append(f"    {count:>9,}  {reason}{f': {values}' if values else ''}")
+        return lines
 
 
 def label_expression(expression: str, place: str) -> pl.Expr:
@@ -146,40 +179,51 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
     members: dict[str, Any] = {}
     for name, dtype in schema.items():
         members[name] = _column(dtype, name not in never_null)
+    for name, rule in contract_rules(project, schema, day).items():
+        members[name] = _rule(rule.holds)
+    return type("EventContract", (dy.Schema,), members)
+
+
+def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, Rule]:
+    """Reason → rule, of all that is more than the type of a column."""
+    log, labels = project.log, derived_columns(project)
+    timestamp, rules = pl.col("timestamp"), {}
     for name, allowed in log.ranges.items():
-        members[f"{name} {_outside(allowed)}"] = _rule(_within(pl.col(name), allowed))
+        column = pl.col(name)
+        rules[f"{name} {_outside(allowed)}"] = Rule(_within(column, allowed), column)
     if GIVEN in schema:
-        members["timestamp missing"] = _rule(pl.col(GIVEN))
-        members["timestamp is no valid time"] = _rule(
-            pl.col("timestamp").is_not_null() | ~pl.col(GIVEN)
-        )
-    members["timestamp outside the day"] = _rule(_inside_day(log, day))
-    members[f"duplicate of an earlier row in {', '.join(log.unique)}"] = _rule(
-        pl.struct(log.unique).is_first_distinct()
-    )
+        rules["timestamp missing"] = Rule(pl.col(GIVEN))
+        rules["timestamp is no valid time"] = Rule(timestamp.is_not_null() | ~pl.col(GIVEN))
+    rules["timestamp outside the day"] = Rule(_inside_day(log, day), timestamp)
+    columns = ", ".join(log.unique)
+    key = pl.concat_str(pl.col(log.unique).cast(pl.String), separator=" ")
+    first = pl.struct(log.unique).is_first_distinct()
+    rules[f"duplicate of an earlier row in {columns}"] = Rule(first, key)
+    if REPEATED in schema:
+        name = f"duplicate of a row of the day before in {columns}"
+        rules[name] = Rule(pl.col(REPEATED).is_null(), key)
     for objective in project.objectives:
-        label = derived_columns(project)[objective.name]
+        label = labels[objective.name]
         if objective.kind == "binary":
-            rule = label.is_null() | label.is_in([0.0, 1.0])
-            members[f"label of {objective.name} neither 0 nor 1"] = _rule(rule)
+            fits, problem = label.is_in([0.0, 1.0]), "neither 0 nor 1"
         elif objective.kind == "ordinal":
-            rule = label.is_null() | label.is_in([float(n) for n in range(objective.levels)])
-            members[f"label of {objective.name} not in 0..{objective.levels - 1}"] = _rule(rule)
+            fits = label.is_in([float(n) for n in range(objective.levels)])
+            problem = f"not in 0..{objective.levels - 1}"
         else:
             low = label > -1 if objective.transform == "log1p" else pl.lit(True)
             low = label >= 0 if objective.kind == "watch_time" else low
-            rule = label.is_null() | (label.is_finite() & low)
-            members[f"label of {objective.name} not finite or out of range"] = _rule(rule)
+            fits, problem = label.is_finite() & low, "not finite or out of range"
+        name = f"label of {objective.name} {problem}"
+        rules[name] = Rule(label.is_null() | fits, label)
     if project.training.sample_weight is not None:
         weight = label_expression(project.training.sample_weight, "training.sample_weight")
-        rule = (weight.is_finite() & (weight >= 0)).fill_null(False)
-        members["sample weight missing, negative or not finite"] = _rule(rule)
+        fits = (weight.is_finite() & (weight >= 0)).fill_null(False)
+        rules["sample weight missing, negative or not finite"] = Rule(fits, weight)
     if log.propensity:
-        members["propensity not in (0, 1]"] = _rule(
-            pl.col("propensity").is_null()
-            | ((pl.col("propensity") > 0) & (pl.col("propensity") <= 1))
-        )
-    return type("EventContract", (dy.Schema,), members)
+        share = pl.col("propensity")
+        fits = share.is_null() | ((share > 0) & (share <= 1))
+        rules["propensity not in (0, 1]"] = Rule(fits, share)
+    return rules
 
 
 def check_events(
@@ -206,10 +250,12 @@ def check_events(
             f"{place}: column 'reason' has the name of the quarantine's column; rename it in "
             "the log"
         )
-    own = [name for name in schema.names() if name != GIVEN]
+    own = [name for name in schema.names() if name not in (GIVEN, REPEATED)]
     check_expressions(project, schema, place, columns or own)
     rows = lazy.select(pl.len()).collect(engine="streaming").item()
     contract = event_schema(project, schema, day)
+    made = contract_rules(project, schema, day).items()
+    shown = {reason: rule.shown for reason, rule in made if rule.shown is not None}
     divided: Any = contract.filter(lazy, eager=False)  # type: ignore[call-overload]
     details = divided.failure.details()
     rules = [c for c in details.columns if c not in schema]
@@ -219,7 +265,32 @@ def check_events(
         ignore_nulls=True,
     )
     bad = details.with_columns(reason.alias("reason")).select(*own, "reason")
-    return Checked(divided.result.select(own), bad, rows)
+    return Checked(divided.result.select(own), bad, rows, shown)
+
+
+def in_both(log: Log, day: date) -> pl.Expr:
+    """Whether a row's timestamp may lie in the partition of D and in that of the day before."""
+    return _inside_day(log, day) & _inside_day(log, day - timedelta(days=1))
+
+
+def with_repeated(log: Log, rows: pl.LazyFrame, earlier: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """Day D's rows with `REPEATED`, which is null unless a row is also in `earlier`.
+
+    Rows are equal if they are in `log.unique`.
+
+    Args:
+        earlier: good rows of the day before.
+    """
+    schema, either = rows.collect_schema(), in_both(log, day)
+    types: dict[Any, Any] = {name: schema[name] for name in log.unique}
+    known = earlier.filter(either).select(log.unique).cast(types, strict=False).unique()
+    joined = rows.join(
+        known.with_columns(pl.lit(True).alias(REPEATED)),
+        on=log.unique,
+        how="left",
+        maintain_order="left",
+    )
+    return joined.with_columns(pl.when(either).then(REPEATED).alias(REPEATED))
 
 
 def _column(dtype: pl.DataType, nullable: bool) -> Any:

@@ -6,13 +6,14 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 import polars as pl
 
-from mtl_ranker.context import Context
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.contract import check_events, used_columns
+from mtl_ranker.logs.contract import check_events, in_both, used_columns, with_repeated
 from mtl_ranker.logs.sources import common_type
 from mtl_ranker.workspace import Workspace, fingerprint
 
@@ -56,22 +57,39 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     place = f"{source.root / project.log.path} ({day})"
     rows = source.scan_day(day, used_columns(project) | kept_columns(workspace))
     rows = _in_known_types(context, rows, day, place)
+    rows = mark_repeated(project, source, rows, day)
     checked = check_events(project, rows, day, place, source.columns(day))
     if checked.rows == 0:
         raise ProjectError(f"{place}: no rows on this day; nothing was published")
     workspace.publish("quarantine", day, checked.bad, provenance)
     reasons = checked.reasons()
     if checked.bad_share > project.log.max_bad_share:
-        table = "\n".join(f"    {count:>9,}  {reason}" for reason, count in reasons.items())
+        table = "\n".join(checked.table())
         raise ProjectError(
             f"{place}: {checked.bad.height:,} of {checked.rows:,} rows "
             f"({checked.bad_share:.1%}) break the contract; allowed: "
             f"log.max_bad_share = {project.log.max_bad_share:.1%}\n"
-            f"         rows  reason\n{table}\n"
+            f"         rows  reason: values\n{table}\n"
             f"  the rows are in {workspace.path('quarantine', day)}"
         )
     workspace.publish("events", day, checked.good, provenance)
     return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons, why)
+
+
+def mark_repeated(project: Project, source: Source, rows: pl.LazyFrame, day: date) -> pl.LazyFrame:
+    """A day's rows, with a mark on those that the partition of the day before holds too.
+
+    That can be with `log.day_tolerance_hours` only. Late rows land in the next partition, so one
+    day is looked at, and of it the rows near midnight that do not break the contract there.
+    """
+    before, log = day - timedelta(days=1), project.log
+    known = set(log.unique) <= set(rows.collect_schema())  # if not, `check_events` says so
+    if not log.day_tolerance_hours or not known or before not in source.days():
+        return rows
+    earlier = source.scan_day(before, used_columns(project)).filter(in_both(log, day))
+    place = f"{source.root / log.path} ({before})"
+    good = check_events(project, earlier, before, place, source.columns(before)).good
+    return with_repeated(log, rows, good, day)
 
 
 def ingest_missing(context: Context, days: list[date]) -> None:
@@ -93,8 +111,14 @@ def events_provenance(context: Context, day: date) -> dict[str, str]:
     project, source = context.project, context.source
     contract = project.log.model_dump_json(exclude={"users", "items"})
     labels = [(o.name, o.kind, o.label, o.where, o.transform, o.levels) for o in project.objectives]
+    late: dict[str, str] = {}
+    if project.log.day_tolerance_hours:
+        before = day - timedelta(days=1)
+        state = source.state(before) if before in source.days() else []
+        late["source files of the day before"] = fingerprint(*state)
     return {
         "source files": fingerprint(*source.state(day)),
+        **late,
         "setting log": fingerprint(contract),
         "setting objectives": fingerprint(labels),
         "setting training.sample_weight": fingerprint(project.training.sample_weight),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -275,18 +276,31 @@ def common_type(types: Iterable[pl.DataType]) -> pl.DataType | None:
         return pl.Null()
     if len(distinct) == 1:
         return distinct[0]
+    if all(isinstance(dtype, pl.List) for dtype in distinct):
+        inner = common_type(_inner(dtype) for dtype in distinct)
+        return None if inner is None else pl.List(inner)
     return pl.Float64() if all(dtype.is_numeric() for dtype in distinct) else None
 
 
 def wide_type(dtype: pl.DataType) -> pl.DataType:
-    """The widest type of a kind: Int64 for whole numbers, Float64 for others, String for text."""
+    """The widest type of a kind: Int64 for whole numbers, Float64 for others, String for text.
+
+    Arrays become lists.
+    """
     if dtype.is_integer():
         return pl.Int64()
     if dtype.is_numeric():
         return pl.Float64()
     if isinstance(dtype, pl.Categorical | pl.Enum):
         return pl.String()
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(wide_type(_inner(dtype)))
     return dtype
+
+
+def _inner(dtype: Any) -> pl.DataType:
+    """The type of a list's values."""
+    return dtype.inner() if isinstance(dtype.inner, type) else dtype.inner
 
 
 def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,41 +19,7 @@ from mtl_ranker.models.gates import (
     combine,
     imbalance,
 )
-
-Mask = tuple[tuple[bool, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSpec:
-    """The specification of one layer of E experts and O outputs.
-
-    Attributes:
-        visible: [O][E], which experts output o may use.
-        reads: [E], which stream expert e reads; all 0 in a first layer, which reads the rows.
-        hidden: units of the experts' layers; the last is H.
-        gate: softmax, tied (one gate for all outputs), top_k (noisy), or stitch (constants).
-        gate_reads: [O], which stream the gate of output o reads; empty: the rows.
-        native: [O][E], the native experts of output o, added with learned native weights (AdaTT).
-        kinds: kinds of experts, repeated cyclically: mlp, cross, fm or tucker.
-        groups: patterns of the features that experts use, repeated cyclically; empty: all.
-        top_k: experts per row, for gate = top_k.
-        gate_dropout: see SoftmaxGates.
-    """
-
-    visible: Mask
-    reads: tuple[int, ...]
-    hidden: tuple[int, ...] = (64,)
-    gate: str = "softmax"
-    gate_reads: tuple[int, ...] = ()
-    native: Mask = ()
-    kinds: tuple[str, ...] = ("mlp",)
-    groups: tuple[tuple[str, ...], ...] = ()
-    top_k: int = 0
-    gate_dropout: float = 0.0
-
-    @property
-    def experts(self) -> int:
-        return len(self.reads)
+from mtl_ranker.models.spec import LayerSpec
 
 
 class LayerOutput(NamedTuple):

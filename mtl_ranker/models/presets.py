@@ -13,9 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mtl_ranker.models.experts import BANKS
-from mtl_ranker.models.mixture import LayerSpec, Mask
-from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.spec import EXPERT_KINDS, LayerSpec, Mask, RankerSpec
 
 COMMON: dict[str, Any] = {
     "tower_hidden": (16,),
@@ -256,8 +254,9 @@ def make(
     spec = PRESETS[name](objectives, **{k: v for k, v in overrides.items() if k in defaults})
     common = {k: v for k, v in overrides.items() if k in COMMON}
     for kind in common.get("expert_kinds", ()):
-        if kind not in BANKS:
-            raise ValueError(f"{place}.expert_kinds: no kind {kind!r}; allowed: {', '.join(BANKS)}")
+        if kind not in EXPERT_KINDS:
+            allowed_kinds = ", ".join(EXPERT_KINDS)
+            raise ValueError(f"{place}.expert_kinds: no kind {kind!r}; allowed: {allowed_kinds}")
     patterns = {"all": ("*",), **(groups or {})}
     for group in common.get("expert_groups", ()):
         if group not in patterns:

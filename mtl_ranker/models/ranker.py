@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,58 +11,13 @@ from torch import Tensor, nn
 from mtl_ranker.models.embedding import FeatureEmbedding, RowInput
 from mtl_ranker.models.experts import MultilayerBank
 from mtl_ranker.models.gates import GateOutput, per_row
-from mtl_ranker.models.mixture import LayerSpec, MixtureLayer
+from mtl_ranker.models.mixture import MixtureLayer
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.models.towers import PositionBias, Towers
 
 # Parts of names of parameters that are no matrix products, whatever their shape.
 NO_MATRICES = ("embedding.table", "position_bias", "steps", "biases", "recency", "native")
 CACHED_FLOATS = 1 << 19  # 2 MiB
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankerSpec:
-    """The specification of a model; `presets.py` has those of the published models.
-
-    Attributes:
-        layers: mixture layers, the last with one output per objective; none for a linear model.
-        tower_hidden: units of the towers' hidden layers.
-        embedding_dim: D.
-        dropout: on experts' and towers' units.
-        members: K members of an ensemble inside the network (TabM); the prediction is their mean.
-        balance: weight of the penalty on unevenly used experts.
-        l2_weight: weight of the penalty on the distance of experts (Duong et al., ACL 2015).
-        unshared: the objectives share nothing, embeddings included; expert t is objective t's.
-        linear: T of a linear model, whose logits are linear in embeddings and encoded numbers.
-    """
-
-    layers: tuple[LayerSpec, ...]
-    tower_hidden: tuple[int, ...] = (16,)
-    embedding_dim: int = 8
-    dropout: float = 0.1
-    members: int = 1
-    balance: float = 0.0
-    l2_weight: float = 0.0
-    unshared: bool = False
-    linear: int = 0
-
-    @property
-    def objectives(self) -> int:
-        return self.linear or len(self.layers[-1].visible)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> RankerSpec:
-        """The inverse of `dataclasses.asdict`, also after a round trip through JSON."""
-
-        def frozen(value: Any) -> Any:
-            return tuple(frozen(v) for v in value) if isinstance(value, list | tuple) else value
-
-        names = {f.name for f in fields(LayerSpec)}
-        layers = tuple(
-            LayerSpec(**{k: frozen(v) for k, v in layer.items() if k in names})
-            for layer in content["layers"]
-        )
-        rest = {k: frozen(v) for k, v in content.items() if k != "layers"}
-        return cls(layers=layers, **rest)
 
 
 class Trace(NamedTuple):

@@ -19,7 +19,7 @@ from mtl_ranker.evaluation.metrics import blended_quality, evaluate_all
 from mtl_ranker.features.columns import LABEL, numeric_features
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.nightly.results import ModelRun
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.calibration import Calibration, fit_calibration

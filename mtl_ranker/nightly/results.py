@@ -12,13 +12,13 @@ from mtl_ranker.evaluation.diagnostics import Diagnosis
 from mtl_ranker.evaluation.drift import Drift
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import Interval, Quality, model_quality
-from mtl_ranker.evaluation.metrics import Metrics, evaluate_all
+from mtl_ranker.evaluation.metrics import Metrics, can_be_judged, evaluate_all
 from mtl_ranker.evaluation.off_policy import Estimate
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import Slice
 from mtl_ranker.features.days import SplitDays
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.nightly.blend_search import Blend
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.popularity import smoothed_means
@@ -75,6 +75,7 @@ class Suite:
         suspicious: warnings about labels and metrics that are likely mistakes.
         blend: choices of blend weights for the winner; None if they cannot be compared.
         notes: what was decided on the held-out days, beside the winner, in words.
+        unlabelled: what is left out of verdicts, as days lack labels (see `missing_labels`).
     """
 
     days: SplitDays
@@ -88,6 +89,7 @@ class Suite:
     off_policy: list[Estimate]
     drift: Drift
     suspicious: list[str]
+    unlabelled: list[str]
     held_out: HeldOut
     train_rows: int
     winner: ModelRun
@@ -109,6 +111,7 @@ def qualities(
         (name, task.name): model_quality(rows[t], [run.test_prediction[:, t] for run in runs])
         for name, runs in by_model.items()
         for t, task in enumerate(tasks)
+        if can_be_judged(held_out.labels[:, t])
     }
 
 

@@ -39,8 +39,8 @@ from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities, st
 from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
-from mtl_ranker.training.network import model_specs
 from mtl_ranker.training.process_pool import side_by_side
+from mtl_ranker.training.specs import model_specs
 
 LINEAR = "linear"  # the name of the linear model beside the project's
 BLEND_TRIES = 60  # choices of weights in a night
@@ -210,6 +210,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         off_policy=off_policy(project, held_out.frame, predicted, blend_score),
         drift=_health(project, dataset, scores),
         suspicious=suspicious(tasks, held_out.labels, {run.label: run.metrics for run in runs}),
+        unlabelled=dataset.unlabelled,
         held_out=held_out,
         train_rows=len(dataset.train),
         winner=winner,

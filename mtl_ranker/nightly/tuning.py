@@ -16,7 +16,7 @@ import numpy as np
 from mtl_ranker.config import Project, Training
 from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.models.presets import make
-from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.training.dataset import Dataset
 from mtl_ranker.training.loop import Design, Epoch, Execution, Rows, train_ranker
 from mtl_ranker.training.network import predict

@@ -21,7 +21,8 @@ from mtl_ranker.features.view import model_context
 from mtl_ranker.models.matmul import in_blocks
 from mtl_ranker.models.objectives import Task, predictions
 from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, ItemSide, PairInput, Sides
-from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.models.trees import Forest, averaged, tree_numbers
 from mtl_ranker.ranking.blend import BlendChoice, blend
 from mtl_ranker.ranking.calibration import Calibration
@@ -201,7 +202,12 @@ class RankerArtifact:
         encoded = encoded_tensors(self.encoder.transform(self._padded(users)))
         sides = Sides(items.side, encoded)
         pair_numerics = [self.encoder.numerics[n] for n in items.side.pair_numbers]
-        numbers = torch.from_numpy(numeric_matrix(pairs, pair_numerics))
+        # A frame without columns has no rows either.
+        numbers = (
+            torch.from_numpy(numeric_matrix(pairs, pair_numerics))
+            if pair_numerics
+            else torch.zeros(len(user), 0)
+        )
         user_rows, item_rows = (torch.from_numpy(np.asarray(i, np.int64)) for i in (user, item))
         user_numbers = tree_numbers(encoded[0], encoded[2]).index_select(
             1, items.tree_columns[USER]

@@ -11,7 +11,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.tables import scan_events
+from mtl_ranker.features.tables import scan_events, survives
 from mtl_ranker.logs.sources import parquet_files, parquet_schema, scan_files
 
 
@@ -195,10 +195,7 @@ def cast_keys(
                 f"candidates of {day}: column {key!r} is {given[key]}, but it is {events[key]} in "
                 "the log; allowed: a number or String"
             )
-        # A value must survive the cast: 1.9 is not user 1.
-        same = (cast.cast(given[key], strict=False) == pl.col(key)).fill_null(False)
-        if given[key].is_float() and events[key].is_integer():
-            same &= pl.col(key).abs() <= 2**53  # beyond, floats do not hold every integer
+        same = survives(key, given[key], events[key])
         invalid = candidates.filter(pl.col(key).is_not_null() & ~same).select(key)
         examples = invalid.head(3).collect()[key].to_list()
         if examples:

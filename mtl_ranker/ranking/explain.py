@@ -19,6 +19,9 @@ from mtl_ranker.ranking.blend import blend_values
 from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.workspace import Workspace
 
+# A Boolean column's values on the command line.
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -40,7 +43,10 @@ class Explanation:
             ranking/blend.py).
         experts: objective → its weight on each expert of the last layer, native experts included.
         effects: feature → score minus the score with this feature missing, largest first.
+        context: the context columns of the pair, None = missing.
+        published: whether context columns are those of the published ranking.
         rank: in the day's published ranking; None if the pair is not among the top k.
+        ranked_by: version of the model that made that ranking, or None.
         known_user, known_item: whether the id occurs in the published events.
     """
 
@@ -55,7 +61,10 @@ class Explanation:
     experts: dict[str, list[float]]
     score: float
     effects: dict[str, float]
+    context: dict[str, Any]
+    published: bool
     rank: int | None
+    ranked_by: str | None
     known_user: bool
     known_item: bool
 
@@ -63,8 +72,10 @@ class Explanation:
 def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -> Explanation:
     """Score one pair with features as of `day`, and return every step.
 
-    Context columns not given are missing, as in a candidate set without them. Raises ProjectError
-    for an id or context value that is not of the log's type, and for an unknown context column.
+    Context columns not given are those of the pair in the day's published ranking, so that the
+    score is the published one, where the same model made it. Without a published one they are
+    missing, as in a candidate set without them. Raises ProjectError for an id or context value that
+    is not of the log's type, and for an unknown context column.
     """
     context, artifact = ranker.context(context), ranker.artifact
     project, workspace = context.project, context.workspace
@@ -73,6 +84,11 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         raise ProjectError("no events are published; run `mtl-ranker nightly` first")
     candidate = _candidate(project, workspace.scan("events", days[-1:]).collect_schema(), pair)
     user, item = candidate["user_id"][0], candidate["item_id"][0]
+    ranked = _published(workspace, day, user, item)
+    columns = project.log.context
+    taken = [] if ranked is None else [c for c in columns if c not in pair.context and c in ranked]
+    if ranked is not None:
+        candidate = candidate.with_columns(ranked[c].cast(candidate.schema[c]) for c in taken)
     row = join_features(context, candidate.lazy(), day).collect()
     names = [task.name for task in artifact.tasks]
     calibrated, raw = artifact.predict(row), artifact.uncalibrated(row)
@@ -108,7 +124,10 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         experts={n: layers[-1][0][t].tolist() if layers else [] for t, n in enumerate(names)},
         score=score,
         effects=_effects(artifact, row, score),
-        rank=_rank(workspace, day, user, item),
+        context={c: _plain(candidate[c][0]) for c in columns},
+        published=bool(taken),
+        rank=None if ranked is None else int(ranked["rank"][0]),
+        ranked_by=None if ranked is None else str(ranked["model_version"][0]),
         known_user=bool(known["user"][0]),
         known_item=bool(known["item"][0]),
     )
@@ -126,7 +145,13 @@ def _candidate(project: Project, schema: pl.Schema, pair: Pair) -> pl.DataFrame:
     given = {"user_id": pair.user, "item_id": pair.item} | {c: pair.context.get(c) for c in columns}
     for column, text in given.items():
         value = pl.Series(column, [text], pl.String)
-        if schema[column] != pl.String:
+        if schema[column] == pl.Boolean:
+            value = pl.Series(column, [BOOLEANS.get((text or "").lower())], pl.Boolean)
+        elif schema[column].is_nested():
+            if text is not None:
+                raise ProjectError(f"--context {column}: is {schema[column]}, not one value")
+            value = pl.Series(column, [None], schema[column])
+        elif schema[column] != pl.String:
             value = value.cast(schema[column], strict=False)
         if text is not None and value[0] is None:
             raise ProjectError(f"{column} {text!r}: is no {schema[column]}, the log's own type")
@@ -148,16 +173,13 @@ def _effects(artifact: RankerArtifact, row: pl.DataFrame, score: float) -> dict[
     return dict(sorted(effects.items(), key=lambda pair: -abs(pair[1])))
 
 
-def _rank(workspace: Workspace, day: date, user: Any, item: Any) -> int | None:
+def _published(workspace: Workspace, day: date, user: Any, item: Any) -> pl.DataFrame | None:
+    """The pair's row of the day's published ranking, or None."""
     if day not in workspace.days("rankings"):
         return None
-    ranking = (
-        workspace.scan("rankings", [day])
-        .filter((pl.col("user_id") == user) & (pl.col("item_id") == item))
-        .select("rank")
-        .collect()
-    )
-    return int(ranking["rank"][0]) if ranking.height else None
+    ranking = workspace.scan("rankings", [day])
+    rows = ranking.filter((pl.col("user_id") == user) & (pl.col("item_id") == item)).collect()
+    return rows.head(1) if rows.height else None
 
 
 def _plain(value: Any) -> Any:

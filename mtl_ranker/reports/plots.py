@@ -78,6 +78,8 @@ def calibration(
         known = ~np.isnan(labels[:, t])
         top = 1e-6
         for name_of_line, prediction in predictions.items():
+            if not known.any():
+                continue
             predicted, observed, _ = calibration_bins(labels[known, t], prediction[known, t])
             axis.plot(
                 predicted, observed, marker="o", markersize=4, label=f"{name_of_line}, 10 bins"

@@ -67,6 +67,13 @@ def page_address() -> str:
     return without_credentials(uri.rstrip("/")) if uri.startswith("http") else LOCAL_PAGE
 
 
+def where_to_look(link: str, workspace: Workspace) -> str:
+    """A link to MLflow's pages and, where no server runs by itself, how to start one."""
+    if mlflow.get_tracking_uri().startswith("http"):
+        return link
+    return f"{link}  (start it with `mtl-ranker ui --workspace {workspace.root}`)"
+
+
 def without_credentials(url: str) -> str:
     """An address without user and password."""
     return re.sub(r"(?<=://)[^/?#]*@", "", url, count=1)

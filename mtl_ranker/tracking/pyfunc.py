@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import polars as pl
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import Array
+from mlflow.types.schema import AnyType, Array
 
+from mtl_ranker import __version__
+from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.ranking.artifact import RankerArtifact
 
 SERVED = Path(__file__).with_name("served_model.py")
@@ -37,7 +42,11 @@ def serve() -> None:
 
 
 def signature_of(artifact: RankerArtifact, example: pl.DataFrame) -> ModelSignature:
-    """Inputs by the columns of `example`, outputs per objective and `score`."""
+    """Inputs by the columns of `example`, outputs per objective and `score`.
+
+    Whole numbers and Booleans have no type in the signature: in pandas they become other types
+    where a value is missing, and MLflow would refuse such rows.
+    """
     columns: list[Any] = []
     for name, dtype in example.schema.items():
         kind: Any = _kind(dtype)
@@ -48,9 +57,47 @@ def signature_of(artifact: RankerArtifact, example: pl.DataFrame) -> ModelSignat
     return ModelSignature(Schema(columns), Schema([*outputs, ColSpec(DataType.double, "score")]))
 
 
-def _kind(dtype: Any) -> DataType:
+def model_arguments(artifact: RankerArtifact, saved: Path, example: pl.DataFrame) -> dict[str, Any]:
+    """What MLflow is given to store a ranker.
+
+    Args:
+        saved: folder of `artifact.save`.
+        example: some raw feature rows.
+    """
+    return {
+        "python_model": str(SERVED),
+        "artifacts": {"ranker": str(saved)},
+        "signature": signature_of(artifact, example),
+        "input_example": example.to_pandas(),
+        "pip_requirements": [f"mtl_ranker=={__version__}"],
+    }
+
+
+def store_and_load(artifact: RankerArtifact, example: pl.DataFrame, folder: Path) -> None:
+    """Store a ranker as MLflow does when it is registered, load it and predict the example.
+
+    Raises ProjectError with MLflow's reason if the example does not fit the signature.
+
+    Args:
+        folder: an empty one.
+    """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    saved = artifact.save(folder / "ranker")
+    arguments = model_arguments(artifact, saved, example)
+    try:
+        mlflow.pyfunc.save_model(folder / "model", **arguments)
+        mlflow.pyfunc.load_model(str(folder / "model")).predict(arguments["input_example"])
+    except MlflowException as error:
+        types = ", ".join(f"{name} {dtype}" for name, dtype in example.schema.items())
+        raise ProjectError(
+            f"MLflow cannot store a model with these features: {first_line(error)}; they are: "
+            f"{types}"
+        ) from error
+
+
+def _kind(dtype: Any) -> Any:
     if dtype == pl.String:
         return DataType.string
-    if dtype.is_integer():
-        return DataType.long
+    if dtype == pl.Boolean or dtype == pl.Null or dtype.is_integer():
+        return AnyType()
     return DataType.float if dtype == pl.Float32 else DataType.double

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.blend import BlendChoice
 from mtl_ranker.reports.page import training_report
-from mtl_ranker.tracking.pyfunc import SERVED, signature_of
+from mtl_ranker.tracking.pyfunc import model_arguments
 from mtl_ranker.tracking.runs import (
     VERSION_TAG,
     Logged,
@@ -35,6 +36,7 @@ from mtl_ranker.tracking.runs import (
     log_suite,
     set_ends,
 )
+from mtl_ranker.tracking.system import Sample, log_system
 from mtl_ranker.workspace import fingerprint
 
 BLEND_TAG = "blend"
@@ -42,6 +44,10 @@ BLEND_TAG = "blend"
 CHAMPIONS_TAG = "champions"
 
 FROZEN_TAG = "frozen"
+
+ROLLED_BACK_TAG = "rolled_back"
+
+REGISTRY = "registry"  # the lock of whoever changes aliases and tags of versions
 
 
 def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
@@ -94,14 +100,7 @@ def _new_version(
     example = rows.head(5).select(artifact.columns)
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
         saved = artifact.save(Path(folder) / "ranker")
-        info = mlflow.pyfunc.log_model(
-            name="ranker",
-            python_model=str(SERVED),
-            artifacts={"ranker": str(saved)},
-            signature=signature_of(artifact, example),
-            input_example=example.to_pandas(),
-            pip_requirements=[f"mtl_ranker=={__version__}"],
-        )
+        info = mlflow.pyfunc.log_model(name="ranker", **model_arguments(artifact, saved, example))
     client = mlflow.MlflowClient()
     if registered_model(project) is None:
         client.create_registered_model(project.name)
@@ -113,11 +112,16 @@ def _new_version(
     return version
 
 
-def record(context: Context, suite: Suite) -> tuple[Logged, ModelVersion, Path]:
+def record(
+    context: Context, suite: Suite, system: Sequence[Sample] = ()
+) -> tuple[Logged, ModelVersion, Path]:
     """Publish a training's report, log its runs and register its winner.
 
     A training of the same day with the same inputs is registered once: if there is one, it becomes
     the challenger again. Returns the logged runs, the model version and the path of the report.
+
+    Args:
+        system: samples of the machine while it trained (`system_measured`).
     """
     project, workspace = context.project, context.workspace
     client, day = mlflow.MlflowClient(), suite.days.test[-1]
@@ -136,6 +140,7 @@ def record(context: Context, suite: Suite) -> tuple[Logged, ModelVersion, Path]:
     page = training_report(project, suite)
     report = workspace.publish_file(place, page)
     logged = log_suite(context, suite, fingerprint(*marks), page, inputs)
+    log_system(logged.run_id, system)
     version = register(project, suite, logged)
     keep_columns(workspace, used_columns(project))
     client.set_tag(logged.run_id, VERSION_TAG, version.version)
@@ -246,6 +251,8 @@ def record_decision(project: Project, version: str, decision: Decision) -> None:
     client = mlflow.MlflowClient()
     if decision.promoted:  # first, so that no tag says so of a version that is not champion
         _set_champions(project, [*champions(project), version])
+        if rolled_back(project, version):  # accepted by hand
+            client.delete_model_version_tag(project.name, version, ROLLED_BACK_TAG)
     tags = {"promotion": decision.reason[:500], "promoted": str(decision.promoted).lower()}
     if decision.serving is not None:
         tags["megabytes"] = f"{decision.serving.megabytes:.1f}"
@@ -295,17 +302,38 @@ def roll_back(project: Project, dry_run: bool = False) -> tuple[str, str]:
     """
     versions = champions(project)
     if len(versions) < 2:
-        reason = (
-            f"version {versions[0]} is the only one so far" if versions else "there is no champion"
+        raise ProjectError(
+            f"{project.name}: nothing to roll back to; {_other_versions(project, versions)}"
         )
-        raise ProjectError(f"{project.name}: nothing to roll back to; {reason}")
     current, previous = versions[-1], versions[-2]
     if dry_run:
         return current, previous
     client = mlflow.MlflowClient()
-    client.set_model_version_tag(project.name, current, "rolled_back", "true")
+    client.set_model_version_tag(project.name, current, ROLLED_BACK_TAG, "true")
     _set_champions(project, versions[:-1])
     return current, previous
+
+
+def _other_versions(project: Project, champions: list[str]) -> str:
+    """What the registered versions are, where there is no earlier champion."""
+    if not champions:
+        return "there is no champion"
+    tags = {
+        str(v.version): v.tags
+        for v in mlflow.MlflowClient().search_model_versions(f"name = '{project.name}'")
+    }
+    others = sorted((v for v in tags if v not in champions), key=int)
+    back = [v for v in others if ROLLED_BACK_TAG in tags[v]]
+    never = [v for v in others if v not in back]
+    text = f"version {champions[0]} is champion and "
+    text += "has no champion before it" if others else "the only version"
+    text += f"; rolled back: {', '.join(back)}" if back else ""
+    return text + (f"; never champion: {', '.join(never)}" if never else "")
+
+
+def rolled_back(project: Project, version: str) -> bool:
+    """Whether the version was rolled back since it was champion last."""
+    return ROLLED_BACK_TAG in mlflow.MlflowClient().get_model_version(project.name, version).tags
 
 
 def freeze(project: Project, reason: str | None) -> str:

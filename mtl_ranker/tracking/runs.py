@@ -26,6 +26,7 @@ from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.nightly.tuning import Search, Trial
 from mtl_ranker.reports import plots
 from mtl_ranker.tracking.connection import artifact_root, page_address
+from mtl_ranker.tracking.lineage import log_datasets
 from mtl_ranker.workspace import Workspace
 
 
@@ -106,6 +107,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
     started = min(run.started for run in suite.runs)
     name = f"training {suite.days.test[-1]}"
     with _run_started(experiment_id, name, tags | {INPUTS_TAG: inputs}, started) as parent:
+        log_datasets(context, suite.days)
         mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
         mlflow.log_text(project.source_text, "project.toml")
         mlflow.log_text(report, "report.html")
@@ -128,6 +130,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
             child_tags = tags | {MLFLOW_PARENT_RUN_ID: parent}
             with _run_started(experiment_id, run.label, child_tags, run.started) as child:
                 children[run.label] = child
+                log_datasets(context, suite.days)
                 _log_run(project, suite, run, span)
     return Logged(parent, experiment_id, children)
 

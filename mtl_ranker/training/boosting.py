@@ -66,7 +66,9 @@ def fit_forest(
             continue
         model = HistGradientBoostingClassifier(max_iter=trees[t], random_state=seed, **SETTINGS)
         weight = None if train.weight is None else train.weight.numpy()[present]
-        model.fit(x[present], y, weight)
+        rows = x[present]
+        rows[:, np.isnan(rows).all(0)] = 0.0  # scikit-learn cannot bin a column without values
+        model.fit(rows, y, weight)
         fitted.append(model)
         kept.append(trees[t] if validate is None else _best_number(model, held_out, labels[:, t]))
     forest = Forest(numbers.shape[1], kept, DEPTH)
@@ -77,10 +79,13 @@ def fit_forest(
 
 
 def _best_number(model: HistGradientBoostingClassifier, x: np.ndarray, label: np.ndarray) -> int:
-    """Number of trees with the least log loss on rows x [N, F], label [N]; NaN = missing."""
+    """Number of trees with the least log loss on rows x [N, F], label [N]; NaN = missing.
+
+    All of them without a label.
+    """
     present = ~np.isnan(label)
     if not present.any():
-        return model.n_iter_
+        return int(model.n_iter_)
     staged = model.staged_predict_proba(x[present])
     losses = [log_loss(label[present], p, labels=[0, 1]) for p in staged]
     return int(np.argmin(losses)) + 1

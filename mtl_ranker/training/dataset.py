@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -68,6 +69,7 @@ class Dataset:
         workspace: for temporary files.
         digest: hash of the provenance of the training and validation examples.
         sql: template name → text, by which the examples were built.
+        unlabelled: objectives and held-out days without labels (see `missing_labels`).
     """
 
     days: SplitDays
@@ -81,6 +83,7 @@ class Dataset:
     workspace: Workspace
     digest: str
     sql: Mapping[str, str]
+    unlabelled: list[str]
 
     @property
     def train(self) -> Examples | ShardedExamples:
@@ -97,8 +100,9 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     """Read the split that ends with `day`, and encode it with an encoder fitted on training days.
 
     With several ranks, the first one writes the files from which rows are streamed. Raises
-    ProjectError for an empty split, for examples that are not built, and for an objective that
-    never occurs, always occurs or has no label in the training days.
+    ProjectError for an empty split, for examples that are not built, for an objective that
+    never occurs, always occurs or has no label in the training days, and where no objective can be
+    judged on the validation days.
     """
     project, workspace = context.project, context.workspace
     days = split_days(project, needed_days(project, workspace.days("events"), day), day)
@@ -113,6 +117,13 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     lazy = {part: workspace.scan(dataset, dates) for part, dates in by_part.items()}
     for part, dates in by_part.items():
         check_labels(project, lazy[part], f"{part} days {span(dates)}", part)
+    unlabelled = [
+        f"{part} day {day}: {problem}"
+        for part, dates in by_part.items()
+        if part != "train"
+        for day in dates
+        for problem in missing_labels(project, workspace.scan(dataset, [day]))
+    ]
     counts = lazy["train"].group_by("date").len().collect(engine="streaming")
     day_rows = dict(zip(counts["date"].to_list(), counts["len"].to_list(), strict=True))
     rows = sum(day_rows.values())
@@ -139,6 +150,7 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
         facts=LogFacts(day_rows, workspace.days("events")[0]),
         workspace=workspace,
         sql=view_sql(context),
+        unlabelled=unlabelled,
         digest=fingerprint(
             *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate)
         ),
@@ -159,22 +171,26 @@ def encode_to_files(
 def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str) -> None:
     """Raise ProjectError unless each objective has labels that can be learned.
 
-    Each needs a label in every part, positives and negatives in the training days, and no positive
-    where the objective that it is conditional on is negative.
+    Each needs labels in the training days, binary ones of both classes; one objective must have two
+    different labels in the validation days, by which models are chosen. In every part, none is
+    positive where the objective that it is conditional on is negative.
 
     Args:
         place: for messages.
         part: train, validate or test.
     """
-    names = [o.name for o in project.objectives]
-    counts = run_sql(sql_text("checks/labels.sql"), {"examples": examples}, objectives=names)
-    row = counts.collect(engine="streaming").to_dicts()[0]
+    row = _label_counts(project, examples)
     if row["example_count"] == 0:
         raise ProjectError(f"split.{part}_days: {place} hold no rows")
+    if part == "validate" and not any(_varies(row, o.name) for o in project.objectives):
+        raise ProjectError(
+            f"split.validate_days: no objective has two different labels on {place}, so no model "
+            "can be chosen; allowed: at least one"
+        )
     for index, objective in enumerate(project.objectives):
         count, total = row[f"{objective.name}_count"], row[f"{objective.name}_sum"] or 0.0
         where = f"objectives[{index}] ({objective.name}), {place}"
-        if count == 0:
+        if count == 0 and part == "train":
             raise ProjectError(
                 f"{where}: no row has this label (label = {objective.label!r}, "
                 f"where = {objective.where!r}); allowed: at least one"
@@ -194,3 +210,30 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
             raise ProjectError(
                 f"{where}: the label {problem} in {count:,} rows; allowed: both 0 and 1"
             )
+
+
+def missing_labels(project: Project, examples: pl.LazyFrame) -> list[str]:
+    """Objectives that have no label on these rows, or one class only.
+
+    They are left out of what is said about the quality on these rows.
+    """
+    row, problems = _label_counts(project, examples), []
+    for index, objective in enumerate(project.objectives):
+        if not _varies(row, objective.name):
+            count, lowest = row[f"{objective.name}_count"], row[f"{objective.name}_min"]
+            found = f"all {count:,} labels are {lowest:g}" if count else "no row has this label"
+            problems.append(
+                f"objectives[{index}] ({objective.name}): {found}; left out of the verdicts"
+            )
+    return problems
+
+
+def _label_counts(project: Project, examples: pl.LazyFrame) -> dict[str, Any]:
+    """For each objective the number, sum, minimum and maximum of its labels, and the rows."""
+    names = [o.name for o in project.objectives]
+    counts = run_sql(sql_text("checks/labels.sql"), {"examples": examples}, objectives=names)
+    return counts.collect(engine="streaming").to_dicts()[0]
+
+
+def _varies(row: Mapping[str, Any], name: str) -> bool:
+    return row[f"{name}_count"] > 0 and row[f"{name}_min"] != row[f"{name}_max"]

@@ -30,7 +30,8 @@ from mtl_ranker.models.objectives import (
     pairwise_losses,
     transform_labels,
 )
-from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.training.balancing import BALANCERS, Balancer, gradient_cosine
 from mtl_ranker.training.batches import Examples, without_ids
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
@@ -108,8 +109,9 @@ def train_ranker(
 
     Early stopping monitors normalised entropy (He et al., ADKDD 2014): the validation loss divided
     by the loss of predicting the training mean, as a weighted mean over objectives. The objectives
-    of `unshared` models are monitored and restored separately. Without validation rows nothing is
-    monitored, and `execution.until` defines the epochs.
+    of `unshared` models are monitored and restored separately; one without a label on the
+    validation rows follows the mean of the others. Without validation rows nothing is monitored,
+    and `execution.until` defines the epochs.
 
     Raises FloatingPointError when the loss becomes NaN or infinite.
     """
@@ -132,11 +134,12 @@ def train_ranker(
         train_loss = _train_epoch(state, train, tasks, settings, execution)
         validate_loss = torch.full((len(tasks),), math.nan)
         relative = validate_loss
+        weights = torch.tensor([task.weight for task in tasks])
         if monitor is not None:
             validate_loss = monitor.losses()
             relative = validate_loss / monitor.base
+            weights = weights * monitor.labelled
         _check_finite(state.epoch, train_loss, validate_loss, monitor is not None)
-        weights = torch.tensor([task.weight for task in tasks])
         epoch = Epoch(
             number=state.epoch,
             train_loss=train_loss.tolist(),
@@ -146,7 +149,10 @@ def train_ranker(
             seconds=time.perf_counter() - started,
         )
         execution.on_epoch(epoch)
-        by_objective = relative.tolist() if design.spec.unshared else [epoch.monitored] * len(tasks)
+        monitored = torch.full((len(tasks),), epoch.monitored)
+        if design.spec.unshared and monitor is not None:
+            monitored = torch.where(monitor.labelled, relative, monitored)
+        by_objective = monitored.tolist()
         state.best.keep(epoch.number, by_objective)
         state.next_epoch(epoch)
     seconds = state.seconds
@@ -318,6 +324,7 @@ class _Monitor:
     """Losses [T] on the validation rows; `base`, those of predicting the training means.
 
     With members, the losses of the mean prediction, which is what is served.
+    `labelled` [T] says which objectives have a label there; at least one has.
     """
 
     def __init__(
@@ -326,6 +333,7 @@ class _Monitor:
         self.model, self.rows, self.tasks = model, validate, tasks
         self.labels = transform_labels(validate.labels, tasks)
         self.base = _base_losses(prior, tasks, self.labels)
+        self.labelled = (~torch.isnan(self.labels)).any(0)
 
     @torch.no_grad()
     def losses(self) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mtl_ranker.config import Project
-from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.models.matmul import in_blocks
@@ -20,8 +19,8 @@ from mtl_ranker.models.objectives import (
     cutpoints_needed,
     predictions,
 )
-from mtl_ranker.models.presets import make
-from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.training.batches import Examples
 
 
@@ -30,17 +29,6 @@ def tasks_of(project: Project) -> list[Task]:
         Task(o.name, o.kind, o.weight, o.transform, o.conditional_on, o.levels)
         for o in project.objectives
     ]
-
-
-def model_specs(project: Project) -> dict[str, RankerSpec]:
-    """Each `[models.*]` as a specification. Raises ProjectError naming the key."""
-    try:
-        return {
-            name: make(f"models.{name}", settings, len(project.objectives), project.features.groups)
-            for name, settings in project.models.items()
-        }
-    except ValueError as error:
-        raise ProjectError(str(error)) from error
 
 
 def build_ranker(

@@ -41,7 +41,7 @@ def test_promotion_rollback_and_freeze(finished_night, feed):
     """Version 2 is promoted by a tolerance, rolled back, and refused during a freeze."""
     nothing = run("rollback", finished_night)
     assert nothing.returncode == 2
-    assert "nothing to roll back to; version 1 is the only one so far" in nothing.stderr
+    assert "nothing to roll back to; version 1 is champion and the only version" in nothing.stderr
     edit_project(finished_night, promotion={"require_significance": False, "tolerance": 1.0})
     won = run("nightly", finished_night, "--date", "2026-03-08", data=feed)
     assert won.returncode == 0, won.stderr
@@ -55,13 +55,19 @@ def test_promotion_rollback_and_freeze(finished_night, feed):
     assert ranked["model_version"].unique().to_list() == ["1"]
     free = run("freeze", finished_night, "--off")
     assert "may be replaced again" in free.stdout
-    again = run("promote", finished_night, "--date", "2026-03-08", data=feed)
+    for name in ("nightly", "promote"):
+        kept = run(name, finished_night, "--date", "2026-03-08", data=feed)
+        assert "version 2 was rolled back" in " ".join(kept.stdout.split())
+        assert "champion is version 1" in kept.stdout
+    none = run("rollback", finished_night)
+    assert "version 1 is champion and has no champion before it; rolled back: 2" in none.stderr
+    again = run("promote", finished_night, "--date", "2026-03-08", "--accept", data=feed)
     assert "champion is version 2" in again.stdout
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{finished_night}/ws/mlflow.db")
     versions = {v: client.get_model_version("small", v).tags for v in "12"}
-    assert versions["2"]["rolled_back"] == "true"
+    assert "rolled_back" not in versions["2"]
     assert float(versions["2"]["seconds_per_million"]) > 0
     assert all("promotion" in tags for tags in versions.values())
     previous = client.get_model_version_by_alias("small", "previous_champion")
@@ -90,6 +96,10 @@ def test_explain_agrees_with_the_published_ranking(finished_night, feed):
         explanation["score"], rel=1e-6
     )
     assert all(sum(w) == pytest.approx(1.0, abs=1e-4) for w in explanation["experts"].values())
+    again = finished_night / "again.json"
+    of_ranking = [a for a in arguments if a not in ("--context", f"surface={first['surface']}")]
+    run("explain", finished_night, *of_ranking[:4], "--json", str(again), data=feed)
+    assert json.loads(again.read_text())["score"] == explanation["score"]
     stranger = run("explain", finished_night, "--user", "987654", "--item", "3", data=feed)
     assert "not in the log: user" in stranger.stdout
     invalid = run("explain", finished_night, "--user", "anna", "--item", "3", data=feed)

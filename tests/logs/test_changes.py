@@ -183,3 +183,47 @@ def test_a_column_with_the_name_of_the_quarantines_is_refused(tiny):
     write_day(tiny, FIRST, tiny_events(FIRST).with_columns(pl.lit("x").alias("reason")))
     with pytest.raises(ProjectError, match="column 'reason' has the name of the quarantine's"):
         ingest_day(context, FIRST)
+
+
+def late_copies(tiny, **changes):
+    """The second day holds copies of two late rows of the first, one of them with a bad label."""
+    frame = tiny_events(FIRST)
+    late = frame.tail(2).with_columns(ts=midnight(SECOND) - pl.Series([60_000, 30_000]))
+    in_first = late.with_columns(click=pl.Series([1, 7]))
+    write_day(tiny, FIRST, pl.concat([frame.head(38), in_first]))
+    write_day(tiny, SECOND, pl.concat([tiny_events(SECOND, shift=1), late]))
+    return opened(tiny, log={"day_tolerance_hours": 2.0, **changes})
+
+
+def test_a_row_of_two_partitions_counts_once(tiny):
+    """Of the two copies, the one whose first copy breaks the contract is kept."""
+    context = late_copies(tiny)
+    reason = "duplicate of a row of the day before in user_id, item_id, timestamp"
+    for order in ([FIRST, SECOND], [SECOND, FIRST]):
+        for day in order:
+            ingest_day(context, day)
+        assert context.workspace.scan("events", [SECOND]).collect().height == 41
+        bad = context.workspace.scan("quarantine", [SECOND]).collect()
+        assert bad["reason"].to_list() == [reason]
+        for dataset in ("events", "quarantine"):
+            for day in order:
+                context.workspace.path(dataset, day).unlink()
+
+
+def test_the_same_key_away_from_midnight_is_no_duplicate(tiny):
+    """Users see an item again on the next day; only rows that both partitions may hold count."""
+    context = late_copies(tiny, unique=["user_id", "item_id"], max_bad_share=1.0)
+    first = pl.read_parquet(tiny / "log" / f"date={FIRST}" / "part-0.parquet")
+    again = first.with_columns(ts=midnight(SECOND) + 12 * 3_600_000)
+    write_day(tiny, SECOND, again.unique(["u", "i"]))
+    assert "duplicate of a row of the day before" not in str(ingest_day(context, SECOND).reasons)
+
+
+def test_a_changed_day_rebuilds_the_next_one_only_with_a_tolerance(tiny):
+    for tolerance, why in ((2.0, "changed: source files of the day before"), (0.0, None)):
+        context = opened(tiny, log={"day_tolerance_hours": tolerance})
+        rewrite(tiny, FIRST)
+        for day in (FIRST, SECOND):
+            ingest_day(context, day)
+        rewrite(tiny, FIRST, pl.col("play") + 1)
+        assert ingest_day(context, SECOND).why == why

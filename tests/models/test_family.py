@@ -13,7 +13,6 @@ import torch
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear, RowInput
 from mtl_ranker.models.experts import MultilayerBank, TuckerBank
 from mtl_ranker.models.gates import FixedGates, SoftmaxGates, StitchGates, TopKGates
-from mtl_ranker.models.mixture import LayerSpec
 from mtl_ranker.models.presets import (
     PRESETS,
     adatt,
@@ -30,7 +29,8 @@ from mtl_ranker.models.presets import (
     sparse_mmoe,
     tensor_factorisation,
 )
-from mtl_ranker.models.ranker import Ranker, RankerSpec
+from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.models.spec import LayerSpec, RankerSpec
 
 B = 32
 NAMES = ["user_city", "item_kind", "item_tags", "user_age", "item_age"]

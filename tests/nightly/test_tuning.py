@@ -14,7 +14,7 @@ from mtl_ranker.nightly.contenders import Contender
 from mtl_ranker.nightly.suite import train_model
 from mtl_ranker.nightly.tuning import Budget, Study, Trial, as_toml, default_trial, tune
 from mtl_ranker.training.dataset import load_dataset
-from mtl_ranker.training.network import model_specs
+from mtl_ranker.training.specs import model_specs
 from tests.nightly.test_suite import LAST, prepared
 from tests.projects import WITHOUT, project_text
 

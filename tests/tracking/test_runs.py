@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import mlflow
 import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.blend import BlendChoice
 from mtl_ranker.tracking import connection, registry
 from mtl_ranker.tracking.connection import without_credentials
+from mtl_ranker.tracking.system import system_measured
 from tests.nightly.test_suite import LAST, prepared
+from tests.projects import write_project
 
 
 @pytest.fixture
@@ -134,3 +139,68 @@ def test_a_stored_blend_is_used_and_one_of_an_earlier_version_is_not_chained(tra
     predicted = registry.load_version(project, "1").artifact.predict(suite.held_out.frame)
     by_hand = predicted["click"] + 2.0 * predicted["long"]
     np.testing.assert_allclose(predicted["score"].to_numpy(), by_hand.to_numpy(), rtol=1e-5)
+
+
+@pytest.fixture
+def named(tiny, request):
+    """A training of a project of its own, as all tests of a process share MLflow's database."""
+    write_project(tiny, name=request.node.name)
+    context = prepared(tiny)
+    connection.connect(context.workspace)
+    return context, train_suite(context, LAST)
+
+
+def test_rolling_back_once_more_says_what_the_other_versions_are(named):
+    context, suite = named
+    project, client = context.project, mlflow.MlflowClient()
+    registry.record(context, suite)
+    registry.record_decision(project, "1", Decision(True, "first"))
+    with pytest.raises(ProjectError, match=r"to; version 1 is champion and the only version$"):
+        registry.roll_back(project)
+    for _ in range(3):
+        client.create_model_version(project.name, f"models:/{project.name}/1")
+    registry.record_decision(project, "3", Decision(True, "better"))
+    registry.roll_back(project)
+    assert registry.rolled_back(project, "3")
+    words = r"champion before it; rolled back: 3; never champion: 2, 4$"
+    with pytest.raises(ProjectError, match=words):
+        registry.roll_back(project)
+    registry.record_decision(project, "3", Decision(True, "accepted by hand"))
+    assert not registry.rolled_back(project, "3")
+
+
+def test_runs_name_their_days_and_a_digest_of_each(named):
+    """Of the parent and of the winner's run, to which the registered version points."""
+    context, suite = named
+    logged, version, _ = registry.record(context, suite)
+    client = mlflow.MlflowClient()
+    for run_id in (logged.run_id, version.run_id):
+        inputs = client.get_run(run_id).inputs.dataset_inputs
+        by_part = {t.value: i for i in inputs for t in i.tags if t.key == "mlflow.data.context"}
+        assert set(by_part) == {"train", "validate", "test"}
+        train = {tag.key: tag.value for tag in by_part["train"].tags}
+        digests = json.loads(train["digests"])
+        assert list(digests) == [str(day) for day in suite.days.train]
+        for day in suite.days.train:
+            mark = context.workspace.published_fingerprint("examples", day)
+            assert mark is not None
+            assert mark.startswith(digests[str(day)])
+        assert by_part["train"].dataset.digest != by_part["test"].dataset.digest
+
+
+def test_cpu_and_memory_are_logged_at_their_times(named):
+    pytest.importorskip("psutil")
+    context, suite = named
+    before = round(1_000 * time.time())
+    with system_measured(0.05) as samples:
+        sum(i * i for i in range(300_000))
+        time.sleep(0.2)
+    assert len(samples) >= 2
+    logged, _, _ = registry.record(context, suite, samples)
+    history = mlflow.MlflowClient().get_metric_history(
+        logged.run_id, "system/cpu_utilization_percentage"
+    )
+    assert [m.timestamp for m in history] == [s.milliseconds for s in samples]
+    assert before <= history[0].timestamp <= round(1_000 * time.time())
+    memory = samples[-1].values["system_memory_usage_megabytes"] * 1e6
+    assert 0 < memory < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

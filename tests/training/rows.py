@@ -12,7 +12,7 @@ from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
-from mtl_ranker.models.ranker import RankerSpec
+from mtl_ranker.models.spec import RankerSpec
 
 TASKS = [Task("click", "binary"), Task("seconds", "regression"), Task("like", "binary")]
 LABELS = [LABEL + task.name for task in TASKS]

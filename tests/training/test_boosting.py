@@ -102,3 +102,33 @@ def test_the_forest_can_be_exported() -> None:
     program = torch.export.export(forest, (numbers,)).module()
     torch.testing.assert_close(program(numbers), forest(numbers), equal_nan=True)
     assert isinstance(forest, Forest)
+
+
+def test_a_column_without_values_changes_nothing() -> None:
+    """scikit-learn refuses it; no tree splits on it, so its value does not matter."""
+    train, other = rows(2_000, 0), rows(200, 1)
+    width = train.numeric.shape[1]
+    empty = Examples(
+        train.categorical,
+        train.bags,
+        torch.cat([train.numeric, torch.full((2_000, 1), torch.nan)], 1),
+        train.labels,
+    )
+    forest = fit_forest(TASKS, empty, trees=[5, 0, 5], seed=0)
+    numbers = torch.from_numpy(matrix(other)).float()
+    logits = []
+    for value in (torch.nan, 3.0):
+        column = torch.full((200, 1), value)
+        inputs = torch.cat([numbers[:, :width], column, numbers[:, width:]], 1)
+        logits.append(forest(inputs)[:, [0, 2]])
+    assert torch.equal(logits[0], logits[1])
+    assert logits[0].std(0).min() > 0
+
+
+def test_without_validation_labels_every_tree_is_kept() -> None:
+    train, validate = rows(1_000, 0), rows(100, 1)
+    labels = validate.labels.clone()
+    labels[:, 2] = torch.nan
+    unlabelled = Examples(*validate.inputs, labels)
+    forest = fit_forest(TASKS, train, trees=[4, 0, 6], seed=0, validate=unlabelled)
+    assert forest.trees[2] == 6

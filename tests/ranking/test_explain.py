@@ -1,0 +1,55 @@
+"""An explanation's score is the published one."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import polars as pl
+import pytest
+
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.ranking.artifact import RegisteredRanker
+from mtl_ranker.ranking.explain import Pair, explain
+from mtl_ranker.ranking.scoring import score_day
+from tests.conftest import FIRST
+from tests.ranking.test_scoring import random_ranker
+
+TOMORROW = FIRST + timedelta(days=6)
+
+
+@pytest.fixture
+def ranked(tmp_path):
+    context, artifact = random_ranker(tmp_path)
+    ranker = RegisteredRanker(artifact, "3")
+    ranking = pl.read_parquet(score_day(context, ranker, TOMORROW).path)
+    return context, ranker, ranking
+
+
+def test_without_context_it_is_that_of_the_published_ranking(ranked):
+    context, ranker, ranking = ranked
+    row = ranking.filter(pl.col("tab") == "search").row(5, named=True)
+    pair = Pair(str(row["user_id"]), str(row["item_id"]))
+    found = explain(context, ranker, pair, TOMORROW)
+    assert found.score == pytest.approx(row["score"], rel=1e-5)
+    assert (found.context, found.published) == ({"tab": "search"}, True)
+    assert (found.rank, found.ranked_by) == (row["rank"], "3")
+    other = explain(context, ranker, Pair(pair.user, pair.item, {"tab": "home"}), TOMORROW)
+    assert (other.context, other.published) == ({"tab": "home"}, False)
+    assert abs(other.score - found.score) > 1e-3
+
+
+def test_of_a_pair_that_is_not_ranked_the_context_is_missing(ranked):
+    context, ranker, ranking = ranked
+    user = str(ranking["user_id"][0])
+    found = explain(context, ranker, Pair(user, "999"), TOMORROW)
+    assert (found.context, found.published, found.ranked_by) == ({"tab": None}, False, None)
+
+
+def test_booleans_are_given_as_true_and_false(tmp_path):
+    context, artifact = random_ranker(tmp_path)
+    day = FIRST + timedelta(days=5)
+    flags = context.workspace.scan("events", [day]).with_columns(pl.col("tab") == "home")
+    context.workspace.publish("events", day, flags, {})
+    ranker = RegisteredRanker(artifact, "3")
+    with pytest.raises(ProjectError, match="tab 'maybe': is no Boolean, the log's own type"):
+        explain(context, ranker, Pair("1", "2", {"tab": "maybe"}), TOMORROW)
