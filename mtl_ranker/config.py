@@ -363,6 +363,11 @@ class Promotion(Settings):
         True, description="the blended quality's interval must lie above 0; else above -tolerance"
     )
     tolerance: float = Field(0.0, ge=0, description="see require_significance")
+    require_spread: bool = Field(
+        False,
+        description="the spread of training seeds must be known, so that no reseed is promoted by "
+        "luck; it takes two training.seeds or more",
+    )
     max_seconds_per_million: float = Field(
         120.0, gt=0, description="time to score a million raw rows, measured in a fresh process"
     )

@@ -131,6 +131,11 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     if worse:
         objections.append(f"the challenger is significantly worse on {', '.join(worse)}")
     objections += unfit(project, evidence)
+    if rule.require_spread and overall.note == ONE_SEED:
+        objections.append(
+            "the spread of training seeds is unknown (promotion.require_spread); it takes two "
+            "training.seeds or more"
+        )
     enough = overall.low > 0 if rule.require_significance else overall.low > -rule.tolerance
     if not worse and np.isnan(overall.value):
         objections.append("no objective can be compared")

@@ -169,11 +169,11 @@ def test_histories(tmp_path):
 @pytest.mark.slow
 def test_verdicts(tmp_path):
     """A/A: the same model with other seeds; the interval of the false rate includes 5 % or less."""
-    sizes = ("--feeds", "2", "--nights", "16", "--planted", "4", "--impressions", "12000")
+    sizes = ("--feeds", "1", "--nights", "10", "--planted", "2", "--impressions", "12000")
     options = (*sizes, "--judged-rows", "20000", "--threads", "1")
     figures, printed = run_sized("verdicts", tmp_path, *options)
     one, *several = figures["false"]
-    assert one["any"]["after"] == {**one["any"]["after"], "hits": 0, "of": 16}
+    assert one["any"]["after"] == {**one["any"]["after"], "hits": 0, "of": 10}
     assert one["any"]["before"]["low"] > 0.05  # a bootstrap over users calls one seed different
     for each in several:
         assert each["any"]["after"]["low"] <= 0.05
