@@ -72,7 +72,7 @@ def test_rows_that_no_batch_has_stay_as_they_began() -> None:
     frame = small.frame(512)
     encoder = small.encoder(frame)
     rows = encode_examples(encoder, frame, small.LABELS)
-    settings = small.settings(sparse_rows=1, weight_decay=0.5)
+    settings = small.settings(sparse_rows=1, weight_decay=0.5, unknown_rate=0.0)
     model = train_ranker(
         Design(small.spec(), encoder, small.TASKS), Rows(rows, rows), settings, 0
     ).model

@@ -390,6 +390,12 @@ def test_trees_are_kept_if_they_improve_validation_quality(tiny):
         assert reloaded.predict(frame).equals(run.artifact.predict(frame))
 
 
+def refit_and_before(suite):
+    """The refit run, which is the last, after the one that it was made from."""
+    *runs, again = suite.runs
+    return next(run for run in runs if again.name == f"{run.name}, refit"), again
+
+
 def test_a_refit_that_does_harm_on_the_test_days_does_not_replace_the_model(tiny):
     """The labels of the validation day are the wrong way round, and it has the most rows."""
     for n in range(6):
@@ -404,11 +410,11 @@ def test_a_refit_that_does_harm_on_the_test_days_does_not_replace_the_model(tiny
     training = {"refit": True, "batch_size": 64, "learning_rate": 0.02}
     write_project(tiny, features=features, training=training)
     suite = train_suite(prepared(tiny), LAST)
-    first, again = suite.runs
+    first, again = refit_and_before(suite)
     assert first.metrics["click"]["auc"] > 0.7 > 0.5 > again.metrics["click"]["auc"]
     assert suite.winner is first
     (note,) = [note for note in suite.notes if "does not replace" in note]
-    assert note.startswith("mmoe, refit seed 0 does not replace mmoe seed 0")
+    assert note.startswith(f"{first.name}, refit seed 0 does not replace {first.name} seed 0")
     assert "click: AUC -0." in note
 
 
@@ -436,7 +442,7 @@ def test_what_a_refit_makes_worse_is_named(tiny):
 def test_a_refit_model_has_the_configured_share_of_the_winners_maps(tiny, share):
     calibration = {"refit_share": share, "refit_days": 0, "min_positives": 5}
     write_project(tiny, training={"refit": True}, calibration=calibration)
-    first, again = train_suite(prepared(tiny), LAST).runs
+    first, again = refit_and_before(train_suite(prepared(tiny), LAST))
     maps = first.artifact.calibration.everywhere["click"], again.artifact.calibration.everywhere
     assert maps[0].x == maps[1]["click"].x == [0.0, 1.0]
     moved = [x + share * (y - x) for x, y in zip(maps[0].x, maps[0].y, strict=True)]
@@ -448,7 +454,7 @@ def test_a_cross_fitted_calibration_is_of_models_that_did_not_see_the_day(tiny):
     write_project(tiny, training={"refit": True}, calibration=calibration)
     context = prepared(tiny)
     suite = train_suite(context, LAST)
-    first, again = suite.runs
+    first, again = refit_and_before(suite)
     # By hand: the winner predicts the validation day, a training without it the day before.
     days = [*suite.days.train, *suite.days.validate]
     labels = [f"label_{task.name}" for task in suite.tasks]
