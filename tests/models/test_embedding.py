@@ -54,7 +54,11 @@ def test_training_is_the_dense_one_where_every_batch_has_every_row(balancing: st
     models = []
     for sparse_rows in (1_000, 1):
         settings = small.settings(
-            batch_size=256, weight_decay=0.0, sparse_rows=sparse_rows, balancing=balancing
+            batch_size=256,
+            weight_decay=0.0,
+            unknown_rate=0.0,
+            sparse_rows=sparse_rows,
+            balancing=balancing,
         )
         models.append(
             train_ranker(
