@@ -268,6 +268,12 @@ class Split(Settings):
 
 class Training(Settings):
     seeds: list[int] = [0]
+    spread_seeds: int = Field(
+        1,
+        ge=0,
+        description="with one seed: further trainings of the winner's model with other seeds, "
+        "whose spread keeps promotion from taking luck for a gain",
+    )
     batch_size: int = Field(2048, ge=1)
     epochs: int = Field(4, ge=1)
     patience: int = Field(2, ge=1)

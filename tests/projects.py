@@ -43,7 +43,7 @@ TINY: Table = {
     },
     "split": {"warmup_days": 1, "train_days": 3},
     "models": {"mmoe": {"preset": "mmoe", "experts": 2, "expert_hidden": [8]}},
-    "training": {"epochs": 2, "refit": False},
+    "training": {"epochs": 2, "refit": False, "spread_seeds": 0},
 }
 
 # Of the simulated feed, for whole nights.
@@ -76,7 +76,7 @@ SMALL: Table = {
         "shared_bottom": {"preset": "shared_bottom"},
         "mmoe": {"preset": "mmoe", "experts": 2},
     },
-    "training": {"epochs": 2},
+    "training": {"epochs": 2, "spread_seeds": 0},
     "promotion": {"max_seconds_per_million": 100000},
     "scoring": {"generated_items": 20, "top_k": 5},
 }

@@ -163,9 +163,14 @@ def _winner(
             )
         else:
             winner = again
-    everything, seeds = [*runs, *improved], [run.metrics for run in by_model[best]]
-    if len(seeds) > 1:
-        chosen, artifact = winner, replace(winner.artifact, seed_metrics=seeds)
+    everything, spread = [*runs, *improved], [run.metrics for run in by_model[best]]
+    if len(spread) == 1:
+        for seed in range(winner.seed + 1, winner.seed + 1 + project.training.spread_seeds):
+            callbacks.on_step(f"{best} with seed {seed}, for the spread of trainings")
+            other = Contender(best, by_model[best][0].spec, seed)
+            spread.append(train_model(project, dataset, other, world=world).metrics)
+    if len(spread) > 1:
+        chosen, artifact = winner, replace(winner.artifact, seed_metrics=spread)
         winner = replace(chosen, artifact=artifact)
         everything = [winner if run is chosen else run for run in everything]
     return winner, everything, notes

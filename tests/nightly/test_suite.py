@@ -25,7 +25,7 @@ from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.objectives import losses
 from mtl_ranker.nightly import suite as suite_module
 from mtl_ranker.nightly.build import build_split
-from mtl_ranker.nightly.contenders import Callbacks
+from mtl_ranker.nightly.contenders import Callbacks, Contender, train_model
 from mtl_ranker.nightly.refitting import harm_of_refit
 from mtl_ranker.nightly.suite import train_all, train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -280,6 +280,18 @@ def test_the_winner_keeps_its_seeds_metrics_and_no_verdict_rests_on_a_last_epoch
     assert click.verdict == long.verdict == "undecided"
     assert "the best epoch of mmoe is its last (2); raise training.epochs" in str(click)
     assert "mmoe on long, 7 negatives of 7 users; it takes 10 of 10 (AUC -0." in str(long)
+
+
+def test_with_one_seed_the_winner_is_trained_with_another_for_the_spread(tiny):
+    write_project(tiny, training={"spread_seeds": 1, "learning_rate": 0.02})
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
+    winner = suite.winner
+    dataset = load_dataset(context, LAST)
+    other = train_model(context.project, dataset, Contender(winner.name, winner.spec, 1))
+    assert list(winner.artifact.seed_metrics) == [winner.metrics, other.metrics]
+    assert winner.metrics != other.metrics
+    assert {run.seed for run in suite.runs} == {0}
 
 
 @pytest.mark.parametrize(("value", "message"), [(0, "never occurs"), (1, "always occurs")])
