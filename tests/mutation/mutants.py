@@ -10,9 +10,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.integration import forks
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("mtl_ranker", "flows", "sql", "tests", "benchmarks", "docs", "pyproject.toml")
@@ -278,17 +279,10 @@ def mutated(text: str, mutant: Mutant) -> str:
 def run_tests(folder: Path, tests: str, only: str) -> subprocess.CompletedProcess[str]:
     """Run tests of a copy of the repository."""
     chosen = ["-k", only] if only else []
-    command = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/{tests}", *chosen]
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [*command, "-p", "no:cacheprovider"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    arguments = ["-x", "-q", f"tests/{tests}", *chosen, "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    module = "tests.mutation.child"
+    return forks.run(*arguments, env=environment, module=module, cwd=folder, timeout=600)
 
 
 def table() -> str:
