@@ -17,10 +17,12 @@ from mtl_ranker.tracking import connection, registry
 
 
 @task(name="decide", task_run_name="decide {day}", **RETRY)
-def decide_task(context: Context, day: date, champion: str | None, accept: bool) -> Decision:
-    """The challenger against the version that is champion, if there is one."""
+def decide_task(
+    context: Context, day: date, challenger: str, champion: str | None, accept: bool
+) -> Decision:
+    """A version against the one that is champion, if there is one."""
     project = context.project
-    new = registry.load_artifact(project, "challenger")
+    new = registry.load_version(project, challenger)
     folder = registry.artifact_folder(project, new.version)
     if accept:
         return accept_by_hand(context, day, new.artifact, folder)
@@ -48,6 +50,7 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
     champion = registry.alias_version(project, "champion")
     if challenger is None:
         raise ProjectError(f"models:/{project.name}@challenger: none; run `mtl-ranker train` first")
+    registry.check_untrained(project, day, [v for v in (challenger, champion) if v is not None])
     frozen = registry.frozen(project)
     if champion == challenger:
         decision = Decision(False, f"version {champion} is champion already")
@@ -61,7 +64,7 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
         decision = Decision(False, reason)
     else:
         with console.status("comparing with the champion, loading the model in a fresh process"):
-            decision = decide_task(context, day, champion, accept)
+            decision = decide_task(context, day, challenger, champion, accept)
     if dry_run:
         announce("promote", f"would be: {decision.reason}; champion stays version {champion}")
         return decision

@@ -372,7 +372,7 @@ class Promotion(Settings):
     require_spread: bool = Field(
         False,
         description="the spread of training seeds must be known, so that no reseed is promoted by "
-        "luck; it takes two training.seeds or more",
+        "luck; it takes two training.seeds, or training.spread_seeds of 1 or more",
     )
     max_seconds_per_million: float = Field(
         120.0, gt=0, description="time to score a million raw rows, measured in a fresh process"

@@ -58,7 +58,7 @@ def blend_command(context: Context, day: date, options: BlendOptions) -> dict[st
     connection.connect(context.workspace)
     artifact, version = registry.load_artifact(project, options.alias)
     if options.given:
-        chosen = check_weights(project, options.given)
+        chosen = check_weights(artifact.project, options.given)
         method = options.search.how or artifact.project.scoring.blend
     else:
         with progress_bar() as progress:
@@ -68,7 +68,7 @@ def blend_command(context: Context, day: date, options: BlendOptions) -> dict[st
             )
         console.print(_blend_table(blend, options.search.satisfaction_share))
         if blend.better is not None:
-            console.print(blend.better, highlight=False, soft_wrap=True, markup=False)
+            console.print(str(blend.better), highlight=False, soft_wrap=True, markup=False)
         picture = write_blend(blend, context.workspace, version, day)
         console.print(f"picture  {picture}", highlight=False)
         results = asdict(blend) | {"version": version, "day": str(day)}

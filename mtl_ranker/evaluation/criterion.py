@@ -58,11 +58,13 @@ class Criterion:
         """Σ w q / s over Σ w for a model's qualities q and the reference's standard errors s.
 
         Its unit is a standard error; only differences between models mean anything. NaN if no
-        objective has labels of both kinds.
+        objective has labels of both kinds, minus infinity if a prediction is not a finite number.
 
         Args:
             prediction: [N, T].
         """
+        if not np.isfinite(prediction).all():
+            return -float("inf")
         total, weights = 0.0, 0.0
         for t, task in enumerate(self.tasks):
             if task.name in self.scale:

@@ -264,8 +264,8 @@ def compare_with_training(
         for name, rate in day.label_rates.items():
             rates = [d.label_rates[name] for d in train if not np.isnan(d.label_rates[name])]
             usual = float(np.mean(rates)) if rates else 0.0
-            if usual > 0 and not np.isnan(rate):
-                change = rate / usual - 1
+            if usual != 0 and not np.isnan(rate):
+                change = (rate - usual) / abs(usual)
                 message = f"{day.day}: label {name} {rate:.4f}, {change:+.0%} of training"
                 check("label", abs(change), message)
         for column, share in day.nulls.items():

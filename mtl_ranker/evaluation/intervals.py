@@ -264,15 +264,25 @@ def weighted_mean(weighted: Sequence[tuple[float, Quality]]) -> Quality:
         return replace(first, measure="", value=float("nan"), support=rarest)
     weights = np.array([w for w, _ in usable]) / sum(w for w, _ in usable)
     qualities = [q for _, q in usable]
-    trainings = [q.trainings for q in qualities if q.trainings is not None]
     return Quality(
         measure="",
         value=float(sum(w * q.value for w, q in zip(weights, qualities, strict=True))),
         influence=np.tensordot(weights, [q.influence for q in qualities], 1),
-        trainings=np.tensordot(weights, trainings, 1) if trainings else None,
+        trainings=_mean_of_trainings(weights, qualities),
         averaged=qualities[0].averaged,
         support=min((q.support for q in qualities), key=lambda support: support.users),
     )
+
+
+def _mean_of_trainings(weights: np.ndarray, qualities: Sequence[Quality]) -> np.ndarray | None:
+    """The mean of each training [S], of as many as are known of every quality; None without any."""
+    known = [
+        (w, q.trainings) for w, q in zip(weights, qualities, strict=True) if q.trainings is not None
+    ]
+    if not known:
+        return None
+    least = min(len(trainings) for _, trainings in known)
+    return np.sum([w * trainings[:least] for w, trainings in known], 0)
 
 
 def controlled(p_values: Sequence[float]) -> list[float]:

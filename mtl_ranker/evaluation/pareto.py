@@ -27,8 +27,8 @@ class Point:
 
     Attributes:
         weights: objective → weight.
-        engagement, satisfaction: NDCG@10, the weighted mean over the group's objectives; NaN if the
-            group has no objective or no user with a positive label.
+        engagement, satisfaction: NDCG@10, the weighted mean over the group's objectives that
+            count (`counted_objectives`); NaN if none has a user with a positive label.
         best: on the Pareto front: no other point is better in one and at least as good in the
             other.
     """
@@ -52,7 +52,10 @@ def quality_of(
     score = blended(how, [weights[n] for n in names], value_matrix(project, rows.prediction))
     labels = gains(project, rows.labels)
     groups: dict[str, list[tuple[float, float]]] = {"engagement": [], "satisfaction": []}
+    counted = counted_objectives(project)
     for t, objective in enumerate(project.objectives):
+        if objective.name not in counted:
+            continue
         label = labels[:, t]
         known = ~np.isnan(label)
         value = ndcg(label[known], score[known], rows.user[known], RANKS)
@@ -65,6 +68,19 @@ def quality_of(
         for group, values in groups.items()
     }
     return Point(dict(weights), means["engagement"], means["satisfaction"])
+
+
+def counted_objectives(project: Project) -> set[str]:
+    """The objectives by which a choice of weights is judged.
+
+    Of each group those with a blend weight in the project, which says what the ranking is for; all
+    of a group without any.
+    """
+    weights, found = project.blend_weights, set()
+    for group in ("engagement", "satisfaction"):
+        names = [o.name for o in project.objectives if o.group == group]
+        found |= {name for name in names if weights[name] != 0} or set(names)
+    return found
 
 
 def gains(project: Project, labels: np.ndarray) -> np.ndarray:
@@ -172,7 +188,7 @@ def paired_gains(
     names, values = [o.name for o in project.objectives], value_matrix(project, rows.prediction)
     scores = [blended(how, [weights[n] for n in names], values) for weights in choices]
     labels, codes = gains(project, rows.labels), np.unique(rows.user, return_inverse=True)[1]
-    users = int(codes.max(initial=-1)) + 1
+    users, counted = int(codes.max(initial=-1)) + 1, counted_objectives(project)
     intervals = []
     for group in ("engagement", "satisfaction"):
         parts = []
@@ -182,7 +198,7 @@ def paired_gains(
             one, other = (grouped_ndcg(label, score[known], user, RANKS) for score in scores)
             rows_of = np.bincount(user, minlength=users)
             gaining = np.bincount(user, weights=label > 0, minlength=users)
-            if objective.group == group and len(one):
+            if objective.group == group and len(one) and objective.name in counted:
                 parts.append((objective.weight, (rows_of > 1) & (gaining > 0), one - other))
         total, value, influence = sum(w for w, _, _ in parts), 0.0, np.zeros(users)
         for weight, of_user, difference in parts:

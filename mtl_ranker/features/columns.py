@@ -178,6 +178,9 @@ def _origin(project: Project, column: str) -> str:
     return f"the log ({log.path})"
 
 
+RANKING_COLUMNS = ("user_id", "item_id", "score", "rank", "model_version")
+
+
 def check_known_beforehand(project: Project, event_columns: Collection[str]) -> None:
     """Raise ProjectError for a feature from a column of the log that is not declared as context.
 
@@ -198,8 +201,15 @@ def check_known_beforehand(project: Project, event_columns: Collection[str]) -> 
                 "candidate set has too, and columns of log.users and log.items"
             )
     for index, objective in enumerate(project.objectives):
-        if objective.label.strip('"') in context:
+        used = {objective.label.strip('"'), *pl.sql_expr(objective.label).meta.root_names()}
+        for column in context:
+            if column in used:
+                raise ProjectError(
+                    f"log.context: {column} is in the label of objectives[{index}] "
+                    f"({objective.name}); a label is not known when candidates are ranked"
+                )
+        if objective.name in {*RANKING_COLUMNS, *context}:
             raise ProjectError(
-                f"log.context: {objective.label} is the label of objectives[{index}] "
-                f"({objective.name}); a label is not known when candidates are ranked"
+                f"objectives[{index}].name: {objective.name!r} is the name of another column of "
+                f"the ranking ({', '.join((*RANKING_COLUMNS, *context))}); allowed: any other name"
             )

@@ -253,7 +253,9 @@ def feature_sides(
             return "user"
         return "pair" if "user_id" in source else "item"
 
-    features = {c: side(sources[c]) for c in feature_columns(project)}
+    # Item popularity reads the item also where it is no feature.
+    features = {"user_id": "user", "item_id": "item"}
+    features |= {c: side(sources[c]) for c in feature_columns(project)}
     keys_of = {"user": {"user_id"}, "item": {"item_id"}}
     for column, which in features.items():
         if which != "pair":

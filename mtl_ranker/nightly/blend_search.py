@@ -25,7 +25,7 @@ from mtl_ranker.evaluation.pareto import (
     try_weights,
 )
 from mtl_ranker.features.columns import LABEL
-from mtl_ranker.features.days import split_days
+from mtl_ranker.features.days import span, split_days
 from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.batches import label_matrix
@@ -121,6 +121,15 @@ def find_blend(
         )
     days = split_days(project, workspace.days("events"), day)
     rows = _predicted(artifact, model_examples(context, artifact, days.test))
+    point = quality_of(
+        artifact.project, rows, artifact.project.blend_weights, search.how or "weighted_sum"
+    )
+    for group in ("engagement", "satisfaction"):
+        if np.isnan(getattr(point, group)):
+            raise ProjectError(
+                f"no objective of {group} has a positive label on {span(days.test)}, so weights "
+                "cannot be compared; allowed: a --date with labels of both groups"
+            )
     return trade_off(artifact.project, rows, search, on_point)
 
 

@@ -20,7 +20,7 @@ from mtl_ranker.features.columns import LABEL, numeric_features
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.spec import RankerSpec
-from mtl_ranker.nightly.results import ModelRun
+from mtl_ranker.nightly.results import REFIT, ModelRun
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.calibration import Calibration, fit_calibration
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
@@ -167,7 +167,7 @@ def refit(
     """
     tasks, settings, started = dataset.tasks, project.calibration, time.time()
     days = [*dataset.days.train, *dataset.days.validate]
-    name = f"{run.name}, refit"
+    name = f"{run.name}{REFIT}"
     again, trained = _retrained(project, dataset, run, Retraining(name, days), callbacks, world)
     ended = time.time()
     if settings.refit_days:

@@ -73,7 +73,7 @@ def fit_popularity(
         model.towers.weights[0].copy_(torch.eye(len(tasks)).unsqueeze(1))
         wanted = means.select(task.name for task in tasks).to_numpy()
         model.embedding.table.weight.copy_(_logits(tasks, wanted, model.cutpoints))
-    return RankerArtifact(project, encoder, tasks, model.eval(), sql=sql)
+    return RankerArtifact(project, encoder, tasks, model.eval(), sql=sql, fixed=True)
 
 
 def _logits(

@@ -24,7 +24,7 @@ from mtl_ranker.evaluation.intervals import (
     model_quality,
     weighted_mean,
 )
-from mtl_ranker.evaluation.metrics import Metrics, PredictedRows
+from mtl_ranker.evaluation.metrics import Metrics, PredictedRows, quality_metric
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
 from mtl_ranker.features.view import examples_dataset, model_context
@@ -80,11 +80,13 @@ class Evidence(ChallengerEvidence):
 
     Attributes:
         champion: predictions [N, T].
+        champion_fixed: the champion has no training seed, as item popularity.
         challenger_seeds, champion_seeds: metrics of trainings of the same model with two seeds or
             more, from which the variance of one training is estimated; empty if unknown.
     """
 
     champion: np.ndarray
+    champion_fixed: bool = False
     challenger_seeds: Sequence[Metrics] = ()
     champion_seeds: Sequence[Metrics] = ()
 
@@ -105,9 +107,14 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     challenger, champion = [], []
     for t, task in enumerate(tasks):
         rows = LabelledRows.of(task.kind, evidence.labels[:, t], clusters)
-        own, other = evidence.challenger_seeds, evidence.champion_seeds
-        challenger.append(_quality(task.name, rows, evidence.challenger[:, t], own or other))
-        champion.append(_quality(task.name, rows, evidence.champion[:, t], other or own))
+        own, other = (
+            _known(task, seeds) for seeds in (evidence.challenger_seeds, evidence.champion_seeds)
+        )
+        challenger.append(_quality(rows, evidence.challenger[:, t], own, other))
+        if evidence.champion_fixed:
+            champion.append(model_quality(rows, [evidence.champion[:, t]], fixed=True))
+        else:
+            champion.append(_quality(rows, evidence.champion[:, t], other, own))
     compared = [compare(a, b) for a, b in zip(challenger, champion, strict=True)]
     differences = {
         task.name: each.interval(rule.confidence)
@@ -134,7 +141,7 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     if rule.require_spread and overall.note == ONE_SEED:
         objections.append(
             "the spread of training seeds is unknown (promotion.require_spread); it takes two "
-            "training.seeds or more"
+            "training.seeds, or training.spread_seeds of 1 or more"
         )
     enough = overall.low > 0 if rule.require_significance else overall.low > -rule.tolerance
     if not worse and np.isnan(overall.value):
@@ -154,19 +161,38 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     return Decision(True, reason, overall, differences, evidence.serving)
 
 
+def _known(task: Task, seeds: Sequence[Metrics]) -> np.ndarray:
+    """The trainings' values [S] of an objective's quality, without those that are unknown."""
+    measure = quality_metric(task.kind)
+    values = np.array([metrics.get(task.name, {}).get(measure, np.nan) for metrics in seeds])
+    return values[~np.isnan(values)]
+
+
 def _quality(
-    name: str, rows: LabelledRows, prediction: np.ndarray, seeds: Sequence[Metrics]
+    rows: LabelledRows, prediction: np.ndarray, own: np.ndarray, other: np.ndarray
 ) -> Quality:
-    """The quality of one training; the variance over seeds is that of `seeds`' metrics."""
+    """The quality of one training; its variance over seeds is that of two known values or more.
+
+    Args:
+        own, other: values of trainings of this model, and of the one it is compared with.
+    """
     found = model_quality(rows, [prediction])
-    values = [metrics.get(name, {}).get(found.measure, np.nan) for metrics in seeds]
-    known = np.array([value for value in values if not np.isnan(value)])
-    return replace(found, trainings=known) if len(known) > 1 else found
+    for values in (own, other):
+        if len(values) > 1:
+            return replace(found, trainings=values)
+    return found
 
 
 def unfit(project: Project, evidence: ChallengerEvidence) -> list[str]:
     """Objections to a challenger that do not depend on the champion: calibration and serving."""
     rule = project.promotion
+    invalid = [
+        task.name
+        for t, task in enumerate(evidence.tasks)
+        if not np.isfinite(evidence.challenger[:, t]).all()
+    ]
+    if invalid:
+        return [f"its predictions of {', '.join(invalid)} are not all finite numbers"]
     rows = PredictedRows(evidence.labels, evidence.challenger, evidence.user)
     found = calibrated(evidence.tasks, rows, rule.confidence)
     objections = [f"it is not calibrated on {each}" for each in out_of_bounds(found, rule)]
@@ -181,7 +207,7 @@ def unfit(project: Project, evidence: ChallengerEvidence) -> list[str]:
             )
         if serving.megabytes > rule.max_megabytes:
             objections.append(
-                f"it is {serving.megabytes:,.1f} MB, allowed {rule.max_megabytes:,.0f} "
+                f"it is {serving.megabytes:,.3g} MB, allowed {rule.max_megabytes:,g} "
                 "(promotion.max_megabytes)"
             )
     return objections
@@ -238,6 +264,7 @@ def compare_artifacts(
         user=alone.user,
         challenger=alone.challenger[:, kept],
         champion=_predictions_on(context, champion, frame, split.test).select(shared).to_numpy(),
+        champion_fixed=champion.fixed,
         challenger_seeds=challenger.seed_metrics,
         champion_seeds=champion.seed_metrics,
         serving=serving,
@@ -275,7 +302,9 @@ def decide_first(
     objections, remarks = unfit(project, evidence), []
     decision = Decision(False, "", serving=evidence.serving)
     for name, prediction in baselines.items():
-        compared = decide(project, Evidence(**vars(evidence), champion=prediction))
+        compared = decide(
+            project, Evidence(**vars(evidence), champion=prediction, champion_fixed=True)
+        )
         gain, differences = compared.blended, compared.differences or {}
         worse = [objective for objective, each in differences.items() if each.high < 0]
         if gain is None or np.isnan(gain.value):

@@ -26,6 +26,8 @@ from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import HeldOut
 from mtl_ranker.training.loop import Trained
 
+REFIT = ", refit"  # ends the name of a model that was trained again with the validation days
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRun:

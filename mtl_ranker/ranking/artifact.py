@@ -61,6 +61,7 @@ class RankerArtifact:
         seed_metrics: objective → metric → value on test days, for each of several trainings of
             this model with other seeds; their spread says what a seed changes. Empty if one seed
             was trained.
+        fixed: it was made without a random seed, as item popularity.
     """
 
     project: Project
@@ -72,6 +73,7 @@ class RankerArtifact:
     tree_share: float = 0.5
     sql: Mapping[str, str] | None = None
     seed_metrics: Sequence[dict[str, dict[str, float]]] = ()
+    fixed: bool = False
 
     def with_blend(self, choice: BlendChoice) -> RankerArtifact:
         """The same ranker with another blend; objectives without a weight get weight 1."""
@@ -101,6 +103,7 @@ class RankerArtifact:
             "spec": asdict(self.model.spec),
             "tasks": [asdict(task) for task in self.tasks],
             "positions": self.model.positions,
+            "fixed": self.fixed,
             "chained_blend": True,
         }
         if self.trees is not None:
@@ -149,6 +152,7 @@ class RankerArtifact:
             tree_share=architecture.get("tree_share", 0.5),
             sql=texts,
             seed_metrics=json.loads(seeds.read_text("utf-8")) if seeds.is_file() else (),
+            fixed=architecture.get("fixed", False),
         )
         if architecture.get("chained_blend"):
             return ranker

@@ -139,8 +139,9 @@ def candidate_days(context: Context) -> list[date]:
 def generate_candidates(context: Context, day: date) -> pl.LazyFrame:
     """Users of the last day before D × the items with most impressions on the last three days.
 
-    Context columns have each user's most frequent value of that day. Raises ProjectError if no
-    events before D are published.
+    Context columns have each user's most frequent value of that day, except numbers that depend
+    on the item, such as a price (`_item_context`): they have the item's median of the three days.
+    Raises ProjectError if no events before D are published.
     """
     project, workspace = context.project, context.workspace
     before = [d for d in workspace.days("events") if d < day]
@@ -148,16 +149,37 @@ def generate_candidates(context: Context, day: date) -> pl.LazyFrame:
         raise ProjectError(f"no events before {day} are published, so no candidates can be made")
     last = scan_events(context, before[-1:])
     recent = workspace.scan("events", [d for d in before if day - d <= timedelta(days=3)] or before)
-    modes = [pl.col(c).mode().sort().first() for c in project.log.context]
+    of_item = _item_context(last, project.log.context)
+    modes = [pl.col(c).mode().sort().first() for c in project.log.context if c not in of_item]
     users = last.group_by("user_id").agg(pl.len().alias("impressions"), *modes)
     users = users.sort(["impressions", "user_id"], descending=[True, False]).drop("impressions")
     if project.scoring.generated_users is not None:
         users = users.head(project.scoring.generated_users)
-    items = recent.group_by("item_id").agg(pl.len().alias("impressions"))
+    typical = [pl.col(c).median() for c in of_item]
+    items = recent.group_by("item_id").agg(pl.len().alias("impressions"), *typical)
     items = items.sort(["impressions", "item_id"], descending=[True, False]).drop("impressions")
     items = items.head(project.scoring.generated_items)
     # Without `maintain_order` polars drops the sorts; other blocks then change scores by rounding.
     return users.join(items, how="cross", maintain_order="left_right")
+
+
+def _item_context(rows: pl.LazyFrame, context: Sequence[str]) -> list[str]:
+    """Floating-point context columns that vary less within an item than within a user.
+
+    The measure is the mean over rows of the squared deviation from the mean of the row's item, or
+    user.
+    """
+    schema = rows.collect_schema()
+    numbers = [c for c in context if schema.get(c, pl.Null()).is_float()]
+    if not numbers:
+        return []
+    within = [
+        ((pl.col(c) - pl.col(c).mean().over(key)) ** 2).mean().alias(f"{key} {c}")
+        for c in numbers
+        for key in ("user_id", "item_id")
+    ]
+    found = rows.select(within).collect().row(0, named=True)
+    return [c for c in numbers if (found[f"item_id {c}"] or 0.0) < (found[f"user_id {c}"] or 0.0)]
 
 
 def columns_read(project: Project) -> set[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 MEASURED_ROWS = 20_000
+LONGEST = 600  # seconds
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ def try_serving(folder: Path, rows: pl.DataFrame, expected: pl.DataFrame) -> Ser
         input_file, output_file = Path(scratch) / "rows.parquet", Path(scratch) / "scores.parquet"
         rows.write_parquet(input_file)
         module = "mtl_ranker.ranking.load_test"
-        process = subprocess.run(
-            [sys.executable, "-m", module, str(folder), str(input_file), str(output_file)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        try:
+            process = subprocess.run(
+                [sys.executable, "-m", module, str(folder), str(input_file), str(output_file)],
+                capture_output=True,
+                text=True,
+                timeout=LONGEST,
+            )
+        except subprocess.TimeoutExpired:
+            return Serving(size, 0.0, f"it did not score {rows.height:,} rows within {LONGEST} s")
         if process.returncode != 0:
             last_line = (process.stderr.strip().splitlines() or ["no message"])[-1]
             return Serving(size, 0.0, last_line)

@@ -59,7 +59,7 @@ def comparison_table(suite: Suite, width: int) -> Table:
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption=f"* wins on validation; intervals: {confidence:g} % over users"
-        f"{' and seeds' if len(suite.winner.artifact.seed_metrics) > 1 else ''}",
+        f"{' and seeds' if len(suite.winner.artifact.project.training.seeds) > 1 else ''}",
         caption_justify="left",
     )
     rows = comparison_rows(suite)

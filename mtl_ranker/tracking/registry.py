@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from datetime import date
+from hashlib import blake2b
 from pathlib import Path
 
 import mlflow
@@ -45,6 +46,8 @@ CHAMPIONS_TAG = "champions"
 
 FROZEN_TAG = "frozen"
 
+DIGEST_TAG = "digest"  # of a ranker without a training
+
 ROLLED_BACK_TAG = "rolled_back"
 
 REGISTRY = "registry"  # the lock of whoever changes aliases and tags of versions
@@ -63,13 +66,16 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
 def register_baseline(context: Context, day: date, artifact: RankerArtifact, reason: str) -> str:
     """Register a ranker without a training and make it champion; returns its version.
 
-    A version that an interrupted promotion of the same day left behind is used again.
+    A version of the same ranker that an interrupted promotion left behind is used again.
     """
     project, client = context.project, mlflow.MlflowClient()
+    with tempfile.TemporaryDirectory() as folder:
+        files = sorted(artifact.save(Path(folder) / "ranker").iterdir())
+        digest = fingerprint(*(blake2b(file.read_bytes()).hexdigest() for file in files))
     earlier = [
         version
         for version in client.search_model_versions(f"name = '{project.name}'")
-        if version.tags.get("model") == POPULARITY and version.tags.get("test_day") == str(day)
+        if version.tags.get(DIGEST_TAG) == digest
     ]
     if earlier:
         number = str(earlier[0].version)
@@ -77,6 +83,7 @@ def register_baseline(context: Context, day: date, artifact: RankerArtifact, rea
         rows = context.workspace.scan("events", [day]).head(5).collect()
         run_id = baseline_run(context, POPULARITY, f"{POPULARITY} {day}")
         version = _new_version(project, run_id, artifact, rows, (POPULARITY, day))
+        client.set_model_version_tag(project.name, version.version, DIGEST_TAG, digest)
         number = str(version.version)
     _set_champions(project, [*champions(project), number])
     client.set_model_version_tag(project.name, number, "promotion", reason[:500])
@@ -246,6 +253,18 @@ def artifact_folder(project: Project, version: str) -> Path:
     return folder / "artifacts" / "ranker"
 
 
+def check_untrained(project: Project, day: date, versions: Sequence[str]) -> None:
+    """Raise ProjectError if a version was trained on days that end with its test day after D."""
+    client = mlflow.MlflowClient()
+    for version in versions:
+        tested = client.get_model_version(project.name, version).tags.get("test_day")
+        if tested is not None and day < date.fromisoformat(tested):
+            raise ProjectError(
+                f"--date {day}: version {version} was trained on days before {tested}, so it may "
+                f"know the labels of {day}; allowed: {tested} or later"
+            )
+
+
 def record_decision(project: Project, version: str, decision: Decision) -> None:
     """Store the decision as tags of the version, and make it champion if it was promoted."""
     client = mlflow.MlflowClient()
@@ -308,9 +327,9 @@ def roll_back(project: Project, dry_run: bool = False) -> tuple[str, str]:
     current, previous = versions[-1], versions[-2]
     if dry_run:
         return current, previous
+    _set_champions(project, versions[:-1])
     client = mlflow.MlflowClient()
     client.set_model_version_tag(project.name, current, ROLLED_BACK_TAG, "true")
-    _set_champions(project, versions[:-1])
     return current, previous
 
 

@@ -348,7 +348,10 @@ REFUSED: list[tuple[Callable[[Path], Settings], str]] = [
         a_tables_column_named_like_a_generated_feature,
         r"column 'item_days_since' of log.items \(items.parquet\) has the name of a generated",
     ),
-    (a_key_named_like_an_objective, r"features.entities \(long\): is the name of an objective"),
+    (
+        a_key_named_like_an_objective,
+        r"objectives\[1\].name: 'long' is the name of another column of the ranking",
+    ),
     (
         text_ids_in_a_table,
         r"items.parquet: key 'i' \(log.items.key\) is String and holds \['m0', 'm1', 'm2'\], but "

@@ -110,6 +110,16 @@ def test_too_few_positives_negatives_or_users_are_not_judged(label, user):
     assert "needed: 10 positives" in line
 
 
+def test_ten_positives_are_enough_and_numbers_above_zero_are_positive():
+    label = np.r_[np.ones(10), np.zeros(90)]
+    assert judged(CLICK, label, np.full(100, 0.1), np.arange(100)).positives == 10
+    assert judged(CLICK, label, np.full(100, 0.1), np.arange(100)).ratio is not None
+    small = np.r_[np.full(30, 0.2), np.zeros(70)]
+    found = judged(WATCH, small, np.full(100, 0.06))
+    assert found.positives == 30
+    assert found.ratio.value == pytest.approx(1.0)
+
+
 def test_numbers_have_a_ratio_and_no_shift():
     seconds = np.tile([0.0, 30.0], 40)
     found = judged(WATCH, seconds, np.full(80, 5.0))

@@ -125,6 +125,15 @@ def test_a_warning_names_what_changed_and_the_threshold():
     assert quiet.summary is None
 
 
+def test_a_fall_of_a_label_and_of_missing_values_in_training_is_reported():
+    project = projects.project()
+    train = pl.concat([examples(FIRST + timedelta(days=d), 100, tab_null=True) for d in range(3)])
+    less = examples(FIRST + timedelta(days=4), 100, tab_null=True, click=0.1)
+    found = health(project, {"train": train, "test": less}).warnings
+    assert any("label click 0.1000, -67% of training" in warning for warning in found)
+    assert not any("is missing" in warning for warning in found)
+
+
 def test_a_sample_of_training_rows_is_not_its_days_volume():
     """One in four rows in memory: the days' own numbers of rows are compared."""
     project = projects.project()

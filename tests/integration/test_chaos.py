@@ -9,8 +9,6 @@ import fcntl
 import random
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,22 +65,12 @@ class Night:
 
 def registry_of(workspace: Workspace) -> str:
     """The champion's version, read in a fresh process, as MLflow keeps databases open."""
-    code = (
-        "import sys; from mtl_ranker.environment import prepare; from pathlib import Path;"
-        "prepare(Path(sys.argv[1]));"
-        "from mtl_ranker.tracking import connection, registry;"
-        "from mtl_ranker.workspace import Workspace; from mtl_ranker.config import load_project;"
-        "connection.connect(Workspace(Path(sys.argv[1])));"
-        "print(registry.alias_version(load_project(sys.argv[2]), 'champion'))"
+    done = forks.run(
+        *(workspace.root, workspace.root.parent / "project.toml"),
+        module="tests.integration.champion",
+        env=environment() | {"PREFECT_API_URL": shared_api()},
     )
-    project = workspace.root.parent / "project.toml"
-    done = subprocess.run(
-        [sys.executable, "-c", code, workspace.root, project],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=True,
-    )
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 

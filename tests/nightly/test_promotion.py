@@ -186,3 +186,80 @@ def test_without_any_objective_to_compare_the_champion_stays(rows, significance)
     assert not decision.promoted
     assert "no objective can be compared" in decision.reason
     assert "0 positives of 0 users" in decision.reason
+
+
+def test_each_condition_on_the_first_model_refuses_it_alone(rows):
+    """A lower blend without a worse objective, and a worse objective."""
+    truth, labels, user, rng = rows
+    champion = blurred(truth, rng, 0.5)
+    slightly = champion + rng.normal(0, 0.03, champion.shape)
+    lower, _ = first_on(labels, user, slightly, {"item popularity": champion}, **UNBOUNDED)
+    if lower.blended.value > 0:
+        lower, _ = first_on(labels, user, champion, {"item popularity": slightly}, **UNBOUNDED)
+    assert all(each.high > 0 for each in lower.differences.values())
+    assert lower.blended.value < 0
+    assert lower.fallback is not None
+    tolerant, _ = first_on(
+        labels, user, slightly, {"item popularity": champion}, tolerance=1.0, **UNBOUNDED
+    )
+    assert tolerant.promoted
+    mixed = np.c_[truth[:, 0], 1 - truth[:, 1]]
+    rare = labels.copy()
+    rare[rng.random(len(user)) > 0.1, 1] = np.nan
+    worse, _ = first_on(rare, user, mixed, {"item popularity": champion}, **UNBOUNDED)
+    assert worse.fallback is not None
+    assert "significantly worse on long" in worse.reason
+
+
+def test_a_tolerance_lets_a_slightly_worse_challenger_pass(rows):
+    truth, labels, user, rng = rows
+    champion = blurred(truth, rng, 0.5)
+    challenger = champion + rng.normal(0, 0.03, champion.shape)
+    strict = decision_on(
+        labels, user, challenger, champion, require_significance=False, **UNBOUNDED
+    )
+    assert not strict.promoted
+    loose = {"require_significance": False, "tolerance": 0.5, **UNBOUNDED}
+    assert decision_on(labels, user, challenger, champion, **loose).promoted
+
+
+@pytest.mark.parametrize("unknown", [(0, "long"), (1, "long"), (0, "click")])
+def test_a_spread_that_is_unknown_for_one_objective_is_the_other_models(rows, unknown):
+    truth, labels, user, rng = rows
+    weak = blurred(truth, rng, 0.2)
+    seed, name = unknown
+    gaps = spread(0.80, 0.801)
+    gaps[seed] = gaps[seed] | {name: {"auc": float("nan")}}
+    known = decision_on(labels, user, truth, weak, (gaps, spread(0.79, 0.791)))
+    assert known.promoted
+    assert "one seed" not in known.reason
+    alone = decision_on(labels, user, truth, weak, (gaps, ()))
+    assert "one seed" in alone.reason
+
+
+def test_predictions_that_are_no_numbers_are_refused(rows):
+    truth, labels, user, rng = rows
+    broken = truth.copy()
+    broken[17, 1] = np.nan
+    decision = decision_on(labels, user, broken, blurred(truth, rng, 0.4))
+    assert not decision.promoted
+    assert "its predictions of long are not all finite numbers" in decision.reason
+
+
+def test_a_champion_without_a_seed_has_no_spread(rows):
+    truth, labels, user, rng = rows
+    evidence = {
+        "tasks": TASKS,
+        "labels": labels,
+        "user": user,
+        "challenger": truth,
+        "champion": blurred(truth, rng, 0.4),
+        "challenger_seeds": spread(0.80, 0.805, 0.81),
+    }
+    project = projects.project()
+    trained, fixed = (
+        decide(project, Evidence(**evidence, champion_fixed=fixed)).blended
+        for fixed in (False, True)
+    )
+    assert fixed.high - fixed.low < trained.high - trained.low
+    assert fixed.value == pytest.approx(trained.value, rel=0.05)

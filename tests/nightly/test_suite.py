@@ -430,6 +430,14 @@ def test_a_refit_that_does_harm_on_the_test_days_does_not_replace_the_model(tiny
     assert "click: AUC -0." in note
 
 
+def test_a_refit_is_judged_on_the_objectives_with_labels_on_the_test_days(tiny):
+    write_day(tiny, LAST, tiny_events(LAST).with_columns(play=pl.lit(0.0)))
+    write_project(tiny, training={"refit": True})
+    suite = train_suite(prepared(tiny), LAST)
+    assert any("all" in problem and "labels are 0" in problem for problem in suite.unlabelled)
+    assert suite.runs[-1].name.endswith(", refit")
+
+
 def test_what_a_refit_makes_worse_is_named(tiny):
     write_project(tiny, training={"refit": True})
     context = prepared(tiny)

@@ -18,7 +18,7 @@ from mtl_ranker.ranking.candidates import (
     load_candidates,
     prepared_candidates,
 )
-from tests.conftest import FIRST, write_log
+from tests.conftest import FIRST, tiny_events, write_day, write_log
 from tests.projects import write_project
 from tests.ranking.test_scoring import write_candidates
 
@@ -128,3 +128,22 @@ def test_a_context_column_that_left_the_log_is_null(context):
     moved = replace(context, project=context.project.model_copy(update={"log": log}))
     write_candidates(context, FIRST, pl.DataFrame({"u": [1], "i": [3], "tab": ["home"]}))
     assert prepared_candidates(moved, FIRST).collect()["gone"].to_list() == [None]
+
+
+def test_a_number_that_depends_on_the_item_is_the_items_in_generated_candidates(tmp_path):
+    """Prices are the item's, warmth is the user's; both are context."""
+    write_project(tmp_path, log={"context": ["tab", "price", "warmth"]})
+    for number in range(4):
+        day = FIRST + timedelta(days=number)
+        frame = tiny_events(day).with_columns(
+            price=pl.col("i") * 10.0 + number, warmth=pl.col("u") * 1.5
+        )
+        write_day(tmp_path, day, frame)
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    for day in context.source.days():
+        ingest_day(context, day)
+    candidates = generate_candidates(context, FIRST + timedelta(days=4)).collect()
+    # The median of the last three days, of which the second is 2.
+    expected = candidates["item_id"] * 10.0 + 2
+    assert candidates["price"].to_list() == expected.to_list()
+    assert candidates["warmth"].to_list() == (candidates["user_id"] * 1.5).to_list()

@@ -66,7 +66,7 @@ def test_an_artifact_that_cannot_be_served_is_not_promoted_even_as_the_first_mod
     )
     tight = with_promotion(loose, max_megabytes=1e-6)
     too_large = compare_artifacts(tight, LAST, artifact, None, folder)
-    assert "MB, allowed 0 (promotion.max_megabytes)" in too_large.reason
+    assert "MB, allowed 1e-06 (promotion.max_megabytes)" in too_large.reason
     (folder / "model.json").write_text("{")
     broken = compare_artifacts(loose, LAST, artifact, None, folder)
     assert not broken.promoted

@@ -20,6 +20,7 @@ from mtl_ranker.features.tables import static_tables
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.presets import make
+from mtl_ranker.nightly.popularity import fit_popularity, smoothed_means
 from mtl_ranker.ranking import scoring
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.candidates import load_candidates
@@ -121,6 +122,24 @@ def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
     assert same or np.isclose(ranking["score"].diff().drop_nulls().abs().min(), 0, atol=1e-6)
     assert ranking["model_version"].unique().to_list() == ["7"]
     assert not list((tmp_path / "ws" / ".staging").iterdir())
+
+
+def test_item_popularity_ranks_also_where_the_item_is_no_feature(tmp_path):
+    features = {"categoricals": [{"column": "tab"}]}
+    scoring_settings = {"generated_items": 9, "top_k": 9}
+    context, _ = random_ranker(tmp_path, features=features, scoring=scoring_settings)
+    days = context.workspace.days("examples")
+    rows = context.workspace.scan("examples", days)
+    artifact = fit_popularity(context.project, rows, None)
+    ranked = score_day(context, RegisteredRanker(artifact, "1"), days[-1] + timedelta(days=1))
+    ranking = pl.read_parquet(ranked.path)
+    means = smoothed_means(artifact.tasks, rows)
+    joined = ranking.join(means, on="item_id", how="left", suffix="_mean")
+    for task in artifact.tasks:
+        expected = joined[f"{task.name}_mean"].to_list()
+        assert joined[task.name].to_list() == pytest.approx(expected, abs=1e-5)
+    orders = ranking.group_by("user_id").agg("item_id")["item_id"].unique()
+    assert len(orders) == 1
 
 
 def test_an_interrupted_ranking_is_resumed_after_its_finished_parts(tmp_path, monkeypatch):
