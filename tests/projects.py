@@ -77,7 +77,7 @@ SMALL: Table = {
         "mmoe": {"preset": "mmoe", "experts": 2},
     },
     "training": {"epochs": 2, "spread_seeds": 0},
-    "promotion": {"max_seconds_per_million": 100000},
+    "promotion": {"max_seconds_per_million": 100000, "tolerance": 0.1},
     "scoring": {"generated_items": 20, "top_k": 5},
 }
 

@@ -84,6 +84,40 @@ def test_an_objective_without_enough_labels_has_no_say(held_out):
     assert criterion.value(one) == criterion.value(other)
 
 
+def test_a_reference_without_any_error_gives_no_scale(held_out):
+    truth, labels, user, _ = held_out
+    constant = np.zeros_like(truth)
+    constant[:, 1] = labels[:, 1].mean()
+    criterion = Criterion.fit(TASKS, labels, user, constant)
+    assert all(np.isfinite(1 / scale) for scale in criterion.scale.values())
+    assert np.isfinite(criterion.value(probabilities(truth)))
+
+
+def test_predictions_that_are_no_numbers_come_last(held_out):
+    truth, labels, user, _ = held_out
+    prediction = probabilities(truth)
+    criterion = Criterion.fit(TASKS, labels, user, prediction)
+    broken = prediction.copy()
+    broken[3, 1] = np.nan
+    assert criterion.value(broken) == -np.inf
+
+
+def test_an_objective_without_support_has_no_weight_in_a_comparison(held_out):
+    truth, labels, user, rng = held_out
+    labels[:, 0] = 0.0
+    labels[:3, 0] = 1.0
+    clusters = Clusters.of(user)
+    one, other = (probabilities(truth + 0.5 * rng.normal(size=truth.shape)) for _ in range(2))
+    differences = []
+    for t, task in enumerate(TASKS):
+        rows = LabelledRows.of(task.kind, labels[:, t], clusters)
+        a, b = (model_quality(rows, [p[:, t]], fixed=True) for p in (one, other))
+        differences.append(compare(a, b))
+    assert differences[0].standard_error > 0
+    weights = comparison_weights(TASKS, differences)
+    assert weights == pytest.approx([0.0, 0.5 / differences[1].standard_error])
+
+
 def test_weights_of_a_comparison_are_over_the_standard_error(held_out):
     truth, labels, user, rng = held_out
     clusters = Clusters.of(user)

@@ -8,8 +8,15 @@ import pytest
 
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.nightly.popularity import fit_popularity
-from mtl_ranker.nightly.promotion import ChallengerEvidence, Evidence, decide, decide_first
+from mtl_ranker.nightly.promotion import (
+    ChallengerEvidence,
+    Evidence,
+    decide,
+    decide_first,
+    label_definitions,
+)
 from tests import projects
+from tests.projects import changed
 
 UNBOUNDED = {"max_calibration_ratio": 1e6, "max_calibration_shift": 1e6}
 TASKS = [Task("click", "binary"), Task("long", "binary")]
@@ -244,6 +251,15 @@ def test_predictions_that_are_no_numbers_are_refused(rows):
     decision = decision_on(labels, user, broken, blurred(truth, rng, 0.4))
     assert not decision.promoted
     assert "its predictions of long are not all finite numbers" in decision.reason
+
+
+def test_labels_with_other_conditions_are_not_compared():
+    rows = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]}).lazy()
+    one = fit_popularity(projects.project(), rows, None)
+    changes = changed(projects.TINY["objectives"], 1, where="click = 0")
+    other = fit_popularity(projects.project(objectives=changes), rows, None)
+    assert label_definitions(one)["click"] == label_definitions(other)["click"]
+    assert label_definitions(one)["long"] != label_definitions(other)["long"]
 
 
 def test_a_champion_without_a_seed_has_no_spread(rows):

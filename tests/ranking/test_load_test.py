@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 
 from mtl_ranker.context import Context
+from mtl_ranker.features.days import split_days
+from mtl_ranker.nightly.popularity import fit_popularity
 from mtl_ranker.nightly.promotion import ChallengerEvidence, compare_artifacts, unfit
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.load_test import Serving, try_serving
@@ -67,6 +69,14 @@ def test_an_artifact_that_cannot_be_served_is_not_promoted_even_as_the_first_mod
     tight = with_promotion(loose, max_megabytes=1e-6)
     too_large = compare_artifacts(tight, LAST, artifact, None, folder)
     assert "MB, allowed 1e-06 (promotion.max_megabytes)" in too_large.reason
+    # Item popularity, which becomes champion then, is that of the training days.
+    days = split_days(context.project, context.workspace.days("events"), LAST).train
+    rows = context.workspace.scan("examples", days)
+    expected = fit_popularity(context.project, rows, None)
+    items = pl.DataFrame({"item_id": range(13)})
+    assert too_large.fallback.predict(items).equals(expected.predict(items))
+    later = fit_popularity(context.project, context.workspace.scan("examples", [LAST]), None)
+    assert not later.predict(items).equals(expected.predict(items))
     (folder / "model.json").write_text("{")
     broken = compare_artifacts(loose, LAST, artifact, None, folder)
     assert not broken.promoted

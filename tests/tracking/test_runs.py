@@ -121,6 +121,9 @@ def test_a_promotion_that_fails_leaves_no_version_to_roll_back_to(trained, monke
     assert registry.champions(context.project) == ["1", "2"]
     assert registry.roll_back(context.project) == ("2", "1")
     assert registry.champions(context.project) == ["1"]
+    for version in ("2", "1"):
+        registry.record_decision(context.project, version, Decision(True, "again"))
+    assert registry.champions(context.project) == ["1", "2", "1"]
 
 
 def test_a_stored_blend_is_used_and_one_of_an_earlier_version_is_not_chained(trained):
