@@ -37,7 +37,7 @@ def test_tables_merge_and_everything_else_replaces():
         drift={"fail_nulls": 0.5},
         split=WITHOUT,
     )
-    assert found["training"] == {"epochs": 12, "refit": False, "seeds": [0, 1]}
+    assert found["training"] == TINY["training"] | {"epochs": 12, "seeds": [0, 1]}
     assert found["features"] == TINY["features"] | {"windows": [7]}
     assert found["models"] == {
         "mmoe": {"preset": "mmoe", "expert_hidden": [8]},

@@ -192,6 +192,7 @@ def test_objectives_without_labels_on_the_last_day_are_left_out_of_its_verdicts(
     assert night.decision.blended.value == 0.0
 
 
+@pytest.mark.slow
 def test_a_night_with_booleans_lists_and_missing_values(tiny):
     """Several cases at once, as each night takes seconds."""
     known = [True, False, None] * 4 + [True]

@@ -42,6 +42,7 @@ def test_the_first_trial_is_the_project_file_and_the_best_is_at_least_as_good(pr
     assert all(math.isnan(t.quality) == t.pruned for t in trials)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_is_resumed_and_a_finished_one_is_read(project_and_dataset, tmp_path):
     project, dataset = project_and_dataset
     study = Study("mmoe", storage=f"sqlite:///{tmp_path}/optuna.db")

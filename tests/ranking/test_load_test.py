@@ -42,6 +42,7 @@ def test_a_fresh_process_gives_the_same_scores_with_speed_and_size(saved):
     assert serving.megabytes == pytest.approx(on_disk / 1e6)
 
 
+@pytest.mark.slow
 def test_other_scores_and_a_broken_artifact_are_reported(saved):
     _, artifact, folder, frame = saved
     expected = artifact.predict(frame)
@@ -52,6 +53,7 @@ def test_other_scores_and_a_broken_artifact_are_reported(saved):
     assert "Safetensor" in broken.failed
 
 
+@pytest.mark.slow
 def test_an_artifact_that_cannot_be_served_is_not_promoted_even_as_the_first_model(saved):
     context, artifact, folder, _ = saved
     # Forty rows are too few to be calibrated on, which is not tested here.

@@ -82,8 +82,7 @@ def ranking_of_all_pairs(context, artifact, day, top_k):
 
 
 @pytest.mark.parametrize("features", [{}, HISTORY], ids=["", "histories"])
-@pytest.mark.parametrize("blocks_per_core", [1, 16])
-@pytest.mark.parametrize("block_rows", [1, 40, 131_072])
+@pytest.mark.parametrize(("block_rows", "blocks_per_core"), [(1, 1), (40, 16), (131_072, 1)])
 def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
     tmp_path, monkeypatch, block_rows, blocks_per_core, features
 ):

@@ -165,6 +165,7 @@ torch.save(done.model.state_dict(), Path(sys.argv[1]) / "weights.pt")
 """
 
 
+@pytest.mark.slow
 def test_a_training_killed_by_sigkill_is_resumed_by_another_process(tmp_path):
     def run(folder: Path, how: str) -> int:
         folder.mkdir(exist_ok=True)
