@@ -201,13 +201,12 @@ def check_known_beforehand(project: Project, event_columns: Collection[str]) -> 
                 "candidate set has too, and columns of log.users and log.items"
             )
     for index, objective in enumerate(project.objectives):
-        used = {objective.label.strip('"'), *pl.sql_expr(objective.label).meta.root_names()}
-        for column in context:
-            if column in used:
-                raise ProjectError(
-                    f"log.context: {column} is in the label of objectives[{index}] "
-                    f"({objective.name}); a label is not known when candidates are ranked"
-                )
+        used = set(pl.sql_expr(objective.label).meta.root_names())
+        if used and used <= set(context):
+            raise ProjectError(
+                f"log.context: {', '.join(sorted(used))} is the label of objectives[{index}] "
+                f"({objective.name}); a label is not known when candidates are ranked"
+            )
         if objective.name in {*RANKING_COLUMNS, *context}:
             raise ProjectError(
                 f"objectives[{index}].name: {objective.name!r} is the name of another column of "

@@ -106,7 +106,7 @@ CATEGORICALS = TINY["features"]["categoricals"]
             {"features": {"entities": [["user_id"], ["item_id"], ["user_id", "click"]]}},
             r"entities \(click\)",
         ),
-        ({"log": {"context": ["tab", "click"]}}, r"log.context: click is in the label"),
+        ({"log": {"context": ["tab", "click"]}}, r"log.context: click is the label"),
     ],
 )
 def test_outcomes_of_an_impression_are_refused_as_its_features(tiny, change, message):
