@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import settings
 
 from mtl_ranker.environment import prepare
 from mtl_ranker.logs.simulate import Feed, simulate
@@ -18,6 +19,10 @@ __all__ = ["hosts"]
 
 SHARED = Path(os.environ.get("MTL_RANKER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
 FIRST = date(2026, 3, 2)
+
+
+settings.register_profile("mtl-ranker", deadline=None)  # no test asserts a time
+settings.load_profile("mtl-ranker")
 
 
 def pytest_configure() -> None:

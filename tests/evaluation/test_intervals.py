@@ -165,7 +165,7 @@ def test_without_variance_over_seeds_it_is_students_test_over_users():
 def test_the_interval_excludes_zero_at_the_p_value(value, users, seeds, df):
     found = Estimated(value, Part(users, 50), Part(seeds, df), ENOUGH)
     p = found.p_value
-    if 1e-12 < p < 0.999:
+    if 1e-8 < p < 0.999:  # 1 - p is not exact for smaller ones
         assert found.interval(1 - p).low == pytest.approx(0.0, abs=1e-6 * max(1, value))
 
 
