@@ -16,14 +16,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HERE = "10.99.0.254"  # this machine, as the hosts see it
-
 
 @dataclass(frozen=True)
 class Host:
     name: str
     address: str
     interface: str
+    gateway: str  # this machine's address, as the host sees it
 
     def start(
         self, *command: str, log: Path | None = None, **environment: str
@@ -40,14 +39,27 @@ class Host:
         )
 
 
+def free_subnet() -> str:
+    """The first three numbers of a private network that no device of this machine is in.
+
+    A test run that was killed leaves its bridge and its addresses behind.
+    """
+    taken = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True).stdout
+    return next(net for net in (f"10.99.{n}" for n in range(256)) if f" {net}." not in taken)
+
+
 @pytest.fixture
 def hosts() -> Iterator[list[Host]]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and `ip` (iproute2) for network namespaces")
     # A namespace and its cable outlive `ip netns del` for as long as a killed process is dying.
     mark = uuid.uuid4().hex[:8]
-    ends = [("a", "10.99.0.1"), ("b", "10.99.0.2")]
-    made = [Host(f"mtl-{end}-{mark}", address, f"v{end}{mark}") for end, address in ends]
+    net = free_subnet()
+    gateway = f"{net}.254"
+    made = [
+        Host(f"mtl-{end}-{mark}", f"{net}.{number}", f"v{end}{mark}", gateway)
+        for number, end in enumerate("ab", start=1)
+    ]
     bridge = f"br{mark}"
 
     def ip(*words: str) -> None:
@@ -58,7 +70,7 @@ def hosts() -> Iterator[list[Host]]:
 
     try:
         ip("link", "add", bridge, "type", "bridge")
-        ip("addr", "add", f"{HERE}/24", "dev", bridge)
+        ip("addr", "add", f"{gateway}/24", "dev", bridge)
         ip("link", "set", bridge, "up")
         for host in made:
             ip("netns", "add", host.name)

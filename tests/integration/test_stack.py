@@ -25,7 +25,6 @@ import polars.testing
 import pytest
 
 from mtl_ranker.workspace import Workspace
-from tests.hosts import HERE
 from tests.integration.commands import environment, free_port
 from tests.integration.test_operating import run
 from tests.integration.test_servers import ask
@@ -259,17 +258,18 @@ def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path
 @contextlib.contextmanager
 def killed(victim: subprocess.Popen, folder: Path, pattern: str) -> Iterator[None]:
     """Kill a process as soon as a file of this pattern is there."""
+    seen = threading.Event()
 
     def kill_when_busy() -> None:
         while not list(folder.glob(pattern)):
             time.sleep(0.02)
         victim.kill()
+        seen.set()
 
-    killer = threading.Thread(target=kill_when_busy, daemon=True)
-    killer.start()
+    threading.Thread(target=kill_when_busy, daemon=True).start()
     yield
-    killer.join(10)
-    assert victim.poll() is not None
+    assert seen.wait(1), f"no {pattern} in {folder}"
+    victim.wait(30)
 
 
 def published(root: Path, dataset: str) -> pl.DataFrame:
@@ -337,9 +337,9 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
     done = run("nightly", alone, *day, data=feed)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    port = free_port()
-    server = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", HERE]
-    api, log = f"http://{HERE}:{port}/api", tmp_path / "prefect.log"
+    port, here = free_port(), hosts[0].gateway
+    server = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", here]
+    api, log = f"http://{here}:{port}/api", tmp_path / "prefect.log"
     env = environment() | server_settings(tmp_path / "prefect", stack.database)
     env |= {"DO_NOT_TRACK": "1"}
     variables = {"PREFECT_API_URL": api, "DASK_LOGGING__DISTRIBUTED": "error"}
@@ -359,7 +359,7 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
                 done = run(
                     "nightly", tmp_path, *day, "--cluster", address, data=feed, env=variables
                 )
-            assert done.returncode == 0, done.stdout + done.stderr
+                assert done.returncode == 0, done.stdout + done.stderr
         finally:
             for process in processes:
                 process.kill()
