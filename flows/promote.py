@@ -50,8 +50,8 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
     champion = registry.alias_version(project, "champion")
     if challenger is None:
         raise ProjectError(f"models:/{project.name}@challenger: none; run `mtl-ranker train` first")
-    registry.check_untrained(project, day, [v for v in (challenger, champion) if v is not None])
     frozen = registry.frozen(project)
+    known = registry.tested_later(project, day, [v for v in (challenger, champion) if v])
     if champion == challenger:
         decision = Decision(False, f"version {champion} is champion already")
     elif champion is not None and frozen is not None:
@@ -62,6 +62,8 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
             "or settings makes a new version, and `promote --accept` promotes this one"
         )
         decision = Decision(False, reason)
+    elif known is not None and not accept:
+        decision = Decision(False, f"kept the champion: {known}")
     else:
         with console.status("comparing with the champion, loading the model in a fresh process"):
             decision = decide_task(context, day, challenger, champion, accept)

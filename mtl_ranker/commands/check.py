@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Generator, Iterator
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,9 @@ def _blend_lines(project: Project) -> Iterator[str]:
     """How the objectives with a condition enter the blend."""
     for name, multiplied in factors(project).items():
         if multiplied:
-            product = " x ".join(f"P({other})" for other in reversed(multiplied))
+            first, *later = reversed(multiplied)
+            given = [f"P({n} | {before})" for before, n in pairwise([first, *later])]
+            product = " x ".join([f"P({first})", *given])
             yield f"    {name} enters the blend as {product} x E[{name} | {multiplied[0]}]"
     for name in conditional(project):
         where = next(o.where for o in project.objectives if o.name == name)

@@ -30,6 +30,8 @@ from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.batches import label_matrix
 
+GROUPS = ("engagement", "satisfaction")
+
 
 @dataclass(frozen=True)
 class Blend:
@@ -67,14 +69,10 @@ class BothBetter:
 
         return (
             f"the weights {words(self.point.weights)} are better than {words(self.current)} for "
-            f"both groups: NDCG@10 of engagement {_signed(self.engagement)}, of satisfaction "
-            f"{_signed(self.satisfaction)}, on users that they were not chosen on; "
+            f"both groups: NDCG@10 of engagement {self.engagement.signed}, of satisfaction "
+            f"{self.satisfaction.signed}, on users that they were not chosen on; "
             "`mtl-ranker blend` proposes weights"
         )
-
-
-def _signed(gain: Interval) -> str:
-    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 @dataclass(frozen=True)
@@ -121,16 +119,19 @@ def find_blend(
         )
     days = split_days(project, workspace.days("events"), day)
     rows = _predicted(artifact, model_examples(context, artifact, days.test))
-    point = quality_of(
-        artifact.project, rows, artifact.project.blend_weights, search.how or "weighted_sum"
-    )
-    for group in ("engagement", "satisfaction"):
-        if np.isnan(getattr(point, group)):
-            raise ProjectError(
-                f"no objective of {group} has a positive label on {span(days.test)}, so weights "
-                "cannot be compared; allowed: a --date with labels of both groups"
-            )
+    missing = unmeasured_groups(artifact.project, rows)
+    if missing:
+        raise ProjectError(
+            f"no objective of {' and '.join(missing)} can be measured on {span(days.test)}, so "
+            "weights cannot be compared; allowed: a --date with positive labels of both groups"
+        )
     return trade_off(artifact.project, rows, search, on_point)
+
+
+def unmeasured_groups(project: Project, rows: PredictedRows) -> list[str]:
+    """Groups of objectives without a user who has two rows and a positive label to rank by."""
+    point = quality_of(project, rows, project.blend_weights, project.scoring.blend)
+    return [group for group in GROUPS if np.isnan(getattr(point, group))]
 
 
 def trade_off(

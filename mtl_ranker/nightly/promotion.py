@@ -91,19 +91,31 @@ class Evidence(ChallengerEvidence):
     champion_seeds: Sequence[Metrics] = ()
 
 
-def decide(project: Project, evidence: Evidence) -> Decision:
-    """Compare challenger and champion on the same test rows.
+@dataclass(frozen=True)
+class Comparison:
+    """How much better the challenger is than another model on the same rows.
 
-    The challenger is promoted only if the blended quality is significantly better, no objective is
-    significantly worse, predictions are calibrated within bounds on average, and the saved
-    challenger was served within its limits. With `promotion.require_significance = false` the
-    blended quality may be worse by at most `promotion.tolerance`.
-
-    The blended quality is the mean of AUC and R², each with the objective's weight over the
-    standard error of its difference, so that no objective decides by its unit or its noise.
+    Attributes:
+        blended: difference of the blended quality: the mean of AUC and R², each with the
+            objective's weight over the standard error of its difference, so that no objective
+            decides by its unit or its noise. NaN if no objective can be compared.
+        differences: objective → difference of AUC or R².
+        thin: objectives without enough labels, with what they have and what it takes.
     """
-    rule, tasks = project.promotion, evidence.tasks
-    clusters = Clusters.of(evidence.user)
+
+    blended: Interval
+    differences: dict[str, Interval]
+    thin: list[str]
+
+    @property
+    def worse(self) -> list[str]:
+        """Objectives on which the challenger is significantly worse."""
+        return [name for name, difference in self.differences.items() if difference.high < 0]
+
+
+def compare_models(evidence: Evidence, confidence: float) -> Comparison:
+    """The differences between challenger and champion, with intervals over users and seeds."""
+    tasks, clusters = evidence.tasks, Clusters.of(evidence.user)
     challenger, champion = [], []
     for t, task in enumerate(tasks):
         rows = LabelledRows.of(task.kind, evidence.labels[:, t], clusters)
@@ -116,24 +128,35 @@ def decide(project: Project, evidence: Evidence) -> Decision:
         else:
             champion.append(_quality(rows, evidence.champion[:, t], other, own))
     compared = [compare(a, b) for a, b in zip(challenger, champion, strict=True)]
-    differences = {
-        task.name: each.interval(rule.confidence)
-        for task, each in zip(tasks, compared, strict=True)
-    }
     weights = comparison_weights(tasks, compared)
     overall = compare(
         weighted_mean(list(zip(weights, challenger, strict=True))),
         weighted_mean(list(zip(weights, champion, strict=True))),
-    ).interval(rule.confidence)
-    thin = [
-        f"{task.name} ({each.support})"
-        for task, each in zip(tasks, compared, strict=True)
-        if not each.support.enough
-    ]
-    remark = f"; without a say: {', '.join(thin)}" if thin else ""
+    )
+    by_name = {task.name: each for task, each in zip(tasks, compared, strict=True)}
+    return Comparison(
+        blended=overall.interval(confidence),
+        differences={name: each.interval(confidence) for name, each in by_name.items()},
+        thin=[
+            f"{name} ({each.support})" for name, each in by_name.items() if not each.support.enough
+        ],
+    )
+
+
+def decide(project: Project, evidence: Evidence) -> Decision:
+    """Compare challenger and champion on the same test rows.
+
+    The challenger is promoted only if the blended quality (`Comparison`) is significantly better,
+    no objective is significantly worse, predictions are calibrated within bounds on average, and
+    the saved challenger was served within its limits. With `promotion.require_significance = false`
+    the blended quality may be worse by at most `promotion.tolerance`.
+    """
+    rule = project.promotion
+    found = compare_models(evidence, rule.confidence)
+    overall, worse = found.blended, found.worse
+    remark = f"; without a say: {', '.join(found.thin)}" if found.thin else ""
     if overall.note == ONE_SEED:
         remark += f"; the intervals cover users only ({ONE_SEED})"
-    worse = [name for name, difference in differences.items() if difference.high < 0]
     objections = []
     if worse:
         objections.append(f"the challenger is significantly worse on {', '.join(worse)}")
@@ -153,12 +176,12 @@ def decide(project: Project, evidence: Evidence) -> Decision:
         )
     if objections:
         reason = "kept the champion: " + "; ".join(objections) + remark
-        return Decision(False, reason, overall, differences, evidence.serving)
-    reason = (
-        f"promoted: blended quality better by {overall.signed} "
-        f"and no objective significantly worse{remark}"
-    )
-    return Decision(True, reason, overall, differences, evidence.serving)
+    else:
+        reason = (
+            f"promoted: blended quality better by {overall.signed} "
+            f"and no objective significantly worse{remark}"
+        )
+    return Decision(not objections, reason, overall, found.differences, evidence.serving)
 
 
 def _known(task: Task, seeds: Sequence[Metrics]) -> np.ndarray:
@@ -302,27 +325,28 @@ def decide_first(
     objections, remarks = unfit(project, evidence), []
     decision = Decision(False, "", serving=evidence.serving)
     for name, prediction in baselines.items():
-        compared = decide(
-            project, Evidence(**vars(evidence), champion=prediction, champion_fixed=True)
-        )
-        gain, differences = compared.blended, compared.differences or {}
-        worse = [objective for objective, each in differences.items() if each.high < 0]
-        if gain is None or np.isnan(gain.value):
+        against = Evidence(**vars(evidence), champion=prediction, champion_fixed=True)
+        found = compare_models(against, project.promotion.confidence)
+        gain = found.blended
+        if np.isnan(gain.value):
             objections.append(f"no objective has enough labels to compare it with {name}")
             continue
-        remark = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-        remarks.append(f"{remark} from {name}'s")
-        if gain.value <= -project.promotion.tolerance or worse:
-            on = f", and it is significantly worse on {', '.join(worse)}" if worse else ""
-            objections.append(
-                f"it is not better than {name}: its blended quality differs by {remark}{on}"
+        remarks.append(f"from {name}'s by {gain.signed}")
+        if gain.value <= -project.promotion.tolerance or found.worse:
+            on = (
+                f", and it is significantly worse on {', '.join(found.worse)}"
+                if found.worse
+                else ""
             )
-        decision = replace(decision, blended=gain, differences=differences)
+            objections.append(
+                f"it is not better than {name}: its blended quality differs by {gain.signed}{on}"
+            )
+        decision = replace(decision, blended=gain, differences=found.differences)
     if objections:
         reason = "not promoted: " + "; ".join(objections) + "; item popularity becomes champion"
         return replace(decision, reason=reason, fallback=fallback)
     reason = (
-        "promoted: the first model becomes champion; its blended quality is "
+        "promoted: the first model becomes champion; its blended quality differs "
         f"{' and '.join(remarks)}"
     )
     return replace(decision, promoted=True, reason=reason)

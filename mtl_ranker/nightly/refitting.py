@@ -34,10 +34,7 @@ def harm_of_refit(
         change = compare(quality["after", task.name], quality["before", task.name])
         interval = change.interval(rule.confidence)
         if interval.high < 0:
-            found.append(
-                f"{task.name}: {NAMES[quality_metric(task.kind)]} {interval.value:+.4f} "
-                f"[{interval.low:+.4f}, {interval.high:+.4f}]"
-            )
+            found.append(f"{task.name}: {NAMES[quality_metric(task.kind)]} {interval.signed}")
     before, after = (
         calibrated(
             tasks, PredictedRows(held_out.labels, r.test_prediction, held_out.user), rule.confidence

@@ -60,6 +60,11 @@ class ModelRun:
         return f"{self.name} seed {self.seed}"
 
     @property
+    def refitted(self) -> bool:
+        """Whether it was trained with the validation days, too."""
+        return self.name.endswith(REFIT)
+
+    @property
     def spec(self) -> RankerSpec:
         return self.trained.model.spec
 

@@ -24,7 +24,7 @@ from mtl_ranker.evaluation.slices import divide, slice_metrics
 from mtl_ranker.evaluation.suspicious import suspicious
 from mtl_ranker.models.matmul import cores
 from mtl_ranker.models.presets import linear
-from mtl_ranker.nightly.blend_search import Blend, BlendSearch, trade_off
+from mtl_ranker.nightly.blend_search import Blend, BlendSearch, trade_off, unmeasured_groups
 from mtl_ranker.nightly.contenders import (
     CHECKPOINTS,
     Callbacks,
@@ -235,11 +235,9 @@ def _health(
 
 def _blend_of(project: Project, rows: PredictedRows) -> Blend | None:
     """Choices of blend weights, if both groups of objectives can be measured."""
-    if len({objective.group for objective in project.objectives}) < 2:
+    if unmeasured_groups(project, rows):
         return None
-    found = trade_off(project, rows, BlendSearch(tries=BLEND_TRIES))
-    current = found.current.engagement, found.current.satisfaction
-    return None if np.isnan(current).any() else found
+    return trade_off(project, rows, BlendSearch(tries=BLEND_TRIES))
 
 
 def _by_model(runs: list[ModelRun]) -> dict[str, list[ModelRun]]:

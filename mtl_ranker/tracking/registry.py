@@ -253,16 +253,17 @@ def artifact_folder(project: Project, version: str) -> Path:
     return folder / "artifacts" / "ranker"
 
 
-def check_untrained(project: Project, day: date, versions: Sequence[str]) -> None:
-    """Raise ProjectError if a version was trained on days that end with its test day after D."""
+def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | None:
+    """Why D cannot decide: a version's test day is later, and it may be trained on D; or None."""
     client = mlflow.MlflowClient()
     for version in versions:
         tested = client.get_model_version(project.name, version).tags.get("test_day")
         if tested is not None and day < date.fromisoformat(tested):
-            raise ProjectError(
-                f"--date {day}: version {version} was trained on days before {tested}, so it may "
-                f"know the labels of {day}; allowed: {tested} or later"
+            return (
+                f"version {version} was trained on days before {tested} and may know the labels "
+                f"of {day}; `promote --date {tested}` or a later day compares"
             )
+    return None
 
 
 def record_decision(project: Project, version: str, decision: Decision) -> None:

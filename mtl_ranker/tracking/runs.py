@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, M
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
-from mtl_ranker.nightly.results import REFIT, ModelRun, Suite
+from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.nightly.tuning import Search, Trial
 from mtl_ranker.reports import plots
 from mtl_ranker.tracking.connection import artifact_root, page_address
@@ -261,7 +261,7 @@ def _experiment(name: str, workspace: Workspace) -> str:
 def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
     names = [task.name for task in suite.tasks]
     spec = run.spec
-    if run.name.endswith(REFIT):
+    if run.refitted:
         days = [*suite.days.train, *suite.days.validate]
         span = {**span, "train_days": first_and_last(days), "validate_days": ""}
     mlflow.log_params(

@@ -124,8 +124,15 @@ class GradNorm(Fixed):
     def __init__(self, model: Ranker, weights: Tensor, base: Tensor) -> None:
         super().__init__(model, weights.clone(), base)
         self.total = float(weights.sum())
-        self.shared = [p for p in model.layers[-1].parameters() if p.requires_grad]
+        self.model = model
         self.initial = torch.full_like(self.weights, math.nan)
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """Parameters of the last shared layer; those of the embedding without a mixture layer."""
+        if not len(self.model.layers):
+            return list(self.model.shared_parameters())
+        return [p for p in self.model.layers[-1].parameters() if p.requires_grad]
 
     def backward(self, losses: Tensor, penalty: Tensor) -> None:
         norms = gradients(losses, self.shared, retain=True).norm(dim=1)
@@ -189,8 +196,11 @@ def gradients(losses: Tensor, parameters: Sequence[Tensor], retain: bool) -> Ten
     """Gradients of T losses, with the P numbers of all parameters concatenated: [T, P].
 
     Args:
+        parameters: may be empty, as where a linear model's only shared ones are a sparse table.
         retain: keep the graph for another backward pass.
     """
+    if not parameters:
+        return torch.zeros(len(losses), 0)
     rows = []
     last = len(losses) - 1
     for t, loss in enumerate(losses):
@@ -216,7 +226,9 @@ def project_conflicts(gradient: Tensor) -> Tensor:
 
 
 def gradient_cosine(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Cosine between the objectives' gradients on shared parameters: [T, T], ones on the diagonal.
+    """Cosine between the objectives' gradients on shared parameters: [T, T].
+
+    Ones on the diagonal, or zeros for an objective without a gradient.
 
     Below zero, a step along one gradient increases the other's loss (Yu et al., NeurIPS 2020).
     """

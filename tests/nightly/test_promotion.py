@@ -99,7 +99,8 @@ def test_the_first_model_must_beat_every_baseline(rows):
     decision, _ = first_on(labels, user, truth, {"the base rate": rate, "item popularity": weak})
     assert decision.promoted
     assert decision.fallback is None
-    assert "from the base rate's and +" in decision.reason
+    assert "differs from the base rate's by +" in decision.reason
+    assert " and from item popularity's by +" in decision.reason
     decision, fallback = first_on(
         labels, user, weak, {"the base rate": rate, "item popularity": truth}
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import timedelta
 
 import mlflow
 import numpy as np
@@ -207,3 +208,13 @@ def test_cpu_and_memory_are_logged_at_their_times(named):
     assert before <= history[0].timestamp <= round(1_000 * time.time())
     memory = samples[-1].values["system_memory_usage_megabytes"] * 1e6
     assert 0 < memory < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_day_that_a_version_was_trained_on_cannot_decide(named):
+    context, suite = named
+    registry.record(context, suite)
+    project = context.project
+    assert registry.tested_later(project, LAST, ["1"]) is None
+    assert registry.tested_later(project, LAST + timedelta(days=3), ["1"]) is None
+    reason = registry.tested_later(project, LAST - timedelta(days=1), ["1"])
+    assert reason.startswith(f"version 1 was trained on days before {LAST}")

@@ -8,7 +8,7 @@ import torch
 
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.models.objectives import Task, losses
-from mtl_ranker.models.presets import make
+from mtl_ranker.models.presets import linear, make
 from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.training.balancing import (
     BALANCERS,
@@ -18,6 +18,9 @@ from mtl_ranker.training.balancing import (
     gradient_cosine,
     project_conflicts,
 )
+from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.loop import Design, Rows, train_ranker
+from tests.training import rows as small
 
 TASKS = [Task("click", "binary"), Task("like", "binary", weight=2.0)]
 WEIGHTS = torch.tensor([1.0, 2.0])
@@ -214,3 +217,19 @@ def test_a_balancer_restored_is_the_one_saved(method):
     gradient = stepped(restored, model)
     assert gradient.keys() == expected.keys()
     assert all(torch.equal(gradient[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("sparse_rows", [100_000, 1])
+@pytest.mark.parametrize("method", sorted(BALANCERS))
+def test_a_linear_model_which_has_no_layers_trains_with_every_method(method, sparse_rows):
+    """With a sparse table, objectives share no dense parameters: no gradient to compare."""
+    frame = small.frame(256)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
+    settings = small.settings(balancing=method, sparse_rows=sparse_rows, learning_rate=0.05)
+    design = Design(linear(len(small.TASKS)), encoder, small.TASKS)
+    trained = train_ranker(design, Rows(rows, rows), settings, 0)
+    first, last = trained.epochs[0].train_loss, trained.epochs[-1].train_loss
+    assert all(after < before for before, after in zip(first, last, strict=True))
+    cosine = np.array(trained.epochs[-1].gradient_cosine)
+    assert np.isfinite(cosine).all()
