@@ -5,6 +5,8 @@ WORKSPACE ?= workspace
 DATA ?=
 DATE ?=
 STAMP := $(VENV)/.installed
+# Test files side by side, one thread each: as many at once as there are cores.
+SIDE_BY_SIDE = -n auto --dist loadfile
 
 .PHONY: demo test test-slow lint install clean
 
@@ -17,10 +19,10 @@ else
 endif
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow --durations=30
+	$(BIN)/python -m pytest -m slow --durations=30 $(SIDE_BY_SIDE)
 
 lint: install
 	$(BIN)/ruff check .

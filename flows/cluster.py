@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Any
 
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from mtl_ranker.environment import has_server
 from mtl_ranker.errors import ProjectError
 
 
@@ -20,7 +20,7 @@ def runner_of(cluster: str | None, jobs: int) -> Any:
             folders.
 
     Raises ProjectError without prefect-dask, for an invalid address, and without a Prefect server:
-    with ephemeral APIs several processes would share one SQLite file (PrefectHQ/prefect#7277).
+    without one several processes would share one SQLite file (PrefectHQ/prefect#7277).
     """
     if cluster is None:
         return ThreadPoolTaskRunner(max_workers=jobs)
@@ -28,7 +28,7 @@ def runner_of(cluster: str | None, jobs: int) -> Any:
         raise ProjectError(
             "--cluster: prefect-dask is not installed: pip install mtl_ranker[cluster]"
         )
-    if "PREFECT_API_URL" not in os.environ:
+    if not has_server():
         raise ProjectError(
             "--cluster needs a Prefect server: set PREFECT_API_URL (docs/performance.md)"
         )

@@ -7,15 +7,16 @@ import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.exceptions import MissingContextError
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from rich.progress import track
 from rich.text import Text
 
@@ -23,13 +24,15 @@ from mtl_ranker.errors import is_outside
 from mtl_ranker.reports.console import console
 
 
-def await_api() -> None:
-    """Return once Prefect's API answers.
+@contextmanager
+def without_heartbeats() -> Iterator[None]:
+    """Flow runs in this block send no heartbeats.
 
-    Without a server this starts an ephemeral one, which takes ten seconds for a new database.
+    Heartbeats find lost runs of a deployment (`mark_lost_runs`). Each flow waits up to a second
+    for the thread that sends them, which a command typed by hand need not.
     """
-    with get_client(sync_client=True):
-        return
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 STYLES = {logging.WARNING: "bold yellow", logging.ERROR: "bold red"}

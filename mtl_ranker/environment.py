@@ -1,9 +1,9 @@
 """Defaults of the commands for Prefect and MLflow, set before either is imported.
 
-Variables that the user has set take precedence. Telemetry is off. Without PREFECT_API_URL,
-Prefect's ephemeral API keeps its SQLite database in the workspace, and the server's background
-services that a single run does not need are off (they cause `database is locked` in SQLite,
-PrefectHQ/prefect#18934).
+Variables that the user has set take precedence. Telemetry is off. Without PREFECT_API_URL, a
+Prefect server runs for the length of a command. Its SQLite database lies in the workspace, and the
+background services that a single run does not need are off (they cause `database is locked` in
+SQLite, PrefectHQ/prefect#18934).
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ ALWAYS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_CLI_PROMPT": "false",
 }
-EPHEMERAL = {
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+TEMPORARY_API = "MTL_RANKER_TEMPORARY_API"  # the address of a server that ends with its command
+TEMPORARY = {
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
@@ -44,5 +43,10 @@ def prepare(workspace: Path) -> None:
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(workspace.resolve() / "prefect"))
-        for name, value in EPHEMERAL.items():
+        for name, value in TEMPORARY.items():
             os.environ.setdefault(name, value)
+
+
+def has_server() -> bool:
+    """Whether PREFECT_API_URL names a Prefect server that outlives this command."""
+    return os.environ.get("PREFECT_API_URL") not in (None, os.environ.get(TEMPORARY_API))

@@ -28,6 +28,9 @@ settings.load_profile("mtl-ranker")
 def pytest_configure() -> None:
     import tempfile
 
+    if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
     prepare(Path(tempfile.mkdtemp(prefix="mtl-ranker-tests-")))
 
 

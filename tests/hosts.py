@@ -6,6 +6,7 @@ Needs root and Debian's iproute2; tests are skipped, visibly, without.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import uuid
@@ -46,7 +47,8 @@ def free_subnet() -> str:
     A test run that was killed leaves its bridge and its addresses behind.
     """
     taken = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True).stdout
-    return next(net for net in (f"10.99.{n}" for n in range(256)) if f" {net}." not in taken)
+    free = [net for net in (f"10.99.{n}" for n in range(256)) if f" {net}." not in taken]
+    return random.choice(free)  # test runs side by side choose different ones
 
 
 @pytest.fixture

@@ -741,20 +741,24 @@ def _weight(text: str) -> tuple[str, float]:
 
 def _flow(module: str, name: str, workspace: Path) -> Callable[..., Any]:
     """A flow, imported after `prepare`, as Prefect reads its settings on import."""
+    from mtl_ranker.commands.serve import start_api
+
     prepare(workspace)
     workspace.mkdir(parents=True, exist_ok=True)
     spinner = Console(stderr=True).status("starting Prefect")
     with spinner:
+        await_api = start_api(workspace)
         import importlib
 
         flow = getattr(importlib.import_module(f"flows.{module}"), name)
 
     def run(*arguments: Any, **options: Any) -> Any:
-        from flows.night import await_api
+        from flows.night import without_heartbeats
 
         with spinner:
             await_api()
-        return flow(*arguments, **options)
+        with without_heartbeats():
+            return flow(*arguments, **options)
 
     return run
 

@@ -1,16 +1,20 @@
-"""`mtl-ranker serve`: a Prefect server, if none is configured, and the schedules."""
+"""Prefect servers: the one of `mtl-ranker serve`, and one for the length of a command."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from mtl_ranker.commands.processes import Ended, ended_by_signals, exit_code, started
+from mtl_ranker.environment import TEMPORARY_API
 from mtl_ranker.errors import ProjectError
 
 # Prefect's runner ends its flow runs within 30 seconds.
@@ -40,28 +44,70 @@ def server(workspace: Path, port: int) -> Iterator[dict[str, str]]:
     if "PREFECT_API_URL" in os.environ:
         yield {}
         return
-    api = f"http://127.0.0.1:{port}/api"
     home = workspace.resolve() / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
     settings = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
+    with _process(home, port, settings) as process:
+        _await(process, home, port)
+        yield settings | {"PREFECT_API_URL": _address(port)}
+
+
+def start_api(workspace: Path) -> Callable[[], None]:
+    """Start a Prefect API that ends with this process, unless PREFECT_API_URL names one.
+
+    Its database lies in the workspace. The server starts beside this process, which can import the
+    flows in the meantime. Must be called after `prepare` and before Prefect is imported, which
+    reads PREFECT_API_URL then.
+
+    Returns a function that returns once the API answers; it raises ProjectError when the server
+    does not start.
+    """
+    if "PREFECT_API_URL" in os.environ:
+        return lambda: None
+    home = workspace.resolve() / "prefect"
+    port = _free_port()
+    running = ExitStack()
+    process = running.enter_context(_process(home, port, {}, "--no-ui"))
+    atexit.register(running.close)
+    os.environ["PREFECT_API_URL"] = os.environ[TEMPORARY_API] = _address(port)
+    return lambda: _await(process, home, port)
+
+
+@contextmanager
+def _process(home: Path, port: int, settings: dict[str, str], *options: str) -> Iterator[Any]:
+    """The process of a Prefect server, which writes to `server.log` in its home."""
+    home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-    command += ["--port", str(port)]
+    command += ["--port", str(port), *options]
     with (
         open(home / "server.log", "a", encoding="utf-8") as log,
         started(command, stdout=log, stderr=log, env=os.environ | settings) as process,
     ):
-        deadline = time.monotonic() + 90
-        while not answers(f"{api}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise ProjectError(
-                    f"Prefect's server did not start on port {port}: see {home}/server.log"
-                )
-            time.sleep(0.5)
-        yield settings | {"PREFECT_API_URL": api}
+        yield process
+
+
+def _await(process: Any, home: Path, port: int) -> None:
+    """Return once the server answers; raise ProjectError when it does not within 90 seconds."""
+    deadline = time.monotonic() + 90
+    while not answers(f"{_address(port)}/health"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise ProjectError(
+                f"Prefect's server did not start on port {port}: see {home}/server.log"
+            )
+        time.sleep(0.2)
+
+
+def _address(port: int) -> str:
+    return f"http://127.0.0.1:{port}/api"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def answers(address: str) -> bool:

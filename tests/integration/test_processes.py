@@ -108,6 +108,29 @@ def test_exit_code_of_a_child_that_ends_by_itself():
 
 @linux
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_nights_own_prefect_server_ends_with_it(tiny, number):
+    """The night waits for a log that does not arrive."""
+    late = ("--date", "2026-03-08", "--wait-minutes", "5")
+    process = subprocess.Popen(
+        command("nightly", "-c", "project.toml", "-d", ".", "-w", "ws", *late),
+        env=environment(),
+        cwd=tiny,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("wait "), process.stdout.read()
+    started = descendants(process.pid)
+    assert started
+    process.send_signal(number)
+    process.wait(30)
+    until(lambda: not any(runs(pid) for pid in started), "its server ended", 30)
+
+
+@linux
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_ui_ends_with_all_its_processes(tmp_path, number):
     create_database(Workspace(tmp_path))
