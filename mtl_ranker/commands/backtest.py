@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
@@ -69,10 +70,11 @@ def backtest_command(
     workspace.publish_file(f"{path}.json", json.dumps(content, indent=1))
     child_runs = {
         policy: {
-            f"{objective}_{metric}": sum(values[policy]) / len(values[policy])
+            f"{objective}_{metric}": mean
             for (objective, metric), values in (
                 (key.split(", "), value) for key, value in curves.items()
             )
+            if (mean := _mean_of_known(values[policy])) is not None
         }
         for policy in POLICIES
     }
@@ -88,6 +90,12 @@ def backtest_command(
     link = connection.where_to_look(logged.link, workspace)
     console.print(f"picture  {picture}\nmlflow   {link}", highlight=False)
     return content
+
+
+def _mean_of_known(values: Sequence[float]) -> float | None:
+    """The mean of a metric over the days on which it is defined, or None."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else None
 
 
 def _backtest_tables(project: Project, result: Backtest) -> list[Table]:

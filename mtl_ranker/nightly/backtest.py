@@ -1,8 +1,9 @@
 """A rolling-origin backtest: each day of a span is ranked by the model of the night before.
 
-Three policies rank the same days: `kept` uses the first night's model on all days; `champion`
-changes the model only if a challenger is promoted (`promotion.py`); `retrained` uses a new model
-every night.
+Three policies rank the same days: `kept` uses the first night's champion on all days; `champion`
+changes the model only if a challenger is promoted (`promotion.py`); `retrained` uses the winner of
+every night. The first champion is the first night's winner if it is better than the base rate and
+item popularity, else item popularity, as on a first night.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mtl_ranker.features.days import days_between, needed_days, split_days
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.nightly.build import build_split
+from mtl_ranker.nightly.popularity import NAME
 from mtl_ranker.nightly.promotion import compare_artifacts
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -73,7 +75,7 @@ class Backtest:
 
 @dataclass(frozen=True)
 class NightModel:
-    """The winner of a night."""
+    """A night's winner, or item popularity."""
 
     night: date
     label: str
@@ -107,15 +109,17 @@ def backtest(
         build_split(context, night)
         suite = train_suite(context, night)
         newest = NightModel(night, suite.winner.label, suite.winner.artifact)
-        if not policies:
-            policies = dict.fromkeys(POLICIES, newest)
-            promotions[day] = "the first model is champion"
-        else:
-            champion = policies["champion"]
-            decision = compare_artifacts(context, night, newest.artifact, champion.artifact)
-            promotions[day] = decision.reason
-            policies["champion"] = newest if decision.promoted else champion
-            policies["retrained"] = newest
+        champion = policies.get("champion")
+        current = None if champion is None else champion.artifact
+        decision = compare_artifacts(context, night, newest.artifact, current)
+        promotions[day] = decision.reason
+        if decision.promoted:
+            champion = newest
+        elif decision.fallback is not None:
+            champion = NightModel(night, NAME, decision.fallback)
+        assert champion is not None  # a first model that is not promoted comes with a fallback
+        kept = policies.get("kept", champion)
+        policies = dict(zip(POLICIES, (kept, champion, newest), strict=True))
         frame = _examples_of(context, day)
         labels.append(label_matrix(frame, [LABEL + n for n in names]))
         users.append(frame["user_id"].to_numpy())

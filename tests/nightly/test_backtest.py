@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 
+import polars as pl
 import pytest
 
 from mtl_ranker.context import Context, without_log
@@ -18,7 +20,8 @@ from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.backtest import POLICIES, backtest
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.workspace import Workspace
-from tests.conftest import FIRST, write_log
+from tests.conftest import FIRST, tiny_events, write_day, write_log
+from tests.projects import write_project
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_kept_uses_the_first_nights_model_and_retrained_the_last_nights(context)
         assert nights[day, "retrained"] == day - timedelta(days=1)
         assert nights[day, "champion"] < day
     first_day = [r.metrics for r in result.replayed if r.day == first]
-    assert first_day[0] == first_day[1] == first_day[2]
+    assert first_day[0] == first_day[1]
     assert len(result.replayed) == len(POLICIES) * 3
     assert set(result.gains) == {(p, o) for p in POLICIES[1:] for o in ("click", "long")}
 
@@ -79,3 +82,34 @@ def test_a_span_without_a_night_before_it_is_an_error(context):
     late = FIRST + timedelta(days=50)
     with pytest.raises(ProjectError, match="no day of the log; days found: 2026-03-02 to"):
         backtest(context, late, late)
+
+
+def test_the_first_champion_is_item_popularity_where_no_model_is_better(tiny):
+    """Clicks depend on the item alone; one epoch does not learn that."""
+    write_project(tiny, training={"epochs": 1})
+    for n in range(7):
+        day = FIRST + timedelta(days=n)
+        clicks = (pl.col("i") < 6).cast(pl.Int64)
+        write_day(tiny, day, tiny_events(day, rows=120, shift=n).with_columns(click=clicks))
+    context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+    day = FIRST + timedelta(days=6)
+    result = backtest(context, day, day)
+    assert result.promotions[day].startswith("not promoted: it is not better than item popularity")
+    used = {r.policy: r.model for r in result.replayed}
+    assert used["kept"] == used["champion"] == "item_popularity"
+    assert used["retrained"] != "item_popularity"
+
+
+def test_an_objective_without_labels_has_no_gain_and_no_curve(tiny):
+    """`long` has labels of the first night's days only."""
+    write_log(tiny, days=8)
+    for n in (6, 7):
+        day = FIRST + timedelta(days=n)
+        write_day(tiny, day, tiny_events(day, shift=n).with_columns(click=pl.lit(0)))
+    context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+    result = backtest(context, FIRST + timedelta(days=6), FIRST + timedelta(days=7))
+    for policy in POLICIES[1:]:
+        gain = result.gains[policy, "long"]
+        assert math.isnan(gain.value)
+        assert "0 labels" in gain.note or "positives" in gain.note
+    assert all(math.isnan(value) for value in result.curve("kept", "long", "auc"))
