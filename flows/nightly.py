@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 
 from flows.backfill import run_days
 from flows.cluster import runner_of
+from flows.connect import connect
 from flows.features import features
 from flows.ingest import ingest
 from flows.night import HOOKS, announce
@@ -28,7 +29,7 @@ from mtl_ranker.features.days import needed_days, needed_history, split_days
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.candidates import describe_candidates
 from mtl_ranker.ranking.scoring import Ranked
-from mtl_ranker.tracking import connection, registry
+from mtl_ranker.tracking import registry
 from mtl_ranker.training.specs import model_specs
 from mtl_ranker.workspace import FileSize
 
@@ -171,7 +172,7 @@ def rank_after(failure: Exception, context: Context, day: date, aliases: Sequenc
     """
     reason = first_line(failure)
     try:
-        connection.connect(context.workspace)
+        connect(context)
         found = [registry.alias_version(context.project, alias) for alias in aliases]
     except Exception as problem:
         announce("failed", f"{reason}; ranking failed too: {first_line(problem)}", logging.ERROR)

@@ -7,13 +7,14 @@ from datetime import date
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
+from flows.connect import connect
 from flows.night import RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.promotion import Decision, accept_by_hand, compare_artifacts
 from mtl_ranker.reports.console import console
 from mtl_ranker.reports.page import with_decision
-from mtl_ranker.tracking import connection, registry
+from mtl_ranker.tracking import registry
 
 
 @task(name="decide", task_run_name="decide {day}", **RETRY)
@@ -38,7 +39,7 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
     the champion; it must still be calibrated and be served. Raises ProjectError without a
     challenger.
     """
-    connection.connect(context.workspace)
+    connect(context)
     # `rollback` and `freeze` wait meanwhile, so that the decision is on the champion it names.
     with context.workspace.lock(f"promote {day}", registry.REGISTRY, wait=True):
         return _promote(context, day, dry_run, accept)

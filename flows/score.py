@@ -11,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from flows.cluster import runner_of
+from flows.connect import connect
 from flows.night import HOOKS, RETRY, announce
 from flows.schedule import mark_lost_runs
 from mtl_ranker.context import Context
@@ -29,7 +30,7 @@ from mtl_ranker.ranking.scoring import (
     score_day,
 )
 from mtl_ranker.reports.console import console, progress_bar
-from mtl_ranker.tracking import connection, registry
+from mtl_ranker.tracking import registry
 
 
 @task(name="score-day", task_run_name="score {day}", **RETRY)
@@ -63,7 +64,7 @@ def plan_task(context: Context, day: date, version: str | None) -> RankingPlan:
 
 @task(name="score-part", task_run_name="score {day} {part.file.stem}", **RETRY)
 def part_task(context: Context, version: str, day: date, part: RankingPart) -> None:
-    connection.connect(context.workspace)
+    connect(context)
     rank_part(context, registry.load_version(context.project, version), day, part)
 
 
@@ -87,7 +88,7 @@ def score(
         cluster: see `runner_of`.
         version: the model; by default the champion.
     """
-    connection.connect(context.workspace)
+    connect(context)
     if cluster is None:
         ranked = score_task(context, day, version)
     else:
@@ -120,7 +121,7 @@ def score_new(config: str, data: str, workspace: str, dry_run: bool = False) -> 
     """
     context = open_context(config, Path(data), Path(workspace))
     mark_lost_runs()
-    connection.connect(context.workspace)
+    connect(context)
     with context.workspace.lock("score-new", "score-new"):
         return _score_outdated(context, dry_run)
 

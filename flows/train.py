@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
+from flows.connect import connect
 from flows.night import RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.sharing import without_verdict
@@ -68,7 +69,7 @@ def register_task(
 @flow(name="train", flow_run_name="train {day}", validate_parameters=False)
 def train(context: Context, day: date) -> Suite:
     """Train and evaluate every model on the split that ends with D; register the winner."""
-    connection.connect(context.workspace)
+    connect(context)
     with context.workspace.lock(f"train {day}"):
         with system.system_measured() as measured:
             suite = train_task(context, day)

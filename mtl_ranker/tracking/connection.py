@@ -6,7 +6,10 @@ import logging
 import os
 import re
 import sqlite3
+import ssl
 import tempfile
+import urllib.error
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 
@@ -19,15 +22,37 @@ LOCAL_PAGE = "http://127.0.0.1:5000"
 
 
 def connect(workspace: Workspace) -> str:
-    """Use $MLFLOW_TRACKING_URI, or SQLite in the workspace; returns the tracking URI."""
+    """Use $MLFLOW_TRACKING_URI, or SQLite in the workspace; returns the tracking URI.
+
+    Raises ConnectionError at once if a server does not answer. MLflow's client would repeat each
+    request for four minutes.
+    """
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         create_database(workspace)
         uri = tracking_uri(workspace)
+    elif uri.startswith("http"):
+        _check_answers(without_credentials(uri))
     mlflow.set_tracking_uri(uri)
     return uri
+
+
+def _check_answers(address: str) -> None:
+    """Raise ConnectionError unless something answers at this address, whatever it says."""
+    try:
+        urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # MLflow has settings of its own for certificates
+            return
+        raise ConnectionError(
+            f"MLflow at {address} does not answer ({reason}): start it, or correct "
+            "MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def tracking_uri(workspace: Workspace) -> str:
