@@ -11,8 +11,8 @@ from mtl_ranker.features.aggregates import stale_aggregates
 from mtl_ranker.features.days import needed_days, needed_history, span, split_days
 from mtl_ranker.features.examples import examples_provenance
 from mtl_ranker.logs.ingest import events_provenance
+from mtl_ranker.nightly.suite import contenders_of
 from mtl_ranker.ranking.candidates import candidate_files
-from mtl_ranker.training.specs import model_specs
 
 
 def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
@@ -53,16 +53,17 @@ def plan_night(context: Context, day: date) -> Iterator[tuple[str, str]]:
     Raises ProjectError as `nightly` would.
     """
     project, source = context.project, context.source
-    specs = model_specs(project)
     available = source.days()
     split = split_days(project, needed_days(project, available, day), day)
     days = split.all
     for line in plan_days(context, days):
         yield "build", line
-    seeds = len(project.training.seeds)
+    settings = project.training
+    names, seeds = dict.fromkeys(each.name for each in contenders_of(project)), settings.seeds
+    more = ", one more seed of the winner" if len(seeds) == 1 and settings.spread_seeds else ""
     yield (
         "train",
-        f"train    {len(specs)} models x {seeds} seeds on {span(split.train)}, "
+        f"train    {', '.join(names)}: {len(seeds)} seeds each{more}, on {span(split.train)}, "
         f"validate {span(split.validate)}, test {span(split.test)}",
     )
     yield "rank", plan_ranking(context, day + timedelta(days=1))

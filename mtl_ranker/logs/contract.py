@@ -190,7 +190,7 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
     timestamp, rules = pl.col("timestamp"), {}
     for name, allowed in log.ranges.items():
         column = pl.col(name)
-        rules[f"{name} {_outside(allowed)}"] = Rule(_within(column, allowed), column)
+        rules[f"{name} {outside(allowed)}"] = Rule(within(column, allowed), column)
     if GIVEN in schema:
         rules["timestamp missing"] = Rule(pl.col(GIVEN))
         rules["timestamp is no valid time"] = Rule(timestamp.is_not_null() | ~pl.col(GIVEN))
@@ -317,7 +317,8 @@ def _rule(expression: pl.Expr) -> Any:
     return dy.rule()(lambda cls: expression.fill_null(True))
 
 
-def _within(column: pl.Expr, allowed: Range) -> pl.Expr:
+def within(column: pl.Expr, allowed: Range) -> pl.Expr:
+    """Whether a column's values are null or lie in an interval."""
     inside = pl.lit(True)
     if allowed.min is not None:
         inside = inside & (column >= allowed.min)
@@ -339,7 +340,8 @@ def _inside_day(log: Log, day: date) -> pl.Expr:
     )
 
 
-def _outside(allowed: Range) -> str:
+def outside(allowed: Range) -> str:
+    """What is wrong with a value outside an interval, such as `outside [0, inf]`."""
     low = "-inf" if allowed.min is None else f"{allowed.min:g}"
     high = "inf" if allowed.max is None else f"{allowed.max:g}"
     return f"outside [{low}, {high}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.tables import scan_events, survives
+from mtl_ranker.logs.contract import outside, within
 from mtl_ranker.logs.sources import parquet_files, parquet_schema, scan_files
 
 
@@ -28,7 +29,25 @@ def prepared_candidates(context: Context, day: date, checked: bool = False) -> p
     for column in project.log.context:
         if column not in candidates.collect_schema():
             candidates = candidates.with_columns(pl.lit(None, schema[column]).alias(column))
+    if not checked:
+        _check_ranges(project, candidates, day)
     return candidates
+
+
+def _check_ranges(project: Project, candidates: pl.LazyFrame, day: date) -> None:
+    """Raise ProjectError for a context value that `[log.ranges]` would quarantine in the log."""
+    for column in project.log.context:
+        allowed = project.log.ranges.get(column)
+        if allowed is None:
+            continue
+        wrong = candidates.filter(~within(pl.col(column), allowed)).select(column)
+        found = wrong.select(pl.len(), pl.col(column).head(3).implode()).collect()
+        count, examples = found.row(0)
+        if count:
+            raise ProjectError(
+                f"candidates of {day}: column {column!r} holds {examples} in {count:,} rows, "
+                f"{outside(allowed)} (log.ranges.{column})"
+            )
 
 
 def load_candidates(context: Context, day: date, checked: bool = False) -> pl.LazyFrame:
@@ -77,7 +96,8 @@ def load_candidates(context: Context, day: date, checked: bool = False) -> pl.La
 def describe_candidates(context: Context, day: date) -> str:
     """How many candidates a given set has, and how many of its users and items are unknown.
 
-    Unknown ones have no event in the days of the longest window. Raises ProjectError as
+    Unknown ones have no event in the days of the longest window, as unknown values of context
+    columns, floating-point numbers apart. Raises ProjectError as
     `prepared_candidates` does.
     """
     project, workspace = context.project, context.workspace
@@ -95,6 +115,7 @@ def describe_candidates(context: Context, day: date) -> str:
         f"{total:,} candidates of {users:,} users and {items:,} items for {day}; without an "
         f"event in the last {longest} days: {new_users:,} users, {new_items:,} items"
     )
+    text += "".join(_unknown_context(context, rows, known))
     log = project.log
     tables = {name for table in (log.users, log.items) if table for name in table.joined}
     given = {n for file in candidate_files(context, day) for n in parquet_schema(file).names()}
@@ -102,6 +123,20 @@ def describe_candidates(context: Context, day: date) -> str:
     if ignored:
         text += f"; columns taken from the user and item tables instead: {', '.join(ignored)}"
     return text
+
+
+def _unknown_context(context: Context, rows: pl.LazyFrame, known: list[date]) -> Iterator[str]:
+    """For each context column with values that no event of these days has, how many rows do."""
+    schema = rows.collect_schema()
+    for column in context.project.log.context:
+        if not known or schema[column].is_float():
+            continue
+        seen = context.workspace.scan("events", known).select(column)
+        new = rows.filter(pl.col(column).is_not_null()).join(seen, on=column, how="anti")
+        examples = pl.col(column).unique().sort().head(3).cast(pl.String).implode()
+        count, values = new.select(pl.len(), examples).collect().row(0)
+        if count:
+            yield f"; {count:,} rows with a {column} that no event has ({', '.join(values)})"
 
 
 def candidate_files(context: Context, day: date) -> list[Path]:

@@ -122,6 +122,31 @@ def test_unknown_users_and_items_and_repeated_pairs_are_counted(context):
     assert "without an event in the last 3 days: 1 users, 1 items" in text
 
 
+def test_context_values_that_no_event_has_are_counted(context):
+    rows = {"u": [1, 1, 1, 1], "i": [3, 4, 5, 6], "tab": ["home", "shop", "cart", "shop"]}
+    day = FIRST + timedelta(days=3)
+    write_candidates(context, day, pl.DataFrame(rows))
+    text = describe_candidates(context, day)
+    assert text.endswith("; 3 rows with a tab that no event has (cart, shop)")
+
+
+def test_a_context_value_outside_the_logs_range_is_refused(tmp_path):
+    write_project(
+        tmp_path,
+        log={"context": ["tab", "price"], "ranges": {"price": {"min": 0, "max": 9}}},
+        scoring={"candidates": "candidates"},
+    )
+    write_day(tmp_path, FIRST, tiny_events(FIRST).with_columns(price=pl.lit(1.5)))
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    ingest_day(context, FIRST)
+    rows = pl.DataFrame({"u": [1, 1, 1], "i": [3, 4, 5], "price": [9.0, 9.5, None]})
+    write_candidates(context, FIRST, rows)
+    message = r"'price' holds \[9.5\] in 1 rows, outside \[0, 9\] \(log.ranges.price\)"
+    with pytest.raises(ProjectError, match=message):
+        prepared_candidates(context, FIRST)
+    prepared_candidates(context, FIRST, checked=True)
+
+
 def test_a_context_column_that_left_the_log_is_null(context):
     """The last day has no such column, but a saved model has it as context."""
     log = context.project.log.model_copy(update={"context": ["tab", "gone"]})
