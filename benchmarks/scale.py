@@ -28,9 +28,9 @@ from benchmarks.measured import CONSOLE, in_process
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.features.aggregates import aggregate_day
-from mtl_ranker.features.columns import LABEL, entity_name, feature_columns, numeric_features
+from mtl_ranker.features.columns import LABEL, entity_name, feature_columns
 from mtl_ranker.features.days import split_days
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.tables import static_tables
 from mtl_ranker.logs.contract import derived_columns
@@ -130,7 +130,7 @@ def encoding(place: str) -> dict[str, Any]:
     project = context.project
     frame, _ = some_rows(context.workspace)
     began = time.perf_counter()
-    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    encoder = fit_encoder(project, frame)
     fitted = time.perf_counter() - began
     encode_examples(encoder, frame, [LABEL + task.name for task in tasks_of(project)])
     spent = time.perf_counter() - began
@@ -144,7 +144,7 @@ def training(place: str) -> dict[str, Any]:
     frame, held_out = some_rows(context.workspace)
     tasks = tasks_of(project)
     labels = [LABEL + task.name for task in tasks]
-    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    encoder = fit_encoder(project, frame)
     rows, validate = (encode_examples(encoder, f, labels) for f in (frame, held_out))
     settings = project.training.model_copy(update={"epochs": 1, "batch_size": 1024})
     spec = make("mmoe", SMALL, len(tasks))

@@ -37,8 +37,7 @@ from benchmarks.scale import (
     some_rows,
     with_candidates,
 )
-from mtl_ranker.features.columns import numeric_features
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.features.point_in_time import AsOf
 from mtl_ranker.models.presets import make
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -57,7 +56,7 @@ def prepare(place: str, count: int, per_user: int) -> dict[str, Any]:
     context = opened(place)
     project = context.project
     frame, _ = some_rows(context.workspace)
-    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    encoder = fit_encoder(project, frame)
     tasks = tasks_of(project)
     model = build_ranker(make("mmoe", SMALL, len(tasks)), encoder, tasks).eval()
     RankerArtifact(project, encoder, tasks, model).save(Path(place) / "model")

@@ -21,8 +21,8 @@ from rich.table import Table
 from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE, in_process
 from benchmarks.scale import SMALL, aggregates, features, ingest, opened, simulate
-from mtl_ranker.features.columns import LABEL, numeric_features
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.batches import Examples, encode_examples
 from mtl_ranker.training.loop import Design, Rows, train_ranker
@@ -43,7 +43,7 @@ def encode(place: str, rows: int) -> dict[str, Any]:
     project, workspace = context.project, context.workspace
     days = workspace.days("examples")
     frame = workspace.scan("examples", days).collect(engine="streaming")
-    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    encoder = fit_encoder(project, frame)
     encoder.save(Path(place) / "encoder.json")
     files = [workspace.path("examples", day) for day in days]
     times = -(-rows // frame.height)

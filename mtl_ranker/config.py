@@ -198,6 +198,11 @@ class Features(Settings):
     histories: list[History] = Field(
         [], description="each user's latest positive impressions, as far back as the longest window"
     )
+    matches: Literal["auto", "share", "none"] = Field(
+        "auto",
+        description="features that say whether a column of the user table holds the item's value; "
+        "auto: for columns of text with common values, and for columns with the same share",
+    )
     groups: dict[str, list[str]] = Field(
         {}, description="named patterns of features (user_*), for experts that see only those"
     )

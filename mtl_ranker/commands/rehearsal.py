@@ -14,9 +14,8 @@ from mtl_ranker.config import Log, Project
 from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_day
-from mtl_ranker.features.columns import numeric_features
 from mtl_ranker.features.days import needed_days
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.logs.ingest import ingest_day
@@ -99,7 +98,7 @@ def rehearse(project: Project, source: Source, folder: Path) -> Iterator[str]:
     yield f"ok  events and aggregates of {len(days)} days, examples of {day}: " + (
         f"{examples.height:,} rows, at most {SAMPLE_ROWS:,} of a day"
     )
-    encoder = Encoder.fit(project.features, numeric_features(project), examples)
+    encoder = fit_encoder(project, examples)
     encoder.transform(examples)
     tasks, specs = tasks_of(project), model_specs(project)
     try:

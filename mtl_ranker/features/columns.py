@@ -43,6 +43,12 @@ def numeric_features(project: Project) -> list[str]:
     return names
 
 
+def table_sides(project: Project) -> dict[str, str]:
+    """Column of the user or item table → "user" or "item"."""
+    tables = ((project.log.users, "user"), (project.log.items, "item"))
+    return {c: side for table, side in tables if table is not None for c in table.joined}
+
+
 def keys_of_numerics(project: Project) -> dict[str, list[str]]:
     """Numeric feature → the columns whose values it is a function of on a day.
 

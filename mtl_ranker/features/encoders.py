@@ -8,7 +8,7 @@ linearly (Gorishniy et al., NeurIPS 2022) from the bin edges that the encoder ho
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mtl_ranker.config import Categorical, Features, ListColumn
+from mtl_ranker.config import Categorical, Features, ListColumn, Project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.columns import numeric_features, table_sides
+from mtl_ranker.features.matches import Match, find_matches, with_matches
 
 HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -64,6 +66,7 @@ class Encoder:
     Attributes:
         edges: ascending bin edges of each numeric, at least two.
         missing: for each numeric, whether it was ever missing in training.
+        numerics: names; the last ones are those of the match features.
         histories: for each history, pairs of fields (numbers among categoricals and lists): a
             field of the item, and the list with the same field of the user's latest impressions.
     """
@@ -75,6 +78,7 @@ class Encoder:
     numeric_encoding: str
     missing: list[bool]
     histories: list[list[list[int]]] = field(default_factory=list)
+    matches: list[Match] = field(default_factory=list)
 
     @classmethod
     def fit(
@@ -83,11 +87,14 @@ class Encoder:
         numerics: Sequence[str],
         rows: pl.DataFrame | pl.LazyFrame,
         sample_rows: int | None = None,
+        sides: Mapping[str, str] | None = None,
     ) -> Encoder:
         """Fit on training rows. Raises ProjectError for an infinite numeric.
 
         Args:
             numerics: names of the numeric columns.
+            sides: column → "user" or "item"; columns of both sides with common values get a match
+                feature (`find_matches`).
             rows: vocabularies and missing values come from all of them, streamed if lazy.
             sample_rows: number of evenly spaced rows from which the edges come; None for all.
         """
@@ -114,6 +121,10 @@ class Encoder:
             )
             for c in features.lists
         ]
+        known = {} if sides is None or features.matches == "none" else sides
+        matches = find_matches(categoricals, lists, known, features.matches == "share")
+        lazy = with_matches(lazy, matches)
+        numerics = [*numerics, *(match.name for match in matches)]
         histories = _add_histories(features, categoricals, lists)
         numbers = lazy.select(pl.col(n).cast(pl.Float32, strict=False) for n in numerics)
         is_missing = pl.all().is_null() | pl.all().is_nan().fill_null(False)
@@ -145,12 +156,15 @@ class Encoder:
             numeric_encoding=features.numeric_encoding,
             missing=missing,
             histories=histories,
+            matches=matches,
         )
 
     @property
     def columns(self) -> list[str]:
+        """The columns that `transform` reads."""
         names = [v.column for v in (*self.categoricals, *self.lists)]
-        return list(dict.fromkeys([*names, *self.numerics]))
+        numbers = self.numerics[: len(self.numerics) - len(self.matches)]
+        return list(dict.fromkeys([*names, *numbers]))
 
     def transform(self, frame: pl.DataFrame) -> Encoded:
         """Encode N rows. Raises ProjectError when a column is missing."""
@@ -161,7 +175,8 @@ class Encoder:
         categorical = np.stack(codes, 1) if codes else np.zeros((frame.height, 0), np.int64)
         padded = [_padded(frame[v.column], v) for v in self.lists]
         bags = np.concatenate(padded, 1) if padded else np.zeros((frame.height, 0), np.int64)
-        return Encoded(categorical, bags, numeric_matrix(frame, self.numerics))
+        numeric = numeric_matrix(with_matches(frame, self.matches), self.numerics)
+        return Encoded(categorical, bags, numeric)
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), "utf-8")
@@ -171,7 +186,16 @@ class Encoder:
         content = json.loads(path.read_text("utf-8"))
         for key in ("categoricals", "lists"):
             content[key] = [Vocabulary(**vocabulary) for vocabulary in content[key]]
+        content["matches"] = [Match(**match) for match in content.get("matches", [])]
         return cls(**content)
+
+
+def fit_encoder(
+    project: Project, rows: pl.DataFrame | pl.LazyFrame, sample_rows: int | None = None
+) -> Encoder:
+    """An encoder of a project's features, fitted on training rows (see `Encoder.fit`)."""
+    numerics, sides = numeric_features(project), table_sides(project)
+    return Encoder.fit(project.features, numerics, rows, sample_rows, sides)
 
 
 def _add_histories(

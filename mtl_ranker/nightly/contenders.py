@@ -16,8 +16,8 @@ from mtl_ranker import __version__
 from mtl_ranker.config import Calibrating, Project
 from mtl_ranker.evaluation.diagnostics import Diagnosis, diagnose
 from mtl_ranker.evaluation.metrics import blended_quality, evaluate_all
-from mtl_ranker.features.columns import LABEL, numeric_features
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.nightly.results import REFIT, ModelRun
@@ -290,17 +290,17 @@ def _rows_of(
     project: Project, dataset: Dataset, again: Retraining, world: World
 ) -> tuple[Encoder, Examples | ShardedExamples]:
     """The rows of days of training and validation, with an encoder fitted on them."""
-    labels, numerics = [LABEL + task.name for task in dataset.tasks], numeric_features(project)
+    labels = [LABEL + task.name for task in dataset.tasks]
     if dataset.shards is not None:
         known = [*dataset.days.train, *dataset.days.validate]
         paths = [*dataset.files["train"], *dataset.files["validate"]]
         files = [path for day, path in zip(known, paths, strict=True) if day in again.days]
         lazy = pl.scan_parquet(files, missing_columns="insert", glob=False)
-        encoder = Encoder.fit(project.features, numerics, lazy, SAMPLE_ROWS)
+        encoder = fit_encoder(project, lazy, SAMPLE_ROWS)
         folder = dataset.workspace.root / ENCODED / fingerprint(again.name)
         return encoder, encode_to_files(encoder, files, labels, folder, world)
     frame = _frame_of(dataset, again.days)
-    encoder = Encoder.fit(project.features, numerics, frame)
+    encoder = fit_encoder(project, frame)
     return encoder, encode_examples(encoder, frame, labels)
 
 

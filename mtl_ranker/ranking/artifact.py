@@ -176,6 +176,7 @@ class RankerArtifact:
             side_of: feature → "user", "item" or "pair".
         """
         names = [v.column for v in (*self.encoder.categoricals, *self.encoder.lists)]
+        side_of = {**side_of, **{match.name: "pair" for match in self.encoder.matches}}
         sides = [SIDES.index(side_of[name]) for name in (*names, *self.encoder.numerics)]
         encoded = encoded_tensors(self.encoder.transform(self._padded(items)))
         side = ItemSide(self.model.embedding, encoded, sides)
@@ -200,7 +201,8 @@ class RankerArtifact:
         Args:
             users: U rows with the features of users; columns of other features may be missing.
             items: of `items_of_pairs`.
-            pairs: N rows with the features of pairs, and the surface to calibrate by.
+            pairs: N rows with the features of pairs, those of `encoder.matches` too, and the
+                surface to calibrate by.
             user, item: [N], each pair's row in `users` and `items`.
         """
         encoded = encoded_tensors(self.encoder.transform(self._padded(users)))

@@ -16,6 +16,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_history, history_fingerprint
 from mtl_ranker.features.blocks import Block, joined, user_blocks
 from mtl_ranker.features.columns import feature_columns
+from mtl_ranker.features.matches import match_feature
 from mtl_ranker.features.point_in_time import AsOf, FeatureSides, feature_sides
 from mtl_ranker.models.matmul import cores, fast_matmul
 from mtl_ranker.ranking.artifact import PairItems, RankerArtifact, RegisteredRanker
@@ -297,12 +298,20 @@ def rank_block(
         pair_features = windows.collect(engine="streaming").sort("row").drop("row")
     else:
         pair_features = pl.DataFrame()
+    matched = [
+        match_feature(
+            match,
+            users[match.user].gather(user_row),
+            items.features[match.item].gather(pairs[ITEM_ROW]),
+        )
+        for match in artifact.encoder.matches
+    ]
     by = artifact.calibration.by
     surface = pairs.select(by) if by is not None and by in pairs.columns else pl.DataFrame()
     predicted = artifact.predict_pairs(
         users,
         items.ready,
-        pl.concat([pair_features, surface], how="horizontal"),
+        pl.concat([pair_features, pl.DataFrame(matched), surface], how="horizontal"),
         user_row.to_numpy(),
         pairs[ITEM_ROW].to_numpy(),
     )

@@ -15,9 +15,9 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.columns import LABEL, numeric_features
+from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.features.sql import run_sql, sql_text
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.models.objectives import Task
@@ -129,16 +129,15 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     rows = sum(day_rows.values())
     files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
     labels = [LABEL + task.name for task in tasks]
-    numerics = numeric_features(project)
     shards = None
     if rows > project.training.in_memory_rows:
-        encoder = Encoder.fit(project.features, numerics, lazy["train"], SAMPLE_ROWS)
+        encoder = fit_encoder(project, lazy["train"], SAMPLE_ROWS)
         lazy["train"] = lazy["train"].gather_every(-(-rows // SAMPLE_ROWS))
         folder = workspace.root / ENCODED / "train"
         shards = encode_to_files(encoder, files["train"], labels, folder, world)
     frames = {part: rows.collect(engine="streaming") for part, rows in lazy.items()}
     if shards is None:
-        encoder = Encoder.fit(project.features, numerics, frames["train"])
+        encoder = fit_encoder(project, frames["train"])
     return Dataset(
         days=days,
         tasks=tasks,

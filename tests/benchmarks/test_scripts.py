@@ -71,6 +71,20 @@ def test_experts_and_balancing(shared_data, tmp_path):
 
 
 @pytest.mark.slow
+def test_known_truth(tmp_path):
+    sizes = ("--impressions", "8000", "--trials", "1", "--seeds", "1", "--epochs", "4")
+    figures, printed = run_sized("known_truth", tmp_path, *sizes)
+    click = figures["click"]
+    assert click["true probabilities"]["share"] == 1.0
+    for name, found in click.items():
+        if name not in ("item_popularity", "true probabilities"):
+            assert found["auc"] < click["true probabilities"]["auc"]
+    with_matches, without = (click[f"logistic regression{w}"] for w in ("", ", without matches"))
+    assert with_matches["auc"] > without["auc"] + 0.03
+    assert f"{with_matches['auc']:.4f}" in printed
+
+
+@pytest.mark.slow
 def test_blend_weights(feed, tmp_path):
     figures, printed = run("blend_weights", feed, tmp_path, "--preset", "simulated")
     assert figures["choices"]["the preset's"]["weights"]["click"] == 1.0

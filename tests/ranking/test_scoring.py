@@ -12,8 +12,8 @@ import torch
 from mtl_ranker.context import Context
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.blocks import user_blocks
-from mtl_ranker.features.columns import LABEL, numeric_features
-from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.point_in_time import feature_sides, join_features
 from mtl_ranker.features.tables import static_tables
@@ -34,6 +34,48 @@ from tests.projects import TINY, merged, write_project
 ENTITIES = [["user_id"], ["item_id"], ["tab"], ["item_id", "tab"], ["user_id", "item_id"]]
 HISTORY = {"histories": [{"signal": "click", "columns": ["item_id", "tab"], "length": 6}]}
 PAIRED = merged(TINY, features={"entities": ENTITIES})
+TABLES = {
+    "users": {
+        "path": "users.parquet",
+        "key": "u",
+        "columns": ["home"],
+        "lists": {"favourites": ","},
+    },
+    "items": {
+        "path": "items.parquet",
+        "key": "i",
+        "columns": ["category"],
+        "lists": {"tags": ","},
+    },
+}
+MATCHED = {
+    "categoricals": [{"column": "home"}, {"column": "category"}],
+    "lists": [
+        {"column": "favourites", "max_length": 3},
+        {"column": "tags", "max_length": 3},
+    ],
+}
+
+
+def write_tables(folder) -> None:
+    """Users and items whose columns all hold the values a to e, or lists of them, or nothing."""
+    values = [None, "a", "b", "c", "d", "e"]
+    lists = [None, "a", "b,a", "c,d,e", "d", "e,b", "a,d"]
+    users, items = range(60), range(40)
+    pl.DataFrame(
+        {
+            "u": users,
+            "home": [values[u % 6] for u in users],
+            "favourites": [lists[u % 7] for u in users],
+        }
+    ).write_parquet(folder / "users.parquet")
+    pl.DataFrame(
+        {
+            "i": items,
+            "category": [values[i % 6] for i in items],
+            "tags": [lists[i % 7] for i in items],
+        }
+    ).write_parquet(folder / "items.parquet")
 
 
 def random_ranker(folder, **changes) -> tuple[Context, RankerArtifact]:
@@ -46,7 +88,7 @@ def random_ranker(folder, **changes) -> tuple[Context, RankerArtifact]:
         aggregate_day(context, day)
         build_examples(context, day)
     project, frame = context.project, all_examples(context)
-    encoder = Encoder.fit(project.features, numeric_features(project), frame)
+    encoder = fit_encoder(project, frame)
     tasks = tasks_of(project)
     torch.manual_seed(0)
     spec = make("m", {"preset": "mmoe", "members": 2}, len(tasks), project.features.groups)
@@ -81,14 +123,20 @@ def ranking_of_all_pairs(context, artifact, day, top_k):
     return ranked.group_by("user_id", maintain_order=True).head(top_k)
 
 
-@pytest.mark.parametrize("features", [{}, HISTORY], ids=["", "histories"])
+@pytest.mark.parametrize(
+    ("features", "log"),
+    [({}, {}), (HISTORY, {}), (MATCHED, TABLES)],
+    ids=["", "histories", "matches"],
+)
 @pytest.mark.parametrize(("block_rows", "blocks_per_core"), [(1, 1), (40, 16), (131_072, 1)])
 def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
-    tmp_path, monkeypatch, block_rows, blocks_per_core, features
+    tmp_path, monkeypatch, block_rows, blocks_per_core, features, log
 ):
+    write_tables(tmp_path)
     monkeypatch.setattr(scoring, "BLOCKS_PER_CORE", blocks_per_core)
     settings = {"candidates": "candidates", "top_k": 4, "block_rows": block_rows}
-    context, artifact = random_ranker(tmp_path, features=features, scoring=settings)
+    context, artifact = random_ranker(tmp_path, features=features, log=log, scoring=settings)
+    assert len(artifact.encoder.matches) == (4 if log else 0)
     day = FIRST + timedelta(days=7)
     rng = np.random.default_rng(0)
     size = 300

@@ -1,0 +1,266 @@
+"""A shop's log with known true probabilities: how much of what can be learned is learned.
+
+The strongest signal is whether an item's category is among its user's favourites. It lies in no
+column of the log, but in two tables whose columns share a vocabulary. The settings are those that a
+newcomer would write. Each model's AUC stands beside that of the true probabilities, and of item
+popularity; `share` is how far it is on the way from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.progress import Progress
+from rich.table import Table
+from scipy.special import expit
+
+from benchmarks import markdown, results
+from benchmarks.prepared import examples_of
+from benchmarks.quality import CONSOLE, Predictions, compare, logistic, ranker, trees
+from mtl_ranker.config import Project, parse_project
+from mtl_ranker.nightly.results import baselines
+from mtl_ranker.studies.search import Budget
+from mtl_ranker.training.dataset import Dataset
+
+PROJECT = """
+name = "shop"
+
+[log]
+user = "user"
+item = "item"
+timestamp = "shown_at"
+context = ["page"]
+
+[log.users]
+path = "users.parquet"
+key = "user"
+columns = ["country", "budget"]
+lists = { favourites = "," }
+
+[log.items]
+path = "items.parquet"
+key = "item"
+columns = ["category", "brand", "price"]
+
+[[objectives]]
+name = "click"
+group = "engagement"
+label = "click"
+
+[[objectives]]
+name = "purchase"
+group = "satisfaction"
+label = "purchase"
+
+[features]
+windows = [3, 7]
+matches = "{matches}"
+entities = [["user_id"], ["item_id"], ["brand"], ["user_id", "category"]]
+numerics = ["budget", "price"]
+categoricals = [
+  { column = "page" }, { column = "country" }, { column = "category" },
+  { column = "brand", min_count = 5 }, { column = "item_id", min_count = 10 },
+]
+lists = [{ column = "favourites", max_length = 3 }]
+
+[split]
+train_days = 7
+
+[models.mmoe]
+preset = "mmoe"
+
+[training]
+epochs = {epochs}
+trees = 200
+"""
+FIRST = date(2026, 3, 2)
+DAYS = 11
+CATEGORIES = [f"category {n}" for n in range(15)]
+PAGES = ["home", "search", "offers"]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The tables and the log of a shop, with the probabilities that made it."""
+
+    users: pl.DataFrame
+    items: pl.DataFrame
+    log: pl.DataFrame
+
+
+def make_shop(impressions: int, seed: int) -> Shop:
+    """A shop whose numbers of users and items grow with the root of its impressions."""
+    rng = np.random.default_rng(seed)
+    n_users, n_items = round(10 * impressions**0.5), round(3 * impressions**0.5)
+    favourites = [rng.choice(len(CATEGORIES), rng.integers(1, 4), False) for _ in range(n_users)]
+    likes = np.zeros((n_users, len(CATEGORIES)), bool)
+    for row, own in zip(likes, favourites, strict=True):
+        row[own] = True
+    budget, price = rng.normal(0, 1, n_users), rng.normal(0, 1, n_items)
+    category = rng.integers(0, len(CATEGORIES), n_items)
+    brand = rng.integers(0, max(3, n_items // 10), n_items)
+    quality = rng.normal(0, 0.5, brand.max() + 1)[brand] + rng.normal(0, 0.4, n_items)
+    eager = rng.normal(0, 0.6, n_users)
+    user: np.ndarray = rng.integers(0, n_users, impressions)
+    item: np.ndarray = rng.integers(0, n_items, impressions)
+    page = rng.integers(0, len(PAGES), impressions)
+    match = likes[user, category[item]]
+    distance = np.abs(budget[user] - price[item])
+    click = expit(-2.2 + 1.8 * match + 0.6 * quality[item] + eager[user] - 0.3 * (page == 2))
+    bought = expit(-1.5 + 0.8 * match + 0.6 * quality[item] - 0.5 * distance)
+    clicked = rng.random(impressions) < click
+    purchased = clicked & (rng.random(impressions) < bought)
+    day = np.sort(rng.integers(0, DAYS, impressions))
+    start = np.datetime64(FIRST, "ms").astype(np.int64)
+    shown_at = start + day * 86_400_000 + rng.integers(0, 86_400_000, impressions)
+    users = pl.DataFrame(
+        {
+            "user": np.arange(n_users),
+            "country": rng.choice(["de", "fr", "it", "es"], n_users),
+            "budget": budget,
+            "favourites": [",".join(CATEGORIES[c] for c in own) for own in favourites],
+        }
+    )
+    items = pl.DataFrame(
+        {
+            "item": np.arange(n_items),
+            "category": [CATEGORIES[c] for c in category],
+            "brand": [f"brand {b}" for b in brand],
+            "price": price,
+        }
+    )
+    log = pl.DataFrame(
+        {
+            "day": day,
+            "user": user,
+            "item": item,
+            "shown_at": shown_at,
+            "page": [PAGES[p] for p in page],
+            "click": clicked.astype(np.int64),
+            "purchase": purchased.astype(np.int64),
+            "true_click": click,
+            "true_purchase": click * bought,
+        }
+    )
+    return Shop(users, items, log)
+
+
+def write_shop(shop: Shop, folder: Path) -> None:
+    """The log without its probabilities, and the tables."""
+    shop.users.write_parquet(folder / "users.parquet")
+    shop.items.write_parquet(folder / "items.parquet")
+    for (number,), rows in shop.log.group_by("day"):
+        target = folder / f"log/date={FIRST + timedelta(days=int(str(number)))}"
+        target.mkdir(parents=True)
+        rows.drop("day", "true_click", "true_purchase").write_parquet(target / "part-0.parquet")
+
+
+def truth(shop: Shop, parts: Dataset) -> np.ndarray:
+    """True probabilities of the test rows: [N, 2]."""
+    keys = {"user_id": "user", "item_id": "item", "timestamp": "shown_at"}
+    hidden = shop.log.rename({old: new for new, old in keys.items()})
+    rows = parts.held_out.frame.select(
+        "user_id", "item_id", pl.col("timestamp").cast(pl.Datetime("ms")).cast(pl.Int64)
+    )
+    joined = rows.join(hidden, on=list(keys), how="left", maintain_order="left")
+    if joined.height != rows.height or joined["true_click"].has_nulls():
+        raise RuntimeError("test rows and the log's probabilities do not match one to one")
+    return joined.select("true_click", "true_purchase").to_numpy()
+
+
+def project_of(matches: str, epochs: int) -> Project:
+    text = PROJECT.replace("{matches}", matches).replace("{epochs}", str(epochs))
+    return parse_project(text, "known_truth")
+
+
+def main() -> None:
+    options = results.parser(__doc__)
+    options.add_argument("--impressions", type=int, default=40_000)
+    options.add_argument("--epochs", type=int, default=30, help="at most; training stops early")
+    options.add_argument("--trials", type=int, default=4, help="of tuning LightGBM")
+    options.add_argument("--seeds", type=int, default=2)
+    options.add_argument("--seed", type=int, default=0, help="of the shop")
+    chosen = results.parse(options)
+    folder = Path(mkdtemp(prefix="benchmark-shop-"))
+    shop = make_shop(chosen.impressions, chosen.seed)
+    write_shop(shop, folder)
+    plain, project = (project_of(how, chosen.epochs) for how in ("none", "auto"))
+    without, parts = examples_of(plain, folder), examples_of(project, folder)
+    budget = Budget(chosen.trials, range(chosen.seeds))
+    total = 4 * max(2, chosen.trials) + 4 * (chosen.trials + chosen.seeds) + 4 * chosen.seeds
+    with Progress(console=CONSOLE) as progress:
+        bar = progress.add_task("training", total=total)
+
+        def tick(words: str) -> None:
+            progress.update(bar, advance=1, description=words)
+
+        def named(model: Predictions, words: str) -> Predictions:
+            return replace(model, name=f"{model.name}{words}")
+
+        models = [
+            named(logistic(without, chosen.trials, tick), ", without matches"),
+            logistic(parts, chosen.trials, tick),
+            named(trees(without, budget, tick)[0], ", without matches"),
+            trees(parts, budget, tick)[0],
+            *ranker("ours, without matches", plain, without, budget.seeds, tick),
+            *ranker("ours", project, parts, budget.seeds, tick),
+        ]
+    popular = baselines(parts.tasks, parts.frames["train"], parts.held_out)["item_popularity"]
+    best = Predictions("true probabilities", [truth(shop, parts)], 0.0, fixed=True)
+    found = compare(parts, [best, *models], "LightGBM")
+    figures: dict[str, Any] = {"train_rows": parts.frames["train"].height}
+    for task in parts.tasks:
+        low, high = popular[task.name]["auc"], found[best.name].metrics[task.name]["auc"]
+        table = Table(title=f"{task.name}: item popularity {low:.4f}", title_justify="left")
+        for heading in ("model", "AUC", "interval", "share"):
+            table.add_column(heading, justify="left" if heading == "model" else "right")
+        figures[task.name] = {"item_popularity": {"auc": low}}
+        for name, each in found.items():
+            auc, interval = each.metrics[task.name]["auc"], each.auc[task.name]
+            share = (auc - low) / (high - low)
+            table.add_row(
+                name, f"{auc:.4f}", f"[{interval.low:.4f}, {interval.high:.4f}]", f"{share:.0%}"
+            )
+            figures[task.name][name] = {
+                "auc": auc,
+                "interval": [interval.low, interval.high],
+                "share": share,
+            }
+        CONSOLE.print(table)
+    results.write(chosen, figures)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """AUC and share of the way from item popularity to the true probabilities."""
+    models = [name for name in figures["click"] if name != "item_popularity"]
+    names = ("click", "purchase")
+    rows = [["item popularity", *(f"{figures[n]['item_popularity']['auc']:.4f}" for n in names)]]
+    for model in models:
+        cells = [
+            f"{found['auc']:.4f} [{found['interval'][0]:.4f}, {found['interval'][1]:.4f}], "
+            f"{found['share']:.0%}"
+            for found in (figures[n][model] for n in names)
+        ]
+        rows.append([model, *cells])
+    return {"known_truth": markdown.table(["model", *names], rows)}
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    ours, without = "ours, trees, refit", "ours, without matches, trees, refit"
+    words = [
+        f"{name}: {figures[name][ours]['share']:.0%} of the way from popularity to the truth, "
+        f"{figures[name][without]['share']:.0%} without match features"
+        for name in ("click", "purchase")
+    ]
+    return "; ".join(words)
+
+
+if __name__ == "__main__":
+    main()

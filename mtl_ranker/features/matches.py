@@ -1,0 +1,103 @@
+"""Match features: whether a user's value is an item's, where both come from one vocabulary.
+
+Models without such a feature must learn the product of two embeddings to find that an item's
+category is among a user's favourites, which takes many more rows than a number that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from mtl_ranker.features.encoders import Vocabulary
+
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
+
+MIN_COMMON = 2  # values that two columns of text must have in common to be compared
+
+
+@dataclass(frozen=True)
+class Match:
+    """A column of the user and one of the item whose values come from one vocabulary.
+
+    A match feature compares both on each row: 1 or 0 for two single values, or for a value and a
+    list that may hold it; the number of common values for two lists; missing where either is.
+
+    Attributes:
+        user, item: the columns.
+        user_list, item_list: whether each holds lists.
+    """
+
+    user: str
+    item: str
+    user_list: bool
+    item_list: bool
+
+    @property
+    def name(self) -> str:
+        return f"match_{self.user}_{self.item}"
+
+    def feature(self) -> pl.Expr:
+        """The feature of rows with both columns."""
+        user, item = pl.col(self.user), pl.col(self.item)
+        if self.user_list and self.item_list:
+            value = user.list.set_intersection(item).list.len()
+        elif self.user_list or self.item_list:
+            many, one = (user, item) if self.user_list else (item, user)
+            value = pl.when(one.is_not_null()).then(many.list.contains(one))
+        else:
+            value = user == item
+        return value.cast(pl.Float32).alias(self.name)
+
+
+def find_matches(
+    categoricals: Sequence[Vocabulary],
+    lists: Sequence[Vocabulary],
+    sides: Mapping[str, str],
+    declared: bool = False,
+) -> list[Match]:
+    """The pairs of a user's and an item's column that share a vocabulary.
+
+    They do if they say so (`share`), or if both hold text and at least half of the known values of
+    the column with fewer of them, and two at least, are known values of the other.
+
+    Args:
+        sides: column → "user" or "item".
+        declared: only those that say so.
+    """
+    found = []
+    fields = [(v, False) for v in categoricals] + [(v, True) for v in lists]
+    for user, user_list in fields:
+        for item, item_list in fields:
+            of_both = (sides.get(user.column), sides.get(item.column)) == ("user", "item")
+            shared = user.share is not None and user.share == item.share
+            if of_both and (shared or (not declared and _same_values(user, item))):
+                found.append(Match(user.column, item.column, user_list, item_list))
+    return found
+
+
+def _same_values(one: Vocabulary, other: Vocabulary) -> bool:
+    values = [{v for v in each.values if isinstance(v, str)} for each in (one, other)]
+    common = len(values[0] & values[1])
+    return common >= MIN_COMMON and common >= min(map(len, values)) / 2
+
+
+def match_feature(match: Match, user: pl.Series, item: pl.Series) -> pl.Series:
+    """A match feature of N rows, given as two columns."""
+    both = pl.DataFrame([user.alias(match.user), item.alias(match.item)])
+    return with_matches(both, [match])[match.name]
+
+
+def with_matches(rows: Frame, matches: Sequence[Match]) -> Frame:
+    """Rows with a column for each match feature; null where a column is not of the right kind."""
+    if not matches:
+        return rows
+    columns = dict.fromkeys(c for m in matches for c in (m.user, m.item))
+    kinds = rows.lazy().select(*columns).collect_schema()
+    lists = {m.user for m in matches if m.user_list} | {m.item for m in matches if m.item_list}
+    text = [pl.col(c).cast(pl.List(pl.String)) for c in lists if not isinstance(kinds[c], pl.List)]
+    return rows.with_columns(text).with_columns(match.feature() for match in matches)
