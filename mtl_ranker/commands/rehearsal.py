@@ -56,6 +56,14 @@ class Sample:
     def with_log(self, log: Log) -> Source:
         return Sample(self.source.with_log(log), self.rows)
 
+    def actions(self, name: str) -> Source:
+        """All actions: only few of them belong to the first rows of a day."""
+        return self.source.actions(name)
+
+    @property
+    def undivided(self) -> bool:
+        return self.source.undivided
+
     def sizes(self, day: date) -> list[FileSize]:
         return self.source.sizes(day)
 
