@@ -54,7 +54,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
     Returns why they were built, or None when all were up to date. Raises ProjectError when the
     day's events are not published, or a setting names a column that is missing.
     """
-    if context.project.log.actions:
+    if context.project.log.actions and context.workspace.days("events"):
         for each in neighbours(context, day):
             join_actions(context, each)
     first_reason = None
@@ -72,7 +72,8 @@ def aggregate_day(context: Context, day: date) -> str | None:
 
 def stale_aggregates(context: Context, day: date) -> str | None:
     """Why `aggregate_day` would build something, or None. Raises ProjectError as it does."""
-    for each in neighbours(context, day) if context.project.log.actions else []:
+    joined = context.project.log.actions and context.workspace.days("events")
+    for each in neighbours(context, day) if joined else []:
         why = stale_actions(context, each)
         if why is not None:
             return why
@@ -338,10 +339,14 @@ def _known_actions(context: Context, day: date) -> str:
 
 
 def neighbours(context: Context, day: date) -> list[date]:
-    """Published days whose actions the aggregates of day D read."""
-    log = context.project.log
+    """Days whose actions the aggregates of day D read: published ones, and others with actions."""
+    log, published = context.project.log, context.workspace.days("events")
     first = day - timedelta(days=max(reach(log, action) for action in log.actions) + 1)
-    return [d for d in context.workspace.days("events") if first <= d <= day]
+    # Actions just before midnight may belong to impressions that are filed under the next day.
+    first = max(first, published[0] - timedelta(days=1 if log.day_tolerance_hours else 0))
+    streams = [context.source.actions(action.name).days() for action in log.actions]
+    every = {d for days in [published, *streams] for d in days}
+    return sorted(d for d in every if first <= d <= day)
 
 
 def known_day(project: Project, day: date) -> pl.Expr:

@@ -139,7 +139,7 @@ def test_bad_actions_are_counted_by_reason_and_join_nothing(tmp_path):
         "v missing or not finite": 1,
         "duplicate of an earlier action": 1,
     }
-    with pytest.raises(ProjectError, match=r"(?s)likes.*6 of 12 actions \(like\).*max_bad_share"):
+    with pytest.raises(ProjectError, match=r"(?s)likes.*5 of 12 actions \(like\).*max_bad_share"):
         joined(world(tmp_path, LIKE | {"value": "v"}, max_bad_share=0.4), 1)
 
 
