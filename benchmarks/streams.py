@@ -2,8 +2,9 @@
 
 The log of joined rows is split into impressions and nine actions, once with impression ids and once
 without. All three are ingested and their examples compared. With ids every value must be equal.
-Without ids a row may only differ where it is ambiguous: where another impression of the same user
-and item lies between an impression and its action, or at the same time.
+Without ids a label may only differ where it is ambiguous: where another impression of the same user
+and item lies between an impression and its action, or at the same time. Such a label changes the
+rates of other rows, so the log is compared once more with all ambiguous rows left out.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ FLAGS = (
 )  # fmt: skip
 VALUES = ("play_time_ms",)
 TABLES = ("user_features.parquet", "video_features_basic.parquet")
+VARIANTS = ("with ids", "without ids", "without ids, no ambiguous row")
 KEY = ["user_id", "video_id", "time_ms"]
 ZONE = "Asia/Shanghai"
 
@@ -110,16 +112,29 @@ def examples_of(context: Context, days: list[date]) -> pl.DataFrame:
 def ambiguous(data: Path, delay_ms: int) -> pl.DataFrame:
     """Impressions whose actions a join without ids may give to another one, and those others.
 
-    Returns user_id, item_id and `time_ms` of pairs of impressions of one user and item that are no
-    further apart than the delay.
+    Returns user_id, video_id and `time_ms` of impressions of one user and item that are no further
+    apart than the delay and do not have the same actions.
     """
-    days = [pl.read_parquet(data / "log" / f"date={d}", columns=KEY) for d in log_days(data)]
-    rows = pl.concat(days).unique().sort(KEY)
+    columns = [*KEY, *FLAGS, *VALUES]
+    days = [pl.read_parquet(data / "log" / f"date={d}", columns=columns) for d in log_days(data)]
+    rows = pl.concat(days, how="vertical_relaxed").unique().sort(KEY)
     pair = ["user_id", "video_id"]
     following = pl.col("time_ms").shift(-1).over(pair) - pl.col("time_ms")
     before = pl.col("time_ms") - pl.col("time_ms").shift(1).over(pair)
     close = (following <= delay_ms) | (before <= delay_ms)
-    return rows.filter(close.fill_null(False)).rename({"video_id": "item_id"})
+    return rows.filter(close.fill_null(False)).select(KEY).unique()
+
+
+def without(data: Path, target: Path, rows: pl.DataFrame) -> None:
+    """Write the joined log without some rows."""
+    for day in log_days(data):
+        frame = pl.read_parquet(data / "log" / f"date={day}", hive_partitioning=False)
+        folder = target / "log" / f"date={day}"
+        folder.mkdir(parents=True)
+        kept = frame.join(rows.cast(dict(frame.select(KEY).schema)), on=KEY, how="anti")
+        kept.write_parquet(folder / "part-0.parquet")
+    for table in TABLES:
+        shutil.copyfile(data / table, target / table)
 
 
 def compare(joined: pl.DataFrame, streams: pl.DataFrame) -> dict[str, Any]:
@@ -144,7 +159,7 @@ def main() -> None:
     table = Table(title=f"examples of streams against those of the log, {found['days']} days")
     for heading in ("streams", "rows", "labels differ", "of these ambiguous", "features differ"):
         table.add_column(heading, justify="right")
-    for name in ("with ids", "without ids"):
+    for name in VARIANTS:
         each = found[name]
         counts = (each["rows"], each["labels"], each["ambiguous"], each["features"])
         table.add_row(name, *(f"{count:,}" for count in counts))
@@ -159,17 +174,27 @@ def measure(data: Path, delay_ms: int) -> dict[str, Any]:
     try:
         joined = examples_of(open_context("kuairand", data, place / "joined"), days)
         unclear = ambiguous(data, delay_ms)
-        for name, ids in (("with ids", True), ("without ids", False)):
-            target = place / name.replace(" ", "-")
-            split(data, target, ids, delay_ms)
-            context = open_context(str(target / "project.toml"), target, target / "workspace")
-            streams = examples_of(context, days)
+        found["ambiguous"] = unclear.height
+        for name, ids in ((VARIANTS[0], True), (VARIANTS[1], False)):
+            streams = _streams(data, place / name.replace(" ", "-"), ids, delay_ms)
             found[name] = compare(joined, streams) | {
                 "ambiguous": _ambiguous_differences(joined, streams, unclear)
             }
+        clear = place / "clear"
+        without(data, clear, unclear)
+        joined = examples_of(open_context("kuairand", clear, place / "joined clear"), days)
+        streams = _streams(clear, place / "clear streams", False, delay_ms)
+        found[VARIANTS[2]] = compare(joined, streams) | {"ambiguous": 0}
     finally:
         shutil.rmtree(place)
     return found
+
+
+def _streams(data: Path, target: Path, ids: bool, delay_ms: int) -> pl.DataFrame:
+    """Examples of the streams that a log is split into."""
+    split(data, target, ids, delay_ms)
+    context = open_context(str(target / "project.toml"), target, target / "workspace")
+    return examples_of(context, log_days(data))
 
 
 def _ambiguous_differences(
@@ -180,7 +205,7 @@ def _ambiguous_differences(
     differs = pl.any_horizontal(*(joined[c].ne_missing(streams[c]) for c in labels))
     rows = joined.select(
         "user_id",
-        "item_id",
+        pl.col("item_id").alias("video_id"),
         pl.col("timestamp").dt.epoch("ms").alias("time_ms"),
         differs.alias("differs"),
     ).filter("differs")
@@ -190,19 +215,17 @@ def _ambiguous_differences(
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     counts = ("rows", "labels", "ambiguous", "features")
-    rows = [
-        [name, *(f"{figures[name][count]:,}" for count in counts)]
-        for name in ("with ids", "without ids")
-    ]
+    rows = [[name, *(f"{figures[name][count]:,}" for count in counts)] for name in VARIANTS]
     headings = ("streams", "examples", "labels differ", "of these ambiguous", "features differ")
     return {"streams": markdown.table(headings, rows)}
 
 
 def summary(figures: Mapping[str, Any]) -> str:
-    with_ids, without = figures["with ids"], figures["without ids"]
+    with_ids, no_ids, clear = (figures[name] for name in VARIANTS)
+    same = "equal" if with_ids["equal"] else "not equal"
     return (
-        f"{with_ids['labels']:,} of {with_ids['rows']:,} examples differ with ids, "
-        f"{without['labels']:,} without ({without['ambiguous']:,} ambiguous)"
+        f"{with_ids['rows']:,} examples are {same} with ids; without, {no_ids['labels']:,} labels "
+        f"differ ({no_ids['ambiguous']:,} ambiguous), {clear['labels']:,} where no row is ambiguous"
     )
 
 

@@ -115,11 +115,7 @@ class _DayRows:
         events = join_tables(static_tables(context.source), shown_events(context, day))
         schema = events.collect_schema()
         check_names(project, [name for name in schema if name not in _action_names(project)])
-        signals = {
-            name: expression.log1p() if _is_log1p(project, name) else expression
-            for name, expression in derived_columns(project).items()
-        }
-        return cls(context, day, events, schema, signals)
+        return cls(context, day, events, schema, signal_expressions(project))
 
     @cached_property
     def changes(self) -> Changes | None:
@@ -130,6 +126,14 @@ class _DayRows:
         keys = {key for keys in features.entities for key in keys}
         keys |= {column for history in features.histories for column in history.columns}
         return changes_of_day(self.context, self.day, self.signals, sorted(keys))
+
+
+def signal_expressions(project: Project) -> dict[str, pl.Expr]:
+    """What is aggregated: each objective's label, transformed, and each signal."""
+    return {
+        name: expression.log1p() if _is_log1p(project, name) else expression
+        for name, expression in derived_columns(project).items()
+    }
 
 
 def _action_names(project: Project) -> set[str]:

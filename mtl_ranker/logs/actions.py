@@ -159,7 +159,7 @@ def _join(context: Context, action: Action, day: date) -> ActionReport:
     if provenance is None or why is None:
         return _report(action, day, workspace.scan(dataset, [day]), None)
     place = f"{context.source.actions(action.name).root / action.path} ({day})"
-    rows = _read(context, action, day)
+    rows = read_actions(context, action, day)
     bad, allowed = rows.filter(~pl.col("good")), context.project.log.max_bad_share
     broken = bad.filter(pl.col("reason") != REPEATED)
     if broken.height > allowed * rows.height:
@@ -191,7 +191,7 @@ def _report(action: Action, day: date, rows: pl.LazyFrame, why: str | None) -> A
     return ActionReport(action.name, day, rows_of_day, joined, alone, bad, why)
 
 
-def _read(context: Context, action: Action, day: date) -> pl.DataFrame:
+def read_actions(context: Context, action: Action, day: date) -> pl.DataFrame:
     """The day's actions: canonical columns, `value`, `at`, `impression`, `good` and `reason`.
 
     `at` is the moment from which on an action is known.
@@ -258,7 +258,7 @@ def _read(context: Context, action: Action, day: date) -> pl.DataFrame:
 
 
 def _no_actions(context: Context) -> pl.DataFrame:
-    """The columns of `_read` without a row."""
+    """The columns of `read_actions` without a row."""
     last = context.workspace.days("events")[-1:]
     events = context.workspace.scan("events", last).collect_schema() if last else pl.Schema()
     time = pl.Datetime("us", "UTC")
@@ -409,7 +409,7 @@ def with_actions(context: Context, rows: pl.LazyFrame, day: date, known: pl.Expr
         if days:
             own = context.workspace.scan(actions_dataset(action), days)
             own = own.filter((pl.col("impression_day") == number) & known)
-            values = own.group_by("row").agg(_reduced(action).alias(action.name))
+            values = own.group_by("row").agg(reduced(action).alias(action.name))
             rows = rows.join(
                 values.rename({"row": EVENT}), on=EVENT, how="left", maintain_order="left"
             )
@@ -427,7 +427,7 @@ def action_days(context: Context, action: Action, day: date) -> list[date]:
     return [d for d in days if day - timedelta(days=1) <= d <= last]
 
 
-def _reduced(action: Action) -> pl.Expr:
+def reduced(action: Action) -> pl.Expr:
     """One value of an impression's actions."""
     value = pl.col("value")
     if action.reduce == "any":
