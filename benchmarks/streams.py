@@ -131,7 +131,8 @@ def without(data: Path, target: Path, rows: pl.DataFrame) -> None:
         frame = pl.read_parquet(data / "log" / f"date={day}", hive_partitioning=False)
         folder = target / "log" / f"date={day}"
         folder.mkdir(parents=True)
-        kept = frame.join(rows.cast(dict(frame.select(KEY).schema)), on=KEY, how="anti")
+        types: dict[Any, Any] = dict(frame.select(KEY).schema)
+        kept = frame.join(rows.cast(types), on=KEY, how="anti")
         kept.write_parquet(folder / "part-0.parquet")
     for table in TABLES:
         shutil.copyfile(data / table, target / table)

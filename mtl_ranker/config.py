@@ -397,6 +397,12 @@ class Training(Settings):
         "no part of the split; positives: labels that may still change are missing, which for a "
         "binary one are those that are 0",
     )
+    audit_rows: int = Field(
+        20,
+        ge=0,
+        description="rows of the last test day whose features each night recomputes from what was "
+        "known before them; 0 for none",
+    )
     negative_keep: float = Field(
         1.0, gt=0, le=1, description="share of all-negative training rows kept, weighing 1/share"
     )

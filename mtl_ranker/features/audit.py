@@ -82,7 +82,8 @@ def audit_day(context: Context, day: date, rows: int, seed: int = 0) -> Audit:
     as_of = pl.lit(day)
     if context.project.log.day_tolerance_hours:
         as_of = pl.min_horizontal(local_date(context.project), as_of)
-    features, differences = 0, []
+    features = 0
+    differences: list[Difference] = []
     for own in frame.select(as_of.unique().sort()).to_series():
         part = frame.filter(as_of == own)
         recomputed = _Past(context, day, own).features(part)
@@ -118,7 +119,9 @@ class _Past:
         """The features of rows, in their order."""
         project = self.context.project
         own = [c for c in rows.columns if c in ("user_id", "item_id", *project.log.context)]
-        keyed = join_tables(static_tables(self.context.source), rows.lazy().select(own)).collect()
+        numbered = rows.lazy().select(own).with_row_index("place")
+        joined_tables = join_tables(static_tables(self.context.source), numbered)
+        keyed = joined_tables.sort("place").drop("place").collect()
         entities, histories = project.features.entities, project.features.histories
         sums: list[list[pl.DataFrame]] = [[] for _ in [[], *entities]]
         positive: list[list[pl.DataFrame]] = [[] for _ in histories]
@@ -129,7 +132,8 @@ class _Past:
                 chosen = ledger
                 if keys:
                     wanted = keyed.select(keys).unique()
-                    chosen = ledger.join(wanted, on=keys, how="semi").cast(dict(wanted.schema))
+                    types: dict[Any, Any] = dict(wanted.schema)
+                    chosen = ledger.join(wanted, on=keys, how="semi").cast(types)
                 found.append(chosen.group_by(keys or pl.lit(0).alias("all")).agg(self._sums()))
             for each, history in zip(positive, histories, strict=True):
                 turned = ledger.filter(
@@ -200,9 +204,9 @@ class _Past:
     def _ledgers(self) -> Iterator[pl.DataFrame]:
         """What each partition's impressions, and actions without one, add to the days in windows.
 
-        A row for each impression and each day on which it, or an action of it, becomes known: `day`,
-        keys, `impressions` (1 on the first day), each signal with its value and the one before, and
-        what the signal adds to counts (`n`) and sums (`s`).
+        A row for each impression and each day on which it, or an action of it, becomes known:
+        `day`, keys, `impressions` (1 on the first day), each signal with its value and the one
+        before, and what the signal adds to counts (`n`) and sums (`s`).
         """
         log, workspace = self.context.project.log, self.context.workspace
         late = max((reach(log, action) for action in log.actions), default=0)
@@ -220,10 +224,8 @@ class _Past:
             alone = self._actions[action.name].filter(pl.col("row").is_null())
             if action.organic and alone.height:
                 value = pl.col("value") if action.reduce != "any" else pl.col("value") != 0
-                rows = alone.select(
-                    *PAIR, "timestamp", "day", value.cast(pl.Float64).alias("value")
-                )
-                yield self._organic(rows.rename({"value": action.name}))
+                own_value = value.cast(pl.Float64).alias(action.name)
+                yield self._organic(alone.select(*PAIR, "timestamp", "day", own_value))
 
     def _ledger(self, rows: pl.DataFrame, partition: int) -> pl.DataFrame:
         log = self.context.project.log
@@ -236,7 +238,9 @@ class _Past:
             actions = actions.join(born, on=EVENT).with_columns(pl.max_horizontal("day", "born"))
             own[action.name] = actions
             moments.append(actions.select(EVENT, "born", "day"))
-        every = pl.concat(moments).unique().sort(EVENT, "day")
+        every = moments[0]
+        if log.actions:
+            every = pl.concat(moments).unique().sort(EVENT, "day")
         states = every
         for action in log.actions:
             until = every.join(own[action.name].drop("born"), on=EVENT, suffix=" acted")
@@ -273,7 +277,8 @@ class _Past:
         columns = []
         for name in signals:
             now = pl.col(f"{name} now")
-            before = now.shift(1).over(EVENT) if counted else pl.lit(None, pl.Float64)
+            again = pl.col(EVENT) == pl.col(EVENT).shift(1)
+            before = pl.when(again).then(now.shift(1)) if counted else pl.lit(None, pl.Float64)
             present = now.is_not_null().cast(pl.Int64) - before.is_not_null().cast(pl.Int64)
             columns += [
                 now.alias(name),

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 
 from mtl_ranker.context import Context
 from mtl_ranker.features.aggregates import aggregate_day
-from mtl_ranker.features.examples import build_examples
+from mtl_ranker.features.arrivals import arrivals
+from mtl_ranker.features.audit import audit_day
+from mtl_ranker.features.days import split_days
+from mtl_ranker.features.examples import build_examples, plan_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from tests.conftest import FIRST, midnight, write_day
-from tests.projects import WITHOUT, write_project
+from tests.projects import WITHOUT, edit_project, write_project
 
 HOUR = 3_600_000
 DAYS = 5
@@ -98,7 +101,12 @@ def write_world(
                 "label": "case when watch > 5 then 1 else 0 end",
             },
         ],
-        features={"signals": {"watched": "watch"}, "windows": [1, 3]},
+        split={"warmup_days": 0},
+        features={
+            "signals": {"watched": "watch"},
+            "windows": [1, 3],
+            "histories": [{"signal": "like", "columns": ["item_id"], "length": 3}],
+        },
     )
     for n in range(DAYS):
         own = [s for s in shown if s.hour // 24 == n]
@@ -184,6 +192,18 @@ class Oracle:
                     grown["like"] += 1.0
         return count, grown
 
+    def liked(self, user: int, day: int) -> list[int]:
+        """Items of a user's latest likes that are known in the three days before a day."""
+        known: dict[Any, tuple[int, int]] = {}  # impression or action → day known, hour
+        for number, (action, shown) in enumerate(self.likes):
+            at = (action.hour + action.late) // 24
+            of = (shown, action.item) if shown else (number, action.item)
+            entry = (at, shown.hour if shown else action.hour)
+            if action.user == user:
+                known[of] = min(known.get(of, entry), entry)
+        recent = [(at, hour, -of[1]) for of, (at, hour) in known.items() if day - 3 <= at < day]
+        return [-item for _, _, item in sorted(recent, reverse=True)[:3]]
+
 
 @pytest.mark.slow
 @settings(max_examples=25, phases=PHASES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -194,8 +214,9 @@ class Oracle:
 )
 def test_features_and_labels_equal_brute_force(tmp_path_factory, shown, likes, watched):
     shown = one_each_day(shown)
-    root = tmp_path_factory.mktemp("oracle")
-    examples = build(write_world(root, shown, likes, watched))
+    context = write_world(tmp_path_factory.mktemp("oracle"), shown, likes, watched)
+    examples = build(context)
+    assert audit_day(context, LAST, 100).differences == []
     oracle, day = Oracle(shown, likes, watched), DAYS - 1
     entities = {"user": ["user_id"], "item": ["item_id"], "user_x_tab": ["user_id", "tab"]}
     for row in examples.to_dicts():
@@ -203,6 +224,7 @@ def test_features_and_labels_equal_brute_force(tmp_path_factory, shown, likes, w
         own = Shown(row["user_id"], row["item_id"], row["tab"], round(hour))
         state = oracle.state(own, DAYS)
         assert (row["label_like"], row["label_long"]) == (state["like"], state["long"])
+        assert (row["history_like_item_id"] or []) == oracle.liked(own.user, day)
         for name, columns in entities.items():
             for window in (1, 3):
                 keys = {key: row[key] for key in columns}
@@ -255,3 +277,70 @@ def test_a_like_of_wednesday_is_invisible_to_features_of_wednesday(tmp_path):
     assert rates == {2: [0.0], 3: [pytest.approx((1 + 20 / 2) / (1 + 20))]}
     labels = context.workspace.scan("examples", [FIRST + timedelta(days=2)]).collect()
     assert labels["label_like"].sum() == 0  # at hour 50, before the impression at hour 53
+
+
+def test_an_audit_reports_what_was_not_known_yet(tmp_path):
+    """A like that arrives a day later than when the features were built with it."""
+    shown = one_each_day([Shown(1, 1, "home", 24 * n + 3) for n in range(DAYS)])
+    like = Acted(1, 1, 75, 1, 1)
+    context = write_world(tmp_path, shown, [like], [])
+    build(context)
+    assert audit_day(context, LAST, 10).differences == []
+    write_actions(tmp_path, "likes", [like._replace(late=22)])
+    found = audit_day(context, LAST, 10)
+    assert (found.rows, len({d.user_id for d in found.differences})) == (2, 2)
+    wrong = next(
+        d for d in found.differences if d.feature == "item_like_rate_1d" and d.item_id == 1
+    )
+    assert (wrong.published, wrong.recomputed) == (pytest.approx((1 + 20 / 2) / 21), 0.0)
+
+
+def test_labels_are_refreshed_without_their_features(tmp_path):
+    """A like of day 0 arrives on day 1, when the examples of day 0 have been built."""
+    shown = one_each_day([Shown(1, 1, "home", 3)])
+    context = write_world(tmp_path, shown, [Acted(1, 1, 4, 30, 1)], [])
+    for n in range(2):
+        ingest_day(context, FIRST + timedelta(days=n))
+        aggregate_day(context, FIRST + timedelta(days=n))
+    first, second = FIRST, FIRST + timedelta(days=1)
+    build_examples(context, first, first)
+    before = context.workspace.scan("examples", [first]).collect()
+    plan = plan_examples(context, first, second)
+    assert plan is not None
+    assert (plan.only_labels, plan.why) == (True, "changed: actions of the labels")
+    build_examples(context, first, second)
+    after = context.workspace.scan("examples", [first]).collect()
+    labels = {day: frame["label_like"].to_list() for day, frame in ((0, before), (1, after))}
+    assert labels == {0: [0.0, 0.0], 1: [0.0, 1.0]}
+    assert after.drop("label_like").equals(before.drop("label_like"))
+    assert build_examples(context, first, second) is None
+
+
+def test_immature_labels_wait_or_are_missing_while_negative(tmp_path):
+    shown = one_each_day([Shown(1, 1, "home", 24 * n + 3) for n in range(DAYS)])
+    likes = [Acted(1, 1, 24 * n + 4, 0, 1) for n in range(DAYS)]
+    context = write_world(tmp_path, shown, likes, [])
+    build(context)
+    days = context.workspace.days("events")
+    assert split_days(context.project, days, LAST).test == [LAST - timedelta(days=2)]
+    edit_project(tmp_path, training={"immature": "positives"})
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    assert split_days(context.project, days, LAST).test == [LAST]
+    labels = {}
+    for n in (2, 3):  # windows of 48 hours end on days 4 and 5
+        build_examples(context, FIRST + timedelta(days=n), LAST)
+        rows = context.workspace.scan("examples", [FIRST + timedelta(days=n)]).collect()
+        labels[n] = rows["label_like"].to_list()
+    assert labels == {2: [0.0, 1.0], 3: [None, 1.0]}
+
+
+def test_the_share_of_positives_that_have_arrived_by_age(tmp_path):
+    shown = one_each_day([Shown(1, item, "home", 3) for item in range(4)])
+    hours = {0: 4, 1: 30, 2: 31, 3: 50}  # on the day, two a day later, one two days later
+    likes = [Acted(1, item, hour, 0, 1) for item, hour in hours.items()]
+    context = write_world(tmp_path, shown, likes, [])
+    build(context)
+    like, long = arrivals(context, FIRST + timedelta(days=2))
+    assert (like.objective, list(like.days), like.positives) == ("like", [FIRST], 4)
+    assert like.shares == [0.25, 0.75, 1.0]
+    assert (long.objective, long.positives) == ("long", 0)
