@@ -264,7 +264,11 @@ class _Past:
         return self._signalled(joined, pl.lit(0, pl.Int64), counted=False)
 
     def _signalled(self, rows: pl.DataFrame, impressions: pl.Expr, counted: bool) -> pl.DataFrame:
-        """A ledger of rows that are sorted by impression and day."""
+        """A ledger of rows.
+
+        Args:
+            counted: whether the rows are impressions, in order of their changes.
+        """
         joined = join_tables(static_tables(self.context.source), rows.lazy())
         signals = signal_expressions(self.context.project)
         features = self.context.project.features
@@ -286,7 +290,8 @@ class _Past:
                 (present if counted else pl.lit(0, pl.Int64)).alias(f"{name} n"),
                 (now.fill_null(0.0) - before.fill_null(0.0)).alias(f"{name} s"),
             ]
-        ledger = found.with_columns(columns).filter(
+        ordered = found.sort(EVENT, "day") if self.context.project.log.actions else found
+        ledger = ordered.with_columns(columns).filter(
             (pl.col("day") < day_number(self.as_of))
             & (pl.col("day") >= self._start(features.windows[-1]))
         )
