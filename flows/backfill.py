@@ -20,16 +20,30 @@ from mtl_ranker.features.examples import (
     finish_examples,
     plan_examples,
 )
+from mtl_ranker.logs.actions import join_actions
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 
 
 @task(name="backfill-day", task_run_name="backfill {day}", **RETRY)
 def day_task(context: Context, day: date) -> dict[str, str]:
-    """Build the events and aggregates of one day, which depend on no other day."""
+    """Build the events and aggregates of one day.
+
+    With actions only the events, as aggregates then depend on the events of earlier days.
+    """
     report = ingest_day(context, day)
-    aggregated = aggregate_day(context, day)
+    aggregated = None if context.project.log.actions else aggregate_day(context, day)
     return {"day": str(day), "events": report.why or "", "aggregates": aggregated or ""}
+
+
+@task(name="join-actions", task_run_name="join actions {day}", **RETRY)
+def actions_task(context: Context, day: date) -> None:
+    join_actions(context, day)
+
+
+@task(name="aggregate-day", task_run_name="aggregate {day}", **RETRY)
+def aggregate_task(context: Context, day: date) -> str | None:
+    return aggregate_day(context, day)
 
 
 @task(name="plan-examples", task_run_name="plan examples {day}", **RETRY)
@@ -89,6 +103,10 @@ def run_days(context: Context, needed: list[date], days: list[date]) -> list[dic
     The blocks of users of a large day are separate tasks. Returns a row per needed day.
     """
     rows = day_task.map(unmapped(context), needed).result()
+    if context.project.log.actions:
+        actions_task.map(unmapped(context), needed).result()
+        made = aggregate_task.map(unmapped(context), needed).result()
+        rows = [row | {"aggregates": why or ""} for row, why in zip(rows, made, strict=True)]
     plans = [plan for plan in plan_task.map(unmapped(context), days).result() if plan is not None]
     parts = [(plan.day, part) for plan in plans for part in plan.parts]
     if parts:

@@ -21,8 +21,8 @@ def aggregate_task(context: Context, day: date) -> str | None:
 
 
 @task(name="build-examples", task_run_name="examples {day}", **RETRY)
-def examples_task(context: Context, day: date) -> str | None:
-    return build_examples(context, day)
+def examples_task(context: Context, day: date, night: date) -> str | None:
+    return build_examples(context, day, night)
 
 
 @flow(name="features", flow_run_name="features {day}", validate_parameters=False)
@@ -41,7 +41,7 @@ def features(context: Context, day: date) -> list[date]:
         aggregated = [
             aggregate_task(context, d) for d in with_progress(published, "aggregating days")
         ]
-        built = [examples_task(context, d) for d in with_progress(rows, "building examples")]
+        built = [examples_task(context, d, day) for d in with_progress(rows, "building examples")]
     announce(
         "features",
         f"{len([a for a in aggregated if a])} days aggregated, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from math import isnan
 from pathlib import Path
@@ -18,6 +19,8 @@ from flows.night import RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.sharing import without_verdict
 from mtl_ranker.evaluation.slices import worst
+from mtl_ranker.features.arrivals import arrivals
+from mtl_ranker.features.audit import audit_day
 from mtl_ranker.nightly.contenders import Callbacks
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.nightly.suite import contenders_of, train_suite
@@ -66,6 +69,17 @@ def register_task(
     return logged, version.version, report
 
 
+SHOWN = 5  # differences of an audit
+
+
+@task(name="examine-features", cache_policy=NO_CACHE)
+def examined(context: Context, day: date, suite: Suite) -> Suite:
+    """The suite with an audit of its features, and the arrival of its labels."""
+    rows = context.project.training.audit_rows
+    audit = audit_day(context, suite.days.test[-1], rows) if rows else None
+    return replace(suite, audit=audit, arrivals=arrivals(context, day))
+
+
 @flow(name="train", flow_run_name="train {day}", validate_parameters=False)
 def train(context: Context, day: date) -> Suite:
     """Train and evaluate every model on the split that ends with D; register the winner."""
@@ -73,6 +87,7 @@ def train(context: Context, day: date) -> Suite:
     with context.workspace.lock(f"train {day}"):
         with system.system_measured() as measured:
             suite = train_task(context, day)
+        suite = examined(context, day, suite)
         with console.status("logging runs, figures and the model to MLflow"):
             logged, version, report = register_task(context, suite, measured)
     console.print(comparison_table(suite, console.width))
@@ -87,6 +102,13 @@ def train(context: Context, day: date) -> Suite:
         announce("slices", worst_slice)
     for estimate in suite.off_policy:
         announce("off-policy", estimate)
+    if suite.audit is not None:
+        level = logging.WARNING if suite.audit.differences else logging.INFO
+        announce("audit", suite.audit, level)
+        for difference in suite.audit.differences[:SHOWN]:
+            announce("", difference, level)
+    for arrival in suite.arrivals:
+        announce("labels", arrival)
     for problem in suite.unlabelled:
         announce("labels", problem, logging.WARNING)
     if suite.drift.summary is not None:

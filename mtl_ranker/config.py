@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import tomllib
+from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,6 +67,66 @@ class Table(Settings):
         return [*self.columns, *self.lists]
 
 
+TimestampUnit = Literal["s", "ms", "us", "ns", "datetime", "iso"]
+DURATION = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smhd])$")
+
+
+class Action(Settings):
+    """A stream of one kind of action (likes, purchases, answers) beside the impressions.
+
+    Its name is a column of the impression. An action belongs to the impression of its impression
+    id, or else to the nearest impression of the same user and item that is not after it, and to
+    none if it is known (happened and arrived) more than `window` after that.
+    """
+
+    name: Name
+    path: str = Field(description="files or folders of days, as of the log")
+    user: Name | None = Field(None, description="default: the log's; item and timestamp, too")
+    item: Name | None = None
+    timestamp: Name | None = None
+    timestamp_unit: TimestampUnit | None = Field(None, description="default: the log's")
+    impression: Name | None = Field(None, description="column of the impression's id")
+    window: str = Field("1d", description="a number with s, m, h or d")
+    value: Name | None = Field(None, description="a number; without it an action counts 1")
+    reduce: Literal["any", "sum", "max", "first", "last"] = Field(
+        "any",
+        description="one value of an impression's actions: any is 1 if a value is not 0. Without "
+        "an action any and sum are 0, max, first and last of values are missing",
+    )
+    arrived: Name | None = Field(
+        None, description="column of the time from which on an action is known; default: timestamp"
+    )
+    organic: bool = Field(
+        False, description="actions without an impression count in aggregates and histories"
+    )
+
+    _check_name = field_validator("name")(_identifier)
+
+    @field_validator("window")
+    @classmethod
+    def _window(cls, value: str) -> str:
+        found = DURATION.match(value)
+        if found is None or float(found[1]) == 0:
+            raise ValueError(
+                f"{value!r} is no duration; allowed: a number above 0 with s, m, h or d, "
+                "such as '30m' or '3d'"
+            )
+        return value
+
+    @property
+    def span(self) -> timedelta:
+        """The window as a duration."""
+        found = DURATION.match(self.window)
+        assert found is not None
+        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2]]
+        return timedelta(**{unit: float(found[1])})
+
+    @property
+    def missing(self) -> float | None:
+        """The value of an impression without an action."""
+        return None if self.value and self.reduce in ("max", "first", "last") else 0.0
+
+
 class Log(Settings):
     """Where the impression log is stored and what its columns mean."""
 
@@ -74,7 +135,7 @@ class Log(Settings):
     user: Name = "user_id"
     item: Name = "item_id"
     timestamp: Name = "timestamp"
-    timestamp_unit: Literal["s", "ms", "us", "ns", "datetime", "iso"] = "ms"
+    timestamp_unit: TimestampUnit = "ms"
     timezone: str = "UTC"
     partition: str | None = "date"
     ready: str | None = Field(
@@ -104,6 +165,10 @@ class Log(Settings):
         ["user_id", "item_id", "timestamp"], description="two events equal here are duplicates"
     )
     max_bad_share: float = Field(0.05, ge=0, le=1)
+    impression: Name | None = Field(
+        None, description="column of an id by which actions name their impression"
+    )
+    actions: list[Action] = Field([], description="streams whose names are columns of impressions")
     users: Table | None = None
     items: Table | None = None
 
@@ -116,6 +181,35 @@ class Log(Settings):
             near = difflib.get_close_matches(value, available_timezones(), 3)
             raise ValueError(f"{value!r} is no IANA time zone{_hint(near)}")
         return value
+
+    @model_validator(mode="after")
+    def _check_actions(self) -> Log:
+        names = [action.name for action in self.actions]
+        if self.actions and self.format != "parquet":
+            raise ValueError(f"actions: found with format = {self.format!r}; allowed: 'parquet'")
+        own: dict[str, list[Any]] = {
+            "the log": [*CANONICAL, self.user, self.item, self.timestamp, self.impression],
+            "log.context": self.context,
+            "log.required": self.required,
+            "log.ranges": list(self.ranges),
+            "log.unique": self.unique,
+        }
+        for index, action in enumerate(self.actions):
+            place = f"actions[{index}]"
+            if action.name in names[:index]:
+                raise ValueError(f"{place}.name: {action.name!r} is named twice; allowed: once")
+            for where, columns in own.items():
+                if action.name in columns:
+                    raise ValueError(
+                        f"{place}.name: {action.name!r} is also a column of {where}; allowed: any "
+                        "other name, as an action is only known after its impression"
+                    )
+            if action.impression is not None and self.impression is None:
+                raise ValueError(
+                    f"{place}.impression: {action.impression!r}, but the log has none; allowed: "
+                    "with log.impression, the column of the same id"
+                )
+        return self
 
 
 class Objective(Settings):
@@ -302,6 +396,18 @@ class Training(Settings):
         0.0, ge=0, description="weight of a pairwise loss on the order of each user's impressions"
     )
     sample_weight: str | None = Field(None, description="column or SQL expression over the event")
+    immature: Literal["wait", "positives"] = Field(
+        "wait",
+        description="days on which actions of a label may still become known. wait: they are in "
+        "no part of the split; positives: labels that may still change are missing, which for a "
+        "binary one are those that are 0",
+    )
+    audit_rows: int = Field(
+        20,
+        ge=0,
+        description="rows of the last test day whose features each night recomputes from what was "
+        "known before them; 0 for none",
+    )
     negative_keep: float = Field(
         1.0, gt=0, le=1, description="share of all-negative training rows kept, weighing 1/share"
     )

@@ -33,6 +33,13 @@ class Source(Protocol):
     def with_log(self, log: Log) -> Source:
         """The same files read by other settings."""
 
+    def actions(self, name: str) -> Source:
+        """The stream of an action, whose rows have the canonical columns of user, item and time."""
+
+    @property
+    def undivided(self) -> bool:
+        """Whether there are no folders of days, so that a day without rows is no missing one."""
+
     def sizes(self, day: date) -> list[FileSize]:
         """Size and time of each file that the day's rows are read from."""
 

@@ -97,6 +97,7 @@ EXAMPLES = {
     "rollback": "mtl-ranker rollback -c feed.toml --dry-run",
     "prune": "mtl-ranker prune -c feed.toml -d /logs --dry-run",
     "freeze": 'mtl-ranker freeze -c feed.toml --reason "launch week"',
+    "audit": "mtl-ranker audit -c feed.toml -d /logs --date 2026-11-20 --rows 200",
     "explain": "mtl-ranker explain -c feed.toml -d /logs --user 42 --item 7 --date 2026-11-25",
     "serve": 'mtl-ranker serve -c feed.toml -d /logs -w /work --nightly-cron "30 2 * * *"',
     "check": "mtl-ranker check -c feed.toml -d /logs",
@@ -327,6 +328,31 @@ def freeze(
         version = registry.freeze(project, None if off else reason)
     state = "may be replaced again" if off else f"is frozen ({reason})"
     typer.echo(f"{project.name}: champion version {version} {state}")
+
+
+@command("audit", ANALYSE)
+def audit(
+    config: Config,
+    data: Data,
+    workspace: Work = DEFAULT_WORK,
+    day: Day = None,
+    rows: Annotated[int, typer.Option(min=1, help="Number of sampled rows.")] = 100,
+    write: Write = None,
+) -> None:
+    """Recompute features of sampled rows from what was known before; exit code 1 if any differs.
+
+    The day's examples must be built.
+    """
+    context = _open(config, data, workspace)
+    from mtl_ranker.features.audit import audit_day
+
+    found = audit_day(context, _chosen(context, day), rows)
+    typer.echo(str(found))
+    for difference in found.differences:
+        typer.echo(f"  {difference}")
+    _write(write, found)
+    if found.differences:
+        raise typer.Exit(1)
 
 
 @command("explain", ANALYSE)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from mtl_ranker.config import Project, load_project
-from mtl_ranker.context import Source
+from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import (
     LABEL,
@@ -23,8 +24,17 @@ from mtl_ranker.features.columns import (
     numeric_features,
 )
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
+from mtl_ranker.features.examples import labelled_events
 from mtl_ranker.features.tables import join_tables, static_tables
-from mtl_ranker.logs.contract import Checked, check_events, check_expressions, derived_columns
+from mtl_ranker.logs.actions import final_day, join_actions
+from mtl_ranker.logs.contract import (
+    Checked,
+    check_events,
+    check_expressions,
+    derived_columns,
+    label_actions,
+    unusable_labels,
+)
 from mtl_ranker.logs.ingest import mark_repeated
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.ranking.blend import conditional, factors
@@ -60,13 +70,21 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     rows = join_tables(static_tables(source), checked.good)
     yield from _features(project, source, checked, rows.collect_schema())
     # After the cheap checks, as these import torch and MLflow.
-    from mtl_ranker.commands.rehearsal import rehearse
+    from mtl_ranker.commands.rehearsal import SAMPLE_ROWS, rehearse, sampled_context
 
-    yield from _labels(project, source, days)
+    if not project.log.actions:
+        yield from _labels(project, source, days)
+    yield from _streams(project, source, available)
     with tempfile.TemporaryDirectory(prefix="mtl-ranker-check-") as folder:
         yield from rehearse(project, source, Path(folder))
+        if project.log.actions:
+            context = sampled_context(project, source, Path(folder))
+            yield from _actions(context, days)
+            labelled = labelled_events(context, days.test[-1], last)
+            yield from _revealing(project, labelled, SAMPLE_ROWS)
     yield from _few_keys(project, rows)
-    yield from _revealing(project, checked)
+    if not project.log.actions:
+        yield from _revealing(project, checked.good.with_columns(_labelled(project)), checked.rows)
 
 
 def _contract(project: Project, source: Source, day: date) -> Generator[str, None, Checked]:
@@ -141,10 +159,7 @@ def _labels(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
     """Labels of the split's days, and warnings of days without any, or with one class only."""
     from mtl_ranker.training.dataset import check_labels, missing_labels
 
-    labels = {o.name for o in project.objectives}
-    expressions = [
-        e.alias(LABEL + name) for name, e in derived_columns(project).items() if name in labels
-    ]
+    expressions = _labelled(project)
     by_part = {"train": days.train, "validate": days.validate, "test": days.test}
     for part, dates in by_part.items():
         frames = []
@@ -159,6 +174,62 @@ def _labels(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
                 for problem in missing_labels(project, frame):
                     yield f"warning: {part} day {day}: {problem}"
     yield "ok  every objective occurs in the training days"
+
+
+def _labelled(project: Project) -> list[pl.Expr]:
+    """The label of each objective as a column."""
+    labels = derived_columns(project)
+    return [labels[o.name].alias(LABEL + o.name) for o in project.objectives]
+
+
+def _streams(project: Project, source: Source, available: Sequence[date]) -> Iterator[str]:
+    """Days and windows of the actions' streams, and when labels are final."""
+    for action in project.log.actions:
+        days = source.actions(action.name).days()
+        if not days:
+            raise ProjectError(f"{source.root / action.path}: the stream ({action.name}) is empty")
+        yield f"ok  actions of {action.name}: {len(days)} days, {span([days[0], days[-1]])}"
+        if days[0] > available[0]:
+            yield (
+                f"warning: {action.name} begins on {days[0]}, the log on {available[0]}; labels of "
+                "the days between would say that there was no action"
+            )
+    wait = final_day(project, label_actions(project), available[-1]) - available[-1]
+    if wait.days:
+        yield (
+            f"    labels are final {wait.days} days later; until then, "
+            f"training.immature = {project.training.immature!r}"
+        )
+
+
+def _actions(context: Context, days: SplitDays) -> Iterator[str]:
+    """What joining did on the sample: bad actions by reason, and labels of the split's days."""
+    from mtl_ranker.training.dataset import check_labels
+
+    project, night = context.project, context.source.days()[-1]
+    reports = [report for day in days.all for report in join_actions(context, day)]
+    for action in project.log.actions:
+        own = [r for r in reports if r.name == action.name]
+        rows, joined = sum(r.rows for r in own), sum(r.joined for r in own)
+        yield f"ok  {action.name}: {joined:,} of {rows:,} actions belong to the sampled impressions"
+        reasons: Counter[str] = Counter()
+        for report in own:
+            reasons.update(report.bad)
+        yield from (f"    {count:>9,}  {reason}" for reason, count in reasons.most_common())
+    counts = unusable_labels(project)
+    for day in days.all if counts else []:
+        found = labelled_events(context, day, night).select(
+            count.alias(reason) for reason, count in counts.items()
+        )
+        for reason, count in found.collect().row(0, named=True).items():
+            if count:
+                yield f"warning: {day}: {reason} in {count:,} rows, which lose this label"
+    for part, dates in (("train", days.train), ("validate", days.validate), ("test", days.test)):
+        labels = pl.concat([labelled_events(context, day, night) for day in dates])
+        try:
+            check_labels(project, labels, f"{part} days {span(dates)}", part)
+        except ProjectError as problem:
+            yield f"warning: on a sample of the log: {problem}"
 
 
 def _blend_lines(project: Project) -> Iterator[str]:
@@ -189,16 +260,18 @@ def _few_keys(project: Project, rows: pl.LazyFrame) -> Iterator[str]:
             )
 
 
-def _revealing(project: Project, checked: Checked) -> Iterator[str]:
-    """Warnings of context columns from which alone a label can be predicted."""
+def _revealing(project: Project, labelled: pl.LazyFrame, rows: int) -> Iterator[str]:
+    """Warnings of context columns from which alone a label can be predicted.
+
+    Args:
+        labelled: rows of a day with labels.
+        rows: their number, at most.
+    """
     from mtl_ranker.evaluation.metrics import auc
 
-    labels = {
-        n: e for n, e in derived_columns(project).items() if n not in project.features.signals
-    }
-    step = -(-checked.rows // MOST_ROWS)
+    step = -(-rows // MOST_ROWS)
     frame = (
-        checked.good.select(*project.log.context, *(e.alias(LABEL + n) for n, e in labels.items()))
+        labelled.select(*project.log.context, *(LABEL + o.name for o in project.objectives))
         .gather_every(step)
         .collect(engine="streaming")
     )

@@ -15,10 +15,13 @@ from mtl_ranker.nightly.suite import contenders_of
 from mtl_ranker.ranking.candidates import candidate_files
 
 
-def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
+def plan_days(context: Context, days: Sequence[date], night: date | None = None) -> Iterator[str]:
     """A line for each day whose events or examples would be built, with the reasons.
 
     A rebuilt day changes the windows of later days, so their examples would be rebuilt as well.
+
+    Args:
+        night: D, on which labels are known; None for the last published day.
     """
     project, source, workspace = context.project, context.source, context.workspace
     rebuilt: list[date] = []
@@ -37,7 +40,7 @@ def plan_days(context: Context, days: Sequence[date]) -> Iterator[str]:
             if changed:
                 reasons.append(f"examples: {changed[0]} would be built before them")
             else:
-                provenance = examples_provenance(context, day)
+                provenance = examples_provenance(context, day, night)
                 why = workspace.stale("examples", day, provenance)
                 reasons += [f"examples {why}"] if why else []
         if reasons:
@@ -56,7 +59,7 @@ def plan_night(context: Context, day: date) -> Iterator[tuple[str, str]]:
     available = source.days()
     split = split_days(project, needed_days(project, available, day), day)
     days = split.all
-    for line in plan_days(context, days):
+    for line in plan_days(context, days, day):
         yield "build", line
     settings = project.training
     names, seeds = dict.fromkeys(each.name for each in contenders_of(project)), settings.seeds

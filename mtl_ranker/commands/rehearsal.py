@@ -55,6 +55,14 @@ class Sample:
     def with_log(self, log: Log) -> Source:
         return Sample(self.source.with_log(log), self.rows)
 
+    def actions(self, name: str) -> Source:
+        """All actions: only few of them belong to the first rows of a day."""
+        return self.source.actions(name)
+
+    @property
+    def undivided(self) -> bool:
+        return self.source.undivided
+
     def sizes(self, day: date) -> list[FileSize]:
         return self.source.sizes(day)
 
@@ -75,6 +83,12 @@ class Sample:
         return self.source.table(which)
 
 
+def sampled_context(project: Project, source: Source, folder: Path) -> Context:
+    """The context of a rehearsal in a folder: a sample of the log, of which any row may be bad."""
+    tolerant = project.log.model_copy(update={"max_bad_share": 1.0})
+    return Context(project.model_copy(update={"log": tolerant}), Sample(source), Workspace(folder))
+
+
 def rehearse(project: Project, source: Source, folder: Path) -> Iterator[str]:
     """Build, store and rank on a sample; yields a line for each step that works.
 
@@ -85,9 +99,8 @@ def rehearse(project: Project, source: Source, folder: Path) -> Iterator[str]:
     Args:
         folder: an empty one.
     """
-    tolerant = project.log.model_copy(update={"max_bad_share": 1.0})
-    sampled = project.model_copy(update={"log": tolerant})
-    context = Context(sampled, Sample(source), Workspace(folder))
+    context = sampled_context(project, source, folder)
+    sampled = context.project
     day = source.days()[-1]
     days = needed_days(project, source.days(), day)
     for each in days:

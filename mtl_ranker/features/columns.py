@@ -8,11 +8,11 @@ import polars as pl
 
 from mtl_ranker.config import History, Project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.actions import EVENT
 
 LABEL = "label_"
 
 SAMPLE_WEIGHT = "sample_weight"
-EVENT = "row of the day"  # the row of an example in its day's events
 
 
 def entity_name(keys: list[str]) -> str:

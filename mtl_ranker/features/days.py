@@ -8,6 +8,8 @@ from datetime import date, timedelta
 
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.actions import final_day, reach
+from mtl_ranker.logs.contract import label_actions
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,25 @@ def span(days: Sequence[date]) -> str:
     return str(days[0]) if len(days) == 1 else f"{days[0]}..{days[-1]}"
 
 
-def split_days(project: Project, available: list[date], day: date) -> SplitDays:
-    """The days of a training on `day`: training, then validation, then test days, up to `day`.
+def last_final_day(project: Project, day: date) -> date:
+    """The last test day of a training on `day`: the last one whose labels are final.
 
-    The log's first days, the warm-up, are no training days. Raises ProjectError naming the part
-    that would be empty.
+    That is `day` without `training.immature = "wait"`, and where no label reads an action.
     """
-    split = project.split
+    actions = label_actions(project) if project.training.immature == "wait" else []
+    last = day
+    while final_day(project, actions, last) > day:
+        last -= timedelta(days=1)
+    return last
+
+
+def split_days(project: Project, available: list[date], day: date) -> SplitDays:
+    """The days of a training on `day`: training, then validation, then test days.
+
+    They end with `last_final_day`. The log's first days, the warm-up, are no training days. Raises
+    ProjectError naming the part that would be empty.
+    """
+    split, day = project.split, last_final_day(project, day)
     test_start = day - timedelta(days=split.test_days - 1)
     test = [d for d in available if test_start <= d <= day]
     validate_start = test_start - timedelta(days=split.validate_days)
@@ -61,23 +75,35 @@ def split_days(project: Project, available: list[date], day: date) -> SplitDays:
 def needed_days(project: Project, available: list[date], day: date) -> list[date]:
     """Days that a training on `day` reads: its split and the longest window before it.
 
+    With actions these are all days from the first one on whose impressions actions in a window may
+    belong to, up to `day`.
+
     At least the log's `warmup_days` days before the split are among them, so that the warm-up that
     `split_days` leaves out is the log's and not the window's.
     """
     split = project.split
     rows = split.test_days + split.validate_days + split.train_days
-    first = day - timedelta(days=rows - 1)
+    first = last_final_day(project, day) - timedelta(days=rows - 1)
     before = [d for d in available if d < first]
     earliest = first - timedelta(days=project.features.windows[-1])
     if split.warmup_days:
         earliest = min([earliest, *before[-split.warmup_days :]])
+    earliest -= timedelta(days=_reach(project))
     return [d for d in available if earliest <= d <= day]
 
 
 def needed_history(project: Project, available: list[date], days: list[date]) -> list[date]:
-    """`days` and the earlier days of the log in their windows, ascending."""
-    longest = project.features.windows[-1]
+    """`days` and the earlier days of the log in their windows, ascending.
+
+    With actions also the days before them whose impressions have actions in the windows.
+    """
+    longest = project.features.windows[-1] + _reach(project)
     return [d for d in available if any(0 <= (day - d).days <= longest for day in days)]
+
+
+def _reach(project: Project) -> int:
+    """Days that an impression's actions may come after it; 0 without actions."""
+    return max((reach(project.log, action) for action in project.log.actions), default=0)
 
 
 def days_between(available: list[date], first: date, last: date) -> list[date]:

@@ -1,14 +1,21 @@
-"""Examples: a day's impressions with point-in-time features and labels."""
+"""Examples: a day's impressions with point-in-time features and labels.
+
+Labels that read actions are as known at the end of the night's day D. While the windows of a day's
+actions are open, its labels are refreshed; its features stay as they are.
+"""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import polars as pl
 
+from mtl_ranker.config import Project
 from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import history_fingerprint
 from mtl_ranker.features.blocks import Block, user_blocks
 from mtl_ranker.features.columns import (
@@ -20,18 +27,39 @@ from mtl_ranker.features.columns import (
     feature_columns,
 )
 from mtl_ranker.features.point_in_time import join_features
+from mtl_ranker.features.sql import day_number
 from mtl_ranker.features.tables import scan_events, tables_fingerprint
 from mtl_ranker.features.view import examples_dataset, view_sql
-from mtl_ranker.logs.contract import derived_columns, label_expression
+from mtl_ranker.logs.actions import (
+    action_days,
+    actions_digest,
+    end_of,
+    final_day,
+    with_actions,
+)
+from mtl_ranker.logs.contract import (
+    derived_columns,
+    label_actions,
+    label_expression,
+    unusable_labels,
+)
 from mtl_ranker.workspace import fingerprint
+
+LOG = logging.getLogger(__name__)
+LABELS = "actions of the labels"  # in the provenance: all that can change while features stay
 
 
 @dataclass(frozen=True)
 class ExamplesPart:
-    """A block of whole users, and the file of their examples until the day is published."""
+    """A block of whole users, and the file of their examples until the day is published.
+
+    Attributes:
+        night: D, on which the labels are known.
+    """
 
     block: Block
     file: Path
+    night: date
 
 
 @dataclass(frozen=True)
@@ -42,40 +70,60 @@ class ExamplesPlan:
         why: the reason, for reports.
         made: provenance of the partition.
         parts: of about `features.block_rows` rows each; empty for a day of one block.
+        night: D, on which the labels are known.
+        only_labels: the features are up to date.
     """
 
     day: date
     why: str
     made: dict[str, str]
     parts: list[ExamplesPart]
+    night: date
+    only_labels: bool = False
 
 
-def plan_examples(context: Context, day: date) -> ExamplesPlan | None:
-    """The plan of examples/date=D, or None when the published partition is up to date."""
+def plan_examples(context: Context, day: date, night: date | None = None) -> ExamplesPlan | None:
+    """The plan of a day's examples, or None when the published partition is up to date.
+
+    Args:
+        night: D, on which the labels are known; None for the last published day.
+    """
     project, workspace = context.project, context.workspace
-    provenance = examples_provenance(context, day)
-    why = workspace.stale(examples_dataset(context), day, provenance)
+    night = night or workspace.days("events")[-1]
+    provenance, dataset = examples_provenance(context, day, night), examples_dataset(context)
+    why = workspace.stale(dataset, day, provenance)
     if why is None:
         return None
+    published = workspace.provenance(dataset, day) or {}
+    if LABELS in published and _without(published) == _without(provenance):
+        return ExamplesPlan(day, why, provenance, [], night, only_labels=True)
     events = scan_events(context, [day])
     check_known_beforehand(project, events.collect_schema().names())
     blocks = user_blocks(events, project.features.block_rows)
     if len(blocks) <= 1:
-        return ExamplesPlan(day, why, provenance, [])
+        return ExamplesPlan(day, why, provenance, [], night)
     files = workspace.parts(examples_dataset(context), day, provenance, len(blocks))
-    parts = [ExamplesPart(block, file) for block, file in zip(blocks, files, strict=True)]
-    return ExamplesPlan(day, why, provenance, parts)
+    parts = [ExamplesPart(block, file, night) for block, file in zip(blocks, files, strict=True)]
+    return ExamplesPlan(day, why, provenance, parts, night)
 
 
-def build_examples(context: Context, day: date) -> str | None:
-    """Publish examples/date=D: the day's impressions with features and labels.
+def _without(provenance: dict[str, str]) -> dict[str, str]:
+    """The provenance of the features alone."""
+    return {name: made for name, made in provenance.items() if name != LABELS}
+
+
+def build_examples(context: Context, day: date, night: date | None = None) -> str | None:
+    """Publish a day's examples: its impressions with features and labels.
 
     A day with more rows than `features.block_rows` is built in blocks of whole users, which are
     concatenated; rows are sorted by time within a block.
 
     Returns why the day was built, or None when the published partition is up to date.
+
+    Args:
+        night: D, on which the labels are known; None for the last published day.
     """
-    plan = plan_examples(context, day)
+    plan = plan_examples(context, day, night)
     if plan is None:
         return None
     for part in plan.parts:
@@ -87,7 +135,7 @@ def build_examples_part(context: Context, day: date, part: ExamplesPart) -> None
     """Write one block of a plan to its file, unless an earlier attempt has written it."""
     if part.file.is_file():
         return
-    rows = examples_of_block(context, day, part.block)
+    rows = examples_of_block(context, day, part)
     with context.workspace.staged(part.file) as temporary:
         rows.sink_parquet(temporary, compression="lz4", engine="streaming")
 
@@ -98,33 +146,98 @@ def finish_examples(context: Context, plan: ExamplesPlan) -> str:
     Returns why the day was built.
     """
     workspace = context.workspace
-    if plan.parts:
+    _warn_of_labels(context, plan)
+    if plan.only_labels:
+        rows = _relabelled(context, plan)
+        workspace.publish(examples_dataset(context), plan.day, rows, plan.made)
+    elif plan.parts:
         files = [part.file for part in plan.parts]
         workspace.publish_parts(examples_dataset(context), plan.day, files, plan.made)
     else:
         everything = Block(None, None, 0, everything=True)
-        rows = examples_of_block(context, plan.day, everything)
+        place = workspace.path(examples_dataset(context), plan.day)
+        rows = examples_of_block(context, plan.day, ExamplesPart(everything, place, plan.night))
         workspace.publish(examples_dataset(context), plan.day, rows, plan.made)
     return plan.why
 
 
-def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame:
-    """The examples of a block of users on one day, sorted by time."""
+def _relabelled(context: Context, plan: ExamplesPlan) -> pl.LazyFrame:
+    """The published examples with new labels."""
+    published = context.workspace.scan(examples_dataset(context), [plan.day])
+    columns = published.collect_schema().names()
+    names = _label_columns(context.project)
+    labels = labelled_events(context, plan.day, plan.night).select(EVENT, *names)
+    kept = published.drop(names).join(labels, on=EVENT, how="left", maintain_order="left")
+    return kept.select(columns)
+
+
+def _warn_of_labels(context: Context, plan: ExamplesPlan) -> None:
+    """Log how many labels are missing as their actions give a value that is not allowed.
+
+    Raises ProjectError for a label of which this is true on more than `log.max_bad_share` of the
+    rows.
+    """
     project = context.project
-    events = scan_events(context, [day]).with_row_index(EVENT)
-    event_columns = events.collect_schema().names()
-    rows = events.with_columns(
-        *(
-            expression.cast(pl.Float32).alias(LABEL + name)
-            for name, expression in derived_columns(project).items()
-            if name not in project.features.signals
-        )
-    )
-    label_columns = [LABEL + o.name for o in project.objectives]
+    counts = unusable_labels(project)
+    if not counts:
+        return
+    rows = _with_known_actions(context, plan.day, plan.night)
+    found = rows.select(pl.len(), *(count.alias(reason) for reason, count in counts.items()))
+    total, *each = found.collect(engine="streaming").row(0)
+    for reason, count in zip(counts, each, strict=True):
+        message = f"{context.log_path} ({plan.day}): {count:,} of {total:,} rows: {reason}"
+        if count > project.log.max_bad_share * total:
+            raise ProjectError(
+                f"{message}; allowed: log.max_bad_share = {project.log.max_bad_share:.1%}"
+            )
+        if count:
+            LOG.warning("%s; these labels are missing", message)
+
+
+def _with_known_actions(context: Context, day: date, night: date) -> pl.LazyFrame:
+    """A day's events with `EVENT` and, in a project with actions, what is known of them on D."""
+    rows = scan_events(context, [day]).with_row_index(EVENT)
+    if not context.project.log.actions:
+        return rows
+    return with_actions(context, rows, day, pl.col("known") <= day_number(night))
+
+
+def _label_columns(project: Project) -> list[str]:
+    names = [LABEL + o.name for o in project.objectives]
+    return names if project.training.sample_weight is None else [*names, SAMPLE_WEIGHT]
+
+
+def labelled_events(context: Context, day: date, night: date) -> pl.LazyFrame:
+    """A day's events with `EVENT`, labels and sample weights, as known at the end of D.
+
+    With `training.immature = "positives"`, a binary label is missing while it is 0 and the window
+    of its actions is open, and any other label while the window is open.
+
+    Args:
+        night: D.
+    """
+    project, labels = context.project, derived_columns(context.project)
+    columns = []
+    for objective in project.objectives:
+        label, actions = labels[objective.name], label_actions(project, [objective])
+        if actions and project.training.immature == "positives":
+            late = max(action.span for action in actions)
+            is_open = pl.col("timestamp") + late >= end_of(project.log, night)
+            may_change = is_open & (label == 0) if objective.kind == "binary" else is_open
+            label = pl.when(~may_change).then(label)
+        columns.append(label.cast(pl.Float32).alias(LABEL + objective.name))
     if project.training.sample_weight is not None:
         weight = label_expression(project.training.sample_weight, "training.sample_weight")
-        rows = rows.with_columns(weight.cast(pl.Float32).alias(SAMPLE_WEIGHT))
-        label_columns.append(SAMPLE_WEIGHT)
+        columns.append(weight.cast(pl.Float32).alias(SAMPLE_WEIGHT))
+    return _with_known_actions(context, day, night).with_columns(columns)
+
+
+def examples_of_block(context: Context, day: date, part: ExamplesPart) -> pl.LazyFrame:
+    """The examples of a block of users on one day, sorted by time."""
+    project, block = context.project, part.block
+    event_columns = scan_events(context, [day]).with_row_index(EVENT).collect_schema().names()
+    rows = labelled_events(context, day, part.night)
+    label_columns = _label_columns(project)
     copied = ["user_id", "item_id", "timestamp", "date", EVENT]
     optional = ("position", "propensity", project.log.random_exposure)
     copied += [c for c in optional if c is not None and c in event_columns]
@@ -135,8 +248,12 @@ def examples_of_block(context: Context, day: date, block: Block) -> pl.LazyFrame
     return examples.select(*chosen, *label_columns).sort("timestamp", "user_id", "item_id", EVENT)
 
 
-def examples_provenance(context: Context, day: date) -> dict[str, str]:
-    """Provenance of a day's examples; the encoder's settings do not affect them."""
+def examples_provenance(context: Context, day: date, night: date | None = None) -> dict[str, str]:
+    """Provenance of a day's examples; the encoder's settings do not affect them.
+
+    Args:
+        night: D, on which the labels are known; None for the last published day.
+    """
     project, workspace = context.project, context.workspace
     features, sql = project.features, view_sql(context)
     columns = [c.column for c in features.categoricals] + [c.column for c in features.lists]
@@ -144,7 +261,12 @@ def examples_provenance(context: Context, day: date) -> dict[str, str]:
         "sql/features/history.sql": fingerprint(sql["features/history.sql"]),
         "setting features.histories": fingerprint(*features.histories),
     }
+    with_labels = {}
+    if project.log.actions:
+        last = night or max(workspace.days("events"), default=day)
+        with_labels = {LABELS: _known_labels(context, day, last)}
     return {
+        **with_labels,
         **(of_histories if features.histories else {}),
         "events": workspace.published_fingerprint("events", day) or "",
         "aggregates of earlier days": history_fingerprint(context, day),
@@ -160,3 +282,15 @@ def examples_provenance(context: Context, day: date) -> dict[str, str]:
             columns, features.numerics, project.log.context, EVENT
         ),
     }
+
+
+def _known_labels(context: Context, day: date, night: date) -> str:
+    """A hash of the actions that a day's labels read, and of how they are read."""
+    project, number = context.project, day_number(day)
+    actions = label_actions(project)
+    days = {action.name: action_days(context, action, day) for action in actions}
+    which = (pl.col("impression_day") == number) & (pl.col("known") <= day_number(night))
+    known = actions_digest(context, f"labels of {day}", days, which)
+    is_open = project.training.immature != "wait" and final_day(project, actions, day) > night
+    settings = [(a.name, a.reduce, a.value) for a in actions]
+    return fingerprint(known, project.training.immature, night if is_open else None, settings)

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from mtl_ranker.config import GIVEN, Log, Project, Range
+from mtl_ranker.config import GIVEN, Action, Log, Objective, Project, Range
 from mtl_ranker.errors import ProjectError, first_line
 
 if TYPE_CHECKING:
@@ -101,24 +101,72 @@ def label_expression(expression: str, place: str) -> pl.Expr:
 
 
 def derived_columns(project: Project) -> dict[str, pl.Expr]:
-    """Each objective's label and each signal as an expression over the event; null = missing."""
+    """Each objective's label and each signal as an expression over the event; null = missing.
+
+    A label that reads an action is also missing where its value is not allowed. Otherwise the row
+    is quarantined, which it cannot be for an action that comes later.
+    """
     derived: dict[str, pl.Expr] = {}
     for index, objective in enumerate(project.objectives):
-        place = f"objectives[{index}] ({objective.name})"
-        label = label_expression(objective.label, f"{place}.label")
-        if objective.where is not None:
-            exists = label_expression(objective.where, f"{place}.where") == 1.0
-            label = pl.when(exists).then(label)
+        label = _label(objective, f"objectives[{index}] ({objective.name})")
+        if label_actions(project, [objective]):
+            label = pl.when(_allowed(objective, label)[0]).then(label)
         derived[objective.name] = label
     for name, expression in project.features.signals.items():
         derived[name] = label_expression(expression, f"features.signals.{name}")
     return derived
 
 
+def _label(objective: Objective, place: str) -> pl.Expr:
+    label = label_expression(objective.label, f"{place}.label")
+    if objective.where is None:
+        return label
+    return pl.when(label_expression(objective.where, f"{place}.where") == 1.0).then(label)
+
+
+def _allowed(objective: Objective, label: pl.Expr) -> tuple[pl.Expr, str]:
+    """Whether a label that is present has an allowed value, and the reason where it has not."""
+    if objective.kind == "binary":
+        return label.is_in([0.0, 1.0]), "neither 0 nor 1"
+    if objective.kind == "ordinal":
+        fits = label.is_in([float(n) for n in range(objective.levels)])
+        return fits, f"not in 0..{objective.levels - 1}"
+    low = label > -1 if objective.transform == "log1p" else pl.lit(True)
+    low = label >= 0 if objective.kind == "watch_time" else low
+    return label.is_finite() & low, "not finite or out of range"
+
+
+def label_actions(project: Project, objectives: Sequence[Objective] | None = None) -> list[Action]:
+    """The actions that labels read.
+
+    Args:
+        objectives: whose labels; None for all.
+    """
+    if not project.log.actions:
+        return []
+    chosen = project.objectives if objectives is None else objectives
+    texts = [text for o in chosen for text in (o.label, o.where)]
+    named = [text for text in texts if text is not None]
+    read = {name for text in named for name in label_expression(text, text).meta.root_names()}
+    return [action for action in project.log.actions if action.name in read]
+
+
+def unusable_labels(project: Project) -> dict[str, pl.Expr]:
+    """Reason → number of rows whose label reads an action and is not allowed."""
+    counts: dict[str, pl.Expr] = {}
+    for index, objective in enumerate(project.objectives):
+        if label_actions(project, [objective]):
+            label = _label(objective, f"objectives[{index}] ({objective.name})")
+            fits, problem = _allowed(objective, label)
+            counts[f"label of {objective.name} {problem}"] = (label.is_not_null() & ~fits).sum()
+    return counts
+
+
 def used_columns(project: Project) -> set[str]:
     """Columns of the log that any setting reads, beside those that `[log]` maps to other names.
 
-    Features may also be columns of the user and item tables, which the log does not have.
+    Features may also be columns of the user and item tables, which the log does not have. Names of
+    actions are no columns of the log.
     """
     log, features = project.log, project.features
     used = {*log.context, *log.required, *log.ranges, *log.unique}
@@ -131,7 +179,8 @@ def used_columns(project: Project) -> set[str]:
     used |= {key for keys in features.entities for key in keys}
     used |= {c.column for c in features.categoricals} | {c.column for c in features.lists}
     used |= {*features.numerics, *(c for h in features.histories for c in h.columns)}
-    return used
+    used |= {log.impression} if log.impression is not None else set()
+    return used - {action.name for action in log.actions}
 
 
 def check_expressions(
@@ -142,6 +191,8 @@ def check_expressions(
     Args:
         columns: all columns of the log, for the message.
     """
+    known = schema.names()
+    schema = pl.Schema(schema | {action.name: pl.Float64() for action in project.log.actions})
     empty = pl.DataFrame(schema=schema).lazy()
     texts = {o.name: o.label for o in project.objectives} | project.features.signals
     derived = derived_columns(project)
@@ -150,6 +201,12 @@ def check_expressions(
         derived["training.sample_weight"] = label_expression(
             project.training.sample_weight, "training.sample_weight"
         )
+        late = set(derived["training.sample_weight"].meta.root_names()) - set(known)
+        if late & {action.name for action in project.log.actions}:
+            raise ProjectError(
+                f"training.sample_weight: {project.training.sample_weight!r} reads an action "
+                f"({', '.join(sorted(late))}); allowed: columns of the log, {', '.join(columns)}"
+            )
     for name, expression in derived.items():
         try:
             empty.select(expression).collect()
@@ -157,7 +214,7 @@ def check_expressions(
             missing = ", ".join(repr(c) for c in expression.meta.root_names() if c not in schema)
             raise ProjectError(
                 f"{place}: {name!r} = {texts[name]!r} needs column {missing}, which is missing; "
-                f"it has: {', '.join(columns)}"
+                f"it has: {', '.join([*columns, *(a.name for a in project.log.actions)])}"
             ) from error
         except pl.exceptions.PolarsError as error:
             reason = first_line(error)
@@ -194,7 +251,7 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
     if GIVEN in schema:
         rules["timestamp missing"] = Rule(pl.col(GIVEN))
         rules["timestamp is no valid time"] = Rule(timestamp.is_not_null() | ~pl.col(GIVEN))
-    rules["timestamp outside the day"] = Rule(_inside_day(log, day), timestamp)
+    rules["timestamp outside the day"] = Rule(inside_day(log, day), timestamp)
     columns = ", ".join(log.unique)
     key = pl.concat_str(pl.col(log.unique).cast(pl.String), separator=" ")
     first = pl.struct(log.unique).is_first_distinct()
@@ -204,15 +261,9 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
         rules[name] = Rule(pl.col(REPEATED).is_null(), key)
     for objective in project.objectives:
         label = labels[objective.name]
-        if objective.kind == "binary":
-            fits, problem = label.is_in([0.0, 1.0]), "neither 0 nor 1"
-        elif objective.kind == "ordinal":
-            fits = label.is_in([float(n) for n in range(objective.levels)])
-            problem = f"not in 0..{objective.levels - 1}"
-        else:
-            low = label > -1 if objective.transform == "log1p" else pl.lit(True)
-            low = label >= 0 if objective.kind == "watch_time" else low
-            fits, problem = label.is_finite() & low, "not finite or out of range"
+        if label_actions(project, [objective]):
+            continue
+        fits, problem = _allowed(objective, label)
         name = f"label of {objective.name} {problem}"
         rules[name] = Rule(label.is_null() | fits, label)
     if project.training.sample_weight is not None:
@@ -245,6 +296,12 @@ def check_events(
                 f"log.unique: no column {name!r}; after mapping {place} has: "
                 f"{', '.join(schema.names())}"
             )
+    for index, action in enumerate(project.log.actions):
+        if action.name in {*schema.names(), *(columns or [])}:
+            raise ProjectError(
+                f"log.actions[{index}].name: {action.name!r} is also a column of {place}; allowed: "
+                "any other name"
+            )
     if "reason" in schema:
         raise ProjectError(
             f"{place}: column 'reason' has the name of the quarantine's column; rename it in "
@@ -270,7 +327,7 @@ def check_events(
 
 def in_both(log: Log, day: date) -> pl.Expr:
     """Whether a row's timestamp may lie in the partition of D and in that of the day before."""
-    return _inside_day(log, day) & _inside_day(log, day - timedelta(days=1))
+    return inside_day(log, day) & inside_day(log, day - timedelta(days=1))
 
 
 def with_repeated(log: Log, rows: pl.LazyFrame, earlier: pl.LazyFrame, day: date) -> pl.LazyFrame:
@@ -327,7 +384,8 @@ def within(column: pl.Expr, allowed: Range) -> pl.Expr:
     return column.is_null() | inside
 
 
-def _inside_day(log: Log, day: date) -> pl.Expr:
+def inside_day(log: Log, day: date) -> pl.Expr:
+    """Whether a row's timestamp lies in the day of its partition, or near it as allowed."""
     zone = ZoneInfo(log.timezone)
     tolerance = timedelta(hours=log.day_tolerance_hours)
     start = datetime(day.year, day.month, day.day, tzinfo=zone)

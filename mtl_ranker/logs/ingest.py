@@ -109,7 +109,9 @@ def ingest_missing(context: Context, days: list[date]) -> None:
 def events_provenance(context: Context, day: date) -> dict[str, str]:
     """Provenance of a day's events: its files, and the settings that define good rows."""
     project, source = context.project, context.source
-    contract = project.log.model_dump_json(exclude={"users", "items"})
+    without = {"users", "items", "actions"}
+    without |= {"impression"} if project.log.impression is None else set()
+    contract = project.log.model_dump_json(exclude=without)
     labels = [(o.name, o.kind, o.label, o.where, o.transform, o.levels) for o in project.objectives]
     late: dict[str, str] = {}
     if project.log.day_tolerance_hours:

@@ -28,19 +28,21 @@ class ParquetSource:
 
     Attributes:
         workspace: where hashes of the files are cached; None to compute them each time.
+        setting: the section of the project file, for messages.
     """
 
     log: Log
     root: Path
     workspace: Workspace | None = None
+    setting: str = "log"
 
     def path(self) -> Path:
         """The log's file or folder. Raises ProjectError where there is none."""
         path = self.root / self.log.path
         if not path.exists():
             raise ProjectError(
-                f"{path}: not found; [log] path = {self.log.path!r} must be a Parquet file, "
-                f"a folder of them, or a folder of {self.log.partition or 'date'}=YYYY-MM-DD "
+                f"{path}: not found; {self.setting}.path = {self.log.path!r} must be a Parquet "
+                f"file, a folder of them, or a folder of {self.log.partition or 'date'}=YYYY-MM-DD "
                 "folders below --data"
             )
         return path
@@ -55,6 +57,28 @@ class ParquetSource:
     def with_log(self, log: Log) -> Source:
         """The same files read by other settings."""
         return replace(self, log=log)
+
+    def actions(self, name: str) -> Source:
+        """The stream of an action, whose rows have the canonical columns of user, item and time."""
+        index = [action.name for action in self.log.actions].index(name)
+        action = self.log.actions[index]
+        log = Log(
+            path=action.path,
+            user=action.user or self.log.user,
+            item=action.item or self.log.item,
+            timestamp=action.timestamp or self.log.timestamp,
+            timestamp_unit=action.timestamp_unit or self.log.timestamp_unit,
+            timezone=self.log.timezone,
+            partition=self.log.partition,
+            ready=self.log.ready,
+            day_tolerance_hours=self.log.day_tolerance_hours,
+        )
+        return ParquetSource(log, self.root, self.workspace, f"log.actions[{index}]")
+
+    @property
+    def undivided(self) -> bool:
+        """Whether there are no folders of days, so that a day without rows is no missing one."""
+        return not self._folders()
 
     def sizes(self, day: date) -> list[FileSize]:
         """Size and time of each file that the day's rows are read from."""
@@ -84,7 +108,7 @@ class ParquetSource:
         files = self._day_files(day)
         if self._folders():
             lazy = scan_files(files, self._read(used)).with_columns(pl.lit(day).alias("date"))
-            return _canonical(lazy, self.log, files[0])
+            return _canonical(lazy, self.log, files[0], self.setting)
         rows = self._undivided(files, self._read(used))
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
 
@@ -94,6 +118,7 @@ class ParquetSource:
             return None
         log = self.log
         mapped = [log.user, log.item, log.timestamp, log.position, log.propensity, log.partition]
+        mapped.append(log.impression)
         further = [*log.context, *log.required, *log.ranges, *log.unique, log.random_exposure]
         return {name for name in (*used, *mapped, *further) if name is not None}
 
@@ -185,10 +210,11 @@ class ParquetSource:
         if name is not None and name in schema:
             day = pl.col(name)
             day = day.str.to_date(strict=False) if schema[name] == pl.String else day.cast(pl.Date)
-            return _canonical(lazy.with_columns(day.alias("date")), self.log, files[0])
+            lazy = lazy.with_columns(day.alias("date"))
+            return _canonical(lazy, self.log, files[0], self.setting)
         local = pl.col("timestamp").dt.convert_time_zone(self.log.timezone).dt.date()
         lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
-        lazy = _canonical(lazy, self.log, files[0])
+        lazy = _canonical(lazy, self.log, files[0], self.setting)
         return lazy.with_columns(local.alias("date"))
 
 
@@ -303,13 +329,17 @@ def _inner(dtype: Any) -> pl.DataType:
     return dtype.inner() if isinstance(dtype.inner, type) else dtype.inner
 
 
-def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:
-    """Rename the mapped columns to the canonical ones; all others keep their names."""
+def _canonical(lazy: pl.LazyFrame, log: Log, place: Path, setting: str) -> pl.LazyFrame:
+    """Rename the mapped columns to the canonical ones; all others keep their names.
+
+    Args:
+        setting: the section of the project file, for messages.
+    """
     schema = lazy.collect_schema()
     mapped = {
-        "user_id": ("log.user", log.user),
-        "item_id": ("log.item", log.item),
-        "timestamp": ("log.timestamp", log.timestamp),
+        "user_id": (f"{setting}.user", log.user),
+        "item_id": (f"{setting}.item", log.item),
+        "timestamp": (f"{setting}.timestamp", log.timestamp),
     }
     for role in ("position", "propensity"):
         column = getattr(log, role)
@@ -318,6 +348,8 @@ def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:
     needed = [*mapped.values()]
     needed += [("log.context", c) for c in log.context]
     needed += [("log.required", c) for c in log.required]
+    if log.impression is not None:
+        needed.append(("log.impression", log.impression))
     if log.random_exposure is not None:
         needed.append(("log.random_exposure", log.random_exposure))
     needed += [("log.ranges", c) for c in log.ranges]
@@ -347,20 +379,26 @@ def _canonical(lazy: pl.LazyFrame, log: Log, place: Path) -> pl.LazyFrame:
                 f"{mapped[role][0]} maps to that name; rename one of them"
             )
     given = pl.col(log.timestamp).is_not_null().alias(GIVEN)
-    timestamp = _utc_timestamp(log, schema[log.timestamp], place)
+    timestamp = utc_timestamp(log, schema[log.timestamp], f"{place}", f"{setting}.timestamp")
     lazy = lazy.with_columns(timestamp, given).rename(renames)
     rest = [c for c in lazy.collect_schema().names() if c not in CANONICAL]
     present = [c for c in CANONICAL if c in lazy.collect_schema().names()]
     return lazy.select(*present, *rest)
 
 
-def _utc_timestamp(log: Log, dtype: pl.DataType, place: Path) -> pl.Expr:
-    """The log's timestamp in UTC, in microseconds. Raises ProjectError for a wrong type."""
+def utc_timestamp(log: Log, dtype: pl.DataType, place: str, setting: str) -> pl.Expr:
+    """The log's timestamp in UTC, in microseconds. Raises ProjectError for a wrong type.
+
+    Args:
+        dtype: of the column `log.timestamp`.
+        place, setting: the file, and the setting that names the column, for messages.
+    """
     column = pl.col(log.timestamp)
     unit = log.timestamp_unit
     wrong = ProjectError(
-        f"{place}: column {log.timestamp!r} (log.timestamp) is {dtype}, but log.timestamp_unit = "
-        f"{unit!r}; allowed: a number with s, ms, us or ns, a Datetime with 'datetime', "
+        f"{place}: column {log.timestamp!r} ({setting}) is {dtype}, but "
+        f"{setting.rpartition('.')[0]}.timestamp_unit = {unit!r}; "
+        "allowed: a number with s, ms, us or ns, a Datetime with 'datetime', "
         "a String with 'iso'"
     )
     if unit == "datetime":

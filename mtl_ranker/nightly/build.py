@@ -30,7 +30,7 @@ def build_split(context: Context, day: date) -> SplitDays:
         ingest_day(context, needed_day)
         aggregate_day(context, needed_day)
     for split_day in split.all:
-        build_examples(context, split_day)
+        build_examples(context, split_day, day)
     return split
 
 

@@ -16,6 +16,8 @@ from mtl_ranker.evaluation.metrics import Metrics, can_be_judged, evaluate_all
 from mtl_ranker.evaluation.off_policy import Estimate
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import Slice
+from mtl_ranker.features.arrivals import Arrival
+from mtl_ranker.features.audit import Audit
 from mtl_ranker.features.days import SplitDays
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.spec import RankerSpec
@@ -83,6 +85,8 @@ class Suite:
         blend: choices of blend weights for the winner; None if they cannot be compared.
         notes: what was decided on the held-out days, beside the winner, in words.
         unlabelled: what is left out of verdicts, as days lack labels (see `missing_labels`).
+        audit: of features of the last test day; None without one.
+        arrivals: how late the labels of actions arrive.
     """
 
     days: SplitDays
@@ -102,6 +106,8 @@ class Suite:
     winner: ModelRun
     blend: Blend | None = None
     notes: list[str] = field(default_factory=list)
+    audit: Audit | None = None
+    arrivals: list[Arrival] = field(default_factory=list)
 
 
 def qualities(

@@ -195,3 +195,29 @@ def test_verdicts(tmp_path):
     largest = [p for p in figures["power"] if p["share"] == 0.05 and p["seeds"] == 3]
     assert max(p["after"]["hits"] / p["after"]["of"] for p in largest) >= 0.5
     assert "promoted by luck" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_streams(shared_data, tmp_path):
+    """Four days as streams: with ids all is equal; without, all but ambiguous rows."""
+    data = tmp_path / "data"
+    kuairand = shared_data / "kuairand-pure"
+    for day in sorted((kuairand / "log").iterdir())[:4]:
+        (data / "log").mkdir(parents=True, exist_ok=True)
+        (data / "log" / day.name).symlink_to(day)
+    for table in kuairand.glob("*.parquet"):
+        (data / table.name).symlink_to(table)
+    figures, printed = run("streams", data, tmp_path)
+    assert figures["with ids"]["equal"]
+    assert figures["without ids, no ambiguous row"]["equal"]
+    assert figures["without ids"]["labels"] == figures["without ids"]["ambiguous"]
+    assert f"{figures['with ids']['rows']:,}" in printed
+
+
+@pytest.mark.slow
+def test_actions(tmp_path):
+    sizes = ("--impressions", "20000", "--actions", "5000", "--repeats", "1")
+    figures, printed = run_sized("actions", tmp_path, *sizes)
+    assert figures["pipeline"]["joined"] == figures["by_hand"]["joined"] > 3_000
+    assert f"{figures['pipeline']['joined']:,}" in printed
