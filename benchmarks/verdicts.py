@@ -29,6 +29,7 @@ from benchmarks.prepared import examples_of
 from mtl_ranker.config import Project, Promotion, Training, load_project
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import Quality, compare, judge, model_quality
+from mtl_ranker.evaluation.metrics import evaluate_all
 from mtl_ranker.logs.simulate import Feed, simulate
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
@@ -91,7 +92,7 @@ class Judging:
     @classmethod
     def of(cls, project: Project, parts: Dataset) -> Judging:
         held_out = parts.held_out
-        clusters = Clusters.of(held_out.user)
+        clusters = Clusters.of(held_out.user, held_out.lists)
         rows = {
             task.name: LabelledRows.of(task.kind, held_out.labels[:, t], clusters)
             for t, task in enumerate(parts.tasks)
@@ -120,14 +121,15 @@ class Judging:
             if seeds < 2:
                 return []
             return [
-                {name: {own[s].measure: own[s].value} for name, own in side.qualities.items()}
-                for s in range(seeds)
+                evaluate_all(self.parts.tasks, held_out.labels, prediction, held_out.lists)
+                for prediction in side.predictions[:seeds]
             ]
 
         evidence = Evidence(
             tasks=self.parts.tasks,
             labels=held_out.labels,
             user=held_out.user,
+            lists=held_out.lists,
             challenger=challenger.predictions[0],
             champion=champion.predictions[0],
             challenger_seeds=metrics(challenger),

@@ -121,7 +121,7 @@ def used_columns(project: Project) -> set[str]:
     Features may also be columns of the user and item tables, which the log does not have.
     """
     log, features = project.log, project.features
-    used = {*log.context, *log.required, *log.ranges, *log.unique}
+    used = {*log.context, *log.required, *log.ranges, *log.unique, *log.list_columns}
     used |= {log.random_exposure} if log.random_exposure is not None else set()
     texts = [text for o in project.objectives for text in (o.label, o.where)]
     texts += [*features.signals.values(), project.training.sample_weight]

@@ -14,12 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.reports import plots
-from mtl_ranker.reports.tables import comparison_rows
+from mtl_ranker.reports.tables import comparison_rows, list_lines
 
 DECISION = "<!-- decision -->", "<!-- /decision -->"
 
@@ -47,6 +48,8 @@ def training_report(project: Project, suite: Suite) -> str:
         names=names,
         groups=groups,
         rows=comparison_rows(suite),
+        lists=list_lines(suite),
+        measures=MEASURE_NAMES,
         models=[_model(names, suite, run) for run in suite.runs],
         health_picture=_health(names, suite),
         front=_front(suite),
