@@ -3,8 +3,9 @@
 One run, the same rows, features and tuning budget: base rate, item popularity, logistic regression
 (scikit-learn), LightGBM per objective, pointwise and with its objectives that rank within lists
 (lambdarank, rank_xendcg), and our rankers: the preset as shipped, and tuned. GAUC and NDCG are by
-list (`log.list`). Training days, then one validation day (early stopping, tuning, calibration), then the test days, which are
-read once. `refit` models were trained again on the validation day too, ours and LightGBM alike.
+list (`log.list`). Training days, then one validation day (early stopping, tuning, calibration),
+then the test days, which are read once. `refit` models were trained again on the validation day
+too, ours and LightGBM alike.
 
 Intervals and paired differences cover users of the test days and seeds.
 """

@@ -194,7 +194,8 @@ class _Trainer:
 
     def _parameters(self, parameters: Mapping[str, Any], seed: int) -> dict[str, Any]:
         boosting = self.boosting
-        common = {"objective": boosting.objective, "metric": boosting.metric.partition("@")[0]}
+        common: dict[str, Any] = {"objective": boosting.objective}
+        common |= {"metric": boosting.metric.partition("@")[0]}
         common |= {"verbosity": -1, "seed": seed, "deterministic": True}
         common |= {"num_threads": torch.get_num_threads(), "bagging_freq": 1}
         common |= {"eval_at": [RANKS]} if boosting.ranking else {}
