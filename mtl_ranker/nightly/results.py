@@ -155,14 +155,24 @@ def still_improving(by_model: Mapping[str, list[ModelRun]]) -> dict[tuple[str, s
     found = {}
     for name, runs in by_model.items():
         for run in runs:
-            epochs, allowed = run.trained.epochs, run.artifact.project.training.epochs
-            for task, best in zip(run.artifact.tasks, run.trained.best_epochs, strict=True):
-                if len(epochs) == allowed and best == allowed:
-                    found[name, task.name] = (
-                        f"no verdict: the best epoch of {name} is its last ({allowed}); "
-                        "raise training.epochs"
-                    )
+            for objective in at_the_cap(run):
+                found[name, objective] = (
+                    f"no verdict: the best epoch of {name} is its last "
+                    f"({run.artifact.project.training.epochs}); raise training.epochs"
+                )
     return found
+
+
+def at_the_cap(run: ModelRun) -> list[str]:
+    """Objectives whose best epoch is the last one that `training.epochs` allows.
+
+    None of a refit, whose epochs are those of an earlier training.
+    """
+    allowed = run.artifact.project.training.epochs
+    if run.refitted or len(run.trained.epochs) < allowed:
+        return []
+    best_epochs = zip(run.artifact.tasks, run.trained.best_epochs, strict=True)
+    return [task.name for task, best in best_epochs if best == allowed]
 
 
 def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict[str, np.ndarray]:
