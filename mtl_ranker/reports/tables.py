@@ -14,7 +14,7 @@ from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.features.days import span
 from mtl_ranker.nightly.results import Suite
 
-MIN_COLUMNS = 5  # objective, model, measure, quality, interval
+MIN_COLUMNS = 4  # objective, model, quality, interval
 
 METRICS = ("ndcg_10", "auc", "log_loss", "calibration", "ece")
 HEADINGS = ("NDCG@10", "AUC", "log loss", "calib", "ECE")
@@ -52,7 +52,7 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
 def comparison_table(suite: Suite, width: int) -> Table:
     """The same rows for a terminal of `width` characters, with the winner on validation marked.
 
-    If they do not fit, the last metrics are left out, as rich would cut numbers.
+    An objective's measure stands below its name. If they do not fit, the last metrics are left out, as rich would cut numbers.
     """
     winner = suite.winner.name
     days = suite.days
@@ -63,7 +63,8 @@ def comparison_table(suite: Suite, width: int) -> Table:
         f"validated on {span(days.validate)}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
-        caption=f"* wins on validation; intervals: {confidence:g} % over users"
+        caption="* wins on validation; quality is what stands below an objective; "
+        f"intervals: {confidence:g} % over users"
         f"{' and seeds' if len(suite.winner.artifact.project.training.seeds) > 1 else ''}",
         caption_justify="left",
     )
@@ -74,26 +75,26 @@ def comparison_table(suite: Suite, width: int) -> Table:
         [row["objective"] for row in rows],
         [marks.get(r["model"], r["model"]) for r in rows],
     ]
-    columns.append([MEASURE_NAMES[row["measure"]] for row in rows])
     keys = ("quality", "interval", *METRICS)
     columns += [[row.get(key, "") for row in rows] for key in keys]
-    headings = ["objective", "model", "measure", "quality", "interval", *HEADINGS]
+    headings = ["objective", "model", "quality", "interval", *HEADINGS]
     # The frame takes one character; each column has a blank on both sides and a divider.
     room, shown = width - 1, 0
     for heading, cells in zip(headings, columns, strict=True):
         room -= 3 + max(len(text) for text in [heading, *cells])
         if room < 0 and shown >= MIN_COLUMNS:
             break
-        table.add_column(heading, justify="left" if shown < 3 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if shown < 2 else "right", no_wrap=True)
         shown += 1
     if shown < len(headings):
         left_out = ", ".join(headings[shown:])
         table.caption = f"{table.caption}\n{left_out}: in a wider terminal, and in the report"
-    previous = None
+    previous, place = None, 0
     for row, values in zip(rows, zip(*columns[:shown], strict=True), strict=True):
         if previous not in (None, row["objective"]):
             table.add_section()
-        first = row["objective"] if row["objective"] != previous else ""
+        place = 0 if row["objective"] != previous else place + 1
+        first = [row["objective"], MEASURE_NAMES[row["measure"]], ""][min(place, 2)]
         previous = row["objective"]
         style = "bold" if row["model"] == winner else None
         table.add_row(first, *values[1:], style=style)
