@@ -52,7 +52,8 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
 def comparison_table(suite: Suite, width: int) -> Table:
     """The same rows for a terminal of `width` characters, with the winner on validation marked.
 
-    An objective's measure stands below its name. If they do not fit, the last metrics are left out, as rich would cut numbers.
+    An objective's measure stands below its name. If they do not fit, the last metrics are left out,
+    as rich would cut numbers.
     """
     winner = suite.winner.name
     days = suite.days
@@ -63,8 +64,7 @@ def comparison_table(suite: Suite, width: int) -> Table:
         f"validated on {span(days.validate)}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
-        caption="* wins on validation; quality is what stands below an objective; "
-        f"intervals: {confidence:g} % over users"
+        caption=f"* wins on validation; intervals: {confidence:g} % over users"
         f"{' and seeds' if len(suite.winner.artifact.project.training.seeds) > 1 else ''}",
         caption_justify="left",
     )
