@@ -318,7 +318,12 @@ class Training(Settings):
         "whose spread keeps promotion from taking luck for a gain",
     )
     batch_size: int = Field(2048, ge=1)
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(
+        30,
+        ge=1,
+        description="at most; a training stops `patience` epochs after its best one. The learning "
+        "rate falls linearly to 0 over all of them",
+    )
     patience: int = Field(2, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0, description="of matrices")
