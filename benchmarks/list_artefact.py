@@ -104,5 +104,15 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     return {"list_artefact": markdown.table(HEADINGS, _rows(figures))}
 
 
+def summary(figures: Mapping[str, Any]) -> str:
+    """The score's GAUC by user and by list on every objective."""
+    words = [
+        f"{objective} {each['scores'][RATE]['user'][0]:.3f} by user, "
+        f"{each['scores'][RATE]['list'][0]:.3f} by list"
+        for objective, each in figures["objectives"].items()
+    ]
+    return f"{RATE}: {'; '.join(words)}"
+
+
 if __name__ == "__main__":
     main()

@@ -125,5 +125,17 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     return {"list_losses": markdown.table(["list loss", *objectives], rows)}
 
 
+def summary(figures: Mapping[str, Any]) -> str:
+    """The losses that differ significantly from cross-entropy alone in any figure."""
+    words = [
+        f"{name} {value:+.4f} {COMPARED[k]} on {objective}"
+        for name, each in figures["variants"].items()
+        for objective, own in each["objectives"].items()
+        for k, (value, _, _, verdict) in own["gain"].items()
+        if verdict
+    ]
+    return f"over {PLAIN}, significant: {'; '.join(words) or 'none'}"
+
+
 if __name__ == "__main__":
     main()
