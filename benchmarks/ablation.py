@@ -20,7 +20,17 @@ from rich.table import Table
 
 from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
-from benchmarks.quality import CONSOLE, Predictions, compare, gain_text, plain_gain
+from benchmarks.quality import (
+    COMPARED,
+    CONSOLE,
+    HEADINGS,
+    SHOWN,
+    Predictions,
+    compare,
+    gain_text,
+    number,
+    plain_gain,
+)
 from mtl_ranker.config import History, Project, load_project
 from mtl_ranker.models.presets import make
 from mtl_ranker.nightly.contenders import Contender, refit, train_model, with_trees
@@ -130,15 +140,13 @@ def ablate(projects: Mapping[str, Project], data: Path, size: Size) -> dict[str,
     for task in parts.tasks:
         table = Table(title=task.name, title_justify="left")
         table.add_column("variant", no_wrap=True)
-        over = [f"AUC over {reference}", f"GAUC over {reference}"]
-        for heading in ("AUC", "GAUC", "log loss", "ECE", *over):
+        over = [f"{measure} over {reference}" for measure in COMPARED.values()]
+        for heading in (*HEADINGS, *over):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, each in found.items():
-            values = [
-                f"{each.metrics[task.name][k]:.4f}" for k in ("auc", "gauc", "log_loss", "ece")
-            ]
+            values = [number(each.metrics[task.name][k]) for k in SHOWN]
             gains = each.gains[task.name]
-            texts = ["" if name == reference else gain_text(gains[k]) for k in ("auc", "gauc")]
+            texts = ["" if name == reference else gain_text(gains[k]) for k in COMPARED]
             table.add_row(name, *values, *texts)
         CONSOLE.print(table)
     CONSOLE.print("seconds  " + "; ".join(f"{m.name}: {m.seconds:,.0f}" for m in models))
@@ -175,7 +183,7 @@ def train(name: str, project: Project, parts: Dataset, seeds: int) -> Prediction
 
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
-    """AUC / GAUC of the preset, each variant's AUC over it, and its first objective's ECE."""
+    """List GAUC / AUC of the preset, each variant's GAUC over it, and its first objective's ECE."""
     return {"ablation": variants_table(figures)}
 
 
@@ -185,9 +193,9 @@ def variants_table(figures: Mapping[str, Any]) -> str:
     rows = []
     for name, each in figures.items():
         cells = [
-            f"{own['auc']:.4f} / {own['gauc']:.4f}"
+            f"{own['gauc']:.4f} / {own['auc']:.4f}"
             if name == reference
-            else markdown.gain(*own["over_reference"]["auc"])
+            else markdown.gain(*own["over_reference"]["gauc"])
             for own in each["objectives"].values()
         ]
         rows.append([name, *cells, f"{each['objectives'][objectives[0]]['ece']:.4f}"])
@@ -195,14 +203,14 @@ def variants_table(figures: Mapping[str, Any]) -> str:
 
 
 def summary(figures: Mapping[str, Any]) -> str:
-    """The variants that differ significantly from the first in any AUC."""
+    """The variants that differ significantly from the first in any objective's GAUC by list."""
     reference, *others = figures
     words = []
     for name in others:
-        gains = {n: o["over_reference"]["auc"] for n, o in figures[name]["objectives"].items()}
+        gains = {n: o["over_reference"]["gauc"] for n, o in figures[name]["objectives"].items()}
         sure = {n: value for n, (value, _, _, verdict) in gains.items() if verdict}
         words += [f"{name} {v:+.4f} on {n}" for n, v in list(sure.items())[:1]]
-    return f"AUC over {reference}, significant: {'; '.join(words) or 'none'}"
+    return f"list GAUC over {reference}, significant: {'; '.join(words) or 'none'}"
 
 
 if __name__ == "__main__":

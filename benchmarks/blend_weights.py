@@ -17,11 +17,11 @@ from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
 from benchmarks.quality import CONSOLE
 from mtl_ranker.config import load_project
-from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.pareto import Point
 from mtl_ranker.models.presets import make
 from mtl_ranker.nightly.blend_search import BlendSearch, trade_off
 from mtl_ranker.nightly.contenders import Contender, train_model, with_trees
+from mtl_ranker.nightly.results import predicted_rows
 
 HEADINGS = ["", "weights", "engagement NDCG@10", "satisfaction NDCG@10"]
 
@@ -36,9 +36,7 @@ def main() -> None:
     run = train_model(project, parts, Contender("mmoe", spec, 0))
     if project.training.trees:
         run = with_trees(project, parts, run)
-    user = parts.frames["validate"]["user_id"].to_numpy()
-    labels = parts.examples["validate"].labels.numpy()
-    rows = PredictedRows(labels, run.validate_prediction, user)
+    rows = predicted_rows(parts.validation, run.validate_prediction)
     found = trade_off(project, rows, BlendSearch())
     figures = {
         "preset": chosen.preset,

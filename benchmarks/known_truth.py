@@ -223,7 +223,7 @@ def main() -> None:
             table.add_column(heading, justify="left" if heading == "model" else "right")
         figures[task.name] = {"item_popularity": {"auc": low}}
         for name, each in found.items():
-            auc, interval = each.metrics[task.name]["auc"], each.auc[task.name]
+            auc, interval = each.metrics[task.name]["auc"], each.intervals[task.name]["auc"]
             share = (auc - low) / (high - low)
             table.add_row(
                 name, f"{auc:.4f}", f"[{interval.low:.4f}, {interval.high:.4f}]", f"{share:.0%}"

@@ -1,9 +1,11 @@
 """The default ranker against what a practitioner would use instead, on real logs.
 
 One run, the same rows, features and tuning budget: base rate, item popularity, logistic regression
-(scikit-learn), LightGBM per objective, and our rankers: the preset as shipped, and tuned. Training
-days, then one validation day (early stopping, tuning, calibration), then the test days, which are
-read once. `refit` models were trained again on the validation day too, ours and LightGBM alike.
+(scikit-learn), LightGBM per objective, pointwise and with its objectives that rank within lists
+(lambdarank, rank_xendcg), and our rankers: the preset as shipped, and tuned. GAUC and NDCG are by
+list (`log.list`). Training days, then one validation day (early stopping, tuning, calibration),
+then the test days, which are read once. `refit` models were trained again on the validation day
+too, ours and LightGBM alike.
 
 Intervals and paired differences cover users of the test days and seeds.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,13 +33,13 @@ from mtl_ranker.config import Project, parse_project, read_project_text
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import Interval, Judged, Quality, judge, model_quality
 from mtl_ranker.evaluation.intervals import compare as difference
-from mtl_ranker.evaluation.metrics import evaluate_all
+from mtl_ranker.evaluation.metrics import count_lists, evaluate_all
 from mtl_ranker.models.embedding import PiecewiseLinear
 from mtl_ranker.models.presets import make
 from mtl_ranker.nightly import tuning
 from mtl_ranker.nightly.contenders import Contender, refit, train_model, with_trees
 from mtl_ranker.nightly.results import baselines
-from mtl_ranker.studies.lightgbm_baseline import Boosting, tune_lightgbm
+from mtl_ranker.studies.lightgbm_baseline import RANKING, Boosting, tune_lightgbm
 from mtl_ranker.studies.search import Budget, Space, Uniform
 from mtl_ranker.training.batches import Examples
 from mtl_ranker.training.dataset import Dataset
@@ -52,8 +54,11 @@ label = "{name}"
 
 [features]
 """
-SHOWN = ("auc", "gauc", "ndcg_10", "log_loss", "ece")
-CONSOLE = Console(width=150)
+SHOWN = ("gauc", "ndcg_10", "auc", "log_loss", "ece")
+HEADINGS = ("GAUC", "NDCG@10", "AUC", "log loss", "ECE")
+COMPARED = {"gauc": "GAUC", "auc": "AUC"}  # measure → its name in tables
+OF_PROBABILITIES = ("log_loss", "ece")
+CONSOLE = Console(width=230)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Predictions:
 
     Attributes:
         fixed: the model has no seed.
+        scores: the predictions are no probabilities.
     """
 
     name: str
@@ -69,6 +75,7 @@ class Predictions:
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
     fixed: bool = False
+    scores: bool = False
 
 
 def project_of(test_days: int, train_days: int, fourth: str | None) -> Project:
@@ -138,13 +145,29 @@ LIGHTGBM = Boosting(
 
 
 def trees(parts: Dataset, budget: Budget, tick: Tick) -> list[Predictions]:
-    """LightGBM per objective with early stopping, and trained again on both parts."""
-    found = tune_lightgbm(parts.tasks, parts.examples, LIGHTGBM, budget, tick)
-    again = found.seconds + found.refit_seconds
-    return [
-        Predictions("LightGBM", found.predictions, found.seconds, found.settings),
-        Predictions("LightGBM, refit", found.refit, again, found.settings),
-    ]
+    """LightGBM per objective with early stopping, and trained again on both parts.
+
+    Pointwise, and with the objectives that rank within lists.
+    """
+    models = []
+    for objective in ("binary", *RANKING):
+        boosting = replace(LIGHTGBM, objective=objective)
+        found = tune_lightgbm(parts.tasks, parts.examples, boosting, budget, tick)
+        name = f"LightGBM {objective}" if boosting.ranking else "LightGBM"
+        for title, predictions, seconds in (
+            (name, found.predictions, found.seconds),
+            (f"{name}, refit", found.refit, found.seconds + found.refit_seconds),
+        ):
+            models.append(
+                Predictions(title, predictions, seconds, found.settings, scores=boosting.ranking)
+            )
+    return models
+
+
+def without_a_model(parts: Dataset) -> list[Predictions]:
+    """The base rate and item popularity."""
+    found = baselines(parts.tasks, parts.frames["train"], parts.held_out)
+    return [Predictions(name, [p], 0.0, fixed=True) for name, p in found.items()]
 
 
 def ranker(
@@ -193,17 +216,21 @@ def tuned(project: Project, parts: Dataset, trials: int, tick: Tick) -> Project:
 
 @dataclass(frozen=True)
 class Compared:
-    """A model's mean metrics and its differences from a reference, by objective."""
+    """A model's mean metrics and its differences from a reference, by objective.
+
+    Attributes:
+        intervals, gains: objective → measure of `COMPARED` → the model's, and its difference.
+    """
 
     metrics: dict[str, dict[str, float]]
-    auc: dict[str, Interval]
-    gains: dict[str, dict[str, Judged]]  # objective → auc, gauc → difference
+    intervals: dict[str, dict[str, Interval]]
+    gains: dict[str, dict[str, Judged]]
 
 
 def compare(parts: Dataset, models: Sequence[Predictions], reference: str) -> dict[str, Compared]:
     """Means over seeds, intervals and paired differences from the reference."""
-    user, labels = parts.held_out.user, parts.held_out.labels
-    clusters = Clusters.of(user)
+    lists, labels = parts.held_out.lists, parts.held_out.labels
+    clusters = Clusters.of(parts.held_out.user, lists)
     rows = [LabelledRows.of("binary", column, clusters) for column in labels.T]
     qualities: dict[tuple[str, str, str], Quality] = {
         (model.name, task.name, measure): model_quality(
@@ -211,19 +238,23 @@ def compare(parts: Dataset, models: Sequence[Predictions], reference: str) -> di
         )
         for model in models
         for t, task in enumerate(parts.tasks)
-        for measure in ("auc", "gauc")
+        for measure in COMPARED
     }
     gains = judge(
         {key: difference(q, qualities[reference, *key[1:]]) for key, q in qualities.items()}
     )
     found = {}
     for model in models:
-        metrics = [evaluate_all(parts.tasks, labels, p, user) for p in model.by_seed]
+        metrics = [evaluate_all(parts.tasks, labels, p, lists) for p in model.by_seed]
         names = [task.name for task in parts.tasks]
+        means = {n: {k: float(np.mean([m[n][k] for m in metrics])) for k in SHOWN} for n in names}
+        if model.scores:
+            for each in means.values():
+                each.update(dict.fromkeys(OF_PROBABILITIES, float("nan")))
         found[model.name] = Compared(
-            {n: {k: float(np.mean([m[n][k] for m in metrics])) for k in SHOWN} for n in names},
-            {n: qualities[model.name, n, "auc"].interval() for n in names},
-            {n: {k: gains[model.name, n, k] for k in ("auc", "gauc")} for n in names},
+            means,
+            {n: {k: qualities[model.name, n, k].interval() for k in COMPARED} for n in names},
+            {n: {k: gains[model.name, n, k] for k in COMPARED} for n in names},
         )
     return found
 
@@ -232,25 +263,40 @@ def show(
     parts: Dataset, found: dict[str, Compared], reference: str, seconds: dict[str, float]
 ) -> None:
     for task in parts.tasks:
-        positives = int(np.nansum(parts.held_out.labels[:, parts.tasks.index(task)]))
+        label = parts.held_out.labels[:, parts.tasks.index(task)]
         table = Table(
-            title=f"{task.name}: {len(parts.held_out.user):,} test rows, {positives:,} positive",
+            title=f"{task.name}: {len(label):,} test rows, {int(np.nansum(label)):,} positive; "
+            f"{count_lists(label, parts.held_out.lists)}",
             title_justify="left",
         )
         table.add_column("model", no_wrap=True)
-        for heading in ("AUC", "GAUC", "NDCG@10", "log loss", "ECE"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for heading in (f"AUC over {reference}", f"GAUC over {reference}"):
+        over = [f"{name} over {reference}" for name in COMPARED.values()]
+        intervals = [f"{name} interval" for name in COMPARED.values()]
+        for heading in (*HEADINGS, *intervals, *over):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, each in found.items():
-            values = [f"{each.metrics[task.name][k]:.4f}" for k in SHOWN]
+            own = each.intervals[task.name]
             gains = [
-                "" if name == reference else gain_text(each.gains[task.name][k])
-                for k in ("auc", "gauc")
+                "" if name == reference else gain_text(each.gains[task.name][k]) for k in COMPARED
             ]
-            table.add_row(name, *values, *gains)
+            table.add_row(
+                name,
+                *(number(each.metrics[task.name][k]) for k in SHOWN),
+                *(interval_text(own[k].low, own[k].high) for k in COMPARED),
+                *gains,
+            )
         CONSOLE.print(table)
     CONSOLE.print("seconds  " + "; ".join(f"{n}: {s:,.0f}" for n, s in seconds.items()))
+
+
+def number(value: float | None) -> str:
+    """Of a table's cell; empty where the model has no such figure."""
+    return "" if value is None or np.isnan(value) else f"{value:.4f}"
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """The ends of an interval; empty without one."""
+    return f"[{number(low)}, {number(high)}]" if number(low) else ""
 
 
 def gain_text(gain: Judged) -> str:
@@ -266,7 +312,7 @@ def plain_gain(gain: Judged) -> tuple[float, float, float, int]:
 
 def verdict(found: dict[str, Compared], ours: str, reference: str) -> str:
     gains = [
-        (f"{objective} {k.upper()}", gain)
+        (f"{objective} {COMPARED[k]}", gain)
         for objective, each in found[ours].gains.items()
         for k, gain in each.items()
     ]
@@ -276,7 +322,7 @@ def verdict(found: dict[str, Compared], ours: str, reference: str) -> str:
     behind = ", ".join(f"{n} {value:+.4f}" for n, value in values.items() if value <= 0) or "none"
     notes = ", ".join(dict.fromkeys(g.note for _, g in gains if g.note))
     return (
-        f"{ours} against {reference}: ahead on {ahead} of {len(gains)} AUC and GAUC figures, "
+        f"{ours} against {reference}: ahead on {ahead} of {len(gains)} list GAUC and AUC figures, "
         f"{sure} significantly; behind on: {behind}"
         f"{f' ({notes})' if notes else ''}"
     )
@@ -313,7 +359,7 @@ def main() -> None:
     )
     budget, tasks = Budget(chosen.trials, range(chosen.seeds)), len(parts.tasks)
     with Progress(console=CONSOLE) as progress:
-        trees_total = tasks * (chosen.trials + chosen.seeds)
+        trees_total = (1 + len(RANKING)) * tasks * (chosen.trials + chosen.seeds)
         ours_total = 2 * chosen.seeds + (0 if chosen.no_tuned else chosen.trials + 2 * chosen.seeds)
         total = tasks * max(2, chosen.trials) + trees_total + ours_total
         bar = progress.add_task("training", total=total)
@@ -325,17 +371,10 @@ def main() -> None:
         if not chosen.no_tuned:
             better = tuned(project, parts, chosen.trials, tick)
             mine += ranker("ours, tuned", better, parts, budget.seeds, tick)
-        models = [logistic(parts, chosen.trials, tick), *trees(parts, budget, tick), *mine]
-    constant = baselines(parts.tasks, parts.frames["train"], parts.held_out)
+        models = [*without_a_model(parts), logistic(parts, chosen.trials, tick)]
+        models += [*trees(parts, budget, tick), *mine]
     found = compare(parts, models, "LightGBM")
     again = compare(parts, models, "LightGBM, refit")
-    trivial = {
-        name: {objective: {k: values[k] for k in SHOWN} for objective, values in each.items()}
-        for name, each in constant.items()
-    }
-    for name, each in trivial.items():
-        line = "; ".join(f"{o} AUC {v['auc']:.4f}, GAUC {v['gauc']:.4f}" for o, v in each.items())
-        CONSOLE.print(f"{name}: {line}")
     show(parts, found, "LightGBM", {c.name: c.seconds for c in models})
     ours = [c.name for c in mine]
     lines = [verdict(found, name, "LightGBM") for name in ours]
@@ -347,7 +386,9 @@ def main() -> None:
         return {
             objective: {
                 **each.metrics[objective],
-                "auc_interval": [each.auc[objective].low, each.auc[objective].high],
+                "interval": {
+                    k: [own.low, own.high] for k, own in each.intervals[objective].items()
+                },
                 "gain": {k: plain_gain(gain) for k, gain in each.gains[objective].items()},
             }
             for objective in each.metrics
@@ -358,7 +399,10 @@ def main() -> None:
         "test_rows": len(parts.held_out.user),
         "train_days": [str(d) for d in days.train],
         "test_days": [str(d) for d in days.test],
-        "trivial": trivial,
+        "lists": {
+            task.name: asdict(count_lists(parts.held_out.labels[:, t], parts.held_out.lists))
+            for t, task in enumerate(parts.tasks)
+        },
         "models": {name: plain(each) for name, each in found.items()},
         "over_lightgbm_refit": {name: plain(again[name]) for name in ours},
         "settings": {c.name: c.settings for c in models},
@@ -370,29 +414,24 @@ def main() -> None:
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     """A table of all models for each objective, and ours against LightGBM after its refit."""
-    shown = ("AUC", "GAUC", "NDCG@10", "log loss", "ECE")
-    headings = ["model", *shown, "AUC over LightGBM", "GAUC over LightGBM"]
+    over = [f"{name} over LightGBM" for name in COMPARED.values()]
+    headings = ["model", *HEADINGS, "GAUC interval", *over]
     last = registered(figures)
     found = {}
     for objective in figures["models"]["LightGBM"]:
-        rows = [
-            [name, *(f"{each[objective][k]:.4f}" for k in SHOWN), "", ""]
-            for name, each in figures["trivial"].items()
-        ]
+        rows = []
         for name, each in figures["models"].items():
             own = each[objective]
-            gains = [
-                "" if name == "LightGBM" else markdown.gain(*own["gain"][k])
-                for k in ("auc", "gauc")
-            ]
+            gains = ["" if name == "LightGBM" else markdown.gain(*own["gain"][k]) for k in COMPARED]
             title = f"**{name}**" if name == last else name
-            rows.append([title, *(f"{own[k]:.4f}" for k in SHOWN), *gains])
+            interval = interval_text(*own["interval"]["gauc"])
+            rows.append([title, *(number(own[k]) for k in SHOWN), interval, *gains])
         found[f"quality {objective}"] = markdown.table(headings, rows)
     rows = [
-        [objective, *(markdown.gain(*own["gain"][k]) for k in ("auc", "gauc"))]
+        [objective, *(markdown.gain(*own["gain"][k]) for k in COMPARED)]
         for objective, own in figures["over_lightgbm_refit"][last].items()
     ]
-    found["quality over LightGBM refit"] = markdown.table(["objective", "AUC", "GAUC"], rows)
+    found["quality over LightGBM refit"] = markdown.table(["objective", *COMPARED.values()], rows)
     return found
 
 

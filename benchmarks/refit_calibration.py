@@ -61,7 +61,7 @@ def main() -> None:
         surface = held_out.frame[by] if by else None
         for name, maps in zip(names, calibrations, strict=True):
             moved = maps.apply([task.name for task in tasks], again.raw_prediction, surface)
-            found[name].append(evaluate_all(tasks, held_out.labels, moved, held_out.user))
+            found[name].append(evaluate_all(tasks, held_out.labels, moved, held_out.lists))
         CONSOLE.print(
             f"{day}, seed {seed}: ECE "
             + "; ".join(f"{name} {found[name][-1][tasks[0].name]['ece']:.4f}" for name in names)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks import markdown, results
 from benchmarks.prepared import TITLES, folders, parser, preset_of, real_examples
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.evaluation.sharing import SharingGain, sharing_gains, without_verdict
 from mtl_ranker.models.presets import make
@@ -35,12 +36,18 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Every variant × seed on one data set, and each variant's gain over the reference."""
+    """Every variant × seed on one data set, and each variant's gain over the reference.
+
+    Attributes:
+        intervals: (variant, objective) → the measure by which models are compared.
+        measures: objective → which that is: GAUC by list, AUC or R².
+    """
 
     data: str
     parts: Dataset
     runs: dict[str, list[ModelRun]]
     intervals: dict[tuple[str, str], Interval]
+    measures: dict[str, str]
     gains: list[SharingGain]
     reference: str
 
@@ -71,6 +78,7 @@ def compare(
         parts=parts,
         runs=runs,
         intervals={key: value.interval(confidence) for key, value in quality.items()},
+        measures={objective: value.measure for (_, objective), value in quality.items()},
         gains=sharing_gains(quality, reference, confidence, still_improving(runs)),
         reference=reference,
     )
@@ -124,7 +132,7 @@ def run(
 
 
 CONSOLE = Console(width=175)
-METRICS = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
+METRICS = ("ndcg_10", "auc", "log_loss", "calibration", "ece")
 
 
 def show(found: Compared, title: str) -> None:
@@ -134,9 +142,10 @@ def show(found: Compared, title: str) -> None:
     for task in found.parts.tasks:
         table = Table(title=f"{found.data}, {task.name}: {title}; mean of {seeds} seeds")
         table.add_column("model", no_wrap=True)
-        for heading in ("AUC", "interval", f"gain over {found.reference}", "verdict"):
+        measure = MEASURE_NAMES[found.measures[task.name]]
+        for heading in (measure, "interval", f"gain over {found.reference}", "verdict"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for heading in ("GAUC", "NDCG@10", "log loss", "calib", "ECE", "parameters", "seconds"):
+        for heading in ("NDCG@10", "AUC", "log loss", "calib", "ECE", "parameters", "seconds"):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, runs in found.runs.items():
             interval, gain = found.intervals[name, task.name], gains.get((name, task.name))
@@ -166,8 +175,10 @@ def figures(found: Compared) -> dict[str, Any]:
         objectives = {}
         for task in found.parts.tasks:
             interval, gain = found.intervals[name, task.name], gains.get((name, task.name))
-            each = {k: [r.metrics[task.name][k] for r in runs] for k in ("auc", *METRICS)}
+            each = {k: [r.metrics[task.name][k] for r in runs] for k in ("gauc", *METRICS)}
             objectives[task.name] = {
+                "measure": found.measures[task.name],
+                "quality": interval.value,
                 "interval": [interval.low, interval.high],
                 **{k: None if np.isnan(np.mean(v)) else float(np.mean(v)) for k, v in each.items()},
                 "auc_by_seed": each["auc"],
@@ -194,7 +205,7 @@ Column = Callable[[Mapping[str, Any]], str]
 
 
 def columns_of(figures: Mapping[str, Any], more: Mapping[str, Column] | None = None) -> str:
-    """Variants as rows of Markdown: every objective's AUC, with a significant gain in brackets,
+    """Variants as rows of Markdown: every objective's quality, with a significant gain in brackets,
     then `more` columns, whose values of several data sets stand side by side.
     """
     sets = {data: figures[data] for data in TITLES if data in figures}
@@ -207,17 +218,17 @@ def columns_of(figures: Mapping[str, Any], more: Mapping[str, Column] | None = N
     more = more or {}
     rows = []
     for name in first:
-        cells = [auc_text(sets[d]["models"][name]["objectives"][o]) for d, o in objectives]
+        cells = [quality_text(sets[d]["models"][name]["objectives"][o]) for d, o in objectives]
         for text in more.values():
             cells.append(" / ".join(text(found["models"][name]) for found in sets.values()))
         rows.append([name, *cells])
     return markdown.table(["model", *(o for _, o in objectives), *more], rows)
 
 
-def auc_text(found: Mapping[str, Any]) -> str:
+def quality_text(found: Mapping[str, Any]) -> str:
     gain = found["gain"]
     sure = gain is not None and gain["verdict"] != "undecided"
-    return f"{found['auc']:.4f}" + (f" ({gain['value']:+.4f})" if sure else "")
+    return f"{found['quality']:.4f}" + (f" ({gain['value']:+.4f})" if sure else "")
 
 
 def significant(figures: Mapping[str, Any]) -> str:
@@ -240,7 +251,7 @@ def significant(figures: Mapping[str, Any]) -> str:
     ]
     notes = ", ".join(dict.fromkeys(undecidable))
     which = f": {', '.join(sure[:3])}{', …' * (len(sure) > 3)}" if sure else ""
-    found = f"{len(sure)} of {len(gains)} AUC gains over {reference} significant{which}"
+    found = f"{len(sure)} of {len(gains)} gains over {reference} significant{which}"
     return f"{found} ({len(undecidable)} without a verdict: {notes})" if notes else found
 
 
@@ -261,7 +272,7 @@ def picture(found: Sequence[Compared], path: Path, title: str) -> None:
         axis.axvline(0.0, color="0.7", linestyle=":")
         axis.locator_params(axis="x", nbins=4)
         base = each.intervals[each.reference, task.name].value
-        axis.set(title=f"{each.data}: {task.name}", xlabel=f"AUC gain over {base:.4f}")
+        axis.set(title=f"{each.data}: {task.name}", xlabel=f"gain over {base:.4f}")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     figure.suptitle(f"{title} (gain over {found[0].reference}, 95 % intervals)")

@@ -29,6 +29,7 @@ from benchmarks.prepared import examples_of
 from mtl_ranker.config import Project, Promotion, Training, load_project
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import Quality, compare, judge, model_quality
+from mtl_ranker.evaluation.metrics import evaluate_all, quality_metric
 from mtl_ranker.logs.simulate import Feed, simulate
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
@@ -91,7 +92,7 @@ class Judging:
     @classmethod
     def of(cls, project: Project, parts: Dataset) -> Judging:
         held_out = parts.held_out
-        clusters = Clusters.of(held_out.user)
+        clusters = Clusters.of(held_out.user, held_out.lists)
         rows = {
             task.name: LabelledRows.of(task.kind, held_out.labels[:, t], clusters)
             for t, task in enumerate(parts.tasks)
@@ -102,7 +103,8 @@ class Judging:
         qualities, draws = {}, {}
         for t, task in enumerate(self.parts.tasks):
             rows, columns = self.rows[task.name], [p[:, t] for p in predictions]
-            qualities[task.name] = [model_quality(rows, [column]) for column in columns]
+            measure = quality_metric(task.kind)
+            qualities[task.name] = [model_quality(rows, [column], measure) for column in columns]
             draws[task.name] = np.stack(
                 [resampled(rows, c[rows.known], self.weights[:, rows.known]) for c in columns]
             )
@@ -110,7 +112,8 @@ class Judging:
 
     def quality(self, side: Side, t: int, seeds: int) -> Quality:
         task = self.parts.tasks[t]
-        return model_quality(self.rows[task.name], [p[:, t] for p in side.predictions[:seeds]])
+        columns = [p[:, t] for p in side.predictions[:seeds]]
+        return model_quality(self.rows[task.name], columns, quality_metric(task.kind))
 
     def promoted(self, challenger: Side, champion: Side, seeds: int) -> bool:
         """Whether the first training replaces the other side's; `seeds` give the spread."""
@@ -120,14 +123,15 @@ class Judging:
             if seeds < 2:
                 return []
             return [
-                {name: {own[s].measure: own[s].value} for name, own in side.qualities.items()}
-                for s in range(seeds)
+                evaluate_all(self.parts.tasks, held_out.labels, prediction, held_out.lists)
+                for prediction in side.predictions[:seeds]
             ]
 
         evidence = Evidence(
             tasks=self.parts.tasks,
             labels=held_out.labels,
             user=held_out.user,
+            lists=held_out.lists,
             challenger=challenger.predictions[0],
             champion=champion.predictions[0],
             challenger_seeds=metrics(challenger),

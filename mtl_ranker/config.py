@@ -159,6 +159,17 @@ class Log(Settings):
         None, description="flag column, 1 where the item was chosen at random"
     )
     context: list[str] = []
+    list_by: list[Name] = Field(
+        ["user_id"],
+        alias="list",
+        description="columns that, with the day, say which impressions make one list; user_id is "
+        "one of them",
+    )
+    request: Name | None = Field(
+        None,
+        description="column with an id of the served list, in place of `list`; an impression "
+        "without one is a list of its own",
+    )
     required: list[str] = Field([], description="further columns that may not be null")
     ranges: dict[str, Range] = {}
     unique: list[str] = Field(
@@ -171,6 +182,28 @@ class Log(Settings):
     actions: list[Action] = Field([], description="streams whose names are columns of impressions")
     users: Table | None = None
     items: Table | None = None
+
+    @model_validator(mode="after")
+    def _one_list(self) -> Log:
+        if "user_id" not in self.list_by or len(set(self.list_by)) < len(self.list_by):
+            raise ValueError(
+                f"list: {self.list_by}; allowed: user_id and further columns, each once"
+            )
+        if self.request is not None and "list_by" in self.model_fields_set:
+            raise ValueError("request: not with list; allowed: one of them")
+        return self
+
+    @property
+    def list_columns(self) -> list[str]:
+        """The log's columns that, with day and user, say which list an impression is of."""
+        if self.request is not None:
+            return [self.request]
+        return [column for column in self.list_by if column != "user_id"]
+
+    @property
+    def list_keys(self) -> list[str]:
+        """The columns of examples whose values, together, are those of one list."""
+        return ["date", "user_id", *self.list_columns]
 
     @field_validator("timezone")
     @classmethod
@@ -226,6 +259,12 @@ class Objective(Settings):
         None, description="binary objective without which this one cannot happen"
     )
     levels: int = Field(0, ge=0, description="of an ordinal label: 0, 1, …, levels - 1")
+    list_loss: Literal["none", "pairs", "rcr", "jrc", "combined_pair"] | None = Field(
+        None,
+        description="loss on the order of a list's rows, of a binary objective; default: pairs, "
+        "with the weight training.pairwise",
+    )
+    list_weight: float = Field(1.0, gt=0, description="weight of list_loss beside cross-entropy")
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Objective:
@@ -241,6 +280,10 @@ class Objective(Settings):
             raise ValueError(
                 "where: not with conditional_on, whose label is known on every impression"
             )
+        if self.list_loss not in (None, "none") and self.kind != "binary":
+            raise ValueError(f"list_loss: for kind = 'binary' only, found kind = {self.kind!r}")
+        if "list_weight" in self.model_fields_set and self.list_loss in (None, "none"):
+            raise ValueError("list_weight: only with list_loss, which is not set")
         return self
 
     _check_name = field_validator("name")(_identifier)
@@ -374,7 +417,12 @@ class Training(Settings):
         "whose spread keeps promotion from taking luck for a gain",
     )
     batch_size: int = Field(2048, ge=1)
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(
+        30,
+        ge=1,
+        description="at most; a training stops `patience` epochs after its best one. The learning "
+        "rate falls linearly to 0 over all of them",
+    )
     patience: int = Field(2, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0, description="of matrices")
@@ -393,7 +441,10 @@ class Training(Settings):
     )
     balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
     pairwise: float = Field(
-        0.0, ge=0, description="weight of a pairwise loss on the order of each user's impressions"
+        0.0,
+        ge=0,
+        description="weight of a loss on pairs of one list (log.list), for binary objectives "
+        "without their own list_loss",
     )
     sample_weight: str | None = Field(None, description="column or SQL expression over the event")
     immature: Literal["wait", "positives"] = Field(
@@ -766,7 +817,7 @@ def _fields_at(location: Place) -> list[str]:
             annotation = model.model_fields[part].annotation
             model = _inner_model(annotation)
     is_model = isinstance(model, type) and issubclass(model, BaseModel)
-    return list(model.model_fields) if is_model else []
+    return [f.alias or name for name, f in model.model_fields.items()] if is_model else []
 
 
 def _inner_model(annotation: Any) -> Any:

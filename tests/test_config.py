@@ -9,8 +9,9 @@ import pytest
 
 from mtl_ranker.config import load_project, parse_project, preset_names
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.specs import model_specs
-from tests.projects import TINY, WITHOUT, changed, project_text
+from tests.projects import TINY, WITHOUT, changed, project, project_text
 
 
 def objective(index: int, **changes: Any) -> dict[str, Any]:
@@ -61,6 +62,16 @@ def test_presets_load_and_their_models_are_known():
             {"features": {"histories": [{"signal": "share", "columns": ["tab"]}]}},
             ["histories[0].signal", "'share'", "click, long"],
         ),
+        ({"log": {"list": ["tab"]}}, ["log: list: ['tab']; allowed: user_id and further columns"]),
+        ({"log": {"list": ["user_id", "tab", "tab"]}}, ["log: list", "each once"]),
+        ({"log": {"list": ["user_id"], "request": "r"}}, ["log: request: not with list"]),
+        ({"log": {"lists": ["user_id"]}}, ["log.lists", "did you mean list?"]),
+        (objective(0, list_loss="ndcg"), ["objectives[0].list_loss", "'combined_pair'"]),
+        (
+            objective(1, where=WITHOUT, kind="regression", list_loss="rcr"),
+            ["objectives[1]", "list_loss: for kind = 'binary' only", "'regression'"],
+        ),
+        (objective(0, list_weight=0.5), ["objectives[0]", "list_weight: only with list_loss"]),
         ({"training": {"balancing": "fair"}}, ["training.balancing", "'pcgrad'"]),
         (
             objective(1, where=WITHOUT, after="click"),
@@ -135,3 +146,13 @@ def test_a_saved_models_project_file_may_use_renamed_keys():
     assert project.objectives[1].conditional_on == "click"
     assert project.models["mmoe"] == TINY["models"]["mmoe"] | {"embedding_dim": 5}
     assert not project.promotion.require_significance
+
+
+def test_an_objectives_own_list_loss_comes_before_pairs_of_all():
+    own = changed(TINY["objectives"], 0, list_loss="rcr", list_weight=0.3)
+    found = tasks_of(project(objectives=own, training={"pairwise": 0.1}))
+    assert [(t.list_loss, t.list_weight) for t in found] == [("rcr", 0.3), ("pairs", 0.1)]
+    none = changed(TINY["objectives"], 0, list_loss="none")
+    found = tasks_of(project(objectives=none, training={"pairwise": 0.1}))
+    assert [t.list_loss for t in found] == [None, "pairs"]
+    assert [t.list_loss for t in tasks_of(project())] == [None, None]

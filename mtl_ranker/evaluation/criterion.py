@@ -1,8 +1,15 @@
-"""One number for all objectives: each quality over its standard error.
+"""The criterion by which models are compared: each objective's list quality over its standard
+error, guarded by log loss.
 
-AUC and R² have other units and other noise: their plain mean is decided by the objective that
-varies most, whatever its weight. Divided by its standard error, a difference says the same of each
-objective, how clearly it is there, and the weights say how much each counts.
+What is served is the order within lists, so a binary objective counts with its GAUC by list, or its
+AUC over rows where too few rows are in lists with both labels; others count with R². These have
+other units and other noise: their plain mean is decided by the objective that varies most, whatever
+its weight. Divided by its standard error, a difference says the same of each objective, how clearly
+it is there, and the weights say how much each counts.
+
+Orders do not need levels, but the blend does: a model whose log loss is significantly worse than
+the reference's on some objective comes after every model of which that is not so. Its calibration
+is kept within bounds at the refit and at promotion (docs/decisions/0011).
 """
 
 from __future__ import annotations
@@ -13,10 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
-from mtl_ranker.evaluation.intervals import Estimated, model_quality
+from mtl_ranker.evaluation.intervals import (
+    Estimated,
+    Quality,
+    compare,
+    model_quality,
+    weighted_mean,
+)
+from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.models.objectives import Task
 
 WORST = -1.0  # an R² below counts as this: a single wrong prediction can make it any number
+LOSS = "log_loss"  # lower is better
 
 
 @dataclass(frozen=True)
@@ -26,33 +41,30 @@ class Criterion:
     Attributes:
         tasks: of the T objectives.
         rows: of each objective.
+        reference: predictions [N, T] of the model whose log loss guards.
         scale: objective → standard error of the reference's quality, without objectives that have
             too few labels for an interval; 1 for all objectives if none has enough.
     """
 
     tasks: Sequence[Task]
     rows: Sequence[LabelledRows]
+    reference: np.ndarray
     scale: Mapping[str, float]
 
     @classmethod
-    def fit(
-        cls, tasks: Sequence[Task], labels: np.ndarray, user: np.ndarray, reference: np.ndarray
-    ) -> Criterion:
-        """Take the standard errors from one model's predictions.
-
-        Args:
-            labels: [N, T], NaN = missing.
-            user: [N].
-            reference: predictions [N, T].
-        """
-        clusters = Clusters.of(user)
-        rows = [LabelledRows.of(task.kind, labels[:, t], clusters) for t, task in enumerate(tasks)]
+    def fit(cls, tasks: Sequence[Task], reference: PredictedRows) -> Criterion:
+        """Take the standard errors from one model's predictions."""
+        clusters = Clusters.of(reference.user, reference.lists)
+        rows = [
+            LabelledRows.of(task.kind, reference.labels[:, t], clusters)
+            for t, task in enumerate(tasks)
+        ]
         scale = {}
         for t, task in enumerate(tasks):
-            found = model_quality(rows[t], [reference[:, t]], fixed=True).estimated()
+            found = model_quality(rows[t], [reference.prediction[:, t]], fixed=True).estimated()
             if found.support.enough and found.standard_error > 0:
                 scale[task.name] = found.standard_error
-        return cls(tasks, rows, scale or {task.name: 1.0 for task in tasks})
+        return cls(tasks, rows, reference.prediction, scale or {task.name: 1.0 for task in tasks})
 
     def value(self, prediction: np.ndarray) -> float:
         """Σ w q / s over Σ w for a model's qualities q and the reference's standard errors s.
@@ -73,6 +85,55 @@ class Criterion:
                     total += task.weight * max(quality, WORST) / self.scale[task.name]
                     weights += task.weight
         return total / weights if weights else float("nan")
+
+    def worse_loss(self, predictions: Sequence[np.ndarray]) -> list[str]:
+        """Binary objectives whose log loss is significantly worse than the reference's.
+
+        Args:
+            predictions: [N, T] of each seed of one model.
+        """
+        if not all(np.isfinite(prediction).all() for prediction in predictions):
+            return [task.name for task in self.tasks if task.kind == "binary"]
+        found = []
+        for t, task in enumerate(self.tasks):
+            if task.kind == "binary":
+                own = model_quality(self.rows[t], [p[:, t] for p in predictions], LOSS)
+                base = model_quality(self.rows[t], [self.reference[:, t]], LOSS, fixed=True)
+                if compare(own, base).interval().low > 0:
+                    found.append(task.name)
+        return found
+
+    def gain(self, prediction: np.ndarray) -> Estimated:
+        """The difference of the criterion from the reference's, with its error over users.
+
+        In the qualities' unit: the mean with weights w / s, of objectives with support.
+
+        Args:
+            prediction: [N, T].
+        """
+
+        def mean(of_model: np.ndarray) -> Quality:
+            return weighted_mean(
+                [
+                    (
+                        task.weight / self.scale[task.name],
+                        model_quality(self.rows[t], [of_model[:, t]], fixed=True),
+                    )
+                    for t, task in enumerate(self.tasks)
+                    if task.name in self.scale
+                ]
+            )
+
+        return compare(mean(prediction), mean(self.reference))
+
+    def order(self, predictions: Sequence[np.ndarray]) -> tuple[bool, float]:
+        """By which models are ordered, the best last: the guard, then the mean value over seeds.
+
+        Args:
+            predictions: [N, T] of each seed of one model.
+        """
+        mean = float(np.mean([self.value(prediction) for prediction in predictions]))
+        return not self.worse_loss(predictions), mean
 
 
 def comparison_weights(tasks: Sequence[Task], differences: Sequence[Estimated]) -> list[float]:

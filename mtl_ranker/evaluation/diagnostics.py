@@ -167,10 +167,10 @@ def _quality(
             logits = model.trace(categorical, bags, numeric, ablated=ablated).logits
             blocks.append(predictions(logits, tasks, model.cutpoints).numpy())
     predicted = np.concatenate(blocks)
-    user = np.zeros(len(predicted), np.int64)
+    lists = np.zeros(len(predicted), np.int64)
     return np.array(
         [
-            evaluate(task.kind, labels[:, t], predicted[:, t], user)[quality_metric(task.kind)]
+            evaluate(task.kind, labels[:, t], predicted[:, t], lists)[quality_metric(task.kind)]
             for t, task in enumerate(tasks)
         ]
     )

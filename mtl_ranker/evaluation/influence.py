@@ -21,25 +21,29 @@ LEAST = 10  # rows of the rarer label, and users with such a row, below which th
 
 @dataclass(frozen=True)
 class Clusters:
-    """The user of each of N rows as a number.
+    """The user of each of N rows as a number, and its list.
 
     Attributes:
         codes: [N], from 0 to `count` - 1; a user may be without a row.
         count: number of users U.
+        lists: [N], the list of each row, of one user; None if an order is not judged.
     """
 
     codes: np.ndarray
     count: int
+    lists: np.ndarray | None = None
 
     @classmethod
-    def of(cls, user: np.ndarray) -> Clusters:
-        """Users [N] of any type as numbers."""
+    def of(cls, user: np.ndarray, lists: np.ndarray | None = None) -> Clusters:
+        """Users and lists [N] of any type as numbers."""
         codes = np.unique(user, return_inverse=True)[1]
-        return cls(codes, int(codes.max(initial=-1)) + 1)
+        own = None if lists is None else np.unique(lists, return_inverse=True)[1]
+        return cls(codes, int(codes.max(initial=-1)) + 1, own)
 
     def where(self, chosen: np.ndarray) -> Clusters:
         """The rows chosen by booleans [N], of the same U users."""
-        return Clusters(self.codes[chosen], self.count)
+        lists = None if self.lists is None else self.lists[chosen]
+        return Clusters(self.codes[chosen], self.count, lists)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Sums of values [N] over each user's rows: [U]."""
@@ -85,7 +89,10 @@ class LabelledRows:
         kind: of the objective.
         known: [N] booleans, the rows with a label.
         label: [n].
-        clusters: the rows' users.
+        clusters: the rows' users and lists.
+        support: of all rows.
+        list_support: of the rows in lists with both labels; None without lists, and for objectives
+            that are not binary.
     """
 
     kind: str
@@ -93,17 +100,44 @@ class LabelledRows:
     label: np.ndarray
     clusters: Clusters
     support: Support
+    list_support: Support | None = None
+
+    @property
+    def measure(self) -> str:
+        """The measure by which models are compared here: the order within lists where it can be.
+
+        Of binary objectives GAUC by list, or AUC over rows where too few rows are in lists with
+        both labels; of others R².
+        """
+        if self.kind != "binary":
+            return "r2"
+        return "gauc" if self.list_support is not None and self.list_support.enough else "auc"
+
+    def support_of(self, measure: str) -> Support:
+        """The support of a measure."""
+        return self.list_support or self.support if measure == "gauc" else self.support
 
     @classmethod
     def of(cls, kind: str, label: np.ndarray, clusters: Clusters) -> LabelledRows:
         """The rows with a label, of labels [N] with NaN = missing."""
         known = ~np.isnan(label)
         own, users = label[known].astype(np.float64), clusters.where(known)
-        return cls(kind, known, own, users, support_of(kind, own, users))
+        of_lists = None
+        if kind == "binary" and users.lists is not None:
+            both = lists_with_both(own, users.lists)
+            of_lists = support_of(kind, own[both], users.where(both), " in lists with both labels")
+        return cls(kind, known, own, users, support_of(kind, own, users), of_lists)
 
 
-def support_of(kind: str, label: np.ndarray, clusters: Clusters) -> Support:
-    """The support of labels [n] without a missing one."""
+def lists_with_both(label: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """Which rows [n] are in a list with a positive and a negative label."""
+    codes = np.unique(lists, return_inverse=True)[1]
+    rows, positives = np.bincount(codes), np.bincount(codes, weights=label > 0.5)
+    return ((positives > 0) & (positives < rows))[codes]
+
+
+def support_of(kind: str, label: np.ndarray, clusters: Clusters, where: str = "") -> Support:
+    """The support of labels [n] without a missing one; `where` is added to the words."""
     if kind == "binary":
         positive = label > 0.5
         groups = [("positives", positive), ("negatives", ~positive)]
@@ -113,7 +147,7 @@ def support_of(kind: str, label: np.ndarray, clusters: Clusters) -> Support:
         if 2 * counts.max(initial=0) > len(label):
             groups = [("labels other than the usual one", label != values[counts.argmax()])]
     found = [
-        Support(int(chosen.sum()), clusters.where(chosen).present(), what)
+        Support(int(chosen.sum()), clusters.where(chosen).present(), what + where)
         for what, chosen in groups
     ]
     return min(found, key=lambda support: (support.users, support.rows))
@@ -169,8 +203,14 @@ def ratio_influence(numerator: np.ndarray, denominator: np.ndarray) -> Influence
 
 
 def gauc_influence(label: np.ndarray, score: np.ndarray, clusters: Clusters) -> Influenced:
-    """GAUC (`metrics.gauc`): Σ_u n_u AUC_u / Σ_u n_u over the users with both classes."""
-    own = auc_of_own_group(label, score, clusters.codes)
+    """GAUC (`metrics.gauc`): Σ_l n_l AUC_l / Σ_l n_l over the lists with both classes.
+
+    A list is of one user, whose influence is that of all of its lists. Raises ValueError without
+    lists.
+    """
+    if clusters.lists is None:
+        raise ValueError("GAUC needs the list of each row (Clusters.of)")
+    own = auc_of_own_group(label, score, clusters.lists)
     known = ~np.isnan(own)
     rows = clusters.where(known)
     return ratio_influence(rows.sums(own[known]), rows.sums(np.ones(int(known.sum()))))
@@ -238,3 +278,5 @@ MEASURES: dict[str, Measure] = {
     "skill": skill_influence,
     "calibration": calibration_influence,
 }
+# Of those by which models are compared, for tables and messages.
+MEASURE_NAMES = {"gauc": "list GAUC", "auc": "AUC", "r2": "R²"}

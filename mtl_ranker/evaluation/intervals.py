@@ -25,7 +25,6 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
 from mtl_ranker.evaluation.influence import MEASURES, LabelledRows, Support
-from mtl_ranker.evaluation.metrics import quality_metric
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -205,10 +204,10 @@ def model_quality(
     Args:
         rows: of `LabelledRows.of`, shared by all models.
         predictions: [N] of each training (seed).
-        measure: a name of `influence.MEASURES`; None for AUC, or R² if it is not binary.
+        measure: a name of `influence.MEASURES`; None for `LabelledRows.measure`.
         fixed: the predictor has no seed: the variance over trainings is zero, not unknown.
     """
-    name = measure or quality_metric(rows.kind)
+    name = measure or rows.measure
     found = [
         MEASURES[name](rows.label, p[rows.known].astype(np.float64), rows.clusters)
         for p in predictions
@@ -220,7 +219,7 @@ def model_quality(
         influence=np.mean([each.by_user for each in found], 0),
         trainings=None if fixed else values,
         averaged=len(found),
-        support=rows.support,
+        support=rows.support_of(name),
     )
 
 

@@ -1,4 +1,9 @@
-"""Quality of predictions per objective. NumPy and SciPy only; rows without a label are left out."""
+"""Quality of predictions per objective. NumPy and SciPy only; rows without a label are left out.
+
+Orders are judged within lists, the impressions that were served together (features/lists.py), and
+never across days: between two days of a user the later features contain the earlier labels, which
+makes a past rate and a label left out negatively correlated (docs/decisions/0005).
+"""
 
 from __future__ import annotations
 
@@ -17,16 +22,54 @@ class PredictedRows:
     Attributes:
         labels: [N, T], NaN = missing.
         prediction: [N, T].
-        user: [N].
+        user: [N], the clusters of intervals.
+        lists: [N], equal for rows of the same list; a list is of one user.
     """
 
     labels: np.ndarray
     prediction: np.ndarray
     user: np.ndarray
+    lists: np.ndarray
 
     def where(self, chosen: np.ndarray) -> PredictedRows:
         """The rows chosen by booleans [N]."""
-        return PredictedRows(self.labels[chosen], self.prediction[chosen], self.user[chosen])
+        return PredictedRows(
+            self.labels[chosen], self.prediction[chosen], self.user[chosen], self.lists[chosen]
+        )
+
+
+@dataclass(frozen=True)
+class ListCount:
+    """How many lists, and how many of their labelled rows, say something about an order.
+
+    Attributes:
+        lists: with a labelled row.
+        both: with both labels; only these have an AUC.
+        rows: with a label.
+        rows_of_both: of the lists with both labels.
+    """
+
+    lists: int
+    both: int
+    rows: int
+    rows_of_both: int
+
+    def __str__(self) -> str:
+        share = self.rows_of_both / self.rows if self.rows else 0.0
+        return (
+            f"{self.both:,} of {self.lists:,} lists have both labels, "
+            f"with {self.rows_of_both:,} of {self.rows:,} rows ({share:.1%})"
+        )
+
+
+def count_lists(label: np.ndarray, lists: np.ndarray) -> ListCount:
+    """Of a binary objective's labels [N] (NaN = missing) in lists [N]."""
+    known = ~np.isnan(label)
+    codes = np.unique(lists[known], return_inverse=True)[1]
+    rows = np.bincount(codes)
+    positives = np.bincount(codes, weights=label[known] > 0.5)
+    both = (positives > 0) & (positives < rows)
+    return ListCount(len(rows), int(both.sum()), int(known.sum()), int(rows[both].sum()))
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
@@ -42,18 +85,18 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def gauc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> float:
-    """Per-user AUC weighted by impressions (Zhou et al., KDD 2018, eq. 7).
+    """AUC within each list, weighted by its rows (Zhou et al., KDD 2018, eq. 7, of lists).
 
-    Users with only one class have no AUC and are left out; NaN when none remains.
+    Lists with only one class have no AUC and are left out; NaN when none remains.
     """
     values = auc_of_own_group(label, score, group)
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
 def auc_of_own_group(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The AUC within each row's group: [N]; NaN where the group has only one class.
+    """The AUC within each row's list: [N]; NaN where the list has only one class.
 
-    Its mean over rows is GAUC, as every group counts once for each of its impressions.
+    Its mean over rows is GAUC, as every list counts once for each of its impressions.
     """
     codes, count, positive, ranks = _ranks_in_group(label, score, group)
     negative = count - positive
@@ -79,11 +122,11 @@ def _ranks_in_group(
 
 
 def ndcg(label: np.ndarray, score: np.ndarray, group: np.ndarray, k: int = 10) -> float:
-    """Mean NDCG@k over users with at least one positive label and two rows.
+    """Mean NDCG@k over lists with at least one positive label and two rows.
 
     Gains are the labels, discounts 1 / log2(1 + rank) (Järvelin & Kekäläinen 2002). Rows with equal
     scores share the mean discount of their ranks, so that their order does not matter. NaN when no
-    user remains.
+    list remains.
     """
     values = grouped_ndcg(label, score, group, k)
     return float(values.mean()) if len(values) else float("nan")
@@ -154,7 +197,7 @@ def r_squared(label: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def quality_metric(kind: str) -> str:
-    """The metric by which models are compared on one objective, higher is better."""
+    """The metric over all rows of an objective, higher is better, as if the log had no lists."""
     return "auc" if kind == "binary" else "r2"
 
 
@@ -165,9 +208,9 @@ def can_be_judged(label: np.ndarray) -> bool:
 
 
 def evaluate(
-    kind: str, label: np.ndarray, prediction: np.ndarray, user: np.ndarray
+    kind: str, label: np.ndarray, prediction: np.ndarray, lists: np.ndarray
 ) -> dict[str, float]:
-    """All metrics of one objective over its labelled rows.
+    """All metrics of one objective over its labelled rows; gauc and ndcg_10 are by list.
 
     Binary: auc, gauc, ndcg_10, log_loss, calibration, ece. Other kinds, whose predictions are in
     the label's unit: r2, rmse, calibration. All are NaN without a labelled row.
@@ -176,13 +219,13 @@ def evaluate(
     if not known.any():
         names = BINARY_METRICS if kind == "binary" else OTHER_METRICS
         return dict.fromkeys(names, float("nan"))
-    label, prediction, user = label[known].astype(np.float64), prediction[known], user[known]
+    label, prediction, lists = label[known].astype(np.float64), prediction[known], lists[known]
     prediction = prediction.astype(np.float64)
     if kind == "binary":
         return {
             "auc": auc(label, prediction),
-            "gauc": gauc(label, prediction, user),
-            "ndcg_10": ndcg(label, prediction, user),
+            "gauc": gauc(label, prediction, lists),
+            "ndcg_10": ndcg(label, prediction, lists),
             "log_loss": log_loss(label, prediction),
             "calibration": calibration_ratio(label, prediction),
             "ece": ece(label, prediction),
@@ -200,11 +243,11 @@ Metrics = dict[str, dict[str, float]]  # objective -> metric -> value
 
 
 def evaluate_all(
-    tasks: list[Task], labels: np.ndarray, prediction: np.ndarray, user: np.ndarray
+    tasks: list[Task], labels: np.ndarray, prediction: np.ndarray, lists: np.ndarray
 ) -> Metrics:
-    """`evaluate` of every objective; labels and prediction are [N, T], user is [N]."""
+    """`evaluate` of every objective; labels and prediction are [N, T], lists is [N]."""
     return {
-        task.name: evaluate(task.kind, labels[:, t], prediction[:, t], user)
+        task.name: evaluate(task.kind, labels[:, t], prediction[:, t], lists)
         for t, task in enumerate(tasks)
     }
 

@@ -231,7 +231,7 @@ def _doubly_robust(
 
 @dataclass(frozen=True)
 class Reordering:
-    """The shown lists of N impressions, each reordered by a score.
+    """The shown lists of N impressions (`reordered`), each reordered by a score.
 
     Attributes:
         position: [N], as logged.
@@ -244,29 +244,32 @@ class Reordering:
     in_list: np.ndarray
 
 
-def reordered(frame: pl.DataFrame, score: np.ndarray) -> Reordering:
-    """Every shown list (a run of rising positions of one user) in the order of the score.
+def reordered(
+    frame: pl.DataFrame, score: np.ndarray, lists: np.ndarray, requests: bool = False
+) -> Reordering:
+    """Every shown list in the order of the score.
 
-    Equal scores are in the order of item ids, so that the new order does not depend on the logged
-    one.
+    What was shown together is a run of rising positions within a list, or, with ids of requests,
+    the list itself. Equal scores are in the order of item ids, so that the new order does not
+    depend on the logged one.
 
     Args:
-        frame: user_id, item_id, timestamp and position of N impressions.
+        frame: item_id, timestamp and position of N impressions.
         score: [N].
+        lists: [N], equal for rows of the same list.
+        requests: the lists are of `log.request`.
     """
     # Only distances within a list matter, so whole positions may start at 0 or 1.
-    rows = frame.select("user_id", "item_id", "timestamp", "position").with_columns(
-        pl.Series("score", score), pl.int_range(pl.len()).alias("row")
+    rows = frame.select("item_id", "timestamp", "position").with_columns(
+        pl.Series("score", score),
+        pl.Series("list", lists),
+        pl.int_range(pl.len()).alias("row"),
     )
-    rows = rows.sort("user_id", "timestamp", "position")
-    rows = rows.with_columns(
-        ((pl.col("position") <= pl.col("position").shift(1)).fill_null(True))
-        .over("user_id")
-        .cum_sum()
-        .over("user_id")
-        .alias("list")
-    )
-    shown_list = ["user_id", "list"]
+    rows = rows.sort("list", "timestamp", "position")
+    starts = (pl.col("position") <= pl.col("position").shift(1)).fill_null(True)
+    run = pl.lit(0) if requests else starts.over("list").cum_sum().over("list")
+    rows = rows.with_columns(run.alias("run"))
+    shown_list = ["list", "run"]
     best_first = rows.sort(
         *shown_list, "score", "item_id", descending=[False, False, True, False]
     ).select(pl.col("row").alias("moved"))
@@ -327,22 +330,22 @@ def reordering_model(order: Reordering, prediction: np.ndarray) -> RewardModel:
     return RewardModel(inputs(order.position), inputs(order.new_position), rows)
 
 
-def best_of_weights(user: np.ndarray, score: np.ndarray, candidates: int) -> np.ndarray:
+def best_of_weights(lists: np.ndarray, score: np.ndarray, candidates: int) -> np.ndarray:
     """Weights [N] of random exposures for a policy that shows the best of some random candidates.
 
     The policy draws `candidates` = m items as the random exposures were drawn, and shows the one
-    with the highest score. Of a user with n ≥ m random exposures, the row at rank j is the best of
+    with the highest score. Of a list with n ≥ m random exposures, the row at rank j is the best of
     C(n − j, m − 1) of the C(n, m) sets of m rows, so w = n · C(n − j, m − 1) / C(n, m), and Σ w is
     the number of rows (a U-statistic, Hoeffding 1948). Rows with equal scores share their weight.
-    Users with fewer than m rows have weight 0: leave them out.
+    Lists with fewer than m rows have weight 0: leave them out.
 
     Args:
-        user, score: [N], of random exposures.
+        lists, score: [N], of random exposures.
     """
-    rows = pl.DataFrame({"user": user, "score": score}).with_row_index("row")
+    rows = pl.DataFrame({"list": lists, "score": score}).with_row_index("row")
     rows = rows.with_columns(
-        pl.col("score").rank("ordinal", descending=True).over("user").alias("rank"),
-        pl.len().over("user").alias("n"),
+        pl.col("score").rank("ordinal", descending=True).over("list").alias("rank"),
+        pl.len().over("list").alias("n"),
     )
     n, rank = rows["n"].to_numpy().astype(np.float64), rows["rank"].to_numpy().astype(np.float64)
     usable = n - rank >= candidates - 1
@@ -351,7 +354,7 @@ def best_of_weights(user: np.ndarray, score: np.ndarray, candidates: int) -> np.
     logarithm = _log_choose(below, candidates - 1) - _log_choose(size, candidates)
     weight[usable] = size * np.exp(logarithm)
     shared = rows.with_columns(pl.Series("weight", weight))
-    return shared.select(pl.col("weight").mean().over("user", "score")).to_series().to_numpy()
+    return shared.select(pl.col("weight").mean().over("list", "score")).to_series().to_numpy()
 
 
 def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
@@ -373,7 +376,7 @@ def off_policy(
         return []
     settings, confidence = project.off_policy, project.promotion.confidence
     estimates = []
-    for policy in _policies(project, frame, score):
+    for policy in _policies(project, frame, score, predicted.lists):
         rows = policy.rows
         for t, objective in enumerate(project.objectives):
             rewards = WeightedRewards(
@@ -418,26 +421,26 @@ class _Policy:
     refused: str | None = None
 
 
-def _policies(project: Project, frame: pl.DataFrame, score: np.ndarray) -> list[_Policy]:
+def _policies(
+    project: Project, frame: pl.DataFrame, score: np.ndarray, lists: np.ndarray
+) -> list[_Policy]:
     """The rankings that the log's columns name, refused ones included."""
     policies = []
-    everything = np.ones(frame.height, bool)
     if "propensity" in frame.columns:
-        policies.append(_from_propensities(project, frame, score, everything))
+        policies.append(_from_propensities(project, frame, score, lists))
     flag = project.log.random_exposure
     if flag is not None:
         random = (frame[flag].cast(pl.Float64) > 0).fill_null(False).to_numpy()
         candidates = max(2, round(1 / project.off_policy.keep))
-        user = frame["user_id"].to_numpy()
-        _, code, count = np.unique(user[random], return_inverse=True, return_counts=True)
+        _, code, count = np.unique(lists[random], return_inverse=True, return_counts=True)
         usable = random.copy()
         usable[random] = count[code] >= candidates
-        weight = best_of_weights(user[usable], score[usable], candidates)
+        weight = best_of_weights(lists[usable], score[usable], candidates)
         how = f"its best of {candidates} random items"
         refused: str | None = None
         if not usable.any():
             refused = (
-                f"no user has {candidates} random exposures (log.random_exposure = {flag!r}, "
+                f"no list has {candidates} random exposures (log.random_exposure = {flag!r}, "
                 f"off_policy.keep = {project.off_policy.keep:g})"
             )
         policies.append(_Policy(how, usable, weight, refused=refused))
@@ -445,9 +448,9 @@ def _policies(project: Project, frame: pl.DataFrame, score: np.ndarray) -> list[
 
 
 def _from_propensities(
-    project: Project, frame: pl.DataFrame, score: np.ndarray, rows: np.ndarray
+    project: Project, frame: pl.DataFrame, score: np.ndarray, lists: np.ndarray
 ) -> _Policy:
-    how = "reordered within its lists"
+    how, rows = "reordered within its lists", np.ones(frame.height, bool)
     propensity = frame["propensity"].cast(pl.Float64).to_numpy()
     if "position" not in frame.columns or frame["position"].null_count():
         no_position = (
@@ -455,7 +458,7 @@ def _from_propensities(
             "at all says nothing about what a ranking would have shown instead"
         )
         return _Policy(how, rows, np.ones(len(score)), refused=no_position)
-    order = reordered(frame, score)
+    order = reordered(frame, score, lists, project.log.request is not None)
     refused = None
     if order.in_list.max() == 1:
         refused = "every list has one item, so that there is no other order"

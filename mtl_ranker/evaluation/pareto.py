@@ -28,7 +28,7 @@ class Point:
     Attributes:
         weights: objective → weight.
         engagement, satisfaction: NDCG@10, the weighted mean over the group's objectives that
-            count (`counted_objectives`); NaN if none has a user with a positive label.
+            count (`counted_objectives`); NaN if none has a list with a positive label.
         best: on the Pareto front: no other point is better in one and at least as good in the
             other.
     """
@@ -42,7 +42,7 @@ class Point:
 def quality_of(
     project: Project, rows: PredictedRows, weights: Mapping[str, float], how: str
 ) -> Point:
-    """The quality of ranking each user's rows by these weights, measured by `gains`.
+    """The quality of ranking each list by these weights, measured by `gains`.
 
     Args:
         weights: objective → weight.
@@ -58,7 +58,7 @@ def quality_of(
             continue
         label = labels[:, t]
         known = ~np.isnan(label)
-        value = ndcg(label[known], score[known], rows.user[known], RANKS)
+        value = ndcg(label[known], score[known], rows.lists[known], RANKS)
         if not np.isnan(value):
             groups[objective.group].append((value, objective.weight))
     means = {
@@ -182,31 +182,35 @@ def paired_gains(
 ) -> tuple[Interval, Interval]:
     """How much better the first choice of weights is for engagement and for satisfaction.
 
-    Normal intervals of the weighted mean over objectives of the mean difference of users' NDCG@10,
-    where all of a user's differences count together.
+    Normal intervals of the weighted mean over objectives of the mean difference of lists' NDCG@10,
+    where the differences of all of a user's lists count together.
     """
     names, values = [o.name for o in project.objectives], value_matrix(project, rows.prediction)
     scores = [blended(how, [weights[n] for n in names], values) for weights in choices]
-    labels, codes = gains(project, rows.labels), np.unique(rows.user, return_inverse=True)[1]
-    users, counted = int(codes.max(initial=-1)) + 1, counted_objectives(project)
+    labels, counted = gains(project, rows.labels), counted_objectives(project)
+    codes = np.unique(rows.lists, return_inverse=True)[1]
+    lists = int(codes.max(initial=-1)) + 1
+    owner = np.zeros(lists, np.int64)  # the user of each list
+    owner[codes] = np.unique(rows.user, return_inverse=True)[1]
     intervals = []
     for group in ("engagement", "satisfaction"):
         parts = []
         for t, objective in enumerate(project.objectives):
             known = ~np.isnan(labels[:, t])
-            label, user = labels[known, t], codes[known]
-            one, other = (grouped_ndcg(label, score[known], user, RANKS) for score in scores)
-            rows_of = np.bincount(user, minlength=users)
-            gaining = np.bincount(user, weights=label > 0, minlength=users)
+            label, own = labels[known, t], codes[known]
+            one, other = (grouped_ndcg(label, score[known], own, RANKS) for score in scores)
+            rows_of = np.bincount(own, minlength=lists)
+            gaining = np.bincount(own, weights=label > 0, minlength=lists)
             if objective.group == group and len(one) and objective.name in counted:
                 parts.append((objective.weight, (rows_of > 1) & (gaining > 0), one - other))
-        total, value, influence = sum(w for w, _, _ in parts), 0.0, np.zeros(users)
-        for weight, of_user, difference in parts:
+        total, value, influence = sum(w for w, _, _ in parts), 0.0, np.zeros(lists)
+        for weight, of_list, difference in parts:
             value += weight / total * difference.mean()
-            influence[of_user] += (
+            influence[of_list] += (
                 weight / total * (difference - difference.mean()) / len(difference)
             )
-        half = float(norm.ppf((1 + confidence) / 2) * np.sqrt((influence**2).sum()))
+        by_user = np.bincount(owner, weights=influence)
+        half = float(norm.ppf((1 + confidence) / 2) * np.sqrt((by_user**2).sum()))
         value = value if parts else float("nan")
         intervals.append(Interval(float(value), float(value - half), float(value + half)))
     return intervals[0], intervals[1]

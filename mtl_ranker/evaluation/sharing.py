@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval, Quality, compare, judge
 
 VERDICTS = {1: "helped", -1: "hurt", 0: "undecided"}
@@ -49,7 +50,7 @@ class SharingGain:
             "hurt": "sharing hurt (negative transfer)",
             "undecided": "sharing made no significant difference to",
         }[self.verdict]
-        size = f"{self.measure.upper()} {self.gain.signed}"
+        size = f"{MEASURE_NAMES[self.measure]} {self.gain.signed}"
         if self.note:
             return f"{self.model} on {self.objective}, {self.note} ({size})"
         return f"{self.model}: {effect} {self.objective}, {size} against {self.reference}"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.influence import MEASURE_NAMES, Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import Interval, Quality, compare, judge, model_quality
-from mtl_ranker.evaluation.metrics import PredictedRows, calibration_ratio, gauc
+from mtl_ranker.evaluation.metrics import PredictedRows, auc, calibration_ratio
 from mtl_ranker.models.objectives import Task
 
 MAX_VALUES = 12  # of one context column; rarer values have no slice
@@ -24,7 +24,8 @@ class Slice:
     Attributes:
         kind: what the rows are divided by, such as `tab` or `user activity`.
         value: which of its values, such as `high third`.
-        quality: AUC or R² of the trained model, with its interval over users.
+        measure: of the quality, that of all rows (`LabelledRows.measure`).
+        quality: GAUC by list, AUC or R² of the trained model, with its interval over users.
         gap: quality minus that of all rows, with its interval.
         verdict: -1 significantly worse than all rows, 1 better, 0 neither, with the false
             discovery rate controlled over all slices and objectives.
@@ -36,15 +37,17 @@ class Slice:
     objective: str
     rows: int
     positives: int
+    measure: str
     quality: Interval
     gap: Interval
     verdict: int
-    gauc: float
+    auc: float
     calibration: float
 
     def __str__(self) -> str:
         return (
-            f"{self.objective} is worst where {self.kind} is {self.value}: {self.quality}, "
+            f"{self.objective} is worst where {self.kind} is {self.value}: "
+            f"{MEASURE_NAMES[self.measure]} {self.quality}, "
             f"{self.gap.value:+.4f} against all rows ({self.rows:,} rows)"
         )
 
@@ -130,7 +133,7 @@ def slice_metrics(
         predicted: N rows.
         slices: kind of slice → the slice of each row [N], null = none (see `divide`).
     """
-    clusters = Clusters.of(predicted.user)
+    clusters = Clusters.of(predicted.user, predicted.lists)
     found: dict[tuple[str, str, str], _OnSlice] = {}
     overall: dict[str, Quality] = {}
     for t, task in enumerate(tasks):
@@ -141,8 +144,8 @@ def slice_metrics(
             for value in values.unique().drop_nulls().sort().to_list():
                 chosen = (values == value).fill_null(False).to_numpy()
                 rows = LabelledRows.of(task.kind, np.where(chosen, label, np.nan), clusters)
-                if rows.support.enough:
-                    quality = model_quality(rows, [prediction], fixed=True)
+                if rows.support_of(whole.measure).enough:
+                    quality = model_quality(rows, [prediction], whole.measure, fixed=True)
                     found[task.name, kind, value] = _OnSlice(rows, prediction, quality)
     gaps = judge({k: compare(own.quality, overall[k[0]]) for k, own in found.items()}, confidence)
     return [
@@ -152,10 +155,11 @@ def slice_metrics(
             objective=objective,
             rows=len(own.rows.label),
             positives=int((own.rows.label > 0.5).sum()),
+            measure=own.quality.measure,
             quality=own.quality.interval(confidence),
             gap=gaps[objective, kind, value].interval,
             verdict=gaps[objective, kind, value].verdict,
-            gauc=own.gauc,
+            auc=own.auc,
             calibration=calibration_ratio(own.rows.label, own.prediction[own.rows.known]),
         )
         for (objective, kind, value), own in found.items()
@@ -171,12 +175,12 @@ class _OnSlice:
     quality: Quality
 
     @property
-    def gauc(self) -> float:
-        """NaN unless the objective is binary."""
+    def auc(self) -> float:
+        """Over the slice's rows; NaN unless the objective is binary."""
         rows = self.rows
         if rows.kind != "binary":
             return float("nan")
-        return gauc(rows.label, self.prediction[rows.known], rows.clusters.codes)
+        return auc(rows.label, self.prediction[rows.known])
 
 
 def worst(slices: Sequence[Slice]) -> list[Slice]:

@@ -241,6 +241,7 @@ def examples_of_block(context: Context, day: date, part: ExamplesPart) -> pl.Laz
     copied = ["user_id", "item_id", "timestamp", "date", EVENT]
     optional = ("position", "propensity", project.log.random_exposure)
     copied += [c for c in optional if c is not None and c in event_columns]
+    copied += project.log.list_columns
     chosen = dict.fromkeys([*copied, *project.log.context, *feature_columns(project)])
     rows = rows.select(*[c for c in event_columns if c in chosen], *label_columns)
     examples = join_features(context, block.of(rows), day)
@@ -265,9 +266,11 @@ def examples_provenance(context: Context, day: date, night: date | None = None) 
     if project.log.actions:
         last = night or max(workspace.days("events"), default=day)
         with_labels = {LABELS: _known_labels(context, day, last)}
+    further = [c for c in project.log.list_columns if c not in {*columns, *project.log.context}]
     return {
         **with_labels,
         **(of_histories if features.histories else {}),
+        **({"setting log.list or log.request": fingerprint(further)} if further else {}),
         "events": workspace.published_fingerprint("events", day) or "",
         "aggregates of earlier days": history_fingerprint(context, day),
         "sql/features/windows.sql": fingerprint(sql["features/windows.sql"]),

@@ -169,7 +169,7 @@ def used_columns(project: Project) -> set[str]:
     actions are no columns of the log.
     """
     log, features = project.log, project.features
-    used = {*log.context, *log.required, *log.ranges, *log.unique}
+    used = {*log.context, *log.required, *log.ranges, *log.unique, *log.list_columns}
     used |= {log.random_exposure} if log.random_exposure is not None else set()
     texts = [text for o in project.objectives for text in (o.label, o.where)]
     texts += [*features.signals.values(), project.training.sample_weight]

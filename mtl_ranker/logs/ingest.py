@@ -109,7 +109,8 @@ def ingest_missing(context: Context, days: list[date]) -> None:
 def events_provenance(context: Context, day: date) -> dict[str, str]:
     """Provenance of a day's events: its files, and the settings that define good rows."""
     project, source = context.project, context.source
-    without = {"users", "items", "actions"}
+    # Which columns the events need is `columns`; what makes a list is not of a row.
+    without = {"users", "items", "actions", "list_by", "request"}
     without |= {"impression"} if project.log.impression is None else set()
     contract = project.log.model_dump_json(exclude=without)
     labels = [(o.name, o.kind, o.label, o.where, o.transform, o.levels) for o in project.objectives]

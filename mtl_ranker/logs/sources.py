@@ -118,8 +118,8 @@ class ParquetSource:
             return None
         log = self.log
         mapped = [log.user, log.item, log.timestamp, log.position, log.propensity, log.partition]
-        mapped.append(log.impression)
-        further = [*log.context, *log.required, *log.ranges, *log.unique, log.random_exposure]
+        mapped += [log.impression, log.random_exposure]
+        further = [*log.context, *log.required, *log.ranges, *log.unique, *log.list_columns]
         return {name for name in (*used, *mapped, *further) if name is not None}
 
     def columns(self, day: date) -> list[str]:
@@ -353,6 +353,7 @@ def _canonical(lazy: pl.LazyFrame, log: Log, place: Path, setting: str) -> pl.La
     if log.random_exposure is not None:
         needed.append(("log.random_exposure", log.random_exposure))
     needed += [("log.ranges", c) for c in log.ranges]
+    needed += [("log.list" if log.request is None else "log.request", c) for c in log.list_columns]
     have = [c for c in schema if c != "date" or log.partition == "date"]
     for key, column in needed:
         if column not in schema:

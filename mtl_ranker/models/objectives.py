@@ -25,6 +25,8 @@ class Task:
         transform: of a regression's label, identity or log1p.
         conditional_on: the binary objective without which this binary one cannot happen (ESMM).
         levels: of an ordinal label, which is 0, 1, …, levels - 1.
+        list_loss: of a binary one, a name of `list_losses.LIST_LOSSES`, or None.
+        list_weight: of the list loss beside the loss of the rows.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Task:
     transform: str = "identity"
     conditional_on: str | None = None
     levels: int = 0
+    list_loss: str | None = None
+    list_weight: float = 0.0
 
 
 def transform_labels(labels: Tensor, tasks: Sequence[Task]) -> Tensor:
@@ -180,46 +184,6 @@ def ensemble_losses(
             entropy = functional.binary_cross_entropy(above, label, reduction="sum")
             result[t] = entropy / max(len(y), 1)
     return result
-
-
-def pairwise_losses(
-    logits: Tensor,
-    labels: Tensor,
-    user: Tensor,
-    tasks: Sequence[Task],
-    sample_weight: Tensor | None = None,
-) -> Tensor:
-    """RankNet's loss on the order of each user's impressions, per objective: [T].
-
-    Σ w_i w_j log(1 + exp(z_j − z_i)) over pairs (i, j) of rows of the same user, with i positive
-    and j negative, divided by Σ w over the rows (Burges et al., ICML 2005, eq. 3); the mean over
-    leading dimensions. So a row of weight 2 counts as two rows. 0 for objectives that are not
-    binary. With `conditional_on`, z is the log-odds of the chain's probability.
-
-    Args:
-        logits: [..., B, T].
-        labels: [B, T]; missing ones (NaN) are in no pair.
-        user: [B], equal for rows of the same user.
-        sample_weight: [B], or None for 1.
-    """
-    if any(task.conditional_on for task in tasks):
-        log_p, log_not = chain_log_probability(logits, tasks)
-        logits = log_p - log_not
-    same_user = user.unsqueeze(1) == user.unsqueeze(0)
-    by_task = []
-    for t, task in enumerate(tasks):
-        y, z = labels[:, t], logits[..., t]
-        better, worse = (same_user & (y.unsqueeze(1) > y.unsqueeze(0))).nonzero(as_tuple=True)
-        if task.kind == "binary" and len(better):
-            pairs = functional.softplus(z[..., worse] - z[..., better])
-            rows = z.new_tensor(len(y))
-            if sample_weight is not None:
-                pairs = pairs * (sample_weight[better] * sample_weight[worse])
-                rows = sample_weight.sum().clamp(min=1e-12)
-            by_task.append(pairs.sum(-1).mean() / rows)
-        else:
-            by_task.append(z.new_zeros(()))
-    return torch.stack(by_task)
 
 
 def label_weights(

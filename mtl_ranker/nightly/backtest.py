@@ -25,6 +25,7 @@ from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import days_between, needed_days, split_days
 from mtl_ranker.features.examples import build_examples
+from mtl_ranker.features.lists import list_ids
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.popularity import NAME
@@ -104,7 +105,7 @@ def backtest(
     replayed: list[Replayed] = []
     promotions: dict[date, str] = {}
     predictions: dict[str, list[np.ndarray]] = {policy: [] for policy in POLICIES}
-    labels, users = [], []
+    labels, users, lists = [], [], []
     for day, night in zip(days, nights, strict=True):
         build_split(context, night)
         suite = train_suite(context, night)
@@ -123,13 +124,15 @@ def backtest(
         frame = _examples_of(context, day)
         labels.append(label_matrix(frame, [LABEL + n for n in names]))
         users.append(frame["user_id"].to_numpy())
+        lists.append(list_ids(frame, project.log.list_keys))
         for policy, model in policies.items():
             predicted = model.artifact.predict(frame).select(names).to_numpy()
             predictions[policy].append(predicted)
-            metrics = evaluate_all(tasks, labels[-1], predicted, users[-1])
+            metrics = evaluate_all(tasks, labels[-1], predicted, lists[-1])
             replayed.append(Replayed(day, policy, model.night, model.label, metrics))
         on_step(f"{day}: night of {night}, {suite.winner.label}")
-    gains = _gains(project, np.concatenate(labels), np.concatenate(users), predictions)
+    clusters = Clusters.of(np.concatenate(users), np.concatenate(lists))
+    gains = _gains(project, np.concatenate(labels), clusters, predictions)
     return Backtest(days, replayed, promotions, gains)
 
 
@@ -156,17 +159,18 @@ def _examples_of(context: Context, day: date) -> pl.DataFrame:
 def _gains(
     project: Project,
     labels: np.ndarray,
-    users: np.ndarray,
+    clusters: Clusters,
     predictions: Mapping[str, Sequence[np.ndarray]],
 ) -> dict[tuple[str, str], Interval]:
-    """The paired difference of AUC (or R²) between each policy and `kept` over all days' rows.
+    """The paired difference between each policy and `kept` over all days' rows.
+
+    Of the measure by which models are compared (`LabelledRows.measure`).
 
     Args:
         labels: [N, T] of all days.
-        users: [N].
+        clusters: users and lists of the N rows.
         predictions: policy → [n, T] of each day.
     """
-    clusters = Clusters.of(users)
     predicted = {policy: np.concatenate(predictions[policy]) for policy in POLICIES}
     gains = {}
     for t, objective in enumerate(project.objectives):
@@ -181,6 +185,6 @@ def _gains(
 def measures(project: Project) -> dict[str, list[str]]:
     """Objective → the metrics that are plotted over days."""
     return {
-        o.name: ["auc", "gauc"] if quality_metric(o.kind) == "auc" else ["r2"]
+        o.name: ["gauc", "auc"] if quality_metric(o.kind) == "auc" else ["r2"]
         for o in project.objectives
     }

@@ -26,6 +26,7 @@ from mtl_ranker.evaluation.pareto import (
 )
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import span, split_days
+from mtl_ranker.features.lists import list_ids
 from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.batches import label_matrix
@@ -69,7 +70,7 @@ class BothBetter:
 
         return (
             f"the weights {words(self.point.weights)} are better than {words(self.current)} for "
-            f"both groups: NDCG@10 of engagement {self.engagement.signed}, of satisfaction "
+            f"both groups: NDCG@10 by list of engagement {self.engagement.signed}, of satisfaction "
             f"{self.satisfaction.signed}, on users that they were not chosen on; "
             "`mtl-ranker blend` proposes weights"
         )
@@ -118,7 +119,7 @@ def find_blend(
             f"{', '.join(o.name for o in project.objectives)}; train again first"
         )
     days = split_days(project, workspace.days("events"), day)
-    rows = _predicted(artifact, model_examples(context, artifact, days.test))
+    rows = _predicted(artifact, model_examples(context, artifact, days.test), project)
     missing = unmeasured_groups(artifact.project, rows)
     if missing:
         raise ProjectError(
@@ -129,7 +130,7 @@ def find_blend(
 
 
 def unmeasured_groups(project: Project, rows: PredictedRows) -> list[str]:
-    """Groups of objectives without a user who has two rows and a positive label to rank by."""
+    """Groups of objectives without a list that has two rows and a positive label to rank by."""
     point = quality_of(project, rows, project.blend_weights, project.scoring.blend)
     return [group for group in GROUPS if np.isnan(getattr(point, group))]
 
@@ -171,12 +172,14 @@ def trade_off(
     )
 
 
-def _predicted(artifact: RankerArtifact, frame: pl.DataFrame) -> PredictedRows:
+def _predicted(artifact: RankerArtifact, frame: pl.DataFrame, project: Project) -> PredictedRows:
+    """Labels and predictions of raw examples, with the project's lists."""
     names = [task.name for task in artifact.tasks]
     return PredictedRows(
         labels=label_matrix(frame, [LABEL + n for n in names]),
         prediction=artifact.predict(frame).select(names).to_numpy(),
         user=frame["user_id"].to_numpy(),
+        lists=list_ids(frame, project.log.list_keys),
     )
 
 

@@ -25,10 +25,11 @@ from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.calibration import Calibration, fit_calibration
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
 from mtl_ranker.training.boosting import fit_forest
-from mtl_ranker.training.dataset import ENCODED, SAMPLE_ROWS, Dataset, encode_to_files
+from mtl_ranker.training.dataset import ENCODED, SAMPLE_ROWS, Dataset, written_once
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
-from mtl_ranker.training.shards import ShardedExamples
+from mtl_ranker.training.network import tasks_of
+from mtl_ranker.training.shards import ShardedExamples, write_shards
 from mtl_ranker.training.state import FORMAT, Checkpoint, Epoch
 from mtl_ranker.workspace import fingerprint
 
@@ -91,8 +92,11 @@ def train_model(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     world: World = SINGLE_PROCESS,
 ) -> ModelRun:
-    """Train one model with one seed, and evaluate it on the held-out rows."""
-    tasks, seed, started = dataset.tasks, contender.seed, time.time()
+    """Train one model with one seed, and evaluate it on the held-out rows.
+
+    The project's `[training]` may differ from the one that the data were read with.
+    """
+    tasks, seed, started = tasks_of(project), contender.seed, time.time()
     trained = train_ranker(
         Design(contender.spec, dataset.encoder, tasks),
         Rows(_thinned(project, tasks, dataset.train, seed), dataset.examples["validate"]),
@@ -186,7 +190,7 @@ def refit(
         artifact=replace(again, calibration=calibration),
     )
     labels = [LABEL + task.name for task in tasks]
-    test = encode_examples(again.encoder, dataset.frames["test"], labels)
+    test = encode_examples(again.encoder, dataset.frames["test"], labels, dataset.list_keys)
     dataset = replace(dataset, encoder=again.encoder, examples={"test": test})
     return _evaluate(dataset, fitted, Validation(run.validate_quality, run.validate_prediction))
 
@@ -208,7 +212,7 @@ def _retrained(
     world: World,
 ) -> tuple[RankerArtifact, Trained]:
     """The run's model, trained on other days without early stopping; it is not calibrated."""
-    tasks = dataset.tasks
+    tasks = tasks_of(project)
     encoder, rows = _rows_of(project, dataset, again, world)
     contender = Contender(again.name, run.spec, run.seed)
     on_epoch = partial(callbacks.on_epoch, contender.name, contender.seed)
@@ -270,7 +274,7 @@ def held_out_predictions(
             others = Retraining(f"{run.name}, without {day}", [d for d in known if d != day])
             artifact, _ = _retrained(project, dataset, run, others, callbacks, world)
         frame = _frame_of(dataset, [day])
-        rows = encode_examples(artifact.encoder, frame, labels)
+        rows = encode_examples(artifact.encoder, frame, labels, dataset.list_keys)
         folds.append(Fold(frame, rows.labels.numpy(), artifact.raw(rows.inputs)))
     return folds
 
@@ -298,10 +302,11 @@ def _rows_of(
         lazy = pl.scan_parquet(files, missing_columns="insert", glob=False)
         encoder = fit_encoder(project, lazy, SAMPLE_ROWS)
         folder = dataset.workspace.root / ENCODED / fingerprint(again.name)
-        return encoder, encode_to_files(encoder, files, labels, folder, world)
+        write = partial(write_shards, encoder, files, labels, list_keys=dataset.list_keys)
+        return encoder, written_once(write, folder, world)
     frame = _frame_of(dataset, again.days)
     encoder = fit_encoder(project, frame)
-    return encoder, encode_examples(encoder, frame, labels)
+    return encoder, encode_examples(encoder, frame, labels, dataset.list_keys)
 
 
 def _frame_of(dataset: Dataset, days: Sequence[date]) -> pl.DataFrame:
@@ -315,7 +320,7 @@ def _calibrate(dataset: Dataset, fitted: Fitted) -> tuple[Fitted, Validation]:
     tasks, validate = dataset.tasks, dataset.examples["validate"]
     frame, settings = dataset.frames["validate"], fitted.artifact.project.calibration
     raw, labels = fitted.artifact.raw(validate.inputs), validate.labels.numpy()
-    metrics = evaluate_all(tasks, labels, raw, frame["user_id"].to_numpy())
+    metrics = evaluate_all(tasks, labels, raw, dataset.validation.lists)
     surface = None if settings.by is None else frame[settings.by]
     calibration = fit_calibration(tasks, labels, raw, settings, surface)
     prediction = calibration.apply([task.name for task in tasks], raw, surface)
@@ -345,7 +350,7 @@ def _evaluate(dataset: Dataset, fitted: Fitted, validation: Validation) -> Model
         validate_prediction=validation.prediction,
         raw_prediction=raw,
         test_prediction=prediction,
-        metrics=evaluate_all(tasks, held_out.labels, prediction, held_out.user),
+        metrics=evaluate_all(tasks, held_out.labels, prediction, held_out.lists),
         artifact=artifact,
         diagnosis=diagnosis,
     )

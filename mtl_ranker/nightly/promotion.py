@@ -14,7 +14,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.calibration_bounds import calibrated, out_of_bounds
-from mtl_ranker.evaluation.criterion import comparison_weights
+from mtl_ranker.evaluation.criterion import LOSS, comparison_weights
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import (
     ONE_SEED,
@@ -24,9 +24,10 @@ from mtl_ranker.evaluation.intervals import (
     model_quality,
     weighted_mean,
 )
-from mtl_ranker.evaluation.metrics import Metrics, PredictedRows, quality_metric
+from mtl_ranker.evaluation.metrics import Metrics, PredictedRows
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
+from mtl_ranker.features.lists import list_ids
 from mtl_ranker.features.view import examples_dataset, model_context
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.nightly.build import model_examples
@@ -42,7 +43,7 @@ class Decision:
 
     Attributes:
         blended: difference of the blended quality, challenger minus champion.
-        differences: objective → difference of AUC or R², challenger minus champion.
+        differences: objective → difference of GAUC by list, AUC or R², challenger minus champion.
         serving: how the saved challenger was served, if that was measured.
         fallback: a ranker without a trained model that becomes champion, as there is none and the
             challenger was not promoted.
@@ -63,6 +64,7 @@ class ChallengerEvidence:
     Attributes:
         labels: [N, T], NaN = missing.
         user: [N].
+        lists: [N], equal for rows of the same list.
         challenger: predictions [N, T].
         serving: the saved challenger in a fresh process, if that was measured.
     """
@@ -70,6 +72,7 @@ class ChallengerEvidence:
     tasks: Sequence[Task]
     labels: np.ndarray
     user: np.ndarray
+    lists: np.ndarray
     challenger: np.ndarray
     serving: Serving | None = None
 
@@ -96,37 +99,43 @@ class Comparison:
     """How much better the challenger is than another model on the same rows.
 
     Attributes:
-        blended: difference of the blended quality: the mean of AUC and R², each with the
-            objective's weight over the standard error of its difference, so that no objective
-            decides by its unit or its noise. NaN if no objective can be compared.
-        differences: objective → difference of AUC or R².
+        blended: difference of the blended quality: the mean of GAUC by list, AUC and R²
+            (`LabelledRows.measure`), each with the objective's weight over the standard error of
+            its difference, so that no objective decides by its unit or its noise. NaN if no
+            objective can be compared.
+        differences: objective → difference of its measure.
+        losses: binary objective → difference of log loss, the guard.
         thin: objectives without enough labels, with what they have and what it takes.
     """
 
     blended: Interval
     differences: dict[str, Interval]
+    losses: dict[str, Interval]
     thin: list[str]
 
     @property
     def worse(self) -> list[str]:
-        """Objectives on which the challenger is significantly worse."""
-        return [name for name, difference in self.differences.items() if difference.high < 0]
+        """Objectives on which the challenger is significantly worse, or its log loss is."""
+        found = [name for name, difference in self.differences.items() if difference.high < 0]
+        return found + [
+            f"{name} (log loss {difference.signed})"
+            for name, difference in self.losses.items()
+            if difference.low > 0 and name not in found
+        ]
 
 
 def compare_models(evidence: Evidence, confidence: float) -> Comparison:
     """The differences between challenger and champion, with intervals over users and seeds."""
-    tasks, clusters = evidence.tasks, Clusters.of(evidence.user)
-    challenger, champion = [], []
+    tasks, clusters = evidence.tasks, Clusters.of(evidence.user, evidence.lists)
+    challenger, champion, losses = [], [], {}
     for t, task in enumerate(tasks):
         rows = LabelledRows.of(task.kind, evidence.labels[:, t], clusters)
-        own, other = (
-            _known(task, seeds) for seeds in (evidence.challenger_seeds, evidence.champion_seeds)
-        )
-        challenger.append(_quality(rows, evidence.challenger[:, t], own, other))
-        if evidence.champion_fixed:
-            champion.append(model_quality(rows, [evidence.champion[:, t]], fixed=True))
-        else:
-            champion.append(_quality(rows, evidence.champion[:, t], other, own))
+        own, other = _both(evidence, t, rows, rows.measure)
+        challenger.append(own)
+        champion.append(other)
+        if task.kind == "binary":
+            loss = compare(*_both(evidence, t, rows, LOSS))
+            losses[task.name] = loss.interval(confidence)
     compared = [compare(a, b) for a, b in zip(challenger, champion, strict=True)]
     weights = comparison_weights(tasks, compared)
     overall = compare(
@@ -137,6 +146,7 @@ def compare_models(evidence: Evidence, confidence: float) -> Comparison:
     return Comparison(
         blended=overall.interval(confidence),
         differences={name: each.interval(confidence) for name, each in by_name.items()},
+        losses=losses,
         thin=[
             f"{name} ({each.support})" for name, each in by_name.items() if not each.support.enough
         ],
@@ -147,9 +157,10 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     """Compare challenger and champion on the same test rows.
 
     The challenger is promoted only if the blended quality (`Comparison`) is significantly better,
-    no objective is significantly worse, predictions are calibrated within bounds on average, and
-    the saved challenger was served within its limits. With `promotion.require_significance = false`
-    the blended quality may be worse by at most `promotion.tolerance`.
+    no objective is significantly worse, nor its log loss, predictions are calibrated within bounds
+    on average, and the saved challenger was served within its limits. With
+    `promotion.require_significance = false` the blended quality may be worse by at most
+    `promotion.tolerance`.
     """
     rule = project.promotion
     found = compare_models(evidence, rule.confidence)
@@ -184,22 +195,32 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     return Decision(not objections, reason, overall, found.differences, evidence.serving)
 
 
-def _known(task: Task, seeds: Sequence[Metrics]) -> np.ndarray:
-    """The trainings' values [S] of an objective's quality, without those that are unknown."""
-    measure = quality_metric(task.kind)
+def _both(evidence: Evidence, t: int, rows: LabelledRows, measure: str) -> tuple[Quality, Quality]:
+    """A measure of challenger and champion on objective number t, with their spreads over seeds."""
+    task = evidence.tasks[t]
+    known, of_champion = (
+        _known(task, measure, seeds)
+        for seeds in (evidence.challenger_seeds, evidence.champion_seeds)
+    )
+    own = _quality(model_quality(rows, [evidence.challenger[:, t]], measure), known, of_champion)
+    champion = [evidence.champion[:, t]]
+    if evidence.champion_fixed:
+        return own, model_quality(rows, champion, measure, fixed=True)
+    return own, _quality(model_quality(rows, champion, measure), of_champion, known)
+
+
+def _known(task: Task, measure: str, seeds: Sequence[Metrics]) -> np.ndarray:
+    """The trainings' values [S] of an objective's measure, without those that are unknown."""
     values = np.array([metrics.get(task.name, {}).get(measure, np.nan) for metrics in seeds])
     return values[~np.isnan(values)]
 
 
-def _quality(
-    rows: LabelledRows, prediction: np.ndarray, own: np.ndarray, other: np.ndarray
-) -> Quality:
+def _quality(found: Quality, own: np.ndarray, other: np.ndarray) -> Quality:
     """The quality of one training; its variance over seeds is that of two known values or more.
 
     Args:
         own, other: values of trainings of this model, and of the one it is compared with.
     """
-    found = model_quality(rows, [prediction])
     for values in (own, other):
         if len(values) > 1:
             return replace(found, trainings=values)
@@ -216,7 +237,7 @@ def unfit(project: Project, evidence: ChallengerEvidence) -> list[str]:
     ]
     if invalid:
         return [f"its predictions of {', '.join(invalid)} are not all finite numbers"]
-    rows = PredictedRows(evidence.labels, evidence.challenger, evidence.user)
+    rows = PredictedRows(evidence.labels, evidence.challenger, evidence.user, evidence.lists)
     found = calibrated(evidence.tasks, rows, rule.confidence)
     objections = [f"it is not calibrated on {each}" for each in out_of_bounds(found, rule)]
     serving = evidence.serving
@@ -257,7 +278,7 @@ def compare_artifacts(
     project = context.project
     split = split_days(project, context.workspace.days("events"), day)
     frame = _test_rows(context, challenger, split.test)
-    alone = _evidence(challenger, frame, folder)
+    alone = _evidence(project, challenger, frame, folder)
     tasks, serving = list(alone.tasks), alone.serving
     names = [task.name for task in tasks]
     if champion is None:
@@ -285,6 +306,7 @@ def compare_artifacts(
         tasks=common,
         labels=alone.labels[:, kept],
         user=alone.user,
+        lists=alone.lists,
         challenger=alone.challenger[:, kept],
         champion=_predictions_on(context, champion, frame, split.test).select(shared).to_numpy(),
         champion_fixed=champion.fixed,
@@ -316,7 +338,8 @@ def decide_first(
 
     It must be calibrated and be served as in `decide`. Against each baseline its blended quality
     must be higher, or lower by less than `promotion.tolerance`, and no objective significantly
-    worse. The difference need not be significant: baselines are no champions that were chosen.
+    worse, nor its log loss. The difference need not be significant: baselines are no champions that
+    were chosen.
 
     Args:
         baselines: name in words → predictions [N, T].
@@ -372,7 +395,8 @@ def accept_by_hand(
 ) -> Decision:
     """The decision to make the challenger champion without a comparison, if it serves."""
     split = split_days(context.project, context.workspace.days("events"), day)
-    evidence = _evidence(challenger, _test_rows(context, challenger, split.test), folder)
+    frame = _test_rows(context, challenger, split.test)
+    evidence = _evidence(context.project, challenger, frame, folder)
     objections = unfit(context.project, evidence)
     reason = (
         "not promoted: " + "; ".join(objections) if objections else "promoted: accepted by hand"
@@ -389,7 +413,7 @@ def _test_rows(context: Context, model: RankerArtifact, days: list[date]) -> pl.
 
 
 def _evidence(
-    challenger: RankerArtifact, frame: pl.DataFrame, folder: Path | None
+    project: Project, challenger: RankerArtifact, frame: pl.DataFrame, folder: Path | None
 ) -> ChallengerEvidence:
     """The challenger's predictions for these rows; with a folder, also how it is served."""
     names = [task.name for task in challenger.tasks]
@@ -402,6 +426,7 @@ def _evidence(
         tasks=challenger.tasks,
         labels=label_matrix(frame, [LABEL + name for name in names]),
         user=frame["user_id"].to_numpy(),
+        lists=list_ids(frame, project.log.list_keys),
         challenger=prediction.select(names).to_numpy(),
         serving=serving,
     )

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from mtl_ranker.config import Project
 from mtl_ranker.evaluation.calibration_bounds import calibrated, out_of_bounds
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import compare
-from mtl_ranker.evaluation.metrics import PredictedRows, quality_metric
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.nightly.results import ModelRun, qualities
+from mtl_ranker.nightly.results import ModelRun, predicted_rows, qualities
 from mtl_ranker.training.dataset import HeldOut
-
-NAMES = {"auc": "AUC", "r2": "R²"}
 
 
 def harm_of_refit(
@@ -34,11 +32,10 @@ def harm_of_refit(
         change = compare(quality["after", task.name], quality["before", task.name])
         interval = change.interval(rule.confidence)
         if interval.high < 0:
-            found.append(f"{task.name}: {NAMES[quality_metric(task.kind)]} {interval.signed}")
+            measure = MEASURE_NAMES[quality["after", task.name].measure]
+            found.append(f"{task.name}: {measure} {interval.signed}")
     before, after = (
-        calibrated(
-            tasks, PredictedRows(held_out.labels, r.test_prediction, held_out.user), rule.confidence
-        )
+        calibrated(tasks, predicted_rows(held_out, r.test_prediction), rule.confidence)
         for r in (run, again)
     )
     for one, other in zip(before, after, strict=True):

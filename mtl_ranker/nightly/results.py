@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from mtl_ranker.evaluation.diagnostics import Diagnosis
 from mtl_ranker.evaluation.drift import Drift
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import Interval, Quality, model_quality
-from mtl_ranker.evaluation.metrics import Metrics, can_be_judged, evaluate_all
+from mtl_ranker.evaluation.metrics import ListCount, Metrics, PredictedRows, can_be_judged
 from mtl_ranker.evaluation.off_policy import Estimate
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import Slice
@@ -37,7 +37,7 @@ class ModelRun:
 
     Attributes:
         started, ended: when it was trained, in seconds since 1970.
-        validate_quality: weighted mean of AUC and R² on the validation days.
+        validate_quality: weighted mean of AUC and R² over the rows of the validation days.
         validate_prediction: [N, T] on the validation days.
         raw_prediction: [N, T] on the test days, before calibration.
         test_prediction: [N, T] on the test days.
@@ -77,7 +77,9 @@ class Suite:
 
     Attributes:
         baselines: name → metrics of predictions without a model.
-        intervals: (model, objective) → mean quality over seeds.
+        lists: binary objective → the lists of the test days, and those with both labels.
+        measures: objective → the measure by which models are compared (`LabelledRows.measure`).
+        intervals: (model or baseline, objective) → that measure, the mean over seeds.
         gains: against the model that shares nothing, if there is one.
         label_correlation: [T, T] between labels of the training days.
         slices, off_policy: of the winner.
@@ -93,6 +95,8 @@ class Suite:
     tasks: list[Task]
     runs: list[ModelRun]
     baselines: dict[str, Metrics]
+    lists: dict[str, ListCount]
+    measures: dict[str, str]
     intervals: dict[tuple[str, str], Interval]
     gains: list[SharingGain]
     label_correlation: np.ndarray
@@ -115,17 +119,37 @@ def qualities(
     by_model: Mapping[str, list[ModelRun]],
     held_out: HeldOut,
 ) -> dict[tuple[str, str], Quality]:
-    """(model, objective) → mean quality over seeds on the test days."""
-    clusters = Clusters.of(held_out.user)
+    """(model, objective) → mean quality over seeds on the test days (`LabelledRows.measure`)."""
+    predictions = {name: [run.test_prediction for run in runs] for name, runs in by_model.items()}
+    return qualities_of(tasks, predictions, held_out)
+
+
+def qualities_of(
+    tasks: list[Task],
+    predictions: Mapping[str, Sequence[np.ndarray]],
+    held_out: HeldOut,
+    fixed: bool = False,
+) -> dict[tuple[str, str], Quality]:
+    """(model, objective) → mean quality of predictions [N, T] of each seed on the test rows.
+
+    Args:
+        fixed: the predictors have no seed.
+    """
+    clusters = Clusters.of(held_out.user, held_out.lists)
     rows = [
         LabelledRows.of(task.kind, held_out.labels[:, t], clusters) for t, task in enumerate(tasks)
     ]
     return {
-        (name, task.name): model_quality(rows[t], [run.test_prediction[:, t] for run in runs])
-        for name, runs in by_model.items()
+        (name, task.name): model_quality(rows[t], [p[:, t] for p in by_seed], fixed=fixed)
+        for name, by_seed in predictions.items()
         for t, task in enumerate(tasks)
         if can_be_judged(held_out.labels[:, t])
     }
+
+
+def predicted_rows(held_out: HeldOut, prediction: np.ndarray) -> PredictedRows:
+    """Held-out rows with a model's predictions [N, T]."""
+    return PredictedRows(held_out.labels, prediction, held_out.user, held_out.lists)
 
 
 def still_improving(by_model: Mapping[str, list[ModelRun]]) -> dict[tuple[str, str], str]:
@@ -137,18 +161,28 @@ def still_improving(by_model: Mapping[str, list[ModelRun]]) -> dict[tuple[str, s
     found = {}
     for name, runs in by_model.items():
         for run in runs:
-            epochs, allowed = run.trained.epochs, run.artifact.project.training.epochs
-            for task, best in zip(run.artifact.tasks, run.trained.best_epochs, strict=True):
-                if len(epochs) == allowed and best == allowed:
-                    found[name, task.name] = (
-                        f"no verdict: the best epoch of {name} is its last ({allowed}); "
-                        "raise training.epochs"
-                    )
+            for objective in at_the_cap(run):
+                found[name, objective] = (
+                    f"no verdict: the best epoch of {name} is its last "
+                    f"({run.artifact.project.training.epochs}); raise training.epochs"
+                )
     return found
 
 
-def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict[str, Metrics]:
-    """Metrics of predictions without a model: the training mean, and each item's smoothed mean."""
+def at_the_cap(run: ModelRun) -> list[str]:
+    """Objectives whose best epoch is the last one that `training.epochs` allows.
+
+    None of a refit, whose epochs are those of an earlier training.
+    """
+    allowed = run.artifact.project.training.epochs
+    if run.refitted or len(run.trained.epochs) < allowed:
+        return []
+    best_epochs = zip(run.artifact.tasks, run.trained.best_epochs, strict=True)
+    return [task.name for task, best in best_epochs if best == allowed]
+
+
+def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict[str, np.ndarray]:
+    """Predictions [N, T] without a model: the training mean, and each item's smoothed mean."""
     means = smoothed_means(tasks, train.lazy())
     names = [task.name for task in tasks]
     overall = dict(zip(names, means.select(names).row(0), strict=True))
@@ -159,7 +193,4 @@ def baselines(tasks: list[Task], train: pl.DataFrame, held_out: HeldOut) -> dict
         .to_numpy()
     )
     constant = np.broadcast_to(list(overall.values()), popularity.shape)
-    return {
-        name: evaluate_all(tasks, held_out.labels, prediction, held_out.user)
-        for name, prediction in (("base_rate", constant), (POPULARITY, popularity))
-    }
+    return {"base_rate": constant, POPULARITY: popularity}

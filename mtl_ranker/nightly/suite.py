@@ -17,7 +17,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.calibration_bounds import calibrated, unsupported
 from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.evaluation.drift import Drift, health
-from mtl_ranker.evaluation.metrics import PredictedRows
+from mtl_ranker.evaluation.metrics import PredictedRows, count_lists, evaluate_all
 from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
@@ -35,7 +35,15 @@ from mtl_ranker.nightly.contenders import (
     with_trees,
 )
 from mtl_ranker.nightly.refitting import harm_of_refit
-from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities, still_improving
+from mtl_ranker.nightly.results import (
+    ModelRun,
+    Suite,
+    baselines,
+    predicted_rows,
+    qualities,
+    qualities_of,
+    still_improving,
+)
 from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
@@ -129,29 +137,28 @@ def _winner(
 ) -> tuple[ModelRun, list[ModelRun], list[str]]:
     """The winner, all runs with those derived from the best one (with trees, refit), and notes.
 
-    Chosen on validation by `Criterion`: the best seed of the model with the best mean, with trees
-    or trees alone if they are better. With `training.refit` it is refit, unless that does harm on
-    the test days. Its artifact keeps the test metrics of the model's seeds, whose spread promotion
-    needs. The notes say what was decided on the test days.
+    Chosen on validation by `Criterion`, guarded by the log loss of the first model: the best seed
+    of the model with the best mean, with trees or trees alone if they are better. With
+    `training.refit` it is refit, unless that does harm on the test days. Its artifact keeps the
+    test metrics of the model's seeds, whose spread promotion needs. The notes say what was decided
+    on the test days.
     """
     by_model = _by_model(runs)
-    labels = dataset.examples["validate"].labels.numpy()
-    user = dataset.frames["validate"]["user_id"].to_numpy()
-    criterion = Criterion.fit(dataset.tasks, labels, user, runs[0].validate_prediction)
+    reference = predicted_rows(dataset.validation, runs[0].validate_prediction)
+    criterion = Criterion.fit(dataset.tasks, reference)
 
-    def value(run: ModelRun) -> float:
-        return criterion.value(run.validate_prediction)
+    def order(*seeds: ModelRun) -> tuple[bool, float]:
+        return criterion.order([run.validate_prediction for run in seeds])
 
-    mean = {name: np.mean([value(run) for run in seeds]) for name, seeds in by_model.items()}
-    best = max(mean, key=lambda name: mean[name])
-    winner = max(by_model[best], key=value)
+    best = max(by_model, key=lambda name: order(*by_model[name]))
+    winner = max(by_model[best], key=order)
     improved: list[ModelRun] = []
     notes: list[str] = []
     if project.training.trees:
         callbacks.on_step(f"boosted trees beside {winner.name}")
         averaged = with_trees(project, dataset, winner)
         improved += [averaged, trees_alone(dataset, averaged)]
-        winner = max([winner, *improved], key=value)
+        winner = max([winner, *improved], key=order)
     if project.training.refit:
         again = refit(project, dataset, winner, callbacks, world)
         improved.append(again)
@@ -182,6 +189,8 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
     confidence = project.promotion.confidence
     by_model = _by_model(runs)
     quality = qualities(tasks, by_model, held_out)
+    simple = baselines(tasks, dataset.frames["train"], held_out)
+    trivial = {name: [prediction] for name, prediction in simple.items()}
     specs = model_specs(project)
     reference = next((name for name, spec in specs.items() if spec.unshared), None)
     # A run with trees or more training days differs from the reference by more than sharing.
@@ -194,7 +203,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         "test": winner.test_prediction,
     }
     blend_score = blended_score(project, winner.test_prediction)
-    predicted = PredictedRows(held_out.labels, winner.test_prediction, held_out.user)
+    predicted = predicted_rows(held_out, winner.test_prediction)
     support = unsupported(calibrated(tasks, predicted, confidence))
     choices = _blend_of(project, predicted)
     better = [] if choices is None or choices.better is None else [str(choices.better)]
@@ -203,8 +212,20 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         days=dataset.days,
         tasks=tasks,
         runs=runs,
-        baselines=baselines(tasks, dataset.frames["train"], held_out),
-        intervals={key: value.interval(confidence) for key, value in quality.items()},
+        baselines={
+            name: evaluate_all(tasks, held_out.labels, prediction, held_out.lists)
+            for name, prediction in simple.items()
+        },
+        lists={
+            task.name: count_lists(held_out.labels[:, t], held_out.lists)
+            for t, task in enumerate(tasks)
+            if task.kind == "binary"
+        },
+        measures={objective: found.measure for (_, objective), found in quality.items()},
+        intervals={
+            key: value.interval(confidence)
+            for key, value in (quality | qualities_of(tasks, trivial, held_out, fixed=True)).items()
+        },
         gains=(
             sharing_gains(comparable, reference, confidence, still_improving(by_model))
             if reference is not None

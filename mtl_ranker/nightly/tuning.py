@@ -1,7 +1,8 @@
 """Search of a model's settings on the validation days by Optuna's TPE, with pruning.
 
-The test days are never read. The first trial has the settings of the project file, so that the
-best trial is never worse on validation. A search with a storage can be resumed.
+The test days are never read. The first trial has the settings of the project file, the incumbent:
+another trial replaces it only where its gain exceeds the gain's standard error and no objective's
+log loss is significantly worse. A search with a storage can be resumed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mtl_ranker.config import Project, Training
 from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.spec import RankerSpec
+from mtl_ranker.nightly.results import predicted_rows
 from mtl_ranker.training.dataset import Dataset
 from mtl_ranker.training.loop import Design, Epoch, Execution, Rows, train_ranker
 from mtl_ranker.training.network import predict
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 # The settings of `[training]` that are searched.
 TRAINING = ("batch_size", "learning_rate", "weight_decay")
 SCALE = "standard errors"  # attribute of a study
+BEATS = "beats the incumbent"  # attribute of a trial
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Trial:
 
     Attributes:
         training, model: settings of `[training]` and `[models.NAME]`.
-        quality: by `Criterion` on the validation days, in standard errors; NaN if pruned.
+        quality: by `Criterion` on the validation days, in standard errors; NaN if pruned. If an
+            objective's log loss is significantly worse than the incumbent's, it is at most one
+            below the incumbent's.
     """
 
     number: int
@@ -48,7 +53,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """The best settings of all trials of a study, also of earlier searches.
+    """The chosen settings of all trials of a study, also of earlier searches.
+
+    Those of the best trial that beats the incumbent, or else the project file's.
 
     Attributes:
         training, model: settings of `[training]` and `[models.NAME]`.
@@ -101,7 +108,8 @@ def tune(
 ) -> Search:
     """Search the settings of a model and of `[training]` by `Criterion` on the validation days.
 
-    Its standard errors are those of the first training, with the project file's settings.
+    Its standard errors and its reference are those of the training with the project file's
+    settings, which a resumed search repeats.
 
     `on_trial` is called with each training when it ends.
     """
@@ -127,19 +135,44 @@ def tune(
         except optuna.TrialPruned:
             on_trial(Trial(trial.number, training, model, float("nan"), True, epochs))
             raise
-        quality = _criterion(dataset, trial.study, prediction).value(prediction)
+        criterion = incumbent(trial.study, prediction if trial.number == 0 else None)
+        quality = criterion.value(prediction)
+        if criterion.worse_loss([prediction]):
+            quality = min(quality, criterion.value(criterion.reference) - 1.0)
+        else:
+            gain = criterion.gain(prediction)
+            trial.set_user_attr(BEATS, bool(gain.value > gain.standard_error))
         on_trial(Trial(trial.number, training, model, quality, False, epochs))
         return quality
+
+    found: list[Criterion] = []
+
+    def incumbent(stored: optuna.Study, prediction: np.ndarray | None) -> Criterion:
+        """The criterion with the project file's settings as reference; trained for if needed."""
+        if not found:
+            if prediction is None:
+                spec = make(
+                    f"models.{study.model}",
+                    configured,
+                    len(dataset.tasks),
+                    project.features.groups,
+                )
+                prediction = _validated(dataset, spec, project.training, study.seed)
+            found.append(_criterion(dataset, stored, prediction))
+        return found[0]
 
     stored = open_study(project, study)
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     done = len(stored.get_trials(deepcopy=False, states=finished))
     if done < budget.trials:
         stored.optimize(objective, n_trials=budget.trials - done, timeout=budget.seconds)
-    training, model = suggest(optuna.trial.FixedTrial(stored.best_params), project, configured)
     trials = stored.get_trials(deepcopy=False, states=finished)
-    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in trials)
-    return Search(training, model, float(stored.best_value), len(trials), pruned)
+    complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
+    beating = [t for t in complete if t.user_attrs.get(BEATS)] or complete[:1]
+    value, best = max(((float(t.value or 0.0), t) for t in beating), key=lambda each: each[0])
+    training, model = suggest(optuna.trial.FixedTrial(best.params), project, configured)
+    pruned = len(trials) - len(complete)
+    return Search(training, model, value, len(trials), pruned)
 
 
 def _validated(
@@ -147,7 +180,7 @@ def _validated(
     spec: RankerSpec,
     settings: Training,
     seed: int,
-    on_epoch: Callable[[Epoch], None],
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> np.ndarray:
     """Predictions [N, T] of one training on the validation days."""
     validate = dataset.examples["validate"]
@@ -159,9 +192,7 @@ def _validated(
 
 def _criterion(dataset: Dataset, stored: optuna.Study, prediction: np.ndarray) -> Criterion:
     """The study's criterion; its standard errors are stored with it when it is first needed."""
-    labels = dataset.examples["validate"].labels.numpy()
-    user = dataset.frames["validate"]["user_id"].to_numpy()
-    criterion = Criterion.fit(dataset.tasks, labels, user, prediction)
+    criterion = Criterion.fit(dataset.tasks, predicted_rows(dataset.validation, prediction))
     scale = stored.user_attrs.get(SCALE)
     if scale is None:
         stored.set_user_attr(SCALE, dict(criterion.scale))

@@ -14,12 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.promotion import Decision
-from mtl_ranker.nightly.results import ModelRun, Suite
+from mtl_ranker.nightly.results import ModelRun, Suite, at_the_cap
 from mtl_ranker.reports import plots
-from mtl_ranker.reports.tables import comparison_rows
+from mtl_ranker.reports.tables import comparison_rows, list_lines
 
 DECISION = "<!-- decision -->", "<!-- /decision -->"
 
@@ -47,6 +48,8 @@ def training_report(project: Project, suite: Suite) -> str:
         names=names,
         groups=groups,
         rows=comparison_rows(suite),
+        lists=list_lines(suite),
+        measures=MEASURE_NAMES,
         models=[_model(names, suite, run) for run in suite.runs],
         health_picture=_health(names, suite),
         front=_front(suite),
@@ -82,14 +85,21 @@ def with_decision(
 
 
 def warnings_of(suite: Suite) -> list[str]:
-    """Suspicious figures, then the warnings of each network's diagnosis with the training's name.
+    """Suspicious figures, then the warnings of each training and of its network's diagnosis.
 
     A run with trees shares its network with another run and is left out.
     """
     first = {id(run.trained): run for run in reversed(suite.runs)}
     networks = [run for run in suite.runs if first[id(run.trained)] is run]
     of_networks = [f"{r.label}: {warning}" for r in networks for warning in r.diagnosis.warnings]
-    return [*suite.suspicious, *of_networks]
+    capped = [
+        f"{run.label}: the best epoch of {', '.join(names)} is the last one allowed "
+        f"({run.artifact.project.training.epochs}), so a longer training may be better; raise "
+        "training.epochs"
+        for run in networks
+        if (names := at_the_cap(run))
+    ]
+    return [*suite.suspicious, *capped, *of_networks]
 
 
 def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:

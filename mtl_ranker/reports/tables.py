@@ -8,6 +8,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.features.days import span
@@ -15,11 +16,15 @@ from mtl_ranker.nightly.results import Suite
 
 MIN_COLUMNS = 4  # objective, model, quality, interval
 
-METRICS = ("gauc", "ndcg_10", "log_loss", "calibration", "ece")
+METRICS = ("ndcg_10", "auc", "log_loss", "calibration", "ece")
+HEADINGS = ("NDCG@10", "AUC", "log loss", "calib", "ECE")
 
 
 def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
-    """One row per objective and model, baselines first, with metrics averaged over seeds."""
+    """One row per objective and model, baselines first, with metrics averaged over seeds.
+
+    `quality` is the measure by which models are compared: GAUC by list, AUC or R².
+    """
     rows = []
     models = list(dict.fromkeys(run.name for run in suite.runs))
     for task in suite.tasks:
@@ -30,7 +35,7 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
                 seeds = [r.metrics[task.name] for r in suite.runs if r.name == name]
                 metrics = {k: float(np.mean([m[k] for m in seeds])) for k in seeds[0]}
             interval = suite.intervals.get((name, task.name))
-            quality = quality_metric(task.kind)
+            quality = suite.measures.get(task.name, quality_metric(task.kind))
             rows.append(
                 {
                     "objective": task.name,
@@ -47,7 +52,8 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
 def comparison_table(suite: Suite, width: int) -> Table:
     """The same rows for a terminal of `width` characters, with the winner on validation marked.
 
-    If they do not fit, the last metrics are left out, as rich would cut numbers.
+    An objective's measure stands below its name. If they do not fit, the last metrics are left out,
+    as rich would cut numbers.
     """
     winner = suite.winner.name
     days = suite.days
@@ -62,15 +68,16 @@ def comparison_table(suite: Suite, width: int) -> Table:
         f"{' and seeds' if len(suite.winner.artifact.project.training.seeds) > 1 else ''}",
         caption_justify="left",
     )
+    table.caption = "\n".join([str(table.caption), *list_lines(suite)])
     rows = comparison_rows(suite)
     marks = {winner: f"{winner} *"}
     columns = [
         [row["objective"] for row in rows],
         [marks.get(r["model"], r["model"]) for r in rows],
     ]
-    columns += [[row.get(key, "") for row in rows] for key in ("quality", "interval", *METRICS)]
-    headings = ["objective", "model", "AUC|R²", "interval"]
-    headings += ["GAUC", "NDCG@10", "log loss", "calib", "ECE"]
+    keys = ("quality", "interval", *METRICS)
+    columns += [[row.get(key, "") for row in rows] for key in keys]
+    headings = ["objective", "model", "quality", "interval", *HEADINGS]
     # The frame takes one character; each column has a blank on both sides and a divider.
     room, shown = width - 1, 0
     for heading, cells in zip(headings, columns, strict=True):
@@ -82,15 +89,26 @@ def comparison_table(suite: Suite, width: int) -> Table:
     if shown < len(headings):
         left_out = ", ".join(headings[shown:])
         table.caption = f"{table.caption}\n{left_out}: in a wider terminal, and in the report"
-    previous = None
+    previous, place = None, 0
     for row, values in zip(rows, zip(*columns[:shown], strict=True), strict=True):
         if previous not in (None, row["objective"]):
             table.add_section()
-        first = row["objective"] if row["objective"] != previous else ""
+        place = 0 if row["objective"] != previous else place + 1
+        first = [row["objective"], MEASURE_NAMES[row["measure"]], ""][min(place, 2)]
         previous = row["objective"]
         style = "bold" if row["model"] == winner else None
         table.add_row(first, *values[1:], style=style)
     return table
+
+
+def list_lines(suite: Suite) -> list[str]:
+    """For each binary objective the lists that say something about an order, and the others."""
+    lines = []
+    for name, count in suite.lists.items():
+        too_few = suite.measures.get(name) == "auc"
+        words = "; too few, so models are compared by AUC over rows" if too_few else ""
+        lines.append(f"{name}: {count}{words}")
+    return lines
 
 
 def _bounds(interval: Interval | None) -> str:

@@ -289,7 +289,7 @@ def tune_trees(
         settings=found.settings,
         training=Training(),
         parameters=0,
-        validate_auc=float(np.mean(found.validate_auc)),
+        validate_auc=float(np.mean(found.validate_quality)),
         predictions=found.predictions,
         seconds=found.seconds,
     )

@@ -1,5 +1,5 @@
 """LightGBM as the baseline of a multi-task ranker: one model per binary objective, tuned by
-validation AUC with early stopping.
+validation AUC, or NDCG@10 by list, with early stopping.
 
 lightgbm and optuna are optional: `pip install 'mtl_ranker[studies]'`.
 """
@@ -22,6 +22,10 @@ from mtl_ranker.training.batches import Examples
 CATEGORICAL = "categorical"
 NATIVE, ORDINAL = "categorical", "ordinal"
 
+# Burges et al., NIPS 2006 (LambdaRank), and Bruch, WSDM 2021 (cross-entropy NDCG).
+RANKING = ("lambdarank", "rank_xendcg")
+RANKS = 10  # of NDCG
+
 
 @dataclass(frozen=True)
 class Boosting:
@@ -31,6 +35,8 @@ class Boosting:
         space: LightGBM's own parameters; `categorical`, if searched, says whether codes of
             categories are split as sets ("categorical", the default) or by order ("ordinal").
         patience: rounds without a better validation AUC after which a training stops.
+        objective: binary, or one that ranks within lists (`RANKING`), whose scores are no
+            probabilities.
         rounds: of boosting, at most.
         refit: whether to train again on training and validation rows, for the best number of
             rounds.
@@ -40,6 +46,16 @@ class Boosting:
     patience: int
     rounds: int = 2_000
     refit: bool = False
+    objective: str = "binary"
+
+    @property
+    def ranking(self) -> bool:
+        return self.objective in RANKING
+
+    @property
+    def metric(self) -> str:
+        """LightGBM's name of what is monitored."""
+        return f"ndcg@{RANKS}" if self.ranking else "auc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +64,7 @@ class TunedTrees:
 
     Attributes:
         settings: the best hyperparameters, objective → parameter → value.
-        validate_auc: the best of the search, for each objective.
+        validate_quality: the best of the search, for each objective: AUC or NDCG@10.
         predictions: of the test rows [N, T], for each seed.
         refit: the same of models trained on training and validation rows; empty without refit.
         seconds: of the search and of the trainings with early stopping.
@@ -56,7 +72,7 @@ class TunedTrees:
     """
 
     settings: dict[str, dict[str, Any]]
-    validate_auc: list[float]
+    validate_quality: list[float]
     predictions: list[np.ndarray]
     refit: list[np.ndarray]
     seconds: float
@@ -73,7 +89,8 @@ def tune_lightgbm(
     """Search each objective's hyperparameters, then train the best with every seed.
 
     Args:
-        examples: train, validate and test. The test rows are only predicted.
+        examples: train, validate and test, with lists for a ranking objective. The test rows are
+            only predicted.
         on_training: called with a description of each training but a refit, when it ends.
     """
     tell = on_training or (lambda words: None)
@@ -83,12 +100,13 @@ def tune_lightgbm(
     predictions = [np.zeros(shape, np.float32) for _ in budget.seeds]
     again = [np.zeros(shape, np.float32) for _ in budget.seeds if boosting.refit]
     settings: dict[str, dict[str, Any]] = {}
-    validate_auc = []
+    validate_quality = []
     for t, task in enumerate(tasks):
         labels = {part: own.labels[:, t].numpy() for part, own in examples.items()}
-        trainer = _Trainer(boosting, rows, labels, examples["train"].categorical.shape[1])
+        lists = None if not boosting.ranking else {p: _lists(own) for p, own in examples.items()}
+        trainer = _Trainer(boosting, rows, labels, examples["train"].categorical.shape[1], lists)
 
-        def auc(
+        def quality(
             parameters: dict[str, Any],
             number: int,
             trainer: _Trainer = trainer,
@@ -96,11 +114,11 @@ def tune_lightgbm(
         ) -> float:
             found = trainer.stopped(parameters, SEED)
             tell(f"LightGBM {name}, trial {number + 1} of {budget.trials}")
-            return float(found.best_score["valid_0"]["auc"])
+            return float(found.best_score["valid_0"][boosting.metric])
 
-        best = search(boosting.space, auc, budget.trials)
+        best = search(boosting.space, quality, budget.trials)
         settings[task.name] = best.parameters
-        validate_auc.append(best.value)
+        validate_quality.append(best.value)
         for number, seed in enumerate(budget.seeds):
             found = trainer.stopped(best.parameters, seed)
             predictions[number][:, t] = found.predict(rows["test"])
@@ -112,7 +130,7 @@ def tune_lightgbm(
                 refit_seconds += time.perf_counter() - started
     return TunedTrees(
         settings=settings,
-        validate_auc=validate_auc,
+        validate_quality=validate_quality,
         predictions=predictions,
         refit=again,
         seconds=time.perf_counter() - began - refit_seconds,
@@ -126,19 +144,21 @@ class _Trainer:
 
     Attributes:
         categoricals: how many of the first columns are codes of categories.
+        lists: the list of each row, by part; None for an objective that does not rank.
     """
 
     boosting: Boosting
     rows: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
     categoricals: int
+    lists: Mapping[str, np.ndarray] | None = None
 
     def stopped(self, parameters: Mapping[str, Any], seed: int) -> Any:
         """A model of the training rows, stopped early on the validation rows."""
         import lightgbm
 
         return lightgbm.train(
-            _parameters(parameters, seed),
+            self._parameters(parameters, seed),
             self._dataset(parameters, "train"),
             num_boost_round=self.boosting.rounds,
             valid_sets=[self._dataset(parameters, "validate")],
@@ -150,24 +170,43 @@ class _Trainer:
         import lightgbm
 
         both = self._dataset(parameters, "train", "validate")
-        return lightgbm.train(_parameters(parameters, seed), both, num_boost_round=rounds)
+        return lightgbm.train(self._parameters(parameters, seed), both, num_boost_round=rounds)
 
     def _dataset(self, parameters: Mapping[str, Any], *parts: str) -> Any:
         import lightgbm
 
         native = parameters.get(CATEGORICAL, NATIVE) == NATIVE
+        rows = np.concatenate([self.rows[part] for part in parts])
+        labels = np.concatenate([self.labels[part] for part in parts])
+        sizes = None
+        if self.lists is not None:  # LightGBM reads a list as consecutive rows
+            lists = np.concatenate([self.lists[part] for part in parts])
+            order = np.argsort(lists, kind="stable")
+            rows, labels = rows[order], labels[order]
+            sizes = np.unique(lists, return_counts=True)[1]
         return lightgbm.Dataset(
-            np.concatenate([self.rows[part] for part in parts]),
-            np.concatenate([self.labels[part] for part in parts]),
+            rows,
+            labels,
+            group=sizes,
             categorical_feature=list(range(self.categoricals)) if native else "auto",
             free_raw_data=False,
         )
 
+    def _parameters(self, parameters: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        boosting = self.boosting
+        common: dict[str, Any] = {"objective": boosting.objective}
+        common |= {"metric": boosting.metric.partition("@")[0]}
+        common |= {"verbosity": -1, "seed": seed, "deterministic": True}
+        common |= {"num_threads": torch.get_num_threads(), "bagging_freq": 1}
+        common |= {"eval_at": [RANKS]} if boosting.ranking else {}
+        return common | {name: value for name, value in parameters.items() if name != CATEGORICAL}
 
-def _parameters(parameters: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    common = {"objective": "binary", "metric": "auc", "verbosity": -1, "seed": seed}
-    common |= {"num_threads": torch.get_num_threads(), "bagging_freq": 1, "deterministic": True}
-    return common | {name: value for name, value in parameters.items() if name != CATEGORICAL}
+
+def _lists(examples: Examples) -> np.ndarray:
+    """The list of each row. Raises ValueError for rows without lists."""
+    if examples.lists is None:
+        raise ValueError("a ranking objective needs the list of each row")
+    return examples.lists.numpy()
 
 
 def tree_inputs(examples: Examples) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtl_ranker.features.columns import SAMPLE_WEIGHT
 from mtl_ranker.features.encoders import Encoded, Encoder
+from mtl_ranker.features.lists import list_ids
 
 GATHERED_BATCHES = 32
 
@@ -28,7 +29,7 @@ class Examples:
         labels: [N, T], NaN = missing.
         position: [N] integers, -1 = unknown.
         weight: [N], sample weights.
-        user: [N] integers, equal for rows of the same user.
+        lists: [N] integers, equal for rows of the same list.
     """
 
     categorical: Tensor
@@ -37,7 +38,7 @@ class Examples:
     labels: Tensor
     position: Tensor | None = None
     weight: Tensor | None = None
-    user: Tensor | None = None
+    lists: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -67,21 +68,27 @@ class Examples:
         return self if step <= 1 else take(self, torch.arange(0, len(self), step))
 
     def batches(
-        self, size: int, generator: torch.Generator, users: bool = False
+        self, size: int, generator: torch.Generator, together: bool = False
     ) -> Iterator[Examples]:
         """Batches of `size` rows, in random order; the last one may be smaller.
 
         Args:
-            users: keep the rows of each user together, with users in random order.
+            together: keep the rows of each list together, with lists in random order.
         """
-        return batches_of(self, random_order(self, generator, users), size)
+        return batches_of(self, random_order(self, generator, together), size)
 
 
 TENSORS = [field.name for field in fields(Examples)]
 
 
-def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) -> Examples:
-    """Rows and their label columns as tensors; a null label becomes NaN."""
+def encode_examples(
+    encoder: Encoder, frame: pl.DataFrame, labels: Sequence[str], list_keys: Sequence[str] = ()
+) -> Examples:
+    """Rows and their label columns as tensors; a null label becomes NaN.
+
+    Args:
+        list_keys: `Log.list_keys`; without, the rows have no lists.
+    """
     inputs = encoded_tensors(encoder.transform(frame))
     position = weight = None
     if "position" in frame.columns:
@@ -90,12 +97,13 @@ def encode_examples(encoder: Encoder, frame: pl.DataFrame, labels: list[str]) ->
     if SAMPLE_WEIGHT in frame.columns:
         filled = frame[SAMPLE_WEIGHT].cast(pl.Float32).fill_null(1.0)
         weight = torch.from_numpy(filled.to_numpy().copy())
-    user = None
-    if "user_id" in frame.columns:
-        hashes = frame["user_id"].hash(0).to_numpy() >> np.uint64(33)
-        user = torch.from_numpy(hashes.astype(np.int64))
+    lists = None
+    if list_keys:
+        # 31 bits, as shards store int32: lists of one batch have the same number by chance only.
+        hashes = list_ids(frame, list_keys) >> np.uint64(33)
+        lists = torch.from_numpy(hashes.astype(np.int64))
     matrix = torch.from_numpy(label_matrix(frame, labels))
-    return Examples(*inputs, matrix, position=position, weight=weight, user=user)
+    return Examples(*inputs, matrix, position=position, weight=weight, lists=lists)
 
 
 def label_matrix(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray:
@@ -140,13 +148,13 @@ def _map(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
     return Examples(**tensors)
 
 
-def random_order(examples: Examples, generator: torch.Generator, users: bool = False) -> Tensor:
-    """A random permutation of the rows [N]; with `users`, of the users with their rows together."""
-    if not users or examples.user is None:
+def random_order(examples: Examples, generator: torch.Generator, together: bool = False) -> Tensor:
+    """A random permutation of the rows [N]; with `together`, of the lists, each in one piece."""
+    if not together or examples.lists is None:
         return torch.randperm(len(examples), generator=generator)
-    users_present, user = torch.unique(examples.user, return_inverse=True)
-    rank = torch.randperm(len(users_present), generator=generator)
-    return rank[user].argsort(stable=True)
+    present, number = torch.unique(examples.lists, return_inverse=True)
+    rank = torch.randperm(len(present), generator=generator)
+    return rank[number].argsort(stable=True)
 
 
 def batches_of(examples: Examples, order: Tensor, size: int) -> Iterator[Examples]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.encoders import Encoder, fit_encoder
+from mtl_ranker.features.lists import list_ids
 from mtl_ranker.features.sql import run_sql, sql_text
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.models.objectives import Task
@@ -46,11 +48,27 @@ class LogFacts:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test rows: labels [N, T] (NaN = missing), the user of each row [N], raw examples."""
+    """The test rows.
+
+    Attributes:
+        labels: [N, T], NaN = missing.
+        frame: raw examples.
+        keys: of a list (`Log.list_keys`).
+    """
 
     labels: np.ndarray
-    user: np.ndarray
     frame: pl.DataFrame
+    keys: Sequence[str]
+
+    @property
+    def user(self) -> np.ndarray:
+        """[N]."""
+        return self.frame["user_id"].to_numpy()
+
+    @cached_property
+    def lists(self) -> np.ndarray:
+        """The list of each row [N] (`list_ids`)."""
+        return list_ids(self.frame, self.keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +88,7 @@ class Dataset:
         digest: hash of the provenance of the training and validation examples.
         sql: template name → text, by which the examples were built.
         unlabelled: objectives and held-out days without labels (see `missing_labels`).
+        list_keys: `Log.list_keys`.
     """
 
     days: SplitDays
@@ -84,16 +103,23 @@ class Dataset:
     digest: str
     sql: Mapping[str, str]
     unlabelled: list[str]
+    list_keys: Sequence[str]
 
     @property
     def train(self) -> Examples | ShardedExamples:
         """All training rows."""
         return self.examples["train"] if self.shards is None else self.shards
 
-    @property
+    @cached_property
     def held_out(self) -> HeldOut:
-        frame = self.frames["test"]
-        return HeldOut(self.examples["test"].labels.numpy(), frame["user_id"].to_numpy(), frame)
+        labels = self.examples["test"].labels.numpy()
+        return HeldOut(labels, self.frames["test"], self.list_keys)
+
+    @cached_property
+    def validation(self) -> HeldOut:
+        """The validation rows, as the test rows are given."""
+        labels = self.examples["validate"].labels.numpy()
+        return HeldOut(labels, self.frames["validate"], self.list_keys)
 
 
 def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> Dataset:
@@ -128,13 +154,14 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     day_rows = dict(zip(counts["date"].to_list(), counts["len"].to_list(), strict=True))
     rows = sum(day_rows.values())
     files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
-    labels = [LABEL + task.name for task in tasks]
+    labels, keys = [LABEL + task.name for task in tasks], project.log.list_keys
     shards = None
     if rows > project.training.in_memory_rows:
         encoder = fit_encoder(project, lazy["train"], SAMPLE_ROWS)
         lazy["train"] = lazy["train"].gather_every(-(-rows // SAMPLE_ROWS))
         folder = workspace.root / ENCODED / "train"
-        shards = encode_to_files(encoder, files["train"], labels, folder, world)
+        write = partial(write_shards, encoder, files["train"], labels, list_keys=keys)
+        shards = written_once(write, folder, world)
     frames = {part: rows.collect(engine="streaming") for part, rows in lazy.items()}
     if shards is None:
         encoder = fit_encoder(project, frames["train"])
@@ -143,26 +170,25 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
         tasks=tasks,
         encoder=encoder,
         frames=frames,
-        examples={part: encode_examples(encoder, f, labels) for part, f in frames.items()},
+        examples={part: encode_examples(encoder, f, labels, keys) for part, f in frames.items()},
         shards=shards,
         files=files,
         facts=LogFacts(day_rows, workspace.days("events")[0]),
         workspace=workspace,
         sql=view_sql(context),
         unlabelled=unlabelled,
+        list_keys=keys,
         digest=fingerprint(
             *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate)
         ),
     )
 
 
-def encode_to_files(
-    encoder: Encoder, files: Sequence[Path], labels: list[str], folder: Path, world: World
-) -> ShardedExamples:
+def written_once(write: Callable[[Path], object], folder: Path, world: World) -> ShardedExamples:
     """Write encoded rows to a temporary folder; the first rank writes, all open it."""
     if world.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
-        write_shards(encoder, files, labels, folder)
+        write(folder)
     world.wait()
     return open_shards(folder)
 

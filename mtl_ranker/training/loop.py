@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from mtl_ranker.config import Training
 from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.models.list_losses import list_losses, needs_lists
 from mtl_ranker.models.matmul import fast_matmul
 from mtl_ranker.models.objectives import (
     Task,
@@ -27,7 +28,6 @@ from mtl_ranker.models.objectives import (
     ensemble_losses,
     label_weights,
     losses,
-    pairwise_losses,
     transform_labels,
 )
 from mtl_ranker.models.ranker import Ranker
@@ -207,7 +207,7 @@ def _train_epoch(
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     state.model.train()
     state.generator.set_state(state.epoch_start)
-    batches = train.batches(settings.batch_size, state.generator, users=settings.pairwise > 0)
+    batches = train.batches(settings.batch_size, state.generator, together=needs_lists(tasks))
     for number, batch in enumerate(batches, 1):
         if number <= trained_before:
             continue
@@ -243,15 +243,15 @@ def _train_batch(
     loss = _losses(model, trace.logits, batch, tasks)  # [T]
     if share is not None:
         loss = loss * share
-    if settings.pairwise > 0 and batch.user is not None:
-        user = batch.user
-        pairwise = _separately(
-            lambda z: pairwise_losses(z, batch.labels, user, tasks, batch.weight),
+    if any(task.list_loss for task in tasks):
+        weights = torch.tensor([task.list_weight for task in tasks])
+        of_lists = _separately(
+            lambda z: list_losses(z, batch.labels, batch.lists, tasks, batch.weight),
             trace.logits,
             model,
             tasks,
         )
-        loss = loss + settings.pairwise * pairwise / world.size
+        loss = loss + weights * of_lists / world.size
     for optimiser in state.optimisers:
         optimiser.zero_grad()
     state.step += 1

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl_ranker.config import Project
+from mtl_ranker.config import Objective, Project, Training
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.models.matmul import in_blocks
@@ -26,9 +26,26 @@ from mtl_ranker.training.batches import Examples
 
 def tasks_of(project: Project) -> list[Task]:
     return [
-        Task(o.name, o.kind, o.weight, o.transform, o.conditional_on, o.levels)
+        Task(
+            o.name,
+            o.kind,
+            o.weight,
+            o.transform,
+            o.conditional_on,
+            o.levels,
+            *list_loss_of(o, project.training),
+        )
         for o in project.objectives
     ]
+
+
+def list_loss_of(objective: Objective, training: Training) -> tuple[str | None, float]:
+    """An objective's list loss and its weight: its own, or pairs with `training.pairwise`."""
+    if objective.list_loss == "none" or objective.kind != "binary":
+        return None, 0.0
+    if objective.list_loss is not None:
+        return objective.list_loss, objective.list_weight
+    return ("pairs", training.pairwise) if training.pairwise > 0 else (None, 0.0)
 
 
 def build_ranker(

@@ -83,7 +83,7 @@ class ShardedExamples:
         """About `rows` evenly spaced rows, of evenly spaced blocks; all if there are fewer.
 
         Args:
-            inputs: if False, only labels, positions, weights and users are read.
+            inputs: if False, only labels, positions, weights and lists are read.
         """
         count = max(SAMPLED_BLOCKS, -(-rows // BLOCK_ROWS)) if inputs else len(self.blocks)
         every = max(1, len(self.blocks) // count)
@@ -101,12 +101,12 @@ class ShardedExamples:
         return rows
 
     def batches(
-        self, size: int, generator: torch.Generator, users: bool = False
+        self, size: int, generator: torch.Generator, together: bool = False
     ) -> Iterator[Examples]:
         """Batches of `size` rows, each row once; only the last batch is smaller.
 
         Args:
-            users: keep the rows of a user that are in the same pool together.
+            together: keep the rows of a list that are in the same pool together.
         """
         order = torch.randperm(len(self.blocks), generator=generator).tolist()
         pools = [order[at : at + POOL_BLOCKS] for at in range(0, len(order), POOL_BLOCKS)]
@@ -124,7 +124,7 @@ class ShardedExamples:
                 pool = joined([*remainder, *blocks])
                 last = number + 1 == len(pools)
                 future = None if last else reader.submit(_read_all, self, pools[number + 1])
-                rows = random_order(pool, generator, users)
+                rows = random_order(pool, generator, together)
                 count = len(pool) if last else len(pool) - len(pool) % size
                 yield from batches_of(pool, rows[:count], size)
                 remainder = [take(pool, rows[count:])] if count < len(pool) else []
@@ -154,22 +154,24 @@ def _read_all(examples: ShardedExamples, blocks: Sequence[int]) -> list[Examples
     return [_read(examples, block) for block in blocks]
 
 
-INDICES = ("categorical", "bags", "position", "user")
-SINGLE = ("position", "weight", "user")
+INDICES = ("categorical", "bags", "position", "lists")
+SINGLE = ("position", "weight", "lists")
 WITHOUT_INPUTS = ("labels", *SINGLE)
 
 
 def write_shards(
     encoder: Encoder,
     sources: Sequence[Path],
-    labels: list[str],
+    labels: Sequence[str],
     folder: Path,
+    list_keys: Sequence[str] = (),
 ) -> ShardedExamples:
     """Encode example partitions to files of `folder`, a bounded number of rows at a time.
 
     Args:
         sources: files of the partitions.
         labels: names of the label columns.
+        list_keys: see `encode_examples`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     positions = 0
@@ -181,7 +183,7 @@ def write_shards(
         writer = None
         for start in range(0, rows, READ_ROWS):
             frame = scan.slice(start, READ_ROWS).collect()
-            encoded = encode_examples(encoder, frame, labels)
+            encoded = encode_examples(encoder, frame, labels, list_keys)
             positions = max(positions, encoded.positions)
             table = _table(encoded)
             if writer is None:

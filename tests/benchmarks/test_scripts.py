@@ -99,8 +99,12 @@ def test_quality(shared_data, tmp_path):
     kuairand = shared_data / "kuairand-pure"
     figures, printed = run("quality", kuairand, tmp_path, *sizes, *options)
     objectives = {"is_click", "long_view", "is_like", "is_comment"}
-    base_rate, models = figures["trivial"]["base_rate"], figures["models"]
+    models = figures["models"]
+    base_rate = models["base_rate"]
     assert {name: each["auc"] for name, each in base_rate.items()} == dict.fromkeys(objectives, 0.5)
+    assert models["item_popularity"]["is_click"]["interval"]["gauc"][0] > 0.5
+    assert {f"LightGBM {name}" for name in ("lambdarank", "rank_xendcg")} < set(models)
+    assert figures["lists"]["is_click"]["both"] < figures["lists"]["is_click"]["lists"]
     ours, theirs = models["ours (mmoe), trees, refit"], models["LightGBM"]
     assert set(ours) == set(models["logistic regression"]) == objectives
     click, other = ours["is_click"], theirs["is_click"]

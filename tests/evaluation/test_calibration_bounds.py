@@ -16,7 +16,7 @@ RULE = Promotion()
 
 def judged(task, label, prediction, user=None, confidence=0.95):
     user = np.arange(len(label)) if user is None else user
-    rows = PredictedRows(label[:, None], np.asarray(prediction)[:, None], user)
+    rows = PredictedRows(label[:, None], np.asarray(prediction)[:, None], user, user)
     (found,) = calibrated([task], rows, confidence)
     return found
 

@@ -41,13 +41,18 @@ def feed():
     return label, one.round(2), other.round(2), user
 
 
+def lists_of(user):
+    """Each user's rows dealt to up to three lists."""
+    return 3 * user + np.arange(len(user)) % 3
+
+
 def weighted_values(label, prediction, user, weight):
     """Every measure with weights [U] of users, by its definition."""
     w = weight[user]
     rate = np.average(label, weights=w)
     p = np.clip(prediction, 1e-7, 1 - 1e-7)
     loss = -np.average(np.where(label > 0.5, np.log(p), np.log(1 - p)), weights=w)
-    own = auc_of_own_group(label, prediction, user)
+    own = auc_of_own_group(label, prediction, lists_of(user))
     known = ~np.isnan(own)
     return {
         "auc": roc_auc_score(label, prediction, sample_weight=w),
@@ -74,7 +79,7 @@ def test_delong_by_hand():
 @pytest.mark.parametrize("measure", MEASURES)
 def test_influence_is_the_derivative_by_a_users_weight(feed, measure):
     label, one, _, user = feed
-    found = MEASURES[measure](label, one, Clusters.of(user))
+    found = MEASURES[measure](label, one, Clusters.of(user, lists_of(user)))
     whole = weighted_values(label, one, user, np.ones(150))[measure]
     assert found.value == pytest.approx(whole)
     step = 1e-4
@@ -87,7 +92,7 @@ def test_influence_is_the_derivative_by_a_users_weight(feed, measure):
 
 def test_standard_errors_agree_with_a_bootstrap_over_users(feed):
     label, one, other, user = feed
-    rows = LabelledRows.of("binary", label, Clusters.of(user))
+    rows = LabelledRows.of("binary", label, Clusters.of(user, lists_of(user)))
     rng = np.random.default_rng(1)
     draws = []
     for _ in range(150):
@@ -225,11 +230,36 @@ def test_too_few_positives_have_no_interval_and_the_message_counts_them():
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_an_objective_without_labels_has_no_value_and_no_verdict(measure):
-    rows = LabelledRows.of("binary", np.full(30, np.nan), Clusters.of(np.arange(30)))
+    users = np.arange(30)
+    rows = LabelledRows.of("binary", np.full(30, np.nan), Clusters.of(users, users))
     found = compare(*(model_quality(rows, [np.full(30, p)], measure) for p in (0.1, 0.2)))
     assert np.isnan(found.value)
-    assert found.note == "0 positives of 0 users; it takes 10 of 10"
+    where = " in lists with both labels" if measure == "gauc" else ""
+    assert found.note == f"0 positives{where} of 0 users; it takes 10 of 10"
     assert judge({1: found})[1].verdict == 0
+
+
+def test_models_are_compared_by_lists_where_enough_of_them_have_both_labels():
+    """Ten users have a list of both labels each; the positives of 90 others are alone in a list."""
+    user = np.r_[np.repeat(np.arange(10), 2), np.arange(10, 190)]
+    label = np.r_[np.tile([1.0, 0.0], 10), np.arange(180) % 2.0]
+    by_list = LabelledRows.of("binary", label, Clusters.of(user, user))
+    assert by_list.measure == "gauc"
+    assert by_list.list_support == Support(10, 10, "positives in lists with both labels")
+    assert by_list.support.rows == 100
+    score = np.r_[np.tile([0.9, 0.1], 9), 0.1, 0.9, np.random.default_rng(0).random(180)]
+    found = model_quality(by_list, [score])
+    assert (found.measure, found.value) == ("gauc", pytest.approx(0.9))
+    assert found.support == by_list.list_support
+    fewer = LabelledRows.of("binary", label[2:], Clusters.of(user[2:], user[2:]))
+    assert fewer.measure == "auc"
+    assert model_quality(fewer, [score[2:]]).value == pytest.approx(
+        roc_auc_score(label[2:], score[2:])
+    )
+    assert LabelledRows.of("binary", label, Clusters.of(user)).measure == "auc"
+    assert LabelledRows.of("regression", label, Clusters.of(user, user)).measure == "r2"
+    with pytest.raises(ValueError, match="needs the list of each row"):
+        model_quality(LabelledRows.of("binary", label, Clusters.of(user)), [score], "gauc")
 
 
 def test_many_positives_of_one_user_are_no_support():

@@ -129,7 +129,7 @@ def nightly(log: Lists, propensity_of: str = "item", **changes) -> list[Estimate
         **changes,
     )
     user = log.frame["user_id"].to_numpy()
-    predicted = PredictedRows(log.labels, log.prediction, user)
+    predicted = PredictedRows(log.labels, log.prediction, user, user)
     return off_policy(settings, log.frame, predicted, log.score)
 
 
@@ -180,7 +180,7 @@ def test_reordered_lists_recover_the_value_of_the_new_order():
 def test_an_order_that_keeps_every_position_has_weight_one_in_any_row_order(weights):
     frame = Lists(1, 40, "examination").frame.sample(fraction=1.0, shuffle=True, seed=3)
     score = -frame["position"].to_numpy().astype(float)
-    order = reordered(frame, score)
+    order = reordered(frame, score, frame["user_id"].to_numpy())
     np.testing.assert_array_equal(order.new_position, frame["position"].to_numpy())
     propensity = np.ones(len(score)) if weights is item_weights else frame["propensity"].to_numpy()
     np.testing.assert_allclose(weights(order, propensity), 1.0)
@@ -196,13 +196,28 @@ def test_the_new_order_by_hand():
             "position": [1, 2, 3, 1, 2],
         }
     )
-    order = reordered(frame, np.array([0.1, 0.5, 0.1, 0.2, 0.9]))
+    lists = frame["user_id"].to_numpy()
+    order = reordered(frame, np.array([0.1, 0.5, 0.1, 0.2, 0.9]), lists)
     assert order.new_position.tolist() == [3, 1, 2, 2, 1]
     assert order.in_list.tolist() == [3, 3, 3, 2, 2]
     weight = item_weights(order, np.array([0.5, 0.25, 0.2, 0.5, 0.5]))
     assert weight.tolist() == [0, 0, 0, 0, 0]
     examination = np.array([1.0, 0.5, 0.25, 1.0, 0.5])
     assert position_weights(order, examination).tolist() == [0.25, 2.0, 2.0, 0.5, 2.0]
+
+
+def test_what_is_shown_together_is_of_one_list_by_hand():
+    """Interleaved lists of one user stay apart; a request is one list whatever its times say."""
+    frame = pl.DataFrame(
+        {"item_id": [1, 2, 3, 4], "timestamp": [0, 1, 2, 3], "position": [1, 2, 3, 4]}
+    )
+    score, surface = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0, 1, 0, 1])
+    assert reordered(frame, score, np.zeros(4)).new_position.tolist() == [4, 3, 2, 1]
+    assert reordered(frame, score, surface).new_position.tolist() == [3, 4, 1, 2]
+    late = frame.with_columns(timestamp=pl.Series([3, 2, 1, 0]))
+    assert reordered(late, score, np.zeros(4)).in_list.tolist() == [1, 1, 1, 1]
+    served = reordered(late, score, np.zeros(4), requests=True)
+    assert served.new_position.tolist() == [4, 3, 2, 1]
 
 
 def test_the_best_of_two_random_items_by_hand():
@@ -219,14 +234,14 @@ def test_random_exposures_estimate_the_best_of_five_of_a_user():
     frame = pl.DataFrame({"user_id": log.user, "is_rand": random.astype(int)})
     settings = project(log={"random_exposure": "is_rand"}, off_policy={"keep": 1 / 3})
     labels = np.stack([np.where(random, log.reward, 1.0)] * 2, 1)
-    predicted = PredictedRows(labels, labels, log.user)
+    predicted = PredictedRows(labels, labels, log.user, log.user)
     clicks = off_policy(settings, frame, predicted, log.score)[0]
     assert "best of 3 random items" in str(clicks)
     assert clicks.rows <= random.sum()
     assert clicks.ips.value == pytest.approx(RandomExposures.true_value(), abs=0.015)
     none = frame.with_columns(pl.lit(0).alias("is_rand"))
     refused = off_policy(settings, none, predicted, log.score)[0]
-    assert "no user has 3 random exposures" in refused.refused
+    assert "no list has 3 random exposures" in refused.refused
 
 
 def covered(estimates: list[Estimate], name: str, value: float) -> int:

@@ -53,7 +53,7 @@ def conflict(rows: int = 4_000):
 
 def test_a_trade_off_moves_along_the_front_from_one_group_to_the_other():
     labels, p, user = conflict()
-    points = try_weights(PROJECT, PredictedRows(labels, p, user), "weighted_sum", count=40)
+    points = try_weights(PROJECT, PredictedRows(labels, p, user, user), "weighted_sum", count=40)
     engaged, even, satisfied = (propose(points, s) for s in (0.0, 0.5, 1.0))
     assert engaged.engagement == max(x.engagement for x in points)
     assert satisfied.satisfaction == max(x.satisfaction for x in points)
@@ -65,7 +65,7 @@ def test_a_trade_off_moves_along_the_front_from_one_group_to_the_other():
 
 def test_quality_is_each_groups_ndcg_of_the_blended_score():
     labels, p, user = conflict()
-    rows = PredictedRows(labels, p, user)
+    rows = PredictedRows(labels, p, user, user)
     point = quality_of(PROJECT, rows, {"click": 1.0, "like": 2.0}, "weighted_sum")
     score = p[:, 0] + 2 * p[:, 1]
     assert point.engagement == pytest.approx(ndcg(labels[:, 0], score, user))
@@ -111,7 +111,7 @@ def inside(rows: int = 6_000):
     truth = np.stack([1 / (1 + np.exp(-x)), 1 / (1 + np.exp(1 - x))], 1)
     labels = (rng.random(truth.shape) < truth).astype(np.float32)
     p = np.stack([truth[:, 0], rng.uniform(0, 1, rows)], 1)
-    return PredictedRows(labels, p, np.arange(rows) // 10)
+    return PredictedRows(labels, p, np.arange(rows) // 10, np.arange(rows) // 5)
 
 
 def test_paired_gains_are_the_differences_of_qualities_with_the_error_of_their_mean():
@@ -120,15 +120,18 @@ def test_paired_gains_are_the_differences_of_qualities_with_the_error_of_their_m
     one, other = (quality_of(PROJECT, rows, weights, "weighted_sum") for weights in choices)
     assert found[0].value == pytest.approx(one.engagement - other.engagement)
     assert found[1].value == pytest.approx(one.satisfaction - other.satisfaction)
-    by_user = []
-    for user in np.unique(rows.user):
-        here = rows.user == user
+    scores = [blended("weighted_sum", list(w.values()), rows.prediction) for w in choices]
+    of_users: dict[int, list[float]] = {}
+    for one_list in np.unique(rows.lists):
+        here = rows.lists == one_list
         label = rows.labels[here, 1]
         if label.any():
-            scores = [blended("weighted_sum", list(w.values()), rows.prediction) for w in choices]
-            a, b = (ndcg(label, score[here], rows.user[here]) for score in scores)
-            by_user.append(a - b)
-    error = np.std(by_user) / np.sqrt(len(by_user))
+            a, b = (ndcg(label, score[here], rows.lists[here]) for score in scores)
+            of_users.setdefault(int(rows.user[here][0]), []).append(a - b)
+    lists = [difference for own in of_users.values() for difference in own]
+    sums = [np.sum(np.array(own) - np.mean(lists)) for own in of_users.values()]
+    error = np.sqrt(np.sum(np.square(sums))) / len(lists)
+    assert len(lists) > len(of_users)
     assert found[1].high - found[1].value == pytest.approx(1.959964 * error)
 
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mtl_ranker.evaluation.metrics import PredictedRows
+from mtl_ranker.evaluation.metrics import PredictedRows, gauc
 from mtl_ranker.evaluation.slices import divide, slice_metrics, worst
 from mtl_ranker.models.objectives import Task
 
@@ -65,7 +65,7 @@ def test_a_slice_has_the_metrics_of_its_rows_and_the_worst_is_reported():
     noise = np.arange(n) % 3 == 0
     probability[noise] = rng.random(noise.sum())  # predictions without information
     tab = pl.Series(np.where(noise, "noise", "signal"))
-    rows = PredictedRows(label[:, None], probability[:, None], np.arange(n) % 500)
+    rows = PredictedRows(label[:, None], probability[:, None], np.arange(n) % 500, np.arange(n))
     metrics = slice_metrics([Task("click", "binary")], rows, {"tab": tab})
     by_value = {s.value: s for s in metrics}
     expected = roc_auc_score(label[noise], probability[noise])
@@ -76,11 +76,35 @@ def test_a_slice_has_the_metrics_of_its_rows_and_the_worst_is_reported():
     assert "click is worst where tab is noise" in str(worst(metrics)[0])
 
 
+def test_a_slice_is_judged_by_the_order_within_its_lists():
+    """Levels per user are unknown to the model, the order within lists is known on one tab only."""
+    rng = np.random.default_rng(0)
+    user, n = np.arange(4_000) // 8, 4_000
+    tab = np.where(np.arange(n) // 4 % 2 == 0, "known", "noise")  # two lists of each user
+    taste, level = rng.normal(size=n), 2 * rng.normal(size=500)[user]
+    label = (rng.random(n) < 1 / (1 + np.exp(-taste - level))).astype(np.float32)
+    score = np.where(tab == "known", taste, rng.normal(size=n))
+    lists = np.unique(np.stack([user, tab == "known"]), axis=1, return_inverse=True)[1]
+    rows = PredictedRows(label[:, None], score[:, None], user, lists)
+    found = {
+        s.value: s for s in slice_metrics([Task("a", "binary")], rows, {"tab": pl.Series(tab)})
+    }
+    for name, each in found.items():
+        chosen = tab == name
+        assert each.measure == "gauc"
+        assert each.quality.value == pytest.approx(
+            gauc(label[chosen], score[chosen], lists[chosen])
+        )
+        assert each.auc == pytest.approx(roc_auc_score(label[chosen], score[chosen]))
+    assert (found["known"].verdict, found["noise"].verdict) == (1, -1)
+    assert "a is worst where tab is noise: list GAUC" in str(found["noise"])
+
+
 def test_a_slice_with_too_few_positives_is_left_out_and_never_the_worst():
     label = np.r_[np.ones(9), np.zeros(500), np.ones(200), np.zeros(200)].astype(np.float32)
     tab = pl.Series(["small"] * 509 + ["large"] * 400)
     prediction = np.random.default_rng(0).random((909, 1))
-    rows = PredictedRows(label[:, None], prediction, np.arange(909))
+    rows = PredictedRows(label[:, None], prediction, np.arange(909), np.arange(909))
     metrics = slice_metrics([Task("click", "binary")], rows, {"tab": tab})
     assert {s.value for s in metrics} == {"large"}
 

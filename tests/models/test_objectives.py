@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from sklearn.metrics import log_loss
@@ -14,7 +12,6 @@ from mtl_ranker.models.objectives import (
     base_logits,
     ensemble_losses,
     losses,
-    pairwise_losses,
     predictions,
     transform_labels,
 )
@@ -131,39 +128,14 @@ def test_members_average_their_losses_and_predictions():
     torch.testing.assert_close(predictions(logits, tasks), each.mean(0))
 
 
-def test_pairwise_losses_are_those_of_a_loop_over_pairs() -> None:
-    torch.manual_seed(0)
-    tasks = [Task("click", "binary"), Task("watch", "regression"), Task("like", "binary")]
-    labels = torch.randint(0, 2, (30, 3)).float()
-    labels[::7, 2] = float("nan")
-    user = torch.randint(0, 6, (30,))
-    for logits in (torch.randn(30, 3), torch.randn(4, 30, 3)):
-        members = logits.reshape(-1, 30, 3)
-        expected = [0.0, 0.0, 0.0]
-        for t in (0, 2):
-            for z in members:
-                for i in range(30):
-                    for j in range(30):
-                        if user[i] == user[j] and labels[i, t] == 1 and labels[j, t] == 0:
-                            expected[t] += math.log1p(math.exp(z[j, t] - z[i, t]))
-            expected[t] /= 30 * len(members)
-        loss = pairwise_losses(logits, labels, user, tasks)
-        torch.testing.assert_close(loss, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-
-
 def test_a_row_of_weight_two_is_two_rows() -> None:
-    """In the pairwise loss, and in the constants that training starts at and divides by."""
+    """In the constants that training starts at and divides by."""
     torch.manual_seed(1)
     tasks = [Task("click", "binary"), Task("stars", "ordinal", levels=3)]
     labels = torch.stack([torch.rand(20).round(), torch.randint(0, 3, (20,)).float()], 1)
-    logits, user = torch.randn(20, 2), torch.randint(0, 3, (20,))
     weight = torch.ones(20)
     weight[:5] = 2.0
     twice = torch.cat([torch.arange(20), torch.arange(5)])
-    torch.testing.assert_close(
-        pairwise_losses(logits, labels, user, tasks, weight),
-        pairwise_losses(logits[twice], labels[twice], user[twice], tasks),
-    )
     torch.testing.assert_close(
         base_cutpoints(labels, tasks, weight), base_cutpoints(labels[twice], tasks)
     )
@@ -207,22 +179,3 @@ def test_ensemble_losses_are_those_of_the_served_prediction() -> None:
     torch.testing.assert_close(
         ensemble_losses(z[:1], labels, tasks, cuts), losses(z[:1], labels, tasks, None, cuts)
     )
-
-
-def test_pairwise_losses_of_a_chain_compare_the_chains_odds() -> None:
-    tasks = [Task("click", "binary"), Task("like", "binary", conditional_on="click")]
-    logits = torch.tensor([[2.0, 0.0], [-1.0, 1.0]])
-    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
-    p = [1 / (1 + math.exp(-a)) / (1 + math.exp(-b)) for a, b in logits.tolist()]
-    odds = [math.log(q / (1 - q)) for q in p]
-    loss = pairwise_losses(logits, labels, torch.zeros(2), tasks)
-    expected = [math.log1p(math.exp(-3.0)) / 2, math.log1p(math.exp(odds[1] - odds[0])) / 2]
-    torch.testing.assert_close(loss, torch.tensor(expected), rtol=1e-5, atol=1e-6)
-
-
-def test_without_a_users_pair_there_is_no_pairwise_loss() -> None:
-    logits = torch.randn(5, 1)
-    task = [Task("click", "binary")]
-    assert pairwise_losses(logits, torch.ones(5, 1), torch.zeros(5), task).tolist() == [0.0]
-    mixed = torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])
-    assert pairwise_losses(logits, mixed, torch.arange(5), task).tolist() == [0.0]

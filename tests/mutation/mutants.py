@@ -106,8 +106,8 @@ MUTANTS = [
     _in(
         LOOP,
         "pairs ignore the rows' weights",
-        r"pairwise_losses\(z, batch\.labels, user, tasks, batch\.weight\)",
-        "pairwise_losses(z, batch.labels, user, tasks)",
+        r"list_losses\(z, batch\.labels, batch\.lists, tasks, batch\.weight\)",
+        "list_losses(z, batch.labels, batch.lists, tasks)",
         "weigh_nothing",
     ),
     _in(

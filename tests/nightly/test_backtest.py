@@ -15,6 +15,7 @@ from mtl_ranker.evaluation.metrics import evaluate_all
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.days import split_days
 from mtl_ranker.features.examples import build_examples
+from mtl_ranker.features.lists import list_ids
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.backtest import POLICIES, backtest
@@ -67,7 +68,7 @@ def test_a_day_is_ranked_as_by_a_single_night(context, tmp_path):
         list(winner.artifact.tasks),
         labels.to_numpy(),
         winner.artifact.predict(frame).select(names).to_numpy(),
-        frame["user_id"].to_numpy(),
+        list_ids(frame, context.project.log.list_keys),
     )
     retrained = next(r for r in result.replayed if r.policy == "retrained")
     for name in names:

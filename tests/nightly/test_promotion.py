@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mtl_ranker.evaluation.metrics import gauc
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.nightly.popularity import fit_popularity
 from mtl_ranker.nightly.promotion import (
@@ -30,12 +31,14 @@ def rows():
     return truth, labels, rng.integers(0, 500, 3000), rng
 
 
-def decision_on(labels, user, challenger, champion, seeds=((), ()), **rule):
+def decision_on(labels, user, challenger, champion, seeds=((), ()), lists=None, **rule):
+    """Without lists each row is its own, so that models are compared over rows."""
     project = projects.project(promotion=rule)
     evidence = Evidence(
         tasks=TASKS,
         labels=labels,
         user=user,
+        lists=np.arange(len(user)) if lists is None else lists,
         challenger=challenger,
         champion=champion,
         challenger_seeds=seeds[0],
@@ -83,19 +86,38 @@ def test_uncalibrated_is_refused(rows):
     assert "allowed 0.67 to 1.50 (promotion.max_calibration_ratio)" in decision.reason
 
 
+def test_the_order_within_lists_decides_and_log_loss_is_the_guard(rows):
+    """A level per list changes AUC over rows and not the order; wrong levels are refused."""
+    truth, labels, user, rng = rows
+    level = rng.uniform(0.3, 1.0, 500)[user, None]
+    champion = blurred(truth, rng, 0.3)
+    found = decision_on(labels, user, truth * level, champion, lists=user, **UNBOUNDED)
+    for t, name in enumerate(("click", "long")):
+        one, other = (gauc(labels[:, t], p[:, t], user) for p in (truth * level, champion))
+        assert found.differences[name].value == pytest.approx(one - other)
+    assert found.differences["click"].low > 0
+    wrong = truth**3  # the order of the truth, with other levels
+    refused = decision_on(labels, user, wrong, truth, lists=user, **UNBOUNDED)
+    assert refused.differences["click"].value == 0.0
+    assert not refused.promoted
+    assert "significantly worse on click (log loss +" in refused.reason
+
+
 def first_on(labels, user, challenger, baselines, **rule):
     """The decision on a first model; the fallback is of other rows, only its identity counts."""
     project = projects.project(promotion=rule)
     rows = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]})
     fallback = fit_popularity(project, rows.lazy(), None)
-    evidence = ChallengerEvidence(tasks=TASKS, labels=labels, user=user, challenger=challenger)
+    evidence = ChallengerEvidence(
+        tasks=TASKS, labels=labels, user=user, lists=np.arange(len(user)), challenger=challenger
+    )
     return decide_first(project, evidence, baselines, fallback), fallback
 
 
 def test_the_first_model_must_beat_every_baseline(rows):
     truth, labels, user, rng = rows
     rate = np.broadcast_to(labels.mean(0), labels.shape)
-    weak = blurred(truth, rng, 0.5)
+    weak = 0.5 + 0.2 * (blurred(truth, rng, 0.5) - 0.5)  # its levels are right
     decision, _ = first_on(labels, user, truth, {"the base rate": rate, "item popularity": weak})
     assert decision.promoted
     assert decision.fallback is None
@@ -200,7 +222,7 @@ def test_each_condition_on_the_first_model_refuses_it_alone(rows):
     """A lower blend without a worse objective, and a worse objective."""
     truth, labels, user, rng = rows
     champion = blurred(truth, rng, 0.5)
-    slightly = champion + rng.normal(0, 0.03, champion.shape)
+    slightly = np.clip(champion + rng.normal(0, 0.03, champion.shape), 0.01, 0.99)
     lower, _ = first_on(labels, user, slightly, {"item popularity": champion}, **UNBOUNDED)
     if lower.blended.value > 0:
         lower, _ = first_on(labels, user, champion, {"item popularity": slightly}, **UNBOUNDED)
@@ -222,7 +244,7 @@ def test_each_condition_on_the_first_model_refuses_it_alone(rows):
 def test_a_tolerance_lets_a_slightly_worse_challenger_pass(rows):
     truth, labels, user, rng = rows
     champion = blurred(truth, rng, 0.5)
-    challenger = champion + rng.normal(0, 0.03, champion.shape)
+    challenger = np.clip(champion + rng.normal(0, 0.03, champion.shape), 0.01, 0.99)
     strict = decision_on(
         labels, user, challenger, champion, require_significance=False, **UNBOUNDED
     )
@@ -269,6 +291,7 @@ def test_a_champion_without_a_seed_has_no_spread(rows):
         "tasks": TASKS,
         "labels": labels,
         "user": user,
+        "lists": np.arange(len(user)),
         "challenger": truth,
         "champion": blurred(truth, rng, 0.4),
         "challenger_seeds": spread(0.80, 0.805, 0.81),

@@ -27,6 +27,7 @@ from mtl_ranker.nightly import suite as suite_module
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.contenders import Callbacks, Contender, train_model
 from mtl_ranker.nightly.refitting import harm_of_refit
+from mtl_ranker.nightly.results import predicted_rows
 from mtl_ranker.nightly.suite import train_all, train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.calibration import fit_calibration
@@ -371,12 +372,11 @@ def test_trees_are_kept_if_they_improve_validation_quality(tiny):
     network = runs[with_trees.name.removesuffix(", trees")]
     assert with_trees.artifact.trees is not None
     assert max(with_trees.artifact.trees.trees) <= 12
-    validate = context.workspace.scan("examples", suite.days.validate).collect()
-    labels = validate.select(f"label_{task.name}" for task in suite.tasks).to_numpy()
-    labels, user = labels.astype(float), validate["user_id"].to_numpy()
-    criterion = Criterion.fit(suite.tasks, labels, user, runs["linear"].validate_prediction)
+    rows = load_dataset(context, LAST).validation
+    reference = predicted_rows(rows, runs["linear"].validate_prediction)
+    criterion = Criterion.fit(suite.tasks, reference)
     best = max(
-        (network, with_trees, alone), key=lambda run: criterion.value(run.validate_prediction)
+        (network, with_trees, alone), key=lambda run: criterion.order([run.validate_prediction])
     )
     assert suite.winner.name == f"{best.name}, refit"
     assert (suite.winner.artifact.trees is not None) == (best is not network)
@@ -427,7 +427,7 @@ def test_a_refit_that_does_harm_on_the_test_days_does_not_replace_the_model(tiny
     assert suite.winner is first
     (note,) = [note for note in suite.notes if "does not replace" in note]
     assert note.startswith(f"{first.name}, refit seed 0 does not replace {first.name} seed 0")
-    assert "click: AUC -0." in note
+    assert "click: list GAUC -0." in note
 
 
 def test_a_refit_is_judged_on_the_objectives_with_labels_on_the_test_days(tiny):
@@ -451,7 +451,7 @@ def test_what_a_refit_makes_worse_is_named(tiny):
 
     assert harm(good, good) == []
     assert harm(1 - good, good) == []
-    assert "click: AUC -1.0000" in harm(good, 1 - good)[0]
+    assert "click: list GAUC -1.0000" in harm(good, 1 - good)[0]
     low = good / 20
     assert harm(good, low)
     assert all("promotion.max_calibration_ratio" in x for x in harm(good, low))

@@ -89,7 +89,12 @@ def test_a_slow_model_is_refused_with_the_limit():
     project = projects.project()
     none = np.zeros((3, 0))
     slow = ChallengerEvidence(
-        tasks=[], labels=none, user=np.arange(3), challenger=none, serving=Serving(1.0, 500.0)
+        tasks=[],
+        labels=none,
+        user=np.arange(3),
+        lists=np.arange(3),
+        challenger=none,
+        serving=Serving(1.0, 500.0),
     )
     assert unfit(project, slow) == [
         "it takes 500 s to score a million rows, allowed 120 (promotion.max_seconds_per_million)"

@@ -82,6 +82,13 @@ def test_warnings_name_their_training(trained):
         assert warning.split(" seed ")[0] in ("alone", "stack", "mmoe")
 
 
+def test_a_training_whose_best_epoch_is_the_last_allowed_is_warned_of(trained):
+    _, suite = trained  # one epoch is allowed
+    capped = [w for w in warnings_of(suite) if w.endswith("raise training.epochs")]
+    assert len(capped) == len({id(run.trained) for run in suite.runs})
+    assert all("the best epoch of click, long is the last one allowed (1)" in w for w in capped)
+
+
 def test_the_decision_is_inserted_and_a_later_one_replaces_it(trained):
     project, suite = trained
     text = training_report(project, suite)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mtl_ranker.evaluation.metrics import auc
+from mtl_ranker.evaluation.metrics import auc, gauc
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.studies.lightgbm_baseline import Boosting, tree_inputs, tune_lightgbm
 from mtl_ranker.studies.search import Budget, Space, Uniform, search
@@ -81,3 +83,39 @@ def test_without_refit_there_is_none(examples):
     assert found.refit == []
     assert found.refit_seconds == 0.0
     assert tree_inputs(examples["test"]).shape == (1_500, 3)
+
+
+def in_lists(count: int, seed: int) -> Examples:
+    """Rows of shuffled lists of five; the label follows a number and the list's level, both given.
+
+    The level tells lists apart, and nothing within one.
+    """
+    found = rows(count, seed)
+    generator = torch.Generator().manual_seed(seed)
+    lists = torch.arange(count // 5).repeat(5)[torch.randperm(count, generator=generator)]
+    level = 4 * torch.randn(count // 5, generator=generator)[lists]
+    chance = torch.sigmoid(3 * found.numeric[:, 0] + level)
+    label = (torch.rand(count, generator=generator) < chance).float().unsqueeze(1)
+    numeric = torch.stack([found.numeric[:, 0], level], 1)
+    return replace(found, numeric=numeric, labels=label, lists=lists)
+
+
+@pytest.mark.parametrize("objective", ["lambdarank", "rank_xendcg"])
+def test_a_ranking_objective_learns_the_order_within_lists(objective):
+    """The level, by which a pointwise one ranks all rows, is of no use to it."""
+    pytest.importorskip("lightgbm")
+    pytest.importorskip("optuna")
+    parts = {part: in_lists(1_500, seed) for seed, part in enumerate(("train", "validate", "test"))}
+    boosting = Boosting(SPACE, patience=5, rounds=30, refit=True, objective=objective)
+    task, budget = [Task("a", "binary")], Budget(1, range(1))
+    found = tune_lightgbm(task, parts, boosting, budget)
+    label, lists = parts["test"].labels[:, 0].numpy(), parts["test"].lists.numpy()
+    for prediction in (*found.predictions, *found.refit):
+        assert gauc(label, prediction[:, 0], lists) > 0.85
+    assert 0.8 < found.validate_quality[0] <= 1
+    assert found.predictions[0].min() < 0  # scores, no probabilities
+    pointwise = tune_lightgbm(task, parts, replace(boosting, objective="binary"), budget)
+    over_rows = [auc(label, each.predictions[0][:, 0]) for each in (found, pointwise)]
+    assert over_rows[0] < over_rows[1] - 0.05
+    with pytest.raises(ValueError, match="needs the list of each row"):
+        tune_lightgbm(task, {p: replace(r, lists=None) for p, r in parts.items()}, boosting, budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,14 @@ def frame(rows: int, seed: int = 0) -> pl.DataFrame:
             LABELS[2]: np.where(click > 0, rng.random(rows) < 0.4, np.nan).astype(np.float32),
         }
     ).with_columns(pl.col(LABELS[1:]).fill_nan(None))
+
+
+def with_list_loss(name: str, weight: float) -> list[Task]:
+    """The binary objectives with this list loss."""
+    return [
+        replace(task, list_loss=name, list_weight=weight) if task.kind == "binary" else task
+        for task in TASKS
+    ]
 
 
 def encoder(rows: pl.DataFrame) -> Encoder:

@@ -68,18 +68,21 @@ def test_position_and_weight_are_read_and_missing_ones_filled():
 
 
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(0, 3))
-def test_users_come_in_random_order_each_with_all_of_its_rows(users: list[int], seed: int) -> None:
-    rows = replace(examples(len(users)), user=torch.tensor(users, dtype=torch.long))
-    order = random_order(rows, torch.Generator().manual_seed(seed), users=True)
-    assert sorted(order.tolist()) == list(range(len(users)))
-    ordered = rows.user[order].tolist()
+def test_lists_come_in_random_order_each_with_all_of_its_rows(lists: list[int], seed: int) -> None:
+    rows = replace(examples(len(lists)), lists=torch.tensor(lists, dtype=torch.long))
+    order = random_order(rows, torch.Generator().manual_seed(seed), together=True)
+    assert sorted(order.tolist()) == list(range(len(lists)))
+    ordered = rows.lists[order].tolist()
     starts = [u for n, u in enumerate(ordered) if n == 0 or ordered[n - 1] != u]
-    assert len(starts) == len(set(users))
+    assert len(starts) == len(set(lists))
 
 
-def test_a_rows_user_is_the_same_number_in_every_frame() -> None:
+def test_a_rows_list_is_the_same_number_in_every_frame() -> None:
     encoder = Encoder.fit(Features(), [], pl.DataFrame({"user_id": [1]}))
-    frames = [pl.DataFrame({"user_id": ids}) for ids in ([7, 8, 7], [8], [7])]
-    one, two, three = (encode_examples(encoder, frame, []).user.tolist() for frame in frames)
+    frames = [pl.DataFrame({"user_id": ids, "tab": "a"}) for ids in ([7, 8, 7], [8], [7])]
+    one, two, three = (
+        encode_examples(encoder, frame, [], ["user_id", "tab"]).lists.tolist() for frame in frames
+    )
     assert one == [three[0], two[0], three[0]]
     assert two != three
+    assert encode_examples(encoder, frames[0], []).lists is None

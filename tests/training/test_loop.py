@@ -123,15 +123,14 @@ def test_losses_of_constants_are_of_the_weighted_rows(monkeypatch):
 
 
 def test_pairs_of_rows_that_weigh_nothing_are_no_pairs():
-    """All but one user's rows have weight 0: the pairwise loss is that user's."""
-    user = torch.arange(len(ROWS)) // 50
-    one = torch.where(user == 3, 1.0, 0.0)
-    whole = train(replace(ROWS, user=user, weight=one), pairwise=0.5, epochs=1, batch_size=500)
+    """All but one list's rows have weight 0: the pairwise loss is that list's."""
+    lists = torch.arange(len(ROWS)) // 50
+    one = torch.where(lists == 3, 1.0, 0.0)
+    settings = {"tasks": small.with_list_loss("pairs", 0.5), "epochs": 1, "batch_size": 500}
+    whole = train(replace(ROWS, lists=lists, weight=one), **settings)
     labels = ROWS.labels.clone()
-    labels[user != 3] = float("nan")
-    alone = train(
-        replace(ROWS, user=user, weight=one, labels=labels), pairwise=0.5, epochs=1, batch_size=500
-    )
+    labels[lists != 3] = float("nan")
+    alone = train(replace(ROWS, lists=lists, weight=one, labels=labels), **settings)
     assert whole.epochs[0].train_loss == pytest.approx(alone.epochs[0].train_loss, rel=1e-4)
 
 
@@ -148,15 +147,17 @@ def test_early_stopping_watches_the_loss_of_the_served_ensemble():
 
 def test_single_task_shares_nothing_with_the_objective_it_is_conditional_on():
     """Other likes change the model of likes, and no weight of the model of clicks."""
-    tasks = [Task("click", "binary"), Task("like", "binary", conditional_on="click")]
+    pairs = {"list_loss": "pairs", "list_weight": 0.1}
+    like = Task("like", "binary", conditional_on="click", **pairs)
+    tasks = [Task("click", "binary", **pairs), like]
     click = ROWS.labels[:, 0]
     single_task = make("m", {"preset": "single_task", "expert_hidden": [8], "dropout": 0.0}, 2)
     found = []
     for like in (click * (torch.arange(len(click)) % 2), click * (ROWS.numeric[:, 1] > 0.5)):
         design = Design(single_task, ENCODER, tasks)
-        rows = replace(ROWS, labels=torch.stack([click, like.float()], 1), user=ROWS.numeric[:, 1])
+        rows = replace(ROWS, labels=torch.stack([click, like.float()], 1), lists=ROWS.numeric[:, 1])
         held_out = replace(HELD_OUT, labels=HELD_OUT.labels[:, [0, 0]])
-        settings = small.settings(epochs=1, pairwise=0.1)
+        settings = small.settings(epochs=1)
         trained = train_ranker(design, Rows(rows, held_out), settings, 0)
         found.append(predict(trained.model, HELD_OUT, tasks))
         assert trained.epochs[0].gradient_cosine[0][1] == pytest.approx(0.0, abs=1e-6)

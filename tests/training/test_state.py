@@ -45,7 +45,7 @@ class Dying(Checkpoint):
 def train(rows, encoder, checkpoint: Checkpoint | None, **more) -> Trained:
     held_out = encode_examples(encoder, small.frame(200, seed=9), small.LABELS)
     return train_ranker(
-        Design(small.spec(**more.pop("spec", {})), encoder, small.TASKS),
+        Design(small.spec(**more.pop("spec", {})), encoder, more.pop("tasks", small.TASKS)),
         Rows(rows, held_out),
         small.settings(**more),
         0,
@@ -100,8 +100,9 @@ def test_also_from_files(tmp_path, monkeypatch):
 def test_also_with_a_pairwise_loss(tmp_path):
     frame = small.frame(500).with_columns(user_id=pl.col("row") % 37)
     encoder = small.encoder(frame)
-    rows = encode_examples(encoder, frame, small.LABELS)
-    plain, whole = train(rows, encoder, None), resumes(tmp_path, rows, encoder, 11, pairwise=0.5)
+    rows = encode_examples(encoder, frame, small.LABELS, ["user_id"])
+    tasks = small.with_list_loss("pairs", 0.5)
+    plain, whole = train(rows, encoder, None), resumes(tmp_path, rows, encoder, 11, tasks=tasks)
     assert [e.train_loss for e in plain.epochs] != [e.train_loss for e in whole.epochs]
 
 
