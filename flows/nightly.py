@@ -112,11 +112,24 @@ def chosen_day(context: Context, day: date | Literal["yesterday"] | None) -> dat
     return day or context.last_day()
 
 
+def arrival(context: Context, day: date) -> tuple[bool, list[FileSize]]:
+    """Whether the log and every stream of actions have the day, and its files.
+
+    A stream that is not divided into days has it.
+    """
+    streams = [context.source.actions(action.name) for action in context.project.log.actions]
+    divided = [stream for stream in streams if not stream.undivided]
+    if any(day not in source.days() for source in (context.source, *divided)):
+        return False, []
+    having = [stream for stream in streams if day in stream.days()]
+    return True, [size for source in (context.source, *having) for size in source.sizes(day)]
+
+
 SETTLED = 60.0  # seconds since the last change of a file that is not looked at twice
 
 
 def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: float) -> None:
-    """Return once the log contains the day and its files no longer grow.
+    """Return once log and streams of actions contain the day and its files no longer grow.
 
     With `log.ready` the marker says so. Otherwise files that have changed within the last minute
     are looked at again, after `poll_seconds` or, without waiting, a second. Raises ProjectError
@@ -126,10 +139,9 @@ def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: fl
     previous: list[FileSize] = []
     announced = False
     while True:
-        arrived = day in context.source.days()
+        arrived, sizes = arrival(context, day)
         if not arrived and wait_minutes <= 0:
             return
-        sizes = context.source.sizes(day) if arrived else []
         if arrived and (context.project.log.ready or sizes == previous or _settled(sizes)):
             return
         grows = arrived and bool(previous)

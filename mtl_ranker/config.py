@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tomllib
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,7 +137,11 @@ class Log(Settings):
     timestamp: Name = "timestamp"
     timestamp_unit: TimestampUnit = "ms"
     timezone: str = "UTC"
-    partition: str | None = "date"
+    partition: str | None = Field(
+        "date",
+        description="of the days' folders: a name, for NAME=YYYY-MM-DD, or a pattern with %Y, %m "
+        "and %d such as dt=%Y%m%d or year=%Y/month=%m/day=%d; null for an undivided log",
+    )
     ready: str | None = Field(
         None,
         description="file that marks a day's folder as complete, such as _SUCCESS; without one a "
@@ -214,6 +218,29 @@ class Log(Settings):
             near = difflib.get_close_matches(value, available_timezones(), 3)
             raise ValueError(f"{value!r} is no IANA time zone{_hint(near)}")
         return value
+
+    @field_validator("partition")
+    @classmethod
+    def _partition(cls, value: str | None) -> str | None:
+        if value is None or "%" not in value:
+            return value
+        day = date(2026, 10, 31)
+        try:
+            read = datetime.strptime(day.strftime(value), value).date()
+        except ValueError:
+            read = None
+        if read != day:
+            raise ValueError(
+                f"{value!r} does not tell days apart; allowed: a name such as 'date', or a pattern "
+                "with %Y, %m and %d such as 'dt=%Y%m%d' or 'year=%Y/month=%m/day=%d'"
+            )
+        return value
+
+    @property
+    def layout(self) -> str | None:
+        """The pattern of the days' folders, as of `strftime`; None for an undivided log."""
+        name = self.partition
+        return name if name is None or "%" in name else f"{name}=%Y-%m-%d"
 
     @model_validator(mode="after")
     def _check_actions(self) -> Log:

@@ -105,9 +105,12 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
     scoring = current.scoring.model_copy(
         update={"blend": project.scoring.blend, "weights": project.scoring.weights}
     )
+    # Labels of open days are to be the same as those of the current project.
+    immature = {"immature": current.training.immature}
+    training = project.training.model_copy(update=immature)
     own = replace(
         context,
-        project=project.model_copy(update={"log": log, "scoring": scoring}),
+        project=project.model_copy(update={"log": log, "scoring": scoring, "training": training}),
         source=context.source.with_log(log),
         sql=sql,
         aggregates_in="",

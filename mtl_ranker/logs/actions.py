@@ -306,7 +306,9 @@ def _belonging(context: Context, action: Action, rows: pl.DataFrame, day: date) 
             parts.append(_nearest(named, unnamed))
         parts.append(_nearest(own.filter(pl.col("impression").is_null()), impressions))
     found = pl.concat(parts) if parts else pl.DataFrame(schema=FOUND | {"shown": own["at"].dtype})
-    joined = own.join(found, on="action", how="left", maintain_order="left")
+    joined = own.join(found, on="action", how="left", maintain_order="left").with_columns(
+        pl.max_horizontal(day_of(pl.col("shown"), log), "impression_day").alias("born")
+    )
     named_id = pl.col("impression").is_not_null()
     reason = (
         pl.when(pl.col("row").is_null())
@@ -336,7 +338,6 @@ FOUND: dict[str, pl.DataType] = {
     "action": pl.UInt32(),
     "impression_day": pl.Int32(),
     "row": pl.UInt32(),
-    "born": pl.Int32(),
     "other": pl.Boolean(),
 }
 
@@ -355,7 +356,6 @@ def _impressions(context: Context, action: Action, day: date) -> pl.LazyFrame | 
                 identity.alias("impression"),
                 "row",
                 number.alias("impression_day"),
-                pl.max_horizontal(day_of(pl.col("timestamp"), log), number).alias("born"),
             )
         )
     return pl.concat(parts, how="vertical_relaxed") if parts else None
@@ -371,7 +371,7 @@ def _exact(actions: pl.DataFrame, impressions: pl.LazyFrame) -> pl.DataFrame:
     return joined.select(*FOUND_BEFORE, other.alias("other"), "shown")
 
 
-FOUND_BEFORE = ("action", "impression_day", "row", "born")
+FOUND_BEFORE = ("action", "impression_day", "row")
 
 
 def _nearest(actions: pl.DataFrame, impressions: pl.LazyFrame) -> pl.DataFrame:

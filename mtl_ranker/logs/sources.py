@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class ParquetSource:
         if not path.exists():
             raise ProjectError(
                 f"{path}: not found; {self.setting}.path = {self.log.path!r} must be a Parquet "
-                f"file, a folder of them, or a folder of {self.log.partition or 'date'}=YYYY-MM-DD "
-                "folders below --data"
+                f"file, a folder of them, or a folder of {shown_layout(self.log)} folders "
+                "below --data"
             )
         return path
 
@@ -136,17 +136,22 @@ class ParquetSource:
 
     def _folders(self) -> dict[date, Path]:
         """Day → its folder; empty for a log that is not divided into days."""
-        path, name = self.path(), self.log.partition
-        if name is None or not path.is_dir():
+        path, layout = self.path(), self.log.layout
+        if layout is None or not path.is_dir():
             return {}
         folders: dict[date, Path] = {}
-        for folder in sorted(path.glob(f"{name}=*")):
-            text = folder.name.removeprefix(f"{name}=")
+        for folder in sorted(
+            path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))
+        ):
+            text = folder.relative_to(path).as_posix()
             try:
-                day = date.fromisoformat(text)
+                plain = text.removeprefix(f"{self.log.partition}=")
+                named = "%" not in (self.log.partition or "")
+                day = date.fromisoformat(plain) if named else datetime.strptime(text, layout).date()
             except ValueError as error:
                 raise ProjectError(
-                    f"{folder}: partition {text!r} is not a day; expected {name}=YYYY-MM-DD"
+                    f"{folder}: partition {text.rpartition('=')[2]!r} is not a day; expected "
+                    f"{shown_layout(self.log)}"
                 ) from error
             if day in folders:
                 raise ProjectError(f"{folder}: a second folder of {day}, beside {folders[day]}")
@@ -170,7 +175,8 @@ class ParquetSource:
                 have = sorted(partitions)
                 days = f"{len(have)} days from {have[0]} to {have[-1]}" if have else "no day"
                 raise ProjectError(
-                    f"{path}: no partition {self.log.partition}={day}; the log has {days}"
+                    f"{path}: no partition {day.strftime(self.log.layout or '')}; the log has "
+                    f"{days}"
                 )
             files = parquet_files(partitions[day])
             if not files:
@@ -216,6 +222,14 @@ class ParquetSource:
         lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
         lazy = _canonical(lazy, self.log, files[0], self.setting)
         return lazy.with_columns(local.alias("date"))
+
+
+def shown_layout(log: Log) -> str:
+    """The layout of the days' folders for messages, such as date=YYYY-MM-DD."""
+    text = log.layout or "date=%Y-%m-%d"
+    for code, shown in (("%Y", "YYYY"), ("%m", "MM"), ("%d", "DD")):
+        text = text.replace(code, shown)
+    return text
 
 
 def parquet_files(path: Path) -> list[Path]:

@@ -154,3 +154,36 @@ def test_real_kuairand_day(shared_data):
     unique = raw.unique(["user_id", "video_id", "time_ms"]).height
     assert checked.good.collect().height == unique
     assert checked.bad.height == raw.height - unique
+
+
+@pytest.mark.parametrize(
+    ("partition", "folders"),
+    [
+        ("dt=%Y%m%d", ["dt=20260302", "dt=20260303/hour=07"]),
+        ("year=%Y/month=%m/day=%d", ["year=2026/month=3/day=2", "year=2026/month=03/day=03"]),
+        ("%Y/%m-%d", ["2026/03-02", "2026/03-03"]),
+        ("day", ["day=2026-03-02", "day=2026-03-03/hour=1/part=2"]),
+    ],
+)
+def test_days_lie_in_folders_of_many_layouts(tiny, partition, folders):
+    days = [FIRST, FIRST + timedelta(days=1)]
+    for n, folder in enumerate(folders):
+        (tiny / "other" / folder).mkdir(parents=True)
+        tiny_events(days[n], shift=n).write_parquet(tiny / "other" / folder / "a.parquet")
+    write_project(tiny, log={"path": "other", "partition": partition})
+    assert open_source(load_project(str(tiny / "project.toml")), tiny).days() == days
+    report, workspace = ingest(tiny, days[1])
+    assert report.good == 40
+    users = workspace.scan("events", [days[1]]).collect()["user_id"].to_list()
+    assert users == tiny_events(days[1], shift=1)["u"].to_list()
+
+
+@pytest.mark.parametrize("partition", ["dt=%Y%m", "%d", "dt=%Q"])
+def test_a_layout_must_tell_days_apart(tiny, partition):
+    write_project(tiny, log={"partition": partition})
+    with pytest.raises(ProjectError, match=r"log.partition: .*does not tell days apart; allowed"):
+        load_project(str(tiny / "project.toml"))
+    write_project(tiny, log={"partition": "dt=%Y%m%d"})
+    (tiny / "log" / "dt=20261301").mkdir()
+    with pytest.raises(ProjectError, match=r"'20261301' is not a day; expected dt=YYYYMMDD"):
+        ingest(tiny)

@@ -250,6 +250,14 @@ MUTANTS = [
         "evaluation/test_slices.py",
         "quarters",
     ),
+    Mutant(
+        "an action counts on its impression's day",
+        "logs/actions.py",
+        r'otherwise\("known"\)\.alias\("counted"\)',
+        'otherwise("impression_day").alias("counted")',
+        "features/test_actions.py",
+        "wednesday",
+    ),
 ]
 
 

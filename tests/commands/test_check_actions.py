@@ -1,0 +1,71 @@
+"""`mtl-ranker check` of a project with streams of actions."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from mtl_ranker.commands.check import check_project
+from mtl_ranker.errors import ProjectError
+from tests.conftest import FIRST, tiny_events, write_day
+from tests.projects import TINY, edit_project, write_project
+
+CLICK: dict[str, Any] = {"name": "click", "path": "clicks", "window": "1h"}
+DAYS = 7
+
+
+def streams(root: Path, first: int = 0, twice: bool = False) -> Path:
+    """The tiny log with its clicks as a stream, in the same partitions."""
+    for n in range(DAYS):
+        day = FIRST + timedelta(days=n)
+        frame = tiny_events(day, shift=n)
+        write_day(root, day, frame.drop("click"))
+        clicks = frame.filter(pl.col("click") == 1).select("u", "i", "ts")
+        again = clicks.with_columns(pl.col("ts") + 1)
+        if n >= first:
+            folder = root / "clicks" / f"date={day}"
+            folder.mkdir(parents=True)
+            (pl.concat([clicks, again]) if twice else clicks).write_parquet(folder / "0.parquet")
+    write_project(root, TINY, log={"actions": [CLICK]})
+    return root
+
+
+def checked(root: Path) -> str:
+    return "\n".join(check_project(str(root / "project.toml"), root))
+
+
+def test_streams_labels_and_their_wait_are_said(tmp_path):
+    found = checked(streams(tmp_path))
+    assert f"ok  actions of click: 7 days, {FIRST}..{FIRST + timedelta(days=6)}" in found
+    assert "ok  split: 3 train, 1 validate, 1 test" in found
+    assert "labels are final 1 days later; until then, training.immature = 'wait'" in found
+    assert "ok  click: 80 of 80 actions belong to the sampled impressions" in found
+    assert "warning: click begins" not in found
+
+
+def test_a_stream_that_begins_later_and_values_that_no_label_has(tmp_path):
+    root = streams(tmp_path, first=2, twice=True)
+    edit_project(root, log={"actions": [CLICK | {"reduce": "sum"}]})
+    found = checked(root)
+    assert f"warning: click begins on {FIRST + timedelta(days=2)}, the log on {FIRST}" in found
+    day = FIRST + timedelta(days=5)
+    assert f"warning: {day}: label of click neither 0 nor 1 in 16 rows, which lose this" in found
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ({"actions": [CLICK | {"path": "none"}]}, r"none: not found; log.actions\[0\].path"),
+        ({"actions": [CLICK | {"item": "video"}]}, r"'video' \(named by log.actions\[0\].item\)"),
+        ({"actions": [CLICK | {"name": "other"}]}, r"'click' = 'click' needs column 'click'"),
+    ],
+)
+def test_mistakes_in_actions_are_found(tmp_path, log, message):
+    root = streams(tmp_path)
+    edit_project(root, log=log)
+    with pytest.raises(ProjectError, match=message):
+        checked(root)
