@@ -27,6 +27,7 @@ from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.features.days import needed_days, needed_history, split_days
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.candidates import describe_candidates
+from mtl_ranker.ranking.rules import check_rules
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.tracking import connection, registry
 from mtl_ranker.training.specs import model_specs
@@ -62,6 +63,7 @@ def nightly(
     """
     context = open_context(config, Path(data), Path(workspace))
     model_specs(context.project)
+    check_rules(context)
     mark_lost_runs()
     chosen = chosen_day(context, day)
     tomorrow = chosen + timedelta(days=1)

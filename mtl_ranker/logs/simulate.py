@@ -213,6 +213,8 @@ def _impressions(feed: Feed, world: World, chunk: Chunk) -> tuple[pl.DataFrame, 
             "surface": surface,
             "position": position.astype(np.int8),
             "propensity": propensity.astype(np.float32),
+            # Every order of a slate's items is equally likely.
+            "list_propensity": np.full(rows, 1.0 / SLATE, np.float32),
             "click": click.astype(np.int8),
             "watch_seconds": watch.astype(np.float32),
             "like": like.astype(np.int8),
