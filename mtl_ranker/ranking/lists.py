@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+POOL = 4  # lists are first filled from this many times top_k of a user's best rows
 NO_VALUE = -1  # code of a missing value, which no rule counts
 
 
@@ -114,34 +115,95 @@ def choose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows of each user's list and their ranks from 1, sorted by user and rank.
 
+    Lists are filled from each user's best rows. Those of users for whom another row might have been
+    better are filled again from all rows.
+
     Args:
         utility: [N], by which rows are chosen: the score, or the score with noise.
         top_k: length of the lists at most.
     """
-    user, starts = candidates.user, candidates.starts
-    users, rows = len(starts), len(user)
-    if not rows:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     relevance = utility.astype(np.float64)
     if rules.repetition is not None:
-        relevance = (1 - rules.repetition.weight) * relevance / candidates.spread[user]
-    alive = np.ones(rows, bool)
+        spread = candidates.spread[candidates.user]
+        relevance = (1 - rules.repetition.weight) * relevance / spread
+    near = _best_rows(candidates, relevance, rules, POOL * top_k)
+    row, rank, certain = _fill(candidates.user, relevance, (rules, near), top_k)
+    if not certain.all():
+        again = np.flatnonzero(~certain[candidates.user])
+        _, user = np.unique(candidates.user[again], return_inverse=True)
+        everything = (rules.of_rows(again), np.ones(len(again), bool))
+        more, place, _ = _fill(user, relevance[again], everything, top_k)
+        kept = certain[candidates.user[row]]
+        row, rank = np.r_[row[kept], again[more]], np.r_[rank[kept], place]
+    order = np.lexsort((rank, candidates.user[row]))
+    return row[order], rank[order]
+
+
+def _best_rows(
+    candidates: Candidates, relevance: np.ndarray, rules: ListRules, count: int
+) -> np.ndarray:
+    """Which rows [N] are among the best of their user, or of their user's flagged rows."""
+    user = candidates.user
+
+    def best(rows: np.ndarray) -> np.ndarray:
+        own, value = user[rows], relevance[rows]
+        if ((np.diff(value) > 0) & (np.diff(own) == 0)).any():
+            order = np.lexsort((-value, own))  # stable: equal values stay in the order of rows
+            rows, own = rows[order], own[order]
+        first = np.flatnonzero(np.diff(own, prepend=-1))
+        place = np.arange(len(rows)) - np.repeat(first, np.diff(first, append=len(rows)))
+        return rows[place < count]
+
+    near = np.zeros(len(user), bool)
+    near[best(np.arange(len(user)))] = True
+    if rules.quota is not None:
+        near[best(np.flatnonzero(rules.quota.flag))] = True
+    return near
+
+
+def _fill(
+    user: np.ndarray, relevance: np.ndarray, given: tuple[ListRules, np.ndarray], top_k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and ranks of lists that are filled from some rows, and which users' are certain [U].
+
+    A list is certain if no other row could have been chosen: at each rank the chosen one is better
+    than the best of the other rows would be if it were allowed and not repeated.
+
+    Args:
+        user, relevance: [N], of all rows.
+        given: the rules, and booleans [N] of the rows that lists are filled from.
+    """
+    (rules, near), users = given, int(user.max(initial=-1)) + 1
+    outside = np.full(users, -np.inf)  # the best relevance of another row
+    flagged = np.full(users, -np.inf)  # and of another row with the quota's flag
+    np.maximum.at(outside, user[~near], relevance[~near])
+    if rules.quota is not None:
+        rest = rules.quota.flag & ~near
+        np.maximum.at(flagged, user[rest], relevance[rest])
+    place = np.flatnonzero(near)
+    user, relevance, rules = user[place], relevance[place], rules.of_rows(place)
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    certain, alive = np.ones(users, bool), np.ones(len(user), bool)
     shown = [np.zeros(_codes(limit.code), np.int32) for limit in rules.limits]
     repeated = np.zeros(0 if rules.repetition is None else _codes(rules.repetition.code), bool)
-    missing = np.zeros(users, np.int64)  # fresh rows that the window still needs
+    missing = np.zeros(users, np.int64)  # flagged rows that the window still needs
     chosen: list[np.ndarray] = []
-    for step in range(top_k):
+    for step in range(top_k if len(user) else 0):
         allowed = alive.copy()
         for limit, count in zip(rules.limits, shown, strict=True):
             if step >= limit.within:
                 np.subtract.at(count, _known(limit.code[chosen[step - limit.within]]), 1)
             allowed &= (limit.code == NO_VALUE) | (count < limit.count)[limit.code]
+        bound = np.zeros(users, bool)
         if rules.quota is not None:
             end = min(top_k, step - step % rules.quota.within + rules.quota.within)
             if step % rules.quota.within == 0:
                 missing[:] = min(rules.quota.count, end - step)
+            bound = (missing >= end - step) & (missing > 0)
             fresh = allowed & rules.quota.flag
-            bound = (missing >= end - step) & (missing > 0) & np.logical_or.reduceat(fresh, starts)
+            has_fresh = np.logical_or.reduceat(fresh, starts)
+            certain &= ~bound | has_fresh | (flagged == -np.inf)
+            bound &= has_fresh
             allowed = np.where(bound[user], fresh, allowed)
         value = relevance
         if rules.repetition is not None:
@@ -149,13 +211,16 @@ def choose(
             value = relevance - rules.repetition.weight * again
         value = np.where(allowed, value, -np.inf)
         best = np.maximum.reduceat(value, starts)
+        other = np.where(bound, flagged, outside)
+        certain &= (best > other) | (other == -np.inf)
         hits = np.flatnonzero(allowed & (value == best[user]))
         row = hits[np.diff(user[hits], prepend=-1) > 0]
+        if len(row) < users:  # a list that has ended has no later rank
+            goes_on = np.zeros(users, bool)
+            goes_on[user[row]] = True
+            alive &= goes_on[user]
         if not len(row):
             break
-        ended = np.setdiff1d(np.arange(users), user[row], assume_unique=True)
-        if len(ended):  # a list that has ended has no later rank
-            alive &= ~np.isin(user, ended)
         alive[row] = False
         for limit, count in zip(rules.limits, shown, strict=True):
             np.add.at(count, _known(limit.code[row]), 1)
@@ -164,10 +229,9 @@ def choose(
         if rules.repetition is not None:
             repeated[_known(rules.repetition.code[row])] = True
         chosen.append(row)
-    row = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
-    rank = np.repeat(np.arange(1, len(chosen) + 1), [len(step) for step in chosen])
-    order = np.lexsort((rank, user[row]))
-    return row[order], rank[order]
+    ranks = np.repeat(np.arange(1, len(chosen) + 1), [len(step) for step in chosen])
+    rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+    return place[rows], ranks, certain
 
 
 def _codes(code: np.ndarray) -> int:

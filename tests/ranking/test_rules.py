@@ -120,7 +120,10 @@ FRESH = {"count": 2, "within": 4, "days": 3}
     ],
     ids=lambda rules: "+".join(rules),
 )
-def test_lists_are_those_of_a_loop_over_users(rules):
+@pytest.mark.parametrize("pool", [1, 4])
+def test_lists_are_those_of_a_loop_over_users(rules, pool, monkeypatch):
+    """Also where lists are first filled from as few rows as they have ranks."""
+    monkeypatch.setattr("mtl_ranker.ranking.lists.POOL", pool)
     rng = np.random.default_rng(0)
     settings = project(WITH_ITEMS, scoring={"top_k": 7, "rules": rules})
     table, rows = items(rng, 30), scored(rng, 40, 30)
