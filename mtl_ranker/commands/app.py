@@ -96,6 +96,7 @@ EXAMPLES = {
     "backfill": "mtl-ranker backfill -c feed.toml -d /logs --from 2026-10-01 --to 2026-10-31",
     "rollback": "mtl-ranker rollback -c feed.toml --dry-run",
     "prune": "mtl-ranker prune -c feed.toml -d /logs --dry-run",
+    "history": "mtl-ranker history -c feed.toml -w /work --prometheus /metrics/feed.prom",
     "freeze": 'mtl-ranker freeze -c feed.toml --reason "launch week"',
     "explain": "mtl-ranker explain -c feed.toml -d /logs --user 42 --item 7 --date 2026-11-25",
     "serve": 'mtl-ranker serve -c feed.toml -d /logs -w /work --nightly-cron "30 2 * * *"',
@@ -295,6 +296,27 @@ def rollback(
             f"{project.name}: champion is version {previous} again, version {current} is not"
         )
     _write(write, {"from": current, "to": previous, "dry_run": dry_run})
+
+
+@command("history", OPERATE)
+def history(
+    config: Config,
+    workspace: Work = DEFAULT_WORK,
+    metrics: Annotated[
+        Path | None,
+        typer.Option("--prometheus", help="Write the last night's metrics to this textfile."),
+    ] = None,
+    write: Write = None,
+) -> None:
+    """Print every night's champion, quality, volume and cost, and rebuild reports/index.html."""
+    from mtl_ranker.config import load_project
+    from mtl_ranker.workspace import Workspace
+
+    prepare(workspace)
+    project = load_project(config)
+    from mtl_ranker.commands.history import history_command
+
+    _write(write, history_command(project, Workspace(workspace), metrics))
 
 
 @command("prune", OPERATE)
