@@ -441,11 +441,25 @@ def simulate(
     impressions: Annotated[int, typer.Option(min=10, help="Number of impressions.")] = 150_000,
     days: Annotated[int, typer.Option(min=1, help="Number of days.")] = 11,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    horizon: Annotated[
+        int, typer.Option(min=0, help="Days over which items appear, with those of --respond.")
+    ] = 0,
+    candidates: Annotated[
+        int, typer.Option(min=0, help="Candidates of each user to write for every ranked day.")
+    ] = 0,
+    answered: Annotated[
+        Path | None,
+        typer.Option("--respond", help="Let the users of --out answer this rankings/date=D."),
+    ] = None,
 ) -> None:
-    """Simulate the log of a feed whose true probabilities are known."""
-    from rich.progress import Progress
-
+    """Simulate the log of a feed with known true probabilities, or its answer to a ranking."""
+    from mtl_ranker.logs import respond
     from mtl_ranker.logs import simulate as simulation
+
+    if answered is not None:
+        typer.echo(str(respond.respond(out, answered)))
+        return
+    from rich.progress import Progress
 
     scale = max(1.0, impressions / 150_000)
     feed = simulation.Feed(
@@ -454,10 +468,14 @@ def simulate(
         seed=seed,
         users=round(4_000 * scale**0.7),
         items=round(3_000 * scale**0.5),
+        horizon=horizon,
     )
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("simulating impressions", total=impressions)
         simulation.simulate(feed, out, lambda done: progress.update(bar, completed=done))
+    simulated = respond.SimulatedFeed(feed, candidates=candidates)
+    simulated.save(out)
+    respond.write_candidates(simulated, out, days)
     typer.echo(f"{out}: {days} days from {feed.first_day}; true probabilities in {out / 'truth'}")
 
 
