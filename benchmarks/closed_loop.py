@@ -227,8 +227,7 @@ def shown_values(simulated: SimulatedFeed, folder: Path, ranking: pl.DataFrame) 
         "likes": float(likes.sum()) / users,
         "clicks_per_row": float(clicks.mean()),
         "likes_per_row": float(likes.mean()),
-        "visits": float((pl.read_parquet(folder / f"log/date={day}")["position"] == 1).sum())
-        / users,
+        "visits": float(first.sum()) / users,
         "regret": 1 - value(shown) / value(best),
         "items": ranking["item_id"].n_unique() / available,
         "creators": len(np.unique(creators[ranking["item_id"].to_numpy()]))

@@ -494,6 +494,16 @@ class Scoring(Settings):
         description="objectives with a condition `where` that enter the blend as predicted given "
         "it; others are multiplied by the probability of the condition, if it is an objective",
     )
+    maximise: Literal["engagement", "satisfaction"] | None = Field(
+        None,
+        description="group of objectives for which each night chooses the winner's weights on the "
+        "validation days; with `keep`",
+    )
+    keep: dict[Literal["engagement", "satisfaction"], Annotated[float, Field(gt=0, le=1)]] = Field(
+        {},
+        description="the other group -> least share of its NDCG@10 under `weights` that the chosen "
+        "weights must have",
+    )
     block_rows: int = Field(
         131_072, ge=1, description="rows of candidates, of whole users, scored at a time per core"
     )
@@ -505,6 +515,15 @@ class Scoring(Settings):
     generated_users: int | None = Field(None, ge=1)
     rules: Rules = Rules()
     exploration: Exploration | None = None
+
+    @model_validator(mode="after")
+    def _check_keep(self) -> Scoring:
+        other = {"engagement": "satisfaction", "satisfaction": "engagement"}
+        allowed = [other[self.maximise]] if self.maximise is not None else []
+        if list(self.keep) != allowed:
+            wanted = f"{{ {allowed[0]} = 0.99 }}" if allowed else "none without maximise"
+            raise ValueError(f"keep: {dict(self.keep)}; allowed: {wanted}")
+        return self
 
     @model_validator(mode="after")
     def _order_is_free(self) -> Scoring:
@@ -578,6 +597,12 @@ class Project(Settings):
         for name in self.scoring.weights:
             if name not in names:
                 raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")
+        groups = {objective.group for objective in self.objectives}
+        if self.scoring.maximise is not None and len(groups) < 2:
+            raise ValueError(
+                f"scoring.maximise: all objectives are of group {groups.pop()!r}; it needs both "
+                "engagement and satisfaction"
+            )
         for name in self.scoring.conditional:
             allowed = [o.name for o in self.objectives if o.where is not None]
             if name not in allowed:

@@ -150,6 +150,8 @@ def record(
     logged = log_suite(context, suite, fingerprint(*marks), page, inputs)
     log_system(logged.run_id, system)
     version = register(project, suite, logged)
+    if suite.kept_blend is not None:
+        store_blend(project, version.version, suite.kept_blend.choice)
     keep_columns(workspace, used_columns(project))
     client.set_tag(logged.run_id, VERSION_TAG, version.version)
     set_ends(suite, logged)
