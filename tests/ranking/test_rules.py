@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mtl_ranker.commands.check import check_project
 from mtl_ranker.config import Project, parse_project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
@@ -294,5 +295,15 @@ def test_fresh_items_need_their_days():
 def test_a_missing_table_is_named_before_the_training(tiny):
     write_project(tiny, scoring={"rules": {"allow": [{"path": "no.parquet", "key": ["u"]}]}})
     context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
-    with pytest.raises(ProjectError, match=r"no.parquet: not found \(scoring.rules.allow\[0\]"):
+    message = r"no.parquet: not found \(scoring.rules.allow\[0\]"
+    with pytest.raises(ProjectError, match=message):
         check_rules(context)
+    with pytest.raises(ProjectError, match=message):
+        list(check_project(str(tiny / "project.toml"), tiny))
+    pl.DataFrame({"u": [1]}).write_parquet(tiny / "no.parquet")
+    lines: list[str] = []
+    for line in check_project(str(tiny / "project.toml"), tiny):
+        lines.append(line)
+        if line.startswith("ok  scoring.rules"):
+            break
+    assert lines[-1] == "ok  scoring.rules: allow"
