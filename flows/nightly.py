@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Literal
@@ -27,8 +28,15 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.features.days import needed_days, needed_history, split_days
 from mtl_ranker.logs.sources import open_context
+from mtl_ranker.nightly import history
+from mtl_ranker.nightly.history import NightRecord, record_of
+from mtl_ranker.nightly.promotion import Decision
+from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.candidates import describe_candidates
+from mtl_ranker.ranking.rules import check_rules
 from mtl_ranker.ranking.scoring import Ranked
+from mtl_ranker.reports.history import publish_index
+from mtl_ranker.reports.page import with_lists
 from mtl_ranker.tracking import registry
 from mtl_ranker.training.specs import model_specs
 from mtl_ranker.workspace import FileSize
@@ -63,9 +71,11 @@ def nightly(
     """
     context = open_context(config, Path(data), Path(workspace))
     model_specs(context.project)
+    check_rules(context)
     mark_lost_runs()
     chosen = chosen_day(context, day)
     tomorrow = chosen + timedelta(days=1)
+    began = time.monotonic()
     with in_turn(context.workspace, f"nightly {chosen}", wait_minutes):
         try:
             await_log(context, chosen, wait_minutes, poll_seconds or min(30.0, 3 * wait_minutes))
@@ -80,12 +90,15 @@ def nightly(
                 raise ProjectError(f"there is no champion to rank with: {decision.reason}")
         except Exception as failure:
             rank_after(failure, context, tomorrow, ["champion", "previous_champion"])
+            record_failure(context, chosen, failure)
             raise
         try:
             ranked = score(context, tomorrow, cluster)
         except Exception as failure:
             rank_after(failure, context, tomorrow, ["previous_champion"])
+            record_failure(context, chosen, failure)
             raise
+        record(context, suite, decision, ranked, began)
     announce("done", ranked.path)
     create_markdown_artifact(
         key="night",
@@ -94,6 +107,33 @@ def nightly(
         description="Result of the night",
     )
     return ranked
+
+
+def record(
+    context: Context, suite: Suite, decision: Decision, ranked: Ranked, began: float
+) -> None:
+    """Add the lists to the night's report, record the night and rebuild the page of all nights.
+
+    Args:
+        began: when the night began, by the monotonic clock.
+    """
+    workspace, day = context.workspace, suite.days.test[-1]
+    place = f"reports/{day}.html"
+    page = (workspace.root / place).read_text("utf-8")
+    workspace.publish_file(place, with_lists(page, day + timedelta(days=1), ranked.effects))
+    champion = registry.champion(context.project)
+    found = record_of(context, suite, decision, champion, ranked)
+    history.store(workspace, replace(found, seconds=time.monotonic() - began))
+    announce("history", publish_index(workspace, context.project))
+
+
+def record_failure(context: Context, day: date, failure: Exception) -> None:
+    """Record a night that failed; never raises, as the failure itself is to be reported."""
+    try:
+        history.store(context.workspace, NightRecord(day=day, failed=first_line(failure)))
+        publish_index(context.workspace, context.project)
+    except Exception as problem:
+        announce("failed", f"the night is not recorded: {first_line(problem)}", logging.ERROR)
 
 
 def build_on(cluster: str, context: Context, day: date) -> None:

@@ -109,7 +109,10 @@ def score(
             f"{' or '.join(context.project.log.context)}: the first of them is ranked",
             logging.WARNING,
         )
-    create_markdown_artifact(key="rankings", markdown=f"`{ranked.path}`: {ranked.rows:,} rows")
+    for effect in ranked.effects:
+        announce("lists", effect)
+    lines = [f"`{ranked.path}`: {ranked.rows:,} rows", *(f"- {e}" for e in ranked.effects)]
+    create_markdown_artifact(key="rankings", markdown="\n".join(lines))
     return ranked
 
 

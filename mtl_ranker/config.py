@@ -595,6 +595,82 @@ class OffPolicy(Settings):
     )
 
 
+class ListTable(Settings):
+    """A Parquet file whose rows name users, items, pairs or values of another column."""
+
+    path: Name = Field(description="relative to the folder of the data")
+    key: list[Name] = Field(
+        min_length=1,
+        description="columns of the file: user_id and item_id (or the log's names for them), "
+        "context columns, and columns of the user and item tables",
+    )
+
+
+class AtMost(Settings):
+    """At most `count` items with one value of a column in any `within` consecutive ranks."""
+
+    column: Name
+    count: int = Field(ge=1)
+    within: int = Field(ge=2)
+
+
+class Fresh(Settings):
+    """At least `count` of the ranks 1 to `within`, of the next `within`, … are fresh items."""
+
+    count: int = Field(ge=1)
+    within: int = Field(ge=1)
+    days: int = Field(ge=0, description="age up to which an item is fresh (log.items.published)")
+
+    @model_validator(mode="after")
+    def _check_count(self) -> Fresh:
+        if self.count > self.within:
+            raise ValueError(f"count = {self.count}; allowed: at most within = {self.within}")
+        return self
+
+
+class Diversity(Settings):
+    """Maximal marginal relevance on a column: items with a value that is shown rank lower."""
+
+    column: Name
+    weight: float = Field(gt=0, lt=1, description="of diversity; 1 - weight is the score's")
+
+
+class Rules(Settings):
+    """What a ranked list must fulfil, applied after the blend (docs/lists.md)."""
+
+    seen_days: int = Field(
+        0, ge=0, description="drop items that the user was shown in this many days before D"
+    )
+    block: list[ListTable] = Field([], description="drop candidates that match a row")
+    allow: list[ListTable] = Field([], description="drop candidates that match no row")
+    at_most: list[AtMost] = []
+    fresh: Fresh | None = None
+    mmr: Diversity | None = None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Setting → the column that it reads, of rules on the whole list."""
+        named = {f"at_most[{n}].column": rule.column for n, rule in enumerate(self.at_most)}
+        return named if self.mmr is None else named | {"mmr.column": self.mmr.column}
+
+    @property
+    def tables(self) -> list[tuple[str, ListTable]]:
+        """The block and allow lists, each with its setting."""
+        named = {"block": self.block, "allow": self.allow}
+        return [(f"{how}[{n}]", table) for how, all in named.items() for n, table in enumerate(all)]
+
+
+class Exploration(Settings):
+    """Rankings by scores with Gumbel noise, for a share of the users (docs/lists.md)."""
+
+    temperature: float = Field(
+        ge=0.05,
+        description="of the noise, in standard deviations of the scores of a user's candidates",
+    )
+    share: float = Field(0.05, gt=0, le=1, description="of the users, drawn anew every day")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
 class Scoring(Settings):
     candidates: str | None = Field(None, description="folder or file of user, item, context")
     top_k: int = Field(20, ge=1)
@@ -607,6 +683,16 @@ class Scoring(Settings):
         description="objectives with a condition `where` that enter the blend as predicted given "
         "it; others are multiplied by the probability of the condition, if it is an objective",
     )
+    maximise: Literal["engagement", "satisfaction"] | None = Field(
+        None,
+        description="group of objectives for which each night chooses the winner's weights on the "
+        "validation days; with `keep`",
+    )
+    keep: dict[Literal["engagement", "satisfaction"], Annotated[float, Field(gt=0, le=1)]] = Field(
+        {},
+        description="the other group -> least share of its NDCG@10 under `weights` that the chosen "
+        "weights must have",
+    )
     block_rows: int = Field(
         131_072, ge=1, description="rows of candidates, of whole users, scored at a time per core"
     )
@@ -616,6 +702,34 @@ class Scoring(Settings):
         description="most shown recent items, for each user, where no candidates are given",
     )
     generated_users: int | None = Field(None, ge=1)
+    rules: Rules = Rules()
+    exploration: Exploration | None = None
+
+    @model_validator(mode="after")
+    def _check_keep(self) -> Scoring:
+        other = {"engagement": "satisfaction", "satisfaction": "engagement"}
+        allowed = [other[self.maximise]] if self.maximise is not None else []
+        if list(self.keep) != allowed:
+            wanted = f"{{ {allowed[0]} = 0.99 }}" if allowed else "none without maximise"
+            raise ValueError(f"keep: {dict(self.keep)}; allowed: {wanted}")
+        return self
+
+    @model_validator(mode="after")
+    def _order_is_free(self) -> Scoring:
+        """The propensity of an order is known where no rule restricts the order."""
+        if self.exploration is None:
+            return self
+        windows = {f"at_most[{n}]": r.within for n, r in enumerate(self.rules.at_most)}
+        if self.rules.fresh is not None:
+            windows["fresh"] = self.rules.fresh.within
+        for name, within in windows.items():
+            if within < self.top_k:
+                raise ValueError(
+                    f"rules.{name}.within = {within} restricts the order of lists of top_k = "
+                    f"{self.top_k}, so that with [scoring.exploration] the propensity of an item's "
+                    "position is not known; allowed: within of at least top_k"
+                )
+        return self
 
 
 class Project(Settings):
@@ -672,6 +786,12 @@ class Project(Settings):
         for name in self.scoring.weights:
             if name not in names:
                 raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")
+        groups = {objective.group for objective in self.objectives}
+        if self.scoring.maximise is not None and len(groups) < 2:
+            raise ValueError(
+                f"scoring.maximise: all objectives are of group {groups.pop()!r}; it needs both "
+                "engagement and satisfaction"
+            )
         for name in self.scoring.conditional:
             allowed = [o.name for o in self.objectives if o.where is not None]
             if name not in allowed:
@@ -679,6 +799,7 @@ class Project(Settings):
                     f"scoring.conditional: {name!r} is no objective with `where`; "
                     f"allowed: {allowed}"
                 )
+        self._check_rules()
         if self.calibration.by is not None and self.calibration.by not in self.log.context:
             raise ValueError(
                 f"calibration.by: {self.calibration.by!r} is no context column; "
@@ -697,6 +818,29 @@ class Project(Settings):
         for name in self.models:
             _identifier(name)
         return self
+
+    def _check_rules(self) -> None:
+        """Raise ValueError for a column of `[scoring.rules]` that candidates do not have."""
+        log, rules = self.log, self.scoring.rules
+        tables = [table.columns for table in (log.users, log.items) if table is not None]
+        known = list(dict.fromkeys([*log.context, *(c for columns in tables for c in columns)]))
+        for setting, column in rules.columns.items():
+            if column not in known:
+                raise ValueError(
+                    f"scoring.rules.{setting}: {column!r} is no column of the candidates; allowed: "
+                    f"log.context and columns of log.users and log.items "
+                    f"({', '.join(known) or 'none'})"
+                )
+        keys = ["user_id", "item_id", log.user, log.item, *known]
+        for setting, table in rules.tables:
+            for column in table.key:
+                if column not in keys:
+                    raise ValueError(
+                        f"scoring.rules.{setting}.key: {column!r}; allowed: "
+                        f"{', '.join(dict.fromkeys(keys))}"
+                    )
+        if rules.fresh is not None and (log.items is None or log.items.published is None):
+            raise ValueError("scoring.rules.fresh: needs the items' days, log.items.published")
 
     def digest(self, *sections: str) -> str:
         """Short hash of the named sections (all of them when none is named)."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
+import polars as pl
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from mtl_ranker.commands.app import EXAMPLES, app
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.nightly.history import store
+from mtl_ranker.workspace import Workspace
+from tests.projects import write_project
+from tests.reports.test_history import with_trouble
 
 COMMANDS = typer.main.get_command(app)
 
@@ -34,6 +41,44 @@ def test_completion_offers_the_commands():
     }
     done = CliRunner().invoke(app, [], prog_name="mtl-ranker", env=variables)
     assert done.output.split() == ["rollback"]
+
+
+def test_history_prints_the_nights_and_writes_what_other_tools_read(tmp_path):
+    write_project(tmp_path)
+    options = ["history", "-c", str(tmp_path / "project.toml"), "-w", str(tmp_path / "ws")]
+    empty = CliRunner().invoke(app, options)
+    assert isinstance(empty.exception, ProjectError)
+    assert "no nights are recorded" in str(empty.exception)
+    for record in with_trouble(5):
+        store(Workspace(tmp_path / "ws"), record)
+    files = ["--json", str(tmp_path / "n.json"), "--prometheus", str(tmp_path / "m/feed.prom")]
+    done = CliRunner().invoke(app, [*options, *files])
+    assert done.exit_code == 0, done.output
+    assert "alarm    AUC of click 0.6800" in done.output
+    assert (tmp_path / "ws/reports/index.html").is_file()
+    content = json.loads((tmp_path / "n.json").read_text())
+    assert len(content["nights"]) == 5
+    assert content["nights"][1]["alarms"] == ["failed: no space <left> on device"]
+    assert "mtl_ranker_alarms" in (tmp_path / "m/feed.prom").read_text()
+
+
+def test_a_simulated_feed_answers_a_ranking(tmp_path):
+    feed = tmp_path / "feed"
+    sizes = ["--impressions", "2000", "--days", "3", "--horizon", "5", "--candidates", "4"]
+    done = CliRunner().invoke(app, ["simulate", "-o", str(feed), *sizes])
+    assert done.exit_code == 0, done.output
+    candidates = pl.read_parquet(feed / "candidates/date=2026-03-05")
+    ranking = candidates.select(user_id="user", item_id="item").with_columns(
+        rank=pl.int_range(1, pl.len() + 1).over("user_id")
+    )
+    place = tmp_path / "rankings/date=2026-03-05"
+    place.mkdir(parents=True)
+    ranking.write_parquet(place / "part-0.parquet")
+    done = CliRunner().invoke(app, ["simulate", "-o", str(feed), "--respond", str(place)])
+    assert done.exit_code == 0, done.output
+    log = pl.read_parquet(feed / "log/date=2026-03-05")
+    assert set(log.select("user", "item").rows()) <= set(candidates.rows())
+    assert (feed / "candidates/date=2026-03-06").is_dir()
 
 
 @pytest.mark.parametrize("name", ["ingest", "features", "train", "score", "nightly"])

@@ -96,6 +96,7 @@ EXAMPLES = {
     "backfill": "mtl-ranker backfill -c feed.toml -d /logs --from 2026-10-01 --to 2026-10-31",
     "rollback": "mtl-ranker rollback -c feed.toml --dry-run",
     "prune": "mtl-ranker prune -c feed.toml -d /logs --dry-run",
+    "history": "mtl-ranker history -c feed.toml -w /work --prometheus /metrics/feed.prom",
     "freeze": 'mtl-ranker freeze -c feed.toml --reason "launch week"',
     "audit": "mtl-ranker audit -c feed.toml -d /logs --date 2026-11-20 --rows 200",
     "explain": "mtl-ranker explain -c feed.toml -d /logs --user 42 --item 7 --date 2026-11-25",
@@ -298,6 +299,27 @@ def rollback(
     _write(write, {"from": current, "to": previous, "dry_run": dry_run})
 
 
+@command("history", OPERATE)
+def history(
+    config: Config,
+    workspace: Work = DEFAULT_WORK,
+    metrics: Annotated[
+        Path | None,
+        typer.Option("--prometheus", help="Write the last night's metrics to this textfile."),
+    ] = None,
+    write: Write = None,
+) -> None:
+    """Print every night's champion, quality, volume and cost, and rebuild reports/index.html."""
+    from mtl_ranker.config import load_project
+    from mtl_ranker.workspace import Workspace
+
+    prepare(workspace)
+    project = load_project(config)
+    from mtl_ranker.commands.history import history_command
+
+    _write(write, history_command(project, Workspace(workspace), metrics))
+
+
 @command("prune", OPERATE)
 def prune(config: Config, data: Data, workspace: Work = DEFAULT_WORK, dry_run: Dry = False) -> None:
     """Remove aggregates and examples of features that no model in use has."""
@@ -445,11 +467,25 @@ def simulate(
     impressions: Annotated[int, typer.Option(min=10, help="Number of impressions.")] = 150_000,
     days: Annotated[int, typer.Option(min=1, help="Number of days.")] = 11,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    horizon: Annotated[
+        int, typer.Option(min=0, help="Days over which items appear, with those of --respond.")
+    ] = 0,
+    candidates: Annotated[
+        int, typer.Option(min=0, help="Candidates of each user to write for every ranked day.")
+    ] = 0,
+    answered: Annotated[
+        Path | None,
+        typer.Option("--respond", help="Let the users of --out answer this rankings/date=D."),
+    ] = None,
 ) -> None:
-    """Simulate the log of a feed whose true probabilities are known."""
-    from rich.progress import Progress
-
+    """Simulate the log of a feed with known true probabilities, or its answer to a ranking."""
+    from mtl_ranker.logs import respond
     from mtl_ranker.logs import simulate as simulation
+
+    if answered is not None:
+        typer.echo(str(respond.respond(out, answered)))
+        return
+    from rich.progress import Progress
 
     scale = max(1.0, impressions / 150_000)
     feed = simulation.Feed(
@@ -458,10 +494,14 @@ def simulate(
         seed=seed,
         users=round(4_000 * scale**0.7),
         items=round(3_000 * scale**0.5),
+        horizon=horizon,
     )
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("simulating impressions", total=impressions)
         simulation.simulate(feed, out, lambda done: progress.update(bar, completed=done))
+    simulated = respond.SimulatedFeed(feed, candidates=candidates)
+    simulated.save(out)
+    respond.write_candidates(simulated, out, days)
     typer.echo(f"{out}: {days} days from {feed.first_day}; true probabilities in {out / 'truth'}")
 
 

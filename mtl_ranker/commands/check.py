@@ -39,6 +39,7 @@ from mtl_ranker.logs.ingest import mark_repeated
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.ranking.blend import conditional, factors
 from mtl_ranker.training.specs import model_specs
+from mtl_ranker.workspace import Workspace
 
 FEW_KEYS = 5  # an entity with fewer has the same rates on most rows
 REVEALS = 0.95  # AUC of a context column alone, from which on it is taken to contain the label
@@ -69,6 +70,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     checked = yield from _contract(project, source, last)
     rows = join_tables(static_tables(source), checked.good)
     yield from _features(project, source, checked, rows.collect_schema())
+    yield from _rules(project, source)
     # After the cheap checks, as these import torch and MLflow.
     from mtl_ranker.commands.rehearsal import SAMPLE_ROWS, rehearse, sampled_context
 
@@ -246,6 +248,19 @@ def _blend_lines(project: Project) -> Iterator[str]:
             f"    {name} enters the blend as predicted given its condition, as where = {where!r} "
             "is not that another binary objective's label is 1"
         )
+
+
+def _rules(project: Project, source: Source) -> Iterator[str]:
+    """The rules on lists, and that their tables can be read."""
+    rules = project.scoring.rules
+    if rules == type(rules)():
+        return
+    from mtl_ranker.ranking.rules import check_rules
+
+    with tempfile.TemporaryDirectory(prefix="mtl-ranker-check-") as folder:
+        check_rules(Context(project, source, Workspace(Path(folder))))
+    given = [name for name, value in rules if value]
+    yield f"ok  scoring.rules: {', '.join(given)}"
 
 
 def _few_keys(project: Project, rows: pl.LazyFrame) -> Iterator[str]:

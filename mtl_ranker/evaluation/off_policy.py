@@ -35,6 +35,7 @@ FOLDS = 5
 MIN_REWARDED = 10  # rows with a reward that carry weight
 MEAN_WEIGHT_ERRORS = 4.0  # standard errors by which the mean weight may differ from 1
 EXAMINATION_SPREAD = 0.05  # relative, among rows of the same position
+ALWAYS = 1 - 1e-6  # a propensity that counts as 1
 POSITIONS_APART = 10  # of the reward model; later positions share their coefficients
 
 
@@ -237,11 +238,13 @@ class Reordering:
         position: [N], as logged.
         new_position: [N], of the item in its list's new order, among the list's positions.
         in_list: [N], number of items in the row's list.
+        list_number: [N], of the row's list, from 0.
     """
 
     position: np.ndarray
     new_position: np.ndarray
     in_list: np.ndarray
+    list_number: np.ndarray
 
 
 def reordered(
@@ -274,15 +277,18 @@ def reordered(
         *shown_list, "score", "item_id", descending=[False, False, True, False]
     ).select(pl.col("row").alias("moved"))
     rows = rows.sort(*shown_list, "position").with_columns(
-        best_first["moved"], pl.len().over(shown_list).alias("in_list")
+        best_first["moved"],
+        pl.len().over(shown_list).alias("in_list"),
+        pl.struct(shown_list).rle_id().alias("number"),
     )
     place = rows["row"].to_numpy()
     position, new_position = np.zeros(len(score), np.int64), np.zeros(len(score), np.int64)
-    in_list = np.zeros(len(score), np.int64)
+    in_list, number = np.zeros(len(score), np.int64), np.zeros(len(score), np.int64)
     logged = rows["position"].cast(pl.Int64).to_numpy()
     position[place], in_list[place] = logged, rows["in_list"].to_numpy()
+    number[place] = rows["number"].to_numpy()
     new_position[rows["moved"].to_numpy()] = logged
-    return Reordering(position, new_position, in_list)
+    return Reordering(position, new_position, in_list, number)
 
 
 def position_weights(order: Reordering, propensity: np.ndarray) -> np.ndarray:
@@ -311,6 +317,20 @@ def item_weights(order: Reordering, propensity: np.ndarray) -> np.ndarray:
         propensity: [N].
     """
     return (order.new_position == order.position) / propensity
+
+
+def randomised(order: Reordering, propensity: np.ndarray) -> np.ndarray:
+    """Which rows [N] are in a list whose order was random, or in a list of one item.
+
+    A list of several items, all with propensity 1, had one order only. Which lists are randomised
+    must not depend on what they hold, as where a share of users explores.
+
+    Args:
+        propensity: [N].
+    """
+    least = np.ones(int(order.list_number.max(initial=-1)) + 1)
+    np.minimum.at(least, order.list_number, propensity)
+    return (least[order.list_number] < ALWAYS) | (order.in_list == 1)
 
 
 def reordering_model(order: Reordering, prediction: np.ndarray) -> RewardModel:
@@ -466,6 +486,21 @@ def _from_propensities(
         weight = position_weights(order, propensity)
         refused = refused or _no_examination(order, propensity)
         return _Policy(how, rows, weight, False, order, refused)
+    random = randomised(order, propensity)
+    if not random.any():
+        refused = refused or (
+            "every propensity is 1: no list was randomised, so that the log supports no other "
+            "order than its own ([scoring.exploration])"
+        )
+    elif not random.all():
+        how = f"{how} that were randomised"
+        rows, propensity = random, propensity[random]
+        order = reordered(
+            frame.filter(pl.Series(random)),
+            score[random],
+            lists[random],
+            project.log.request is not None,
+        )
     return _Policy(how, rows, item_weights(order, propensity), order=order, refused=refused)
 
 

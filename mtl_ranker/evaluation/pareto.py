@@ -236,5 +236,20 @@ def propose(points: Sequence[Point], satisfaction_share: float) -> Point:
     )
 
 
+def keeping(points: Sequence[Point], current: Point, maximise: str, share: float) -> Point:
+    """The point with the best value of one group whose other group keeps a share of `current`'s.
+
+    Args:
+        maximise: engagement or satisfaction.
+        share: of the other group's NDCG@10.
+
+    Returns `current` if no point is better.
+    """
+    other = "satisfaction" if maximise == "engagement" else "engagement"
+    least = share * _or_zero(getattr(current, other))
+    allowed = [p for p in points if _or_zero(getattr(p, other)) >= least]
+    return max([current, *allowed], key=lambda p: _or_zero(getattr(p, maximise)))
+
+
 def _or_zero(value: float) -> float:
     return 0.0 if np.isnan(value) else value

@@ -185,6 +185,7 @@ def _origin(project: Project, column: str) -> str:
 
 
 RANKING_COLUMNS = ("user_id", "item_id", "score", "rank", "model_version")
+EXPLORATION_COLUMNS = ("propensity", "exploration_seed")  # of a ranking with exploration
 
 
 def check_known_beforehand(project: Project, event_columns: Collection[str]) -> None:
@@ -213,8 +214,11 @@ def check_known_beforehand(project: Project, event_columns: Collection[str]) -> 
                 f"log.context: {', '.join(sorted(used))} is the label of objectives[{index}] "
                 f"({objective.name}); a label is not known when candidates are ranked"
             )
-        if objective.name in {*RANKING_COLUMNS, *context}:
+        of_ranking = [*RANKING_COLUMNS, *context]
+        if project.scoring.exploration is not None:
+            of_ranking += EXPLORATION_COLUMNS
+        if objective.name in of_ranking:
             raise ProjectError(
                 f"objectives[{index}].name: {objective.name!r} is the name of another column of "
-                f"the ranking ({', '.join((*RANKING_COLUMNS, *context))}); allowed: any other name"
+                f"the ranking ({', '.join(of_ranking)}); allowed: any other name"
             )

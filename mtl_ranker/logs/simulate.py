@@ -32,7 +32,12 @@ EXAMINATION = 1.0 / np.arange(1, SLATE + 1) ** 0.5
 
 @dataclass(frozen=True)
 class Feed:
-    """The size and the seed of a simulated feed."""
+    """The size and the seed of a simulated feed.
+
+    Attributes:
+        horizon: days over which items appear and users join, where they are more than `days`: those
+            that follow as answers to rankings (`logs/respond.py`).
+    """
 
     impressions: int = 150_000
     days: int = 11
@@ -40,6 +45,12 @@ class Feed:
     seed: int = 0
     users: int = 4_000
     items: int = 3_000
+    horizon: int = 0
+
+    @property
+    def last_day(self) -> int:
+        """Number of the last day on which items appear and users join."""
+        return max(self.days, self.horizon)
 
     def day_slates(self) -> list[int]:
         """Number of slates on each day, higher at weekends."""
@@ -92,13 +103,13 @@ def make_world(feed: Feed) -> World:
         user_taste=topics[favourite].sum(1) * 0.6 + rng.normal(0, 0.5, (feed.users, TASTES)),
         user_activity=rng.lognormal(0, 1, feed.users),
         user_joins=np.where(
-            rng.random(feed.users) < 0.9, 0, rng.integers(0, max(feed.days, 1), feed.users)
+            rng.random(feed.users) < 0.9, 0, rng.integers(0, max(feed.last_day, 1), feed.users)
         ),
         item_taste=topics[item_topic] + rng.normal(0, 0.7, (feed.items, TASTES)),
         item_topic=item_topic,
         item_clickbait=np.where(rng.random(feed.items) < 0.2, rng.uniform(0.8, 2.0, feed.items), 0),
         item_quality=creator_quality[item_creator] + rng.normal(0, 0.5, feed.items),
-        item_appears=np.sort(rng.integers(-7, feed.days + 1, feed.items)),
+        item_appears=np.sort(rng.integers(-7, feed.last_day + 1, feed.items)),
         item_seconds=rng.lognormal(3.2, 0.7, feed.items).round(1),
         item_creator=item_creator,
     )
@@ -184,44 +195,100 @@ def _impressions(feed: Feed, world: World, chunk: Chunk) -> tuple[pl.DataFrame, 
     activity = world.user_activity[joined] / world.user_activity[joined].sum()
     slate_user = rng.choice(joined, slates, p=activity)
     user = slate_user.repeat(SLATE)
-    rows = slates * SLATE
-    available = int(np.searchsorted(world.item_appears, chunk.day, side="right"))
-    # Two proposals, the second favouring fresh items; the policy shows the one of higher affinity.
+    item = proposed_items(feed, world, rng, (chunk.day, user))
+    position = np.tile(np.arange(1, SLATE + 1), slates)
+    given = answers(world, rng, (user, item), EXAMINATION[position - 1])
+    hour = np.clip(rng.normal(19, 4, slates), 0, 23.99).repeat(SLATE)
+    surface = SURFACES[rng.choice(3, slates, p=[0.7, 0.2, 0.1])].repeat(SLATE)
+    shown = {
+        "user": user,
+        "item": item,
+        "shown_at_ms": midnight_ms(feed, chunk.day)
+        + (hour * 3_600_000).astype(np.int64)
+        + position,
+        "surface": surface,
+        "position": position.astype(np.int8),
+        # Every order of a slate's items is equally likely.
+        "list_propensity": np.full(len(user), 1.0 / SLATE, np.float32),
+    }
+    return log_and_truth(shown, given)
+
+
+def midnight_ms(feed: Feed, day: int) -> int:
+    """The start of a numbered day, in milliseconds since 1970."""
+    return (feed.first_day + timedelta(days=day) - date(1970, 1, 1)).days * 86_400_000
+
+
+def proposed_items(
+    feed: Feed, world: World, rng: np.random.Generator, of: tuple[int, np.ndarray]
+) -> np.ndarray:
+    """What the logging policy shows in each place: [N] items.
+
+    Of two proposals, the second favouring fresh items, the one of higher noisy affinity.
+
+    Args:
+        of: the number of the day, and the user of each place [N].
+    """
+    day, user = of
+    rows, available = len(user), int(np.searchsorted(world.item_appears, day, side="right"))
     one = rng.integers(0, available, rows)
     two = (available * rng.beta(3, 1, rows)).astype(np.int64)
     affinity = [
         (world.user_taste[user] * world.item_taste[i]).sum(1) / TASTES + rng.gumbel(size=rows)
         for i in (one, two)
     ]
-    item = np.where(affinity[0] > affinity[1], one, two)
-    position = np.tile(np.arange(1, SLATE + 1), slates)
-    propensity = EXAMINATION[position - 1]
-    click_p, like_p, watch_mean = truth(world, user, item, propensity)
+    return np.where(affinity[0] > affinity[1], one, two)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Labels of N impressions, and the true probabilities that they were drawn from."""
+
+    click: np.ndarray
+    like: np.ndarray
+    watch: np.ndarray
+    click_probability: np.ndarray
+    like_given_click: np.ndarray
+    expected_log1p_watch: np.ndarray
+    examined: np.ndarray
+
+
+def answers(
+    world: World,
+    rng: np.random.Generator,
+    pairs: tuple[np.ndarray, np.ndarray],
+    examined: np.ndarray,
+    interest: np.ndarray | float = 1.0,
+) -> Answers:
+    """What users answer to items.
+
+    Args:
+        pairs: user and item of each impression [N].
+        examined: [N], probability that the position is examined.
+        interest: [N] or one, factor of the click probability.
+    """
+    click_p, like_p, watch_mean = truth(world, *pairs, examined * interest)
+    rows = len(examined)
     click = rng.random(rows) < click_p
     like = click & (rng.random(rows) < like_p)
     watch = np.where(click, np.expm1(np.clip(rng.normal(watch_mean, 0.5), 0, 8)), 0.0)
-    hour = np.clip(rng.normal(19, 4, slates), 0, 23.99).repeat(SLATE)
-    day = feed.first_day + timedelta(days=chunk.day)
-    midnight = (day - date(1970, 1, 1)).days * 86_400_000
-    shown = midnight + (hour * 3_600_000).astype(np.int64) + position
-    surface = SURFACES[rng.choice(3, slates, p=[0.7, 0.2, 0.1])].repeat(SLATE)
-    log = pl.DataFrame(
-        {
-            "user": user,
-            "item": item,
-            "shown_at_ms": shown,
-            "surface": surface,
-            "position": position.astype(np.int8),
-            "propensity": propensity.astype(np.float32),
-            "click": click.astype(np.int8),
-            "watch_seconds": watch.astype(np.float32),
-            "like": like.astype(np.int8),
-        }
+    return Answers(click, like, watch, click_p, like_p, watch_mean, examined)
+
+
+def log_and_truth(
+    shown: dict[str, np.ndarray], given: Answers
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The log's rows and their true probabilities, of what was shown and answered."""
+    log = pl.DataFrame(shown).with_columns(
+        pl.Series("propensity", given.examined.astype(np.float32)),
+        pl.Series("click", given.click.astype(np.int8)),
+        pl.Series("watch_seconds", given.watch.astype(np.float32)),
+        pl.Series("like", given.like.astype(np.int8)),
     )
     hidden = log.select("user", "item", "shown_at_ms").with_columns(
-        pl.Series("click_probability", click_p),
-        pl.Series("like_given_click", like_p),
-        pl.Series("expected_log1p_watch", watch_mean),
+        pl.Series("click_probability", given.click_probability),
+        pl.Series("like_given_click", given.like_given_click),
+        pl.Series("expected_log1p_watch", given.expected_log1p_watch),
     )
     return log, hidden
 

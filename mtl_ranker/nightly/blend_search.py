@@ -18,6 +18,7 @@ from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.evaluation.pareto import (
     Point,
     best_on_both,
+    keeping,
     paired_gains,
     pareto,
     propose,
@@ -29,6 +30,7 @@ from mtl_ranker.features.days import span, split_days
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.ranking.blend import BlendChoice
 from mtl_ranker.training.batches import label_matrix
 
 GROUPS = ("engagement", "satisfaction")
@@ -151,7 +153,11 @@ def trade_off(
     chosen_on, evaluated_on = rows.where(even), rows.where(~even)
     points = try_weights(project, chosen_on, method, search.tries, on_point)
     points = pareto([*points, quality_of(project, chosen_on, weights, method)])
-    current, proposed = points[-1], propose(points, search.satisfaction_share)
+    current = points[-1]
+    if project.scoring.maximise is None:
+        proposed = propose(points, search.satisfaction_share)
+    else:
+        proposed = _kept(project, points, current)
     better = None
     promising = best_on_both(points, current)
     if promising is not None:
@@ -170,6 +176,53 @@ def trade_off(
         proposed_on_test=quality_of(project, evaluated_on, proposed.weights, method),
         better=better,
     )
+
+
+def _kept(project: Project, points: list[Point], current: Point) -> Point:
+    """The point that `[scoring] maximise` and `keep` ask for."""
+    assert project.scoring.maximise is not None
+    (share,) = project.scoring.keep.values()
+    return keeping(points, current, project.scoring.maximise, share)
+
+
+@dataclass(frozen=True)
+class KeptBlend:
+    """The weights that `[scoring] maximise` and `keep` choose on validation days.
+
+    Attributes:
+        engagement, satisfaction: gains over the project's weights on the test days.
+    """
+
+    choice: BlendChoice
+    engagement: Interval
+    satisfaction: Interval
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{name} {weight:.3g}" for name, weight in self.choice.weights.items())
+        return (
+            f"the model blends with {words} (scoring.maximise); NDCG@10 against scoring.weights on "
+            f"the test days: engagement {self.engagement.signed}, satisfaction "
+            f"{self.satisfaction.signed}"
+        )
+
+
+def kept_blend(
+    project: Project, validation: PredictedRows, test: PredictedRows, tries: int
+) -> KeptBlend | None:
+    """Weights chosen on the validation rows, and their gains on the test rows.
+
+    None without `scoring.maximise`, or where a group cannot be measured on either.
+    """
+    if project.scoring.maximise is None:
+        return None
+    if unmeasured_groups(project, validation) or unmeasured_groups(project, test):
+        return None
+    method, weights = project.scoring.blend, project.blend_weights
+    current = quality_of(project, validation, weights, method)
+    points = try_weights(project, validation, method, tries)
+    chosen = _kept(project, points, current).weights
+    gains = paired_gains(project, test, (chosen, weights), method, project.promotion.confidence)
+    return KeptBlend(BlendChoice(method, chosen, project.scoring.conditional), *gains)
 
 
 def _predicted(artifact: RankerArtifact, frame: pl.DataFrame, project: Project) -> PredictedRows:

@@ -21,7 +21,7 @@ from mtl_ranker.features.audit import Audit
 from mtl_ranker.features.days import SplitDays
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.spec import RankerSpec
-from mtl_ranker.nightly.blend_search import Blend
+from mtl_ranker.nightly.blend_search import Blend, KeptBlend
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.popularity import smoothed_means
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -85,6 +85,7 @@ class Suite:
         slices, off_policy: of the winner.
         suspicious: warnings about labels and metrics that are likely mistakes.
         blend: choices of blend weights for the winner; None if they cannot be compared.
+        kept_blend: the winner's weights by `[scoring] maximise`, or None.
         notes: what was decided on the held-out days, beside the winner, in words.
         unlabelled: what is left out of verdicts, as days lack labels (see `missing_labels`).
         audit: of features of the last test day; None without one.
@@ -109,6 +110,7 @@ class Suite:
     train_rows: int
     winner: ModelRun
     blend: Blend | None = None
+    kept_blend: KeptBlend | None = None
     notes: list[str] = field(default_factory=list)
     audit: Audit | None = None
     arrivals: list[Arrival] = field(default_factory=list)

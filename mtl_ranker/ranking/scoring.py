@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -21,19 +21,28 @@ from mtl_ranker.features.point_in_time import AsOf, FeatureSides, feature_sides
 from mtl_ranker.models.matmul import cores, fast_matmul
 from mtl_ranker.ranking.artifact import PairItems, RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.candidates import candidate_files, columns_read, prepared_candidates
+from mtl_ranker.ranking.rules import (
+    DESCENDING,
+    ORDER,
+    PAIR,
+    DayLists,
+    Effect,
+    effects_from_json,
+    effects_to_json,
+    rules_provenance,
+    summed,
+)
 from mtl_ranker.workspace import Workspace, file_content, fingerprint
 
 ITEM_ROW = "row of the item"
-PAIR = ["user_id", "item_id"]
-REPEATED = "mtl_ranker.repeated"  # key in the metadata of a part
+# Keys in the metadata of a part.
+REPEATED, EFFECTS = "mtl_ranker.repeated", "mtl_ranker.effects"
 
 BLOCKS_PER_CORE = 16  # of a part; the windows of a part's users are in memory at a time
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A published ranking: its file, and how many candidates, users and ranked rows."""
-
     """A published ranking.
 
     Attributes:
@@ -41,6 +50,7 @@ class Ranked:
         rows: of the ranking.
         repeated: candidates with the user and item of an earlier row, but another context; they
             are not ranked.
+        effects: what each rule and exploration changed of the blended score.
     """
 
     path: Path
@@ -48,11 +58,13 @@ class Ranked:
     users: int
     rows: int
     repeated: int
+    effects: Sequence[Effect] = ()
 
 
 def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -> dict[str, str]:
     """What a day's ranking depends on, by name; it is rebuilt when one of them changes."""
     stored_blend = ranker.artifact.project.digest("scoring")
+    rules = rules_provenance(context, day)
     context = ranker.context(context)
     states = [file_content(file, context.workspace) for file in candidate_files(context, day)]
     return {
@@ -63,6 +75,7 @@ def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -
         "candidate set": fingerprint(*states),
         "user and item tables": fingerprint(*context.source.tables_state()),
         "aggregates of earlier days": history_fingerprint(context, day),
+        **rules,
     }
 
 
@@ -177,6 +190,7 @@ def rank_part(
     if part.file.is_file():
         on_block(part.candidates)
         return
+    lists = DayLists.build(context, day, joined(part.blocks).of)
     context = ranker.context(context)
     project, artifact, blocks = context.project, ranker.artifact, part.blocks
     all_candidates = prepared_candidates(context, day, checked=True)
@@ -196,19 +210,22 @@ def rank_part(
     if candidates.select(keys).n_unique() <= project.scoring.block_rows // 4:
         candidates, shared = with_items(artifact, as_of, candidates)
 
-    def rank(block: Block) -> pl.DataFrame:
+    def rank(block: Block) -> tuple[pl.DataFrame, list[Effect]]:
         torch.set_num_threads(threads)
         rows, items = block.of(candidates.lazy()).collect(), shared
         if items is None:
             rows, items = with_items(artifact, as_of, rows)
-        return rank_block(artifact, as_of, rows, items)
+        if lists is None:
+            return rank_block(artifact, as_of, rows, items), []
+        return lists.ranked(score_block(artifact, as_of, rows, items))
 
-    rankings = []
+    rankings, effects = [], []
     try:
         with ThreadPoolExecutor(workers) as pool, fast_matmul():
             # Several blocks at a time, as one block does not use all cores.
-            for block, ranking in zip(blocks, pool.map(rank, blocks), strict=True):
+            for block, (ranking, changed) in zip(blocks, pool.map(rank, blocks), strict=True):
                 rankings.append(ranking)
+                effects.append(changed)
                 on_block(block.rows)
     finally:
         torch.set_num_threads(threads_before)
@@ -216,19 +233,22 @@ def rank_part(
     with context.workspace.staged(part.file) as temporary:
         version = pl.lit(ranker.version).alias("model_version")
         ranking = pl.concat(rankings).with_columns(version)
-        ranking.write_parquet(temporary, metadata={REPEATED: str(repeated)})
+        facts = {REPEATED: str(repeated), EFFECTS: effects_to_json(summed(effects))}
+        ranking.write_parquet(temporary, metadata=facts)
 
 
 def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:
     """Publish all parts of a plan as rankings/date=D."""
     files = [part.file for part in plan.parts]
-    repeated = sum(int(pl.read_parquet_metadata(file)[REPEATED]) for file in files)
+    facts = [pl.read_parquet_metadata(file) for file in files]
+    repeated = sum(int(fact[REPEATED]) for fact in facts)
+    effects = summed(effects_from_json(fact[EFFECTS]) for fact in facts)
     path = workspace.publish_parts("rankings", plan.day, files, plan.made)
     rows = pl.scan_parquet(path)
     users, count = (
         rows.select(pl.col("user_id").n_unique(), pl.len().alias("rows")).collect().row(0)
     )
-    return Ranked(path, plan.candidates, users, count, repeated)
+    return Ranked(path, plan.candidates, users, count, repeated, effects)
 
 
 @dataclass(frozen=True)
@@ -275,10 +295,29 @@ def rank_block(
     """Each user's top k candidates with predictions, score and rank.
 
     Args:
+        candidates, items: as of `score_block`.
+    """
+    top = as_of.project.scoring.top_k
+    return (
+        score_block(artifact, as_of, candidates, items)
+        # Before sorting, keeps a user's k best and whatever has the score of the last of them.
+        .filter(pl.col("score") >= pl.col("score").top_k(top).min().over("user_id"))
+        .sort(ORDER, descending=DESCENDING)
+        .with_columns((pl.int_range(pl.len(), dtype=pl.Int32).over("user_id") + 1).alias("rank"))
+        .filter(pl.col("rank") <= top)
+    )
+
+
+def score_block(
+    artifact: RankerArtifact, as_of: AsOf, candidates: pl.DataFrame, items: CandidateItems
+) -> pl.DataFrame:
+    """Each pair of a user and an item once, with context columns, predictions and score.
+
+    Args:
         candidates: of whole users, with columns of `columns_read` and `ITEM_ROW`.
         items: theirs; both are of `with_items`.
     """
-    sides, top = items.sides, as_of.project.scoring.top_k
+    sides = items.sides
     pairs = candidates.unique(PAIR, keep="first", maintain_order=True)
     user_row, users = _side(as_of, pairs, sides, "user")
     tables = [name for name, side in sides.entities.items() if side == "pair"]
@@ -315,14 +354,7 @@ def rank_block(
         user_row.to_numpy(),
         pairs[ITEM_ROW].to_numpy(),
     )
-    return (
-        pl.concat(
-            [pairs.select("user_id", "item_id", *as_of.project.log.context), predicted],
-            how="horizontal",
-        )
-        # Before sorting, keeps a user's k best and whatever has the score of the last of them.
-        .filter(pl.col("score") >= pl.col("score").top_k(top).min().over("user_id"))
-        .sort(["user_id", "score", "item_id"], descending=[False, True, False])
-        .with_columns((pl.int_range(pl.len(), dtype=pl.Int32).over("user_id") + 1).alias("rank"))
-        .filter(pl.col("rank") <= top)
+    return pl.concat(
+        [pairs.select("user_id", "item_id", *as_of.project.log.context), predicted],
+        how="horizontal",
     )

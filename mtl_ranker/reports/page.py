@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
+from datetime import date
 from importlib import resources
 from typing import Any
 
@@ -19,10 +20,12 @@ from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import ModelRun, Suite, at_the_cap
+from mtl_ranker.ranking.rules import Effect
 from mtl_ranker.reports import plots
 from mtl_ranker.reports.tables import comparison_rows, list_lines
 
 DECISION = "<!-- decision -->", "<!-- /decision -->"
+LISTS = "<!-- lists -->", "<!-- /lists -->"
 
 # Readable on light and dark pages.
 NEUTRAL = "#7d8590"
@@ -42,7 +45,7 @@ def training_report(project: Project, suite: Suite) -> str:
     """The report as self-contained HTML."""
     names = [task.name for task in suite.tasks]
     groups = {objective.name: objective.group for objective in project.objectives}
-    return _template("report.html").render(
+    return template("report.html").render(
         project=project,
         suite=suite,
         names=names,
@@ -72,16 +75,26 @@ def with_decision(
     rows = [*(decision.differences or {}).items()]
     if decision.blended is not None:
         rows.append(("blended quality", decision.blended))
-    fragment = _template("decision.html").render(
+    fragment = template("decision.html").render(
         decision=decision,
         challenger=challenger,
         champion=champion,
         confidence=f"{100 * confidence:g}",
         rows=rows,
     )
-    start, end = DECISION
-    before, _, rest = page.partition(start)
-    return f"{before}{start}\n{fragment}\n{end}{rest.partition(end)[2]}"
+    return _inserted(page, DECISION, fragment)
+
+
+def with_lists(page: str, day: date, effects: Sequence[Effect]) -> str:
+    """The page with what rules and exploration changed of day D's lists; inserted or replaced."""
+    return _inserted(page, LISTS, template("lists.html").render(day=day, effects=effects))
+
+
+def _inserted(page: str, marks: tuple[str, str], fragment: str) -> str:
+    """The page with a fragment between two marks; unchanged without the marks."""
+    start, end = marks
+    before, found, rest = page.partition(start)
+    return f"{before}{start}\n{fragment}\n{end}{rest.partition(end)[2]}" if found else page
 
 
 def warnings_of(suite: Suite) -> list[str]:
@@ -155,7 +168,8 @@ def _front(suite: Suite) -> dict[str, str] | None:
     )
 
 
-def _template(name: str) -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of this package, with the filters `plain` and `signed` for numbers."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"signed": _signed, "plain": _plain}
     text = resources.files("mtl_ranker") / "reports" / name

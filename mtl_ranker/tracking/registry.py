@@ -22,6 +22,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.contract import used_columns
 from mtl_ranker.logs.ingest import keep_columns
+from mtl_ranker.nightly.history import Champion
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
@@ -149,6 +150,8 @@ def record(
     logged = log_suite(context, suite, fingerprint(*marks), page, inputs)
     log_system(logged.run_id, system)
     version = register(project, suite, logged)
+    if suite.kept_blend is not None:
+        store_blend(project, version.version, suite.kept_blend.choice)
     keep_columns(workspace, used_columns(project))
     client.set_tag(logged.run_id, VERSION_TAG, version.version)
     set_ends(suite, logged)
@@ -198,6 +201,15 @@ def load_artifact(project: Project, alias: str) -> RegisteredRanker:
             "or `mtl-ranker promote`, which says why a version is not promoted"
         )
     return load_version(project, version)
+
+
+def champion(project: Project) -> Champion:
+    """The champion with its name and last test day. Raises ProjectError without one."""
+    loaded = load_artifact(project, "champion")
+    tags = mlflow.MlflowClient().get_model_version(project.name, loaded.version).tags
+    tested = tags.get("test_day")
+    trained = None if tested is None else date.fromisoformat(tested)
+    return Champion(loaded.artifact, loaded.version, tags.get("model", ""), trained)
 
 
 def load_version(project: Project, version: str) -> RegisteredRanker:

@@ -172,6 +172,26 @@ def test_vocabulary(tmp_path):
 
 
 @pytest.mark.slow
+def test_closed_loop(tmp_path):
+    sizes = ("--seeds", "1", "--nights", "2", "--users", "120", "--items", "150")
+    options = ("--impressions", "9000", "--candidates", "30", "--threads", "1")
+    figures, printed = run_sized("closed_loop", tmp_path, *sizes, *options)
+    (world,) = figures["worlds"]
+    for policy, found in world.items():
+        assert len(found["nights"]) == 2, policy
+        for facts in found["nights"]:
+            assert 0 < facts["regret"] < 0.6
+            assert facts["likes"] < facts["clicks"]
+            assert (facts["exploration"] < 0) == (policy == "mmoe, exploration")
+    # The first night's lists are of the same model; then half of the lists are explored.
+    plain, exploring = (world[p]["nights"][0] for p in ("mmoe", "mmoe, exploration"))
+    assert exploring["items"] > plain["items"]
+    later = world["mmoe"]["estimates"][2:]
+    assert all("no list was randomised" in each["refused"] for each in later)
+    assert f"{exploring['regret']:.3f}"[:3] in printed
+
+
+@pytest.mark.slow
 def test_histories(tmp_path):
     sizes = ("--impressions", "20000", "--seeds", "1")
     figures, printed = run_sized("histories", tmp_path, *sizes)

@@ -147,6 +147,30 @@ def test_propensities_of_something_else_are_refused():
     assert "needs log.position on every row" in nightly(log)[0].refused
 
 
+def test_lists_that_were_not_randomised_are_left_out_or_refused():
+    """Where half of the users explore, the estimate is that of their lists alone."""
+    log, rest = Lists(0, 1_000), Lists(1, 1_000)
+    alone = nightly(log)
+    always = rest.frame.with_columns(pl.lit(1.0).alias("propensity"), pl.col("user_id") + 5_000)
+    assert "every propensity is 1: no list was randomised" in nightly_of(rest, always)[0].refused
+    order = np.random.default_rng(0).permutation(log.frame.height + always.height)
+    log.frame = pl.concat([log.frame, always])[order]
+    log.score = np.r_[log.score, rest.score][order]
+    log.labels = np.concatenate([log.labels, rest.labels])[order]
+    log.prediction = np.concatenate([log.prediction, rest.prediction])[order]
+    for one, both in zip(alone, nightly(log), strict=True):
+        assert both.rows == one.rows
+        assert "that were randomised" in both.how
+        assert both.snips.value == pytest.approx(one.snips.value)
+        assert both.snips.low == pytest.approx(one.snips.low)
+
+
+def nightly_of(log: Lists, frame: pl.DataFrame) -> list[Estimate]:
+    """`nightly` of a log with other columns."""
+    log.frame = frame
+    return nightly(log)
+
+
 def test_lists_of_one_item_have_no_other_order():
     log = Lists(0, 1_000)
     first = (log.frame["position"] == 1).to_numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from mtl_ranker.evaluation.metrics import PredictedRows, ndcg
 from mtl_ranker.evaluation.pareto import (
     Point,
     gains,
+    keeping,
     paired_gains,
     pareto,
     propose,
@@ -19,7 +22,7 @@ from mtl_ranker.evaluation.pareto import (
     trial_weights,
     try_weights,
 )
-from mtl_ranker.nightly.blend_search import BlendSearch, check_weights, trade_off
+from mtl_ranker.nightly.blend_search import BlendSearch, check_weights, kept_blend, trade_off
 from mtl_ranker.ranking.blend import blended
 from tests.projects import project
 
@@ -40,6 +43,22 @@ def test_front_is_the_points_that_no_other_point_dominates(qualities):
     for point, (e, s) in zip(marked, qualities, strict=True):
         dominated = any(a >= e and b >= s and (a > e or b > s) for a, b in qualities)
         assert point.best == (not dominated)
+
+
+@given(
+    st.lists(st.tuples(values, values), max_size=25),
+    st.tuples(values, values),
+    st.floats(0.5, 1.0),
+)
+def test_kept_weights_are_the_best_of_those_that_keep_enough(qualities, own, share):
+    points, current = [Point({}, e, s) for e, s in qualities], Point({}, *own)
+    for maximise, kept in (("engagement", "satisfaction"), ("satisfaction", "engagement")):
+        chosen = keeping(points, current, maximise, share)
+        least = share * getattr(current, kept)
+        assert getattr(chosen, kept) >= least
+        for point in [*points, current]:
+            fits = getattr(point, kept) >= least
+            assert not fits or getattr(point, maximise) <= getattr(chosen, maximise)
 
 
 def conflict(rows: int = 4_000):
@@ -144,6 +163,43 @@ def test_weights_that_are_better_for_both_groups_are_found_and_noise_is_not():
     assert "better than click 0.2, like 1 for both groups" in str(better)
     best = project(PROJECT_TABLE, scoring={"weights": {"click": 1.0, "like": 0.0}})
     assert trade_off(best, inside(), BlendSearch(tries=30)).better is None
+
+
+def test_weights_by_maximise_are_chosen_on_validation_and_judged_on_test_rows():
+    labels, p, user = conflict(8_000)
+    rows = PredictedRows(labels, p, user)
+    validation, test = rows.where(user < 400), rows.where(user >= 400)
+    scoring = {"weights": {"click": 0.01, "like": 1.0}}
+    asked = {"maximise": "engagement", "keep": {"satisfaction": 0.8}}
+    settings = project(PROJECT_TABLE, scoring=scoring | asked)
+    found = kept_blend(settings, validation, test, 60)
+    current = quality_of(settings, validation, settings.blend_weights, "weighted_sum")
+    chosen = quality_of(settings, validation, found.choice.weights, "weighted_sum")
+    assert chosen.engagement > current.engagement
+    assert 0.8 * current.satisfaction <= chosen.satisfaction < current.satisfaction
+    gain = quality_of(settings, test, found.choice.weights, "weighted_sum").engagement
+    gain -= quality_of(settings, test, settings.blend_weights, "weighted_sum").engagement
+    assert found.engagement.value == pytest.approx(gain)
+    assert found.engagement.low < gain < found.engagement.high
+    # `blend` proposes by the same rule.
+    even = np.unique(test.user, return_inverse=True)[1] % 2 == 0
+    proposed = trade_off(settings, test, BlendSearch(tries=60)).proposed
+    own = quality_of(settings, test.where(even), settings.blend_weights, "weighted_sum")
+    assert proposed.satisfaction >= 0.8 * own.satisfaction
+    assert kept_blend(project(PROJECT_TABLE), validation, test, 60) is None
+
+
+@pytest.mark.parametrize(
+    ("scoring", "message"),
+    [
+        ({"maximise": "engagement"}, "keep: {}; allowed: { satisfaction = 0.99 }"),
+        ({"keep": {"engagement": 0.9}}, "allowed: none without maximise"),
+        ({"maximise": "engagement", "keep": {"engagement": 0.9}}, "allowed: { satisfaction = 0"),
+    ],
+)
+def test_maximise_needs_what_to_keep(scoring, message):
+    with pytest.raises(ProjectError, match=re.escape(message)):
+        project(PROJECT_TABLE, scoring=scoring)
 
 
 def test_given_weights_may_be_negative_and_not_all_0():

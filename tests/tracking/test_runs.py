@@ -47,6 +47,19 @@ def test_a_runs_duration_is_that_of_its_training(trained):
     assert client.get_model_version_by_alias("tiny", "challenger").version == version.version
 
 
+def test_weights_chosen_by_maximise_are_stored_with_the_version(tiny):
+    asked = {"maximise": "engagement", "keep": {"satisfaction": 0.5}, "weights": {"long": 9.0}}
+    write_project(tiny, scoring=asked)
+    context = prepared(tiny)
+    connection.connect(context.workspace)
+    suite = train_suite(context, LAST)
+    assert any("(scoring.maximise)" in note for note in suite.notes)
+    _, version, _ = registry.record(context, suite)
+    loaded = registry.load_version(context.project, version.version).artifact
+    assert loaded.project.blend_weights == suite.kept_blend.choice.weights
+    assert loaded.project.blend_weights != context.project.blend_weights
+
+
 def test_a_training_with_the_same_inputs_is_registered_once(trained, monkeypatch):
     """After an attempt that failed between the model's version and its alias, and after a rerun."""
     context, suite = trained

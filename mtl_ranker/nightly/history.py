@@ -1,0 +1,334 @@
+"""What each night did, kept as `history/D.json`: champion, quality, data, promotion, ranking, cost.
+
+The champion is judged on the test days that end with D, which it was not trained on, or which its
+training kept apart. Alarms compare a night with the nights before it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import date
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context
+from mtl_ranker.evaluation.calibration_bounds import calibrated
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import Interval, model_quality
+from mtl_ranker.evaluation.metrics import PredictedRows, quality_metric
+from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.days import split_days
+from mtl_ranker.features.lists import list_ids
+from mtl_ranker.nightly.build import model_examples
+from mtl_ranker.nightly.promotion import Decision
+from mtl_ranker.nightly.results import Suite
+from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.ranking.scoring import Ranked
+from mtl_ranker.training.batches import label_matrix
+from mtl_ranker.workspace import Workspace
+
+HISTORY = "history"
+BEFORE = 7  # nights that a night is compared with
+SLOWER = 2.0  # times the median duration of these
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRecord:
+    """The champion on one objective of the test days.
+
+    Attributes:
+        measure: auc or r2.
+        quality, gauc, calibration: None where the labels do not support them; calibration is the
+            sum of predictions over the sum of labels.
+        label_rate: mean of the labels; NaN without labels.
+    """
+
+    name: str
+    measure: str
+    label_rate: float
+    quality: Interval | None = None
+    gauc: Interval | None = None
+    calibration: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightRecord:
+    """A night.
+
+    Attributes:
+        day: D, the last test day.
+        failed: why the night failed; other facts may then be missing.
+        champion: version that is champion after the night.
+        model: what that model is, in words.
+        trained: its last test day.
+        reason: the promotion's.
+        rows: impressions of D.
+        drift: warnings of `[drift]`.
+        seconds: of the whole night; training_seconds of its trainings.
+        effects: rules and exploration, in words.
+        exploration: relative change of the blended score by exploration; None without.
+    """
+
+    day: date
+    failed: str | None = None
+    champion: str | None = None
+    model: str = ""
+    trained: date | None = None
+    promoted: bool = False
+    reason: str = ""
+    rows: int | None = None
+    objectives: list[ObjectiveRecord] = field(default_factory=list)
+    drift: list[str] = field(default_factory=list)
+    seconds: float | None = None
+    training_seconds: float | None = None
+    ranked_rows: int | None = None
+    ranked_users: int | None = None
+    effects: list[str] = field(default_factory=list)
+    exploration: float | None = None
+
+    @property
+    def age(self) -> int | None:
+        """Days since the champion's last test day."""
+        return None if self.trained is None else (self.day - self.trained).days
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that is champion: its version, name and last test day."""
+
+    artifact: RankerArtifact
+    version: str
+    model: str
+    trained: date | None
+
+
+def record_of(
+    context: Context, suite: Suite, decision: Decision, champion: Champion, ranked: Ranked
+) -> NightRecord:
+    """The record of a night that ranked, without its duration."""
+    day, health = suite.days.test[-1], suite.drift.days
+    rows = next((each.rows for each in health if each.day == day), None)
+    exploration = [effect.change for effect in ranked.effects if effect.step == "exploration"]
+    return NightRecord(
+        day=day,
+        champion=champion.version,
+        model=champion.model,
+        trained=champion.trained,
+        promoted=decision.promoted or decision.fallback is not None,
+        reason=decision.reason,
+        rows=rows,
+        objectives=champion_quality(context, champion.artifact, day),
+        drift=list(suite.drift.warnings),
+        training_seconds=sum(run.ended - run.started for run in suite.runs),
+        ranked_rows=ranked.rows,
+        ranked_users=ranked.users,
+        effects=[str(effect) for effect in ranked.effects],
+        exploration=exploration[0] if exploration else None,
+    )
+
+
+def champion_quality(
+    context: Context, artifact: RankerArtifact, day: date
+) -> list[ObjectiveRecord]:
+    """A model's quality and calibration on the test days that end with D, by objective."""
+    project = context.project
+    days = split_days(project, context.workspace.days("events"), day).test
+    frame = model_examples(context, artifact, days)
+    names = [task.name for task in artifact.tasks]
+    labels = label_matrix(frame, [LABEL + name for name in names])
+    prediction = artifact.predict(frame).select(names).to_numpy()
+    user, confidence = frame["user_id"].to_numpy(), project.promotion.confidence
+    lists = list_ids(frame, project.log.list_keys)
+    rows = PredictedRows(labels, prediction, user, lists)
+    bounds = {each.objective: each.ratio for each in calibrated(artifact.tasks, rows, confidence)}
+    clusters, records = Clusters.of(user, lists), []
+    for t, task in enumerate(artifact.tasks):
+        known = labels[~np.isnan(labels[:, t]), t]
+        own = LabelledRows.of(task.kind, labels[:, t], clusters)
+        found: dict[str, Interval | None] = {}
+        for name in (quality_metric(task.kind), "gauc"):
+            judged = len(np.unique(known)) > 1 and (name != "gauc" or task.kind == "binary")
+            interval = None
+            if judged:
+                quality = model_quality(own, [prediction[:, t]], name, fixed=True)
+                interval = quality.interval(confidence)
+            found[name] = interval
+        records.append(
+            ObjectiveRecord(
+                name=task.name,
+                measure=quality_metric(task.kind),
+                label_rate=float(known.mean()) if len(known) else math.nan,
+                quality=found[quality_metric(task.kind)],
+                gauc=found["gauc"],
+                calibration=bounds[task.name],
+            )
+        )
+    return records
+
+
+def store(workspace: Workspace, record: NightRecord) -> None:
+    """Publish the record of a night; a night that runs again replaces its record."""
+    content = json.dumps(_plain(asdict(record)), indent=1, default=str, allow_nan=False)
+    workspace.publish_file(f"{HISTORY}/{record.day}.json", content)
+
+
+def stored(workspace: Workspace) -> list[NightRecord]:
+    """The records of all nights, ascending."""
+    files = sorted((workspace.root / HISTORY).glob("*.json"))
+    return [_record(json.loads(file.read_text("utf-8"))) for file in files]
+
+
+def as_json(records: Sequence[NightRecord], project: Project) -> dict[str, Any]:
+    """The records with their ages and alarms, as plain values; null where a number is missing."""
+    warned = alarms(records, project)
+    nights = [
+        _plain(asdict(record)) | {"age_days": record.age, "alarms": warned[record.day]}
+        for record in records
+    ]
+    return {"project": project.name, "nights": nights}
+
+
+def alarms(records: Sequence[NightRecord], project: Project) -> dict[date, list[str]]:
+    """What stands out on each night against the nights before it, in words.
+
+    A quality whose interval lies below the median of the nights before, a calibration out of
+    `promotion.max_calibration_ratio`, a label rate or a volume that changed by more than
+    `drift.warn_label` or `drift.warn_volume`, twice the duration, and a failure.
+    """
+    found: dict[date, list[str]] = {}
+    for number, record in enumerate(records):
+        earlier = [each for each in records[:number] if each.failed is None][-BEFORE:]
+        found[record.day] = [
+            *([f"failed: {record.failed}"] if record.failed is not None else []),
+            *_of_objectives(record, earlier, project),
+            *_changed("impressions", record.rows, [e.rows for e in earlier], project),
+            *_slower(record.seconds, [e.seconds for e in earlier]),
+        ]
+    return found
+
+
+def _of_objectives(
+    record: NightRecord, earlier: Sequence[NightRecord], project: Project
+) -> list[str]:
+    lines, ratio = [], project.promotion.max_calibration_ratio
+    for own in record.objectives:
+        before = [each for e in earlier for each in e.objectives if each.name == own.name]
+        for name, value in ((own.measure.upper(), own.quality), ("GAUC", own.gauc)):
+            of = "gauc" if name == "GAUC" else "quality"
+            past = [getattr(each, of).value for each in before if getattr(each, of) is not None]
+            if value is not None and past and value.high < median(past):
+                lines.append(
+                    f"{name} of {own.name} {value.value:.4f} [{value.low:.4f}, {value.high:.4f}], "
+                    f"median of the {len(past)} nights before {median(past):.4f}"
+                )
+        bound = own.calibration
+        if bound is not None and not (bound.low <= ratio and bound.high >= 1 / ratio):
+            lines.append(
+                f"predictions of {own.name} are {bound.value:.2f} times the labels, "
+                f"allowed {1 / ratio:.2f} to {ratio:.2f}"
+            )
+        rates = [each.label_rate for each in before if not math.isnan(each.label_rate)]
+        middle = median(rates) if rates else 0.0
+        if middle and abs(own.label_rate / middle - 1) > project.drift.warn_label:
+            lines.append(f"mean of {own.name} {own.label_rate:.4f}, {middle:.4f} before")
+    return lines
+
+
+def _changed(
+    what: str, value: float | None, before: Sequence[float | None], project: Project
+) -> list[str]:
+    past = [each for each in before if each]
+    if value is None or not past or abs(value / median(past) - 1) <= project.drift.warn_volume:
+        return []
+    return [f"{value:,.0f} {what}, {median(past):,.0f} before"]
+
+
+def _slower(value: float | None, before: Sequence[float | None]) -> list[str]:
+    past = [each for each in before if each]
+    if value is None or not past or value <= SLOWER * median(past):
+        return []
+    return [f"{value:,.0f} s, {median(past):,.0f} s before"]
+
+
+def prometheus(records: Sequence[NightRecord], project: Project) -> str:
+    """The last night in Prometheus' text format, for the node exporter's textfile collector."""
+    if not records:
+        return ""
+    last = records[-1]
+    midnight = (last.day - date(1970, 1, 1)).days * 86_400
+    gauges: list[tuple[str, str, dict[str, str], float | None]] = [
+        ("night_day_seconds", "last night's day D, seconds since 1970", {}, midnight),
+        ("night_failed", "1 if the last night failed", {}, float(last.failed is not None)),
+        ("alarms", "what stands out", {}, len(alarms(records, project)[last.day])),
+        ("champion_age_days", "days since the champion's last test day", {}, last.age),
+        ("night_seconds", "duration of the night", {}, last.seconds),
+        ("impressions", "rows of day D", {}, last.rows),
+        ("ranked_rows", "rows of the ranking", {}, last.ranked_rows),
+        ("drift_warnings", "warnings of [drift]", {}, len(last.drift)),
+        ("exploration_change", "of the blended score", {}, last.exploration),
+    ]
+    picks: dict[str, Callable[[ObjectiveRecord], Interval | None]] = {
+        "quality": lambda own: own.quality,
+        "gauc": lambda own: own.gauc,
+        "calibration_ratio": lambda own: own.calibration,
+    }
+    for name, pick in picks.items():
+        for own in last.objectives:
+            labels = {"objective": own.name}
+            labels |= {"measure": own.measure} if name == "quality" else {}
+            value = pick(own)
+            number = None if value is None else value.value
+            gauges.append((name, "of the champion", labels, number))
+    for own in last.objectives:
+        gauges.append(("label_rate", "mean label", {"objective": own.name}, own.label_rate))
+    lines: list[str] = []
+    for name, text, labels, number in gauges:
+        if number is None or not math.isfinite(number):
+            continue
+        head = f"# HELP mtl_ranker_{name} {text}"
+        if head not in lines:
+            lines += [head, f"# TYPE mtl_ranker_{name} gauge"]
+        pairs = ",".join(f'{k}="{v}"' for k, v in ({"project": project.name} | labels).items())
+        lines.append(f"mtl_ranker_{name}{{{pairs}}} {number:.10g}")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The same with text for dates and None for NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, date):
+        return value.isoformat()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _record(content: dict[str, Any]) -> NightRecord:
+    """A stored record; keys that this version does not have are left out."""
+    known = {each.name for each in fields(NightRecord)}
+    content = {key: value for key, value in content.items() if key in known}
+    content["day"] = date.fromisoformat(content["day"])
+    if content.get("trained"):
+        content["trained"] = date.fromisoformat(content["trained"])
+    content["objectives"] = [_objective(each) for each in content.get("objectives", [])]
+    return NightRecord(**content)
+
+
+def _objective(content: dict[str, Any]) -> ObjectiveRecord:
+    known = {each.name for each in fields(ObjectiveRecord)}
+    content = {key: value for key, value in content.items() if key in known}
+    for name in ("quality", "gauc", "calibration"):
+        if content.get(name) is not None:
+            content[name] = Interval(**{k: _number(v) for k, v in content[name].items()})
+    return ObjectiveRecord(**content | {"label_rate": _number(content["label_rate"])})
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value

@@ -1,0 +1,242 @@
+"""Ranked lists under rules, chosen rank by rank for all users at once.
+
+A list is filled from rank 1. At each rank every user gets the candidate of the highest utility
+among those that the rules allow there:
+
+- at most m of one value in any k consecutive ranks: a candidate is not allowed while m of the k - 1
+  ranks before have its value. If nothing is allowed, the list ends;
+- at least m fresh items in the ranks 1 to k, k + 1 to 2k, …: once as many ranks are left in the
+  window as fresh items are missing, only fresh items are allowed, if there are any;
+- maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): the utility of a candidate is
+  (1 - w) u / s - w [a higher rank has its value], with s the standard deviation of the scores of
+  the user's candidates.
+
+Equal utilities are in the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+POOL = 4  # lists are first filled from this many times top_k of a user's best rows
+NO_VALUE = -1  # code of a missing value, which no rule counts
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """N candidates of U users, sorted by user.
+
+    Attributes:
+        user: [N], 0 to U - 1, ascending; each occurs.
+        score: [N].
+    """
+
+    user: np.ndarray
+    score: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        """First row of each user: [U]."""
+        return np.flatnonzero(np.diff(self.user, prepend=-1))
+
+    @property
+    def spread(self) -> np.ndarray:
+        """Standard deviation of each user's scores: [U]; 1 where they are equal."""
+        count = np.bincount(self.user)
+        mean = np.bincount(self.user, self.score) / count
+        square = np.bincount(self.user, (self.score - mean[self.user]) ** 2) / count
+        spread = np.sqrt(square)
+        # Scores that are equal up to rounding have no spread.
+        return np.where(spread > 1e-12 * np.maximum(np.abs(mean), 1e-300), spread, 1.0)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At most `count` rows with one code in `within` consecutive ranks.
+
+    Attributes:
+        code: [N], of the user and the value, from 0; NO_VALUE for none.
+    """
+
+    code: np.ndarray
+    count: int
+    within: int
+
+
+@dataclass(frozen=True)
+class Quota:
+    """At least `count` rows with the flag in each window of `within` ranks.
+
+    Attributes:
+        flag: [N] booleans.
+    """
+
+    flag: np.ndarray
+    count: int
+    within: int
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A row with the code of a higher rank loses `weight`, and utility counts 1 - weight.
+
+    Attributes:
+        code: as of `Limit`.
+    """
+
+    code: np.ndarray
+    weight: float
+
+
+@dataclass(frozen=True)
+class ListRules:
+    """The rules on a whole list; without any, the list is in the order of the utility."""
+
+    limits: Sequence[Limit] = ()
+    quota: Quota | None = None
+    repetition: Repetition | None = None
+
+    def of_rows(self, rows: np.ndarray) -> ListRules:
+        """The same rules for some of the rows, given by index."""
+        return ListRules(
+            [replace(limit, code=limit.code[rows]) for limit in self.limits],
+            None if self.quota is None else replace(self.quota, flag=self.quota.flag[rows]),
+            None
+            if self.repetition is None
+            else replace(self.repetition, code=self.repetition.code[rows]),
+        )
+
+
+def choose(
+    candidates: Candidates, utility: np.ndarray, rules: ListRules, top_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of each user's list and their ranks from 1, sorted by user and rank.
+
+    Lists are filled from each user's best rows. Those of users for whom another row might have been
+    better are filled again from all rows.
+
+    Args:
+        utility: [N], by which rows are chosen: the score, or the score with noise.
+        top_k: length of the lists at most.
+    """
+    relevance = utility.astype(np.float64)
+    if rules.repetition is not None:
+        spread = candidates.spread[candidates.user]
+        relevance = (1 - rules.repetition.weight) * relevance / spread
+    near = _best_rows(candidates, relevance, rules, POOL * top_k)
+    row, rank, certain = _fill(candidates.user, relevance, (rules, near), top_k)
+    if not certain.all():
+        again = np.flatnonzero(~certain[candidates.user])
+        _, user = np.unique(candidates.user[again], return_inverse=True)
+        everything = (rules.of_rows(again), np.ones(len(again), bool))
+        more, place, _ = _fill(user, relevance[again], everything, top_k)
+        kept = certain[candidates.user[row]]
+        row, rank = np.r_[row[kept], again[more]], np.r_[rank[kept], place]
+    order = np.lexsort((rank, candidates.user[row]))
+    return row[order], rank[order]
+
+
+def _best_rows(
+    candidates: Candidates, relevance: np.ndarray, rules: ListRules, count: int
+) -> np.ndarray:
+    """Which rows [N] are among the best of their user, or of their user's flagged rows."""
+    user = candidates.user
+
+    def best(rows: np.ndarray) -> np.ndarray:
+        own, value = user[rows], relevance[rows]
+        if ((np.diff(value) > 0) & (np.diff(own) == 0)).any():
+            order = np.lexsort((-value, own))  # stable: equal values stay in the order of rows
+            rows, own = rows[order], own[order]
+        first = np.flatnonzero(np.diff(own, prepend=-1))
+        place = np.arange(len(rows)) - np.repeat(first, np.diff(first, append=len(rows)))
+        return rows[place < count]
+
+    near = np.zeros(len(user), bool)
+    near[best(np.arange(len(user)))] = True
+    if rules.quota is not None:
+        near[best(np.flatnonzero(rules.quota.flag))] = True
+    return near
+
+
+def _fill(
+    user: np.ndarray, relevance: np.ndarray, given: tuple[ListRules, np.ndarray], top_k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and ranks of lists that are filled from some rows, and which users' are certain [U].
+
+    A list is certain if no other row could have been chosen: at each rank the chosen one is better
+    than the best of the other rows would be if it were allowed and not repeated.
+
+    Args:
+        user, relevance: [N], of all rows.
+        given: the rules, and booleans [N] of the rows that lists are filled from.
+    """
+    (rules, near), users = given, int(user.max(initial=-1)) + 1
+    outside = np.full(users, -np.inf)  # the best relevance of another row
+    flagged = np.full(users, -np.inf)  # and of another row with the quota's flag
+    np.maximum.at(outside, user[~near], relevance[~near])
+    if rules.quota is not None:
+        rest = rules.quota.flag & ~near
+        np.maximum.at(flagged, user[rest], relevance[rest])
+    place = np.flatnonzero(near)
+    user, relevance, rules = user[place], relevance[place], rules.of_rows(place)
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    certain, alive = np.ones(users, bool), np.ones(len(user), bool)
+    shown = [np.zeros(_codes(limit.code), np.int32) for limit in rules.limits]
+    repeated = np.zeros(0 if rules.repetition is None else _codes(rules.repetition.code), bool)
+    missing = np.zeros(users, np.int64)  # flagged rows that the window still needs
+    chosen: list[np.ndarray] = []
+    for step in range(top_k if len(user) else 0):
+        allowed = alive.copy()
+        for limit, count in zip(rules.limits, shown, strict=True):
+            if step >= limit.within:
+                np.subtract.at(count, _known(limit.code[chosen[step - limit.within]]), 1)
+            allowed &= (limit.code == NO_VALUE) | (count < limit.count)[limit.code]
+        bound = np.zeros(users, bool)
+        if rules.quota is not None:
+            end = min(top_k, step - step % rules.quota.within + rules.quota.within)
+            if step % rules.quota.within == 0:
+                missing[:] = min(rules.quota.count, end - step)
+            bound = (missing >= end - step) & (missing > 0)
+            fresh = allowed & rules.quota.flag
+            has_fresh = np.logical_or.reduceat(fresh, starts)
+            certain &= ~bound | has_fresh | (flagged == -np.inf)
+            bound &= has_fresh
+            allowed = np.where(bound[user], fresh, allowed)
+        value = relevance
+        if rules.repetition is not None:
+            again = (rules.repetition.code != NO_VALUE) & repeated[rules.repetition.code]
+            value = relevance - rules.repetition.weight * again
+        value = np.where(allowed, value, -np.inf)
+        best = np.maximum.reduceat(value, starts)
+        other = np.where(bound, flagged, outside)
+        certain &= (best > other) | (other == -np.inf)
+        hits = np.flatnonzero(allowed & (value == best[user]))
+        row = hits[np.diff(user[hits], prepend=-1) > 0]
+        if len(row) < users:  # a list that has ended has no later rank
+            goes_on = np.zeros(users, bool)
+            goes_on[user[row]] = True
+            alive &= goes_on[user]
+        if not len(row):
+            break
+        alive[row] = False
+        for limit, count in zip(rules.limits, shown, strict=True):
+            np.add.at(count, _known(limit.code[row]), 1)
+        if rules.quota is not None:
+            missing[user[row]] -= rules.quota.flag[row]
+        if rules.repetition is not None:
+            repeated[_known(rules.repetition.code[row])] = True
+        chosen.append(row)
+    ranks = np.repeat(np.arange(1, len(chosen) + 1), [len(step) for step in chosen])
+    rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+    return place[rows], ranks, certain
+
+
+def _codes(code: np.ndarray) -> int:
+    return int(code.max(initial=0)) + 1
+
+
+def _known(code: np.ndarray) -> np.ndarray:
+    return code[code != NO_VALUE]

@@ -1,0 +1,437 @@
+"""A day's lists: the best candidates by score, under `[scoring.rules]`, with exploration.
+
+Rules are the project file's, whatever model ranks. They apply after the blend, in this order: drop
+what the user saw, what is blocked and what is not allowed; fill the list rank by rank under the
+other rules (`lists`); explore (`exploration`). What each step changes of the blended score is
+summed over all users.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date, timedelta
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mtl_ranker.config import ListTable, Project, Scoring
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.columns import EXPLORATION_COLUMNS
+from mtl_ranker.features.tables import static_tables, survives
+from mtl_ranker.logs.sources import parquet_schema, scan_files
+from mtl_ranker.ranking import exploration
+from mtl_ranker.ranking.candidates import prepared_candidates
+from mtl_ranker.ranking.lists import (
+    NO_VALUE,
+    Candidates,
+    Limit,
+    ListRules,
+    Quota,
+    Repetition,
+    choose,
+)
+from mtl_ranker.workspace import file_content, fingerprint
+
+PAIR = ["user_id", "item_id"]
+ORDER = ["user_id", "score", "item_id"]  # of rows, users ascending and each one's best first
+DESCENDING = [False, True, False]
+PUBLISHED = "item_id_published_day"  # of the item table, in days since 1970
+PROPENSITY, SEED = EXPLORATION_COLUMNS
+
+
+@dataclass(frozen=True)
+class ListScore:
+    """Σ d·s and Σ d over ranked rows, with score s and the discount d = 1 / log2(1 + rank)."""
+
+    total: float = 0.0
+    discounts: float = 0.0
+    rows: int = 0
+
+    def __add__(self, other: ListScore) -> ListScore:
+        return ListScore(
+            self.total + other.total, self.discounts + other.discounts, self.rows + other.rows
+        )
+
+    @property
+    def mean(self) -> float:
+        """Mean blended score, discounted by rank; NaN without rows."""
+        return self.total / self.discounts if self.discounts else float("nan")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one step changed of the lists, given the steps before it.
+
+    Attributes:
+        step: `seen_days`, `block[0]`, …, or `exploration`.
+        dropped: candidates that it took away.
+        lists: that it could change: all, or the explored ones.
+    """
+
+    step: str
+    dropped: int
+    lists: int
+    before: ListScore
+    after: ListScore
+
+    def __add__(self, other: Effect) -> Effect:
+        return Effect(
+            self.step,
+            self.dropped + other.dropped,
+            self.lists + other.lists,
+            self.before + other.before,
+            self.after + other.after,
+        )
+
+    @property
+    def change(self) -> float:
+        """Relative change of the mean blended score."""
+        before = self.before.mean
+        return (self.after.mean - before) / abs(before) if before else float("nan")
+
+    def __str__(self) -> str:
+        dropped = f"{self.dropped:,} candidates dropped, " if self.dropped else ""
+        return (
+            f"{self.step}: {dropped}blended score {self.before.mean:.4f} to {self.after.mean:.4f} "
+            f"({self.change:+.2%}) in {self.lists:,} lists, "
+            f"{self.before.rows:,} to {self.after.rows:,} rows"
+        )
+
+
+def summed(effects: Iterable[Sequence[Effect]]) -> list[Effect]:
+    """The effects of several blocks of users, step by step."""
+    result: dict[str, Effect] = {}
+    for block in effects:
+        for effect in block:
+            step = effect.step
+            result[step] = result[step] + effect if step in result else effect
+    return list(result.values())
+
+
+def effects_to_json(effects: Sequence[Effect]) -> str:
+    return json.dumps([asdict(effect) for effect in effects])
+
+
+def effects_from_json(text: str) -> list[Effect]:
+    return [
+        Effect(**{**e, "before": ListScore(**e["before"]), "after": ListScore(**e["after"])})
+        for e in json.loads(text)
+    ]
+
+
+def check_rules(context: Context) -> None:
+    """Raise ProjectError for a table of `[scoring.rules]` that cannot be read as the project says.
+
+    Columns are checked against the tables of users and items, and the keys of block and allow lists
+    in their files.
+    """
+    rules = context.project.scoring.rules
+    for setting, table in rules.tables:
+        _read_list(context, setting, table)
+    if rules.columns or rules.fresh is not None:
+        static_tables(context.source)
+
+
+def rules_provenance(context: Context, day: date) -> dict[str, str]:
+    """What a day's lists depend on beside settings and scores; empty without such rules."""
+    rules = context.project.scoring.rules
+    made = {}
+    if rules.seen_days:
+        days = _seen_days(context, day)
+        marks = [context.workspace.published_fingerprint("events", each) for each in days]
+        made["events of the days in scoring.rules.seen_days"] = fingerprint(*days, *marks)
+    for setting, table in rules.tables:
+        content = file_content(_list_path(context, setting, table), context.workspace)
+        made[f"table of scoring.rules.{setting}"] = content
+    return made
+
+
+def _seen_days(context: Context, day: date) -> list[date]:
+    first = day - timedelta(days=context.project.scoring.rules.seen_days)
+    return [each for each in context.workspace.days("events") if first <= each < day]
+
+
+def _list_path(context: Context, setting: str, table: ListTable) -> Path:
+    path = context.source.root / table.path
+    if not path.is_file():
+        raise ProjectError(f"{path}: not found (scoring.rules.{setting}.path)")
+    return path
+
+
+def _read_list(context: Context, setting: str, table: ListTable) -> pl.DataFrame:
+    """The distinct keys of a block or allow list, in canonical names."""
+    path = _list_path(context, setting, table)
+    log, schema = context.project.log, parquet_schema(path)
+    columns = {}
+    for key in table.key:
+        name = {log.user: "user_id", log.item: "item_id"}.get(key, key)
+        own = {"user_id": log.user, "item_id": log.item}.get(name, name)
+        found = next((column for column in (key, name, own) if column in schema), None)
+        if found is None:
+            raise ProjectError(
+                f"{path}: column {key!r} (scoring.rules.{setting}.key) is missing; "
+                f"it has: {', '.join(schema)}"
+            )
+        columns[name] = pl.col(found)
+    rows = scan_files([path]).select(column.alias(name) for name, column in columns.items())
+    return rows.drop_nulls().unique().collect()
+
+
+@dataclass(frozen=True)
+class DayLists:
+    """What is needed to make a day's lists out of scored candidates.
+
+    Attributes:
+        project: whose settings of `[scoring]` apply.
+        drops: step → rows that drop (or, of an allow list, keep) the candidates they match.
+        columns: frames with the columns that the rules read, each with its key.
+    """
+
+    project: Project
+    day: date
+    drops: dict[str, pl.DataFrame]
+    columns: list[tuple[list[str], pl.DataFrame]]
+
+    @classmethod
+    def build(
+        cls, context: Context, day: date, users: Callable[[pl.LazyFrame], pl.LazyFrame]
+    ) -> DayLists | None:
+        """None where lists are the best candidates by score.
+
+        Args:
+            context: of the project, not of the model.
+            users: keeps the rows of the users to be ranked.
+
+        Raises ProjectError as `check_rules` does.
+        """
+        project, rules = context.project, context.project.scoring.rules
+        if rules == type(rules)() and project.scoring.exploration is None:
+            return None
+        drops = {}
+        if rules.seen_days:
+            days = _seen_days(context, day)
+            if days:
+                seen = users(context.workspace.scan("events", days).select(PAIR))
+                drops["seen_days"] = seen.unique().collect(engine="streaming")
+        for setting, table in rules.tables:
+            drops[setting] = _read_list(context, setting, table)
+        wanted = set(rules.columns.values())
+        wanted |= {key for frame in drops.values() for key in frame.columns}
+        wanted |= {PUBLISHED} if rules.fresh is not None else set()
+        wanted -= set(PAIR)
+        return cls(project, day, drops, list(_columns(context, day, wanted, users)))
+
+    def ranked(self, scored: pl.DataFrame) -> tuple[pl.DataFrame, list[Effect]]:
+        """The lists of whole users, with rank and, with exploration, propensity and seed.
+
+        Args:
+            scored: each pair of a user and an item once, with score.
+        """
+        rows = scored.sort(ORDER, descending=DESCENDING)
+        carried = self._with_columns(rows)
+        kept, effects = self._dropped(carried)
+        carried, rows = carried.filter(kept), rows.filter(kept)
+        if rows.is_empty():
+            return self._finished(rows, np.zeros(0, np.int64)), effects
+        code = (rows["user_id"].rle_id()).to_numpy().astype(np.int64)
+        candidates = Candidates(code, rows["score"].to_numpy().astype(np.float64))
+        rules = list(self._list_rules(carried))
+        chosen, more = self._chosen(candidates, rules)
+        effects += more
+        if self.project.scoring.exploration is None:
+            row, rank = chosen
+            return self._finished(rows[row], rank), effects
+        explorer = _Explorer(self.project.scoring, self.day, candidates, rows)
+        last = rules[-1][1] if rules else ListRules()
+        (row, rank), propensity, effect = explorer.explored(chosen, last)
+        ranking = self._finished(rows[row], rank).with_columns(
+            pl.Series(PROPENSITY, propensity),
+            pl.when(pl.Series(explorer.explores[candidates.user[row]]))
+            .then(pl.lit(explorer.settings.seed, pl.Int64))
+            .alias(SEED),
+        )
+        return ranking, [*effects, effect]
+
+    def _with_columns(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows with the columns that the rules read."""
+        for key, frame in self.columns:
+            new = [c for c in frame.columns if c in key or c not in rows.columns]
+            frame = frame.select(new).cast({k: rows.schema[k] for k in key})
+            rows = rows.join(frame, on=key, how="left", maintain_order="left")
+        return rows
+
+    def _dropped(self, rows: pl.DataFrame) -> tuple[pl.Series, list[Effect]]:
+        """Which rows no step drops, and each step's effect."""
+        kept = pl.repeat(True, rows.height, eager=True)
+        effects, before = [], _best(rows, kept, self.project.scoring.top_k)
+        left = rows.height
+        lists = rows["user_id"].n_unique()
+        for step, frame in self.drops.items():
+            key = frame.columns
+            frame = _as_ids(step, frame, rows.schema).with_columns(pl.lit(True).alias("matches"))
+            matched = rows.select(key).join(frame, on=key, how="left", maintain_order="left")
+            matches = matched["matches"].fill_null(False)
+            still = kept & (matches if step.startswith("allow") else ~matches)
+            after = _best(rows, still, self.project.scoring.top_k)
+            count = int(still.to_numpy().sum())
+            effects.append(Effect(step, left - count, lists, before, after))
+            kept, before, left = still, after, count
+        return kept, effects
+
+    def _list_rules(self, rows: pl.DataFrame) -> Iterator[tuple[str, ListRules]]:
+        """The rules on the whole list, each step with those before it."""
+        settings, rules = self.project.scoring.rules, ListRules()
+        for n, limit in enumerate(settings.at_most):
+            code = _value_codes(rows, limit.column)
+            limits = [*rules.limits, Limit(code, limit.count, limit.within)]
+            rules = replace(rules, limits=limits)
+            yield f"at_most[{n}]", rules
+        if settings.fresh is not None:
+            today = (self.day - date(1970, 1, 1)).days
+            fresh = rows[PUBLISHED].is_between(today - settings.fresh.days, today)
+            flag = fresh.fill_null(False).to_numpy()
+            quota = Quota(flag, settings.fresh.count, settings.fresh.within)
+            rules = replace(rules, quota=quota)
+            yield "fresh", rules
+        if settings.mmr is not None:
+            code = _value_codes(rows, settings.mmr.column)
+            rules = replace(rules, repetition=Repetition(code, settings.mmr.weight))
+            yield "mmr", rules
+
+    def _chosen(
+        self, candidates: Candidates, steps: Sequence[tuple[str, ListRules]]
+    ) -> tuple[tuple[np.ndarray, np.ndarray], list[Effect]]:
+        """Rows and ranks of the lists without exploration, and each rule's effect."""
+        top, score = self.project.scoring.top_k, candidates.score
+        place = np.arange(len(score)) - candidates.starts[candidates.user]
+        chosen = np.flatnonzero(place < top), place[place < top] + 1
+        effects, before = [], _score(score[chosen[0]], chosen[1])
+        for step, rules in steps:
+            chosen = choose(candidates, score, rules, top)
+            after = _score(score[chosen[0]], chosen[1])
+            effects.append(Effect(step, 0, len(candidates.starts), before, after))
+            before = after
+        return chosen, effects
+
+    def _finished(self, rows: pl.DataFrame, rank: np.ndarray) -> pl.DataFrame:
+        return rows.with_columns(pl.Series("rank", rank.astype(np.int32)))
+
+
+class _Explorer:
+    """Draws the lists of the users that explore on a day."""
+
+    def __init__(
+        self, scoring: Scoring, day: date, candidates: Candidates, rows: pl.DataFrame
+    ) -> None:
+        assert scoring.exploration is not None
+        self.settings, self.top_k, self.candidates = scoring.exploration, scoring.top_k, candidates
+        users = rows["user_id"].gather(candidates.starts)
+        keys = exploration.with_ids(exploration.day_key(self.settings.seed, day), users)
+        share = exploration.uniform(keys, exploration.EXPLORED)
+        self.explores = share < self.settings.share  # [U]
+        self.rows = np.flatnonzero(self.explores[candidates.user])  # of users that explore
+        items = rows["item_id"].gather(self.rows)
+        self.keys = exploration.with_ids(keys[candidates.user[self.rows]], items)
+
+    @cached_property
+    def scale(self) -> np.ndarray:
+        """Temperature in the unit of the scores, of each explored row."""
+        return self.settings.temperature * self.candidates.spread[self.candidates.user[self.rows]]
+
+    def explored(
+        self, chosen: tuple[np.ndarray, np.ndarray], rules: ListRules
+    ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, Effect]:
+        """Rows, ranks and propensities of all lists, where some users explore; and its cost.
+
+        Args:
+            chosen: rows and ranks of the lists without exploration.
+            rules: on the whole list.
+        """
+        score = self.candidates.score
+        row, rank = chosen
+        explores = self.explores[self.candidates.user[row]]
+        before = _score(score[row[explores]], rank[explores])
+        _, user = np.unique(self.candidates.user[self.rows], return_inverse=True)
+        own = Candidates(user, score[self.rows])
+        noisy = own.score + self.scale * exploration.gumbel(self.keys, exploration.ITEMS)
+        drawn, place = choose(own, noisy, rules.of_rows(self.rows), self.top_k)
+        noise = exploration.gumbel(self.keys[drawn], exploration.ORDER)
+        logit = own.score[drawn] / self.scale[drawn]
+        order = np.lexsort((-(logit + noise), user[drawn]))
+        drawn, logit = drawn[order], logit[order]  # `place` is 1, 2, … within each list already
+        propensity = self._propensity(user[drawn], place, logit)
+        after = _score(own.score[drawn], place)
+        every_row = np.r_[row[~explores], self.rows[drawn]]
+        every_rank = np.r_[rank[~explores], place]
+        every = np.r_[np.ones(int((~explores).sum())), propensity]
+        sorting = np.lexsort((every_rank, self.candidates.user[every_row]))
+        effect = Effect("exploration", 0, int(self.explores.sum()), before, after)
+        return (every_row[sorting], every_rank[sorting]), every[sorting], effect
+
+    @staticmethod
+    def _propensity(user: np.ndarray, rank: np.ndarray, logit: np.ndarray) -> np.ndarray:
+        """P(item at its rank | items of the list) of rows of lists, sorted by user and rank."""
+        if not len(user):
+            return np.zeros(0)
+        _, number = np.unique(user, return_inverse=True)
+        table = np.full((number.max() + 1, rank.max()), -np.inf)
+        table[number, rank - 1] = logit
+        return exploration.item_at_position(table)[number, rank - 1]
+
+
+def _columns(
+    context: Context,
+    day: date,
+    wanted: set[str],
+    users: Callable[[pl.LazyFrame], pl.LazyFrame],
+) -> Iterator[tuple[list[str], pl.DataFrame]]:
+    """Frames with the wanted columns, each with its key: of candidates, users and items."""
+    own = [column for column in context.project.log.context if column in wanted]
+    if own:
+        rows = users(prepared_candidates(context, day, checked=True)).select(*PAIR, *own)
+        yield PAIR, rows.collect(engine="streaming").unique(PAIR, keep="first", maintain_order=True)
+    for key, table in static_tables(context.source).items():
+        columns = [c for c in table.collect_schema() if c in wanted and c not in own]
+        if columns:
+            yield [key], table.select(key, *columns).collect()
+
+
+def _as_ids(step: str, frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    """The rows of a block or allow list in the types of the candidates' columns."""
+    for column, given in frame.schema.items():
+        dtype = schema[column]
+        if given == dtype:
+            continue
+        lost = frame.filter(~survives(column, given, dtype))
+        if lost.height and not (given.is_integer() and dtype.is_integer()):
+            raise ProjectError(
+                f"scoring.rules.{step}: column {column!r} is {given} and holds "
+                f"{lost[column].head(3).to_list()}, but it is {dtype} of the candidates"
+            )
+        frame = frame.with_columns(pl.col(column).cast(dtype, strict=False)).drop_nulls()
+    return frame
+
+
+def _value_codes(rows: pl.DataFrame, column: str) -> np.ndarray:
+    """Codes [N] of each user's values of a column; NO_VALUE where it is missing."""
+    code = rows.select(pl.struct("user_id", column).rank("dense").cast(pl.Int64) - 1).to_series()
+    known = rows[column].is_not_null().to_numpy()
+    return np.where(known, code.to_numpy(), NO_VALUE)
+
+
+def _best(rows: pl.DataFrame, kept: pl.Series, top_k: int) -> ListScore:
+    """The score of the best rows of each user among the kept ones, best first."""
+    best = rows.select("user_id", "score").filter(kept)
+    rank = pl.int_range(1, pl.len() + 1).over("user_id")
+    best = best.select("score", rank.alias("rank")).filter(pl.col("rank") <= top_k)
+    return _score(best["score"].to_numpy().astype(np.float64), best["rank"].to_numpy())
+
+
+def _score(score: np.ndarray, rank: np.ndarray) -> ListScore:
+    discount = 1.0 / np.log2(1.0 + rank)
+    return ListScore(float((discount * score).sum()), float(discount.sum()), len(rank))

@@ -1,0 +1,309 @@
+"""Lists under rules against a loop over each user's candidates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mtl_ranker.commands.check import check_project
+from mtl_ranker.config import Project, parse_project
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.sources import open_context
+from mtl_ranker.ranking import scoring
+from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
+from mtl_ranker.ranking.rules import PUBLISHED, DayLists, check_rules
+from mtl_ranker.ranking.scoring import score_day
+from tests.conftest import FIRST
+from tests.projects import TINY, merged, project, project_text, write_project
+from tests.ranking.test_scoring import PAIRED, random_ranker, write_candidates
+
+DAY = date(2026, 3, 9)
+ITEMS = {
+    "path": "items.parquet",
+    "key": "i",
+    "columns": ["creator", "topic"],
+    "published": "published",
+}
+WITH_ITEMS = merged(TINY, log={"items": ITEMS})
+
+
+def items(rng: np.random.Generator, count: int) -> pl.DataFrame:
+    """Items with few creators and topics, some missing, published on and around the day."""
+    today = (DAY - date(1970, 1, 1)).days
+    creator = pl.Series(rng.integers(0, 5, count)).cast(pl.String)
+    return pl.DataFrame(
+        {
+            "item_id": np.arange(count),
+            "creator": creator.set(pl.Series(rng.random(count) < 0.1), None),
+            "topic": rng.integers(0, 3, count),
+            PUBLISHED: today - rng.integers(-1, 12, count),
+        }
+    )
+
+
+def scored(rng: np.random.Generator, users: int, count: int) -> pl.DataFrame:
+    """Candidates of users with sets of all sizes; scores with many ties."""
+    pairs = pl.DataFrame({"user_id": np.arange(users)}).join(
+        pl.DataFrame({"item_id": np.arange(count)}), how="cross"
+    )
+    pairs = pairs.with_columns(score=pl.Series(rng.integers(0, 30, pairs.height) / 7.0))
+    kept = rng.random(pairs.height) < rng.random(users).repeat(count)
+    return pairs.filter(pl.Series(kept)).sample(fraction=1.0, shuffle=True, seed=1)
+
+
+def list_by_hand(rows: list[dict[str, Any]], settings: Project, top_k: int) -> list[int]:
+    """One user's list, rank by rank, as docs/lists.md says. Rows have every column."""
+    rules = settings.scoring.rules
+    rows = sorted(rows, key=lambda row: (-row["score"], row["item_id"]))
+    spread = float(np.std([row["score"] for row in rows])) or 1.0
+    today = (DAY - date(1970, 1, 1)).days
+    chosen: list[dict[str, Any]] = []
+
+    def is_fresh(row: dict[str, Any]) -> bool:
+        assert rules.fresh is not None
+        return 0 <= today - row[PUBLISHED] <= rules.fresh.days
+
+    while len(chosen) < top_k:
+        allowed = [row for row in rows if row not in chosen]
+        for limit in rules.at_most:
+            last = chosen[max(0, len(chosen) - limit.within + 1) :]
+            shown = Counter(row[limit.column] for row in last)
+            allowed = [
+                row
+                for row in allowed
+                if row[limit.column] is None or shown[row[limit.column]] < limit.count
+            ]
+        if rules.fresh is not None:
+            first = len(chosen) // rules.fresh.within * rules.fresh.within
+            end = min(top_k, first + rules.fresh.within)
+            missing = min(rules.fresh.count, end - first) - sum(map(is_fresh, chosen[first:]))
+            fresh = [row for row in allowed if is_fresh(row)]
+            if missing >= end - len(chosen) and missing > 0 and fresh:
+                allowed = fresh
+        if not allowed:
+            break
+        if rules.mmr is None:
+            chosen.append(allowed[0])
+            continue
+        column, weight = rules.mmr.column, rules.mmr.weight
+        values = [row[column] for row in chosen if row[column] is not None]
+        worth = [
+            (1 - weight) * row["score"] / spread - weight * (row[column] in values)
+            for row in allowed
+        ]
+        chosen.append(allowed[int(np.argmax(worth))])
+    return [row["item_id"] for row in chosen]
+
+
+CREATOR = {"column": "creator", "count": 1, "within": 3}
+TOPIC = {"column": "topic", "count": 2, "within": 8}
+FRESH = {"count": 2, "within": 4, "days": 3}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"at_most": [CREATOR]},
+        {"at_most": [TOPIC]},
+        {"at_most": [CREATOR, TOPIC], "fresh": FRESH},
+        {"fresh": FRESH},
+        {"fresh": {"count": 3, "within": 20, "days": 0}},
+        {"mmr": {"column": "creator", "weight": 0.4}},
+        {"mmr": {"column": "topic", "weight": 0.9}, "at_most": [CREATOR], "fresh": FRESH},
+    ],
+    ids=lambda rules: "+".join(rules),
+)
+@pytest.mark.parametrize("pool", [1, 4])
+def test_lists_are_those_of_a_loop_over_users(rules, pool, monkeypatch):
+    """Also where lists are first filled from as few rows as they have ranks."""
+    monkeypatch.setattr("mtl_ranker.ranking.lists.POOL", pool)
+    rng = np.random.default_rng(0)
+    settings = project(WITH_ITEMS, scoring={"top_k": 7, "rules": rules})
+    table, rows = items(rng, 30), scored(rng, 40, 30)
+    lists = DayLists(settings, DAY, {}, [(["item_id"], table)])
+    ranking, effects = lists.ranked(rows)
+    full = rows.join(table, on="item_id").to_dicts()
+    plain_differs = False
+    for user, own in ranking.group_by("user_id"):
+        given = [row for row in full if row["user_id"] == user[0]]
+        own = own.sort("rank")
+        assert own["item_id"].to_list() == list_by_hand(given, settings, 7), user
+        assert own["rank"].to_list() == list(range(1, own.height + 1))
+        best = sorted(given, key=lambda row: (-row["score"], row["item_id"]))[:7]
+        plain_differs |= own["item_id"].to_list() != [row["item_id"] for row in best]
+    assert plain_differs
+    assert ranking["user_id"].n_unique() == rows["user_id"].n_unique()
+    assert ranking.columns == [*rows.columns, "rank"]
+    steps = [f"at_most[{n}]" for n in range(len(rules.get("at_most", [])))]
+    steps += [step for step in ("fresh", "mmr") if step in rules]
+    assert [effect.step for effect in effects] == steps
+    assert effects[-1].after.rows == ranking.height
+    discount = 1 / np.log2(1 + ranking["rank"].to_numpy())
+    mean = (discount * ranking["score"].to_numpy()).sum() / discount.sum()
+    assert effects[-1].after.mean == pytest.approx(mean)
+
+
+def test_the_effect_of_a_rule_by_hand():
+    """Two items of one creator, scores 4, 3 and 1: the third moves to rank 2, the list ends."""
+    settings = project(
+        WITH_ITEMS,
+        scoring={"top_k": 3, "rules": {"at_most": [CREATOR | {"count": 1}]}},
+    )
+    table = pl.DataFrame({"item_id": [1, 2, 3], "creator": ["a", "a", "b"]})
+    rows = pl.DataFrame({"user_id": [5, 5, 5], "item_id": [1, 2, 3], "score": [4.0, 3.0, 1.0]})
+    ranking, (effect,) = DayLists(settings, DAY, {}, [(["item_id"], table)]).ranked(rows)
+    assert ranking["item_id"].to_list() == [1, 3]
+    second = 1 / np.log2(3)
+    assert effect.before.mean == pytest.approx((4 + 3 * second + 0.5) / (1.5 + second))
+    assert effect.after.mean == pytest.approx((4 + second) / (1 + second))
+    assert (effect.before.rows, effect.after.rows, effect.dropped, effect.lists) == (3, 2, 0, 1)
+
+
+def prepared(folder: Path) -> tuple[Context, RankerArtifact, date]:
+    """A ranker of random weights, and every pair as a candidate of the day."""
+    rng = np.random.default_rng(3)
+    table = items(rng, 13).rename({"item_id": "i"})
+    published = FIRST + timedelta(days=7) - pl.duration(days=pl.col("i") % 5)
+    table.with_columns(published=published).drop(PUBLISHED).write_parquet(folder / "items.parquet")
+    context, artifact = random_ranker(
+        folder,
+        log={"items": ITEMS},
+        scoring={"candidates": "candidates", "top_k": 4},
+    )
+    day = FIRST + timedelta(days=6)
+    pairs = pl.DataFrame({"u": range(11)}).join(pl.DataFrame({"i": range(13)}), how="cross")
+    write_candidates(context, day, pairs.with_columns(tab=pl.lit("home")))
+    return context, artifact, day
+
+
+def with_rules(folder: Path, context: Sequence[str] = ("tab",), **rules: Any) -> Context:
+    settings = {"candidates": "candidates", "top_k": 4, "rules": rules}
+    log = {"items": ITEMS, "context": list(context)}
+    write_project(folder, PAIRED, log=log, scoring=settings)
+    return open_context(str(folder / "project.toml"), folder, folder / "ws")
+
+
+def test_seen_blocked_and_not_allowed_candidates_are_dropped(tmp_path, monkeypatch):
+    """The rules are the project file's, not those that the model was trained with."""
+    context, artifact, day = prepared(tmp_path)
+    monkeypatch.setattr(scoring, "BLOCKS_PER_CORE", 1)
+    ranker = RegisteredRanker(artifact, "1")
+    plain = pl.read_parquet(score_day(context, ranker, day).path)
+    assert plain.columns[-2:] == ["rank", "model_version"]
+    pl.DataFrame({"item": [3, 99], "why": ["spam", "gone"]}).write_parquet(tmp_path / "b.parquet")
+    pl.DataFrame({"u": ["2", "2"], "item_id": [0, 1]}).write_parquet(tmp_path / "pairs.parquet")
+    pl.DataFrame({"topic": [0, 2]}).write_parquet(tmp_path / "topics.parquet")
+    with pytest.raises(ProjectError, match=r"b.parquet: column 'item_id' \(scoring.rules.block"):
+        check_rules(with_rules(tmp_path, block=[{"path": "b.parquet", "key": ["item_id"]}]))
+    pl.DataFrame({"i": [3, 99]}).write_parquet(tmp_path / "b.parquet")
+    ruled = with_rules(
+        tmp_path,
+        seen_days=2,
+        block=[
+            {"path": "b.parquet", "key": ["item_id"]},
+            {"path": "pairs.parquet", "key": ["u", "i"]},
+        ],
+        allow=[{"path": "topics.parquet", "key": ["topic"]}],
+    )
+    check_rules(ruled)
+    ranked = score_day(ruled, ranker, day)
+    ranking = pl.read_parquet(ranked.path)
+    seen = ruled.workspace.scan("events", [day - timedelta(days=n) for n in (1, 2)])
+    pairs = set(seen.select("user_id", "item_id").collect().rows())
+    topic = dict(pl.read_parquet(tmp_path / "items.parquet").select("i", "topic").rows())
+    every = [(u, i) for u in range(11) for i in range(13)]
+    kept = [
+        (u, i)
+        for u, i in every
+        if (u, i) not in pairs and i != 3 and topic[i] in (0, 2) and (u, i) not in ((2, 0), (2, 1))
+    ]
+    assert 0 < len(kept) < len(every)
+    expected = [min(4, sum(u == user for u, _ in kept)) for user in range(11)]
+    counts = [ranking.filter(pl.col("user_id") == user).height for user in range(11)]
+    assert counts == expected
+    assert set(ranking.select("user_id", "item_id").rows()) <= set(kept)
+    steps = {effect.step: effect for effect in ranked.effects}
+    assert list(steps) == ["seen_days", "block[0]", "block[1]", "allow[0]"]
+    assert sum(effect.dropped for effect in ranked.effects) == len(every) - len(kept)
+    assert steps["seen_days"].dropped == sum(pair in pairs for pair in every)
+    assert steps["seen_days"].before.rows == plain.height
+
+    # The same rules in other blocks; a changed block list changes the provenance.
+    small = ruled.project.scoring.model_copy(update={"block_rows": 20})
+    blocks = Context(
+        ruled.project.model_copy(update={"scoring": small}), ruled.source, ruled.workspace
+    )
+    again = score_day(blocks, ranker, day)
+    assert (
+        pl.read_parquet(again.path)
+        .select("user_id", "item_id", "rank")
+        .equals(ranking.select("user_id", "item_id", "rank"))
+    )
+    made = scoring.rankings_provenance(ruled, ranker, day)
+    pl.DataFrame({"i": [4]}).write_parquet(tmp_path / "b.parquet")
+    changed = scoring.rankings_provenance(ruled, ranker, day)
+    assert [name for name in made if made[name] != changed[name]] == [
+        "table of scoring.rules.block[0]"
+    ]
+
+
+def test_a_rule_may_read_context_that_the_model_does_not_have(tmp_path):
+    _, artifact, day = prepared(tmp_path)
+    place = next((tmp_path / "candidates").glob("*/*.parquet"))
+    given = pl.read_parquet(place).with_columns(shelf=pl.col("i") % 2)
+    given.write_parquet(place)
+    rule = {"column": "shelf", "count": 1, "within": 2}
+    ruled = with_rules(tmp_path, ["tab", "shelf"], at_most=[rule])
+    ranked = score_day(ruled, RegisteredRanker(artifact, "1"), day)
+    shelves = pl.read_parquet(ranked.path).with_columns(shelf=pl.col("item_id") % 2)
+    assert "shelf" not in pl.read_parquet(ranked.path).columns
+    assert shelves.select((pl.col("shelf").diff().over("user_id") != 0).all()).item()
+
+
+@pytest.mark.parametrize(
+    ("scoring_settings", "message"),
+    [
+        ({"rules": {"at_most": [CREATOR | {"column": "color"}]}}, "at_most.0..column: 'color'"),
+        ({"rules": {"mmr": {"column": "color", "weight": 0.5}}}, "mmr.column: 'color'"),
+        ({"rules": {"block": [{"path": "b", "key": ["color"]}]}}, "block.0..key: 'color'"),
+        ({"rules": {"fresh": FRESH | {"count": 9}}}, "count = 9; allowed: at most within = 4"),
+        ({"rules": {"seen_day": 3}}, "unknown key .did you mean seen_days"),
+        (
+            {"top_k": 9, "rules": {"at_most": [CREATOR]}, "exploration": {"temperature": 1}},
+            "at_most.0..within = 3 restricts the order of lists of top_k = 9",
+        ),
+    ],
+)
+def test_mistakes_name_the_setting(scoring_settings, message):
+    with pytest.raises(ProjectError, match=message):
+        parse_project(project_text(WITH_ITEMS, scoring=scoring_settings), "project.toml")
+
+
+def test_fresh_items_need_their_days():
+    with pytest.raises(ProjectError, match=r"rules.fresh: needs .* log.items.published"):
+        parse_project(project_text(TINY, scoring={"rules": {"fresh": FRESH}}), "project.toml")
+
+
+def test_a_missing_table_is_named_before_the_training(tiny):
+    write_project(tiny, scoring={"rules": {"allow": [{"path": "no.parquet", "key": ["u"]}]}})
+    context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+    message = r"no.parquet: not found \(scoring.rules.allow\[0\]"
+    with pytest.raises(ProjectError, match=message):
+        check_rules(context)
+    with pytest.raises(ProjectError, match=message):
+        list(check_project(str(tiny / "project.toml"), tiny))
+    pl.DataFrame({"u": [1]}).write_parquet(tiny / "no.parquet")
+    lines: list[str] = []
+    for line in check_project(str(tiny / "project.toml"), tiny):
+        lines.append(line)
+        if line.startswith("ok  scoring.rules"):
+            break
+    assert lines[-1] == "ok  scoring.rules: allow"
