@@ -30,7 +30,7 @@ SETTINGS = merged(
     scoring={
         "top_k": TOP,
         "rules": {"at_most": [{"column": "creator", "count": 1, "within": TOP}]},
-        "exploration": {"temperature": 0.7, "share": 0.6},
+        "exploration": {"temperature": 1.0, "share": 0.6},
     },
 )
 ITEMS = pl.DataFrame({"item_id": np.arange(len(WORLD.item_taste)), "creator": WORLD.item_creator})
@@ -105,10 +105,12 @@ def test_intervals_from_explored_logs_cover_the_truth_92_to_98_times_in_100():
     """The truth is of many other users' lists, without chance in the labels."""
     clicked, _, rows = sum(explored(10_000 + n, 3_000).truths for n in range(5))
     value = clicked / rows
-    clicks = [explored(seed, 400).estimates[0] for seed in range(LOGS)]
-    assert [each.refused for each in clicks if each.refused] == []
+    clicks = [explored(seed, 250).estimates[0] for seed in range(LOGS)]
+    given = [each for each in clicks if each.refused is None]
+    assert len(given) > 0.98 * LOGS
     counts = {}
     for name in ("ips", "snips", "dr"):
-        intervals = [getattr(each, name) for each in clicks]
+        intervals = [getattr(each, name) for each in given]
         counts[name] = sum(i.low <= value <= i.high for i in intervals)
-    assert all(0.92 * LOGS <= count <= 0.98 * LOGS for count in counts.values()), counts
+    low, high = 0.92 * len(given), 0.98 * len(given)
+    assert all(low <= count <= high for count in counts.values()), counts
