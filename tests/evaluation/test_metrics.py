@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from mtl_ranker.evaluation.metrics import auc, calibration_ratio, ece, evaluate, gauc, ndcg
+from mtl_ranker.evaluation.metrics import (
+    ListCount,
+    auc,
+    calibration_ratio,
+    count_lists,
+    ece,
+    evaluate,
+    gauc,
+    ndcg,
+)
 
 ROWS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 4)), min_size=2)
 
@@ -69,3 +78,14 @@ def test_missing_labels_are_left_out():
     label = np.array([0, 1, np.nan, 1])
     metrics = evaluate("binary", label, np.array([0.2, 0.8, 0.9, 0.1]), np.array([1, 1, 1, 1]))
     assert metrics["auc"] == 0.5
+
+
+def test_lists_without_both_labels_are_counted_not_hidden():
+    """Of four lists with a label two have both, one of them beside a row without a label."""
+    lists = np.array([7, 7, 7, 8, 8, 9, 3, 3, 5])
+    label = np.array([1, 0, np.nan, 1, 0, 1, 0, 0, np.nan])
+    found = count_lists(label, lists)
+    assert found == ListCount(lists=4, both=2, rows=7, rows_of_both=4)
+    assert str(found) == "2 of 4 lists have both labels, with 4 of 7 rows (57.1%)"
+    nothing = count_lists(np.full(2, np.nan), lists[:2])
+    assert str(nothing) == "0 of 0 lists have both labels, with 0 of 0 rows (0.0%)"
