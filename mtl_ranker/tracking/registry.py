@@ -25,8 +25,8 @@ from mtl_ranker.logs.ingest import keep_columns
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
-from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
-from mtl_ranker.ranking.blend import BlendChoice
+from mtl_ranker.ranking.artifact import BLEND, RankerArtifact, RegisteredRanker
+from mtl_ranker.ranking.blend import BlendChoice, blend_choice
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.tracking.pyfunc import model_arguments
 from mtl_ranker.tracking.runs import (
@@ -41,6 +41,8 @@ from mtl_ranker.tracking.system import Sample, log_system
 from mtl_ranker.workspace import fingerprint
 
 BLEND_TAG = "blend"
+
+LOGGED_MODEL = "models:/m-"  # begins the source of a version that was logged in a run
 
 CHAMPIONS_TAG = "champions"
 
@@ -106,8 +108,8 @@ def _new_version(
     """
     example = rows.head(5).select(artifact.columns)
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
-        saved = artifact.save(Path(folder) / "ranker")
-        info = mlflow.pyfunc.log_model(name="ranker", **model_arguments(artifact, saved, example))
+        arguments = model_arguments(artifact, example, Path(folder))
+        info = mlflow.pyfunc.log_model(name="ranker", **arguments)
     client = mlflow.MlflowClient()
     if registered_model(project) is None:
         client.create_registered_model(project.name)
@@ -221,29 +223,27 @@ def _weights(project: Project, own: Project) -> dict[str, float]:
 def stored_blend(project: Project, version: str, own: Project) -> BlendChoice | None:
     """The blend stored by `mtl-ranker blend --store`, or None.
 
-    Where an earlier version stored it, the weights are for predictions given their conditions.
-
     Args:
         own: the model's project.
     """
     tags = mlflow.MlflowClient().get_model_version(project.name, version).tags
-    if BLEND_TAG not in tags:
-        return None
-    content = json.loads(tags[BLEND_TAG])
-    unchained = [o.name for o in own.objectives if o.where is not None]
-    return BlendChoice(content["blend"], content["weights"], content.get("conditional", unchained))
+    return blend_choice(json.loads(tags[BLEND_TAG]), own) if BLEND_TAG in tags else None
 
 
 def store_blend(project: Project, version: str, choice: BlendChoice) -> None:
-    """Store a blend with a model version; it is used from the next scoring on."""
-    content = json.dumps(
-        {
-            "blend": choice.how,
-            "weights": dict(choice.weights),
-            "conditional": list(choice.conditional),
-        }
-    )
-    mlflow.MlflowClient().set_model_version_tag(project.name, version, BLEND_TAG, content)
+    """Store a blend with a model version; it is used from the next scoring on.
+
+    It becomes a tag of the version, and a file of its model, which `mlflow.pyfunc` reads.
+    """
+    client, content = mlflow.MlflowClient(), json.dumps(choice.content)
+    source = client.get_model_version(project.name, version).source or ""
+    if source.startswith(LOGGED_MODEL):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "artifacts" / "ranker" / BLEND
+            file.parent.mkdir(parents=True)
+            file.write_text(content, "utf-8")
+            client.log_model_artifacts(source.removeprefix("models:/"), folder)
+    client.set_model_version_tag(project.name, version, BLEND_TAG, content)
 
 
 def artifact_folder(project: Project, version: str) -> Path:

@@ -138,6 +138,12 @@ def test_a_stored_blend_is_used_and_one_of_an_earlier_version_is_not_chained(tra
     scoring = registry.load_version(project, "1").artifact.project.scoring
     assert (scoring.blend, scoring.conditional) == ("weighted_product", ["long"])
     assert scoring.weights == {"click": 1.0, "long": -2.0}
+    rows = suite.held_out.frame
+    served = mlflow.pyfunc.load_model("models:/tiny/1").predict(rows.to_pandas())
+    of_pipeline = registry.load_version(project, "1").artifact.predict(rows)
+    assert served["score"].tolist() == of_pipeline["score"].to_list()
+    by_hand = of_pipeline["click"] * of_pipeline["long"] ** -2.0
+    np.testing.assert_allclose(served["score"], by_hand.to_numpy(), rtol=1e-5)
     old = json.dumps({"blend": "weighted_sum", "weights": {"click": 1.0, "long": 2.0}})
     mlflow.MlflowClient().set_model_version_tag("tiny", "1", registry.BLEND_TAG, old)
     predicted = registry.load_version(project, "1").artifact.predict(suite.held_out.frame)
