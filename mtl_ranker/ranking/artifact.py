@@ -278,6 +278,11 @@ class RankerArtifact:
         return frame.with_columns(pl.lit(None).alias(c) for c in missing)
 
 
+def save_blend(folder: Path, choice: BlendChoice) -> None:
+    """Write the blend that the ranker of this folder has when it is loaded."""
+    (folder / BLEND).write_text(json.dumps(choice.content), "utf-8")
+
+
 class RegisteredRanker(NamedTuple):
     """A ranker and its version in the model registry."""
 

@@ -32,6 +32,12 @@ class BlendChoice(NamedTuple):
         return {"blend": self.how, "weights": weights, "conditional": given}
 
 
+def chosen_blend(project: Project) -> BlendChoice:
+    """A project's own choice."""
+    scoring = project.scoring
+    return BlendChoice(scoring.blend, project.blend_weights, scoring.conditional)
+
+
 def blend_choice(content: Mapping[str, Any], project: Project) -> BlendChoice:
     """The choice that was stored as `content` with a model.
 

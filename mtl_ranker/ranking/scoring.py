@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -109,11 +109,10 @@ def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> Ranki
     if not blocks:
         raise ProjectError(f"the candidate set of {day} holds no rows")
     provenance = rankings_provenance(context, ranker, day)
-    size = BLOCKS_PER_CORE * min(len(blocks), cores())
-    grouped = [blocks[start : start + size] for start in range(0, len(blocks), size)]
+    groups = grouped(blocks)
     key = {**provenance, "project": project.digest(), "blocks": fingerprint(*blocks)}
-    files = context.workspace.parts("rankings", day, key, len(grouped))
-    parts = [RankingPart(*part) for part in zip(grouped, files, strict=True)]
+    files = context.workspace.parts("rankings", day, key, len(groups))
+    parts = [RankingPart(*part) for part in zip(groups, files, strict=True)]
     return RankingPlan(day, ranker.version, provenance, parts)
 
 
@@ -187,12 +186,33 @@ def rank_part(
     missing = [c for c in feature_columns(project) if c not in columns]
     if missing:
         raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(missing)}")
+    rankings = rank_blocks(artifact, as_of, candidates, blocks, on_block)
+    repeated = candidates.select(used).n_unique() - candidates.select(PAIR).n_unique()
+    with context.workspace.staged(part.file) as temporary:
+        ranking = with_version(rankings, ranker.version)
+        ranking.write_parquet(temporary, metadata={REPEATED: str(repeated)})
+
+
+def rank_blocks(
+    artifact: RankerArtifact,
+    as_of: AsOf,
+    candidates: pl.DataFrame,
+    blocks: Sequence[Block],
+    on_block: Callable[[int], None] = lambda rows: None,
+) -> list[pl.DataFrame]:
+    """The ranking of each block's candidates.
+
+    `on_block` is called with the candidates of each finished block.
+
+    Args:
+        candidates: of all blocks, with columns of `columns_read`.
+    """
     workers = min(len(blocks), cores())
     threads, threads_before = max(1, cores() // workers), torch.get_num_threads()
     # Few items are embedded once for all blocks, many for each block.
     shared: CandidateItems | None = None
-    keys = feature_sides(project, as_of.tables, candidates.columns).item_keys
-    if candidates.select(keys).n_unique() <= project.scoring.block_rows // 4:
+    keys = feature_sides(as_of.project, as_of.tables, candidates.columns).item_keys
+    if candidates.select(keys).n_unique() <= as_of.project.scoring.block_rows // 4:
         candidates, shared = with_items(artifact, as_of, candidates)
 
     def rank(block: Block) -> pl.DataFrame:
@@ -211,11 +231,18 @@ def rank_part(
                 on_block(block.rows)
     finally:
         torch.set_num_threads(threads_before)
-    repeated = candidates.select(used).n_unique() - candidates.select(PAIR).n_unique()
-    with context.workspace.staged(part.file) as temporary:
-        version = pl.lit(ranker.version).alias("model_version")
-        ranking = pl.concat(rankings).with_columns(version)
-        ranking.write_parquet(temporary, metadata={REPEATED: str(repeated)})
+    return rankings
+
+
+def with_version(rankings: Sequence[pl.DataFrame], version: str) -> pl.DataFrame:
+    """Rankings as one, with the version of their model."""
+    return pl.concat(rankings).with_columns(pl.lit(version).alias("model_version"))
+
+
+def grouped(blocks: Sequence[Block]) -> list[list[Block]]:
+    """The blocks of each part of a ranking."""
+    size = BLOCKS_PER_CORE * min(len(blocks), cores())
+    return [list(blocks[start : start + size]) for start in range(0, len(blocks), size)]
 
 
 def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:

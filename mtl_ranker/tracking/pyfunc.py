@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Array
 
 from mtl_ranker import __version__
+from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError, first_line
-from mtl_ranker.ranking.artifact import RankerArtifact
+from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker, save_blend
+from mtl_ranker.ranking.blend import chosen_blend
 from mtl_ranker.ranking.inputs import InputColumn, feature_inputs
+from mtl_ranker.ranking.snapshot import load_snapshot, save_snapshot
 from mtl_ranker.tracking.carried_code import copy_code, requirements
 from mtl_ranker.tracking.served import ServedRanker
-
-SERVED = Path(__file__).with_name("served_model.py")
 
 
 def serve() -> None:
@@ -31,17 +34,10 @@ def serve() -> None:
     set_model(ServedRanker())
 
 
-def signature_of(artifact: RankerArtifact, columns: list[InputColumn]) -> ModelSignature:
-    """Inputs by their columns, outputs per objective and `score`."""
-    inputs: list[Any] = [ColSpec(_kind(c.dtype), c.name, required=c.required) for c in columns]
-    outputs: list[Any] = [ColSpec(DataType.float, task.name) for task in artifact.tasks]
-    return ModelSignature(Schema(inputs), Schema([*outputs, ColSpec(DataType.double, "score")]))
-
-
 def model_arguments(
     artifact: RankerArtifact, example: pl.DataFrame, folder: Path
 ) -> dict[str, Any]:
-    """What MLflow is given to store a ranker.
+    """What MLflow is given to store a ranker: feature rows in, predictions and `score` out.
 
     Args:
         example: some raw feature rows, in the types of the training examples.
@@ -50,11 +46,60 @@ def model_arguments(
     columns = feature_inputs(artifact.encoder, artifact.calibration.by, example.schema)
     types = folder / "types.parquet"
     example.clear().write_parquet(types)
-    return {
-        "python_model": str(SERVED),
-        "artifacts": {"ranker": str(artifact.save(folder / "ranker")), "types": str(types)},
-        "signature": signature_of(artifact, columns),
+    files = {"ranker": artifact.save(folder / "ranker"), "types": types}
+    return _arguments("served_model.py", files, columns, folder) | {
+        "signature": ModelSignature(_inputs(columns), Schema(_outputs(artifact))),
         "input_example": example.to_pandas(),
+    }
+
+
+def export_model(ranker: RegisteredRanker, example: pl.DataFrame, target: Path) -> None:
+    """Write a model as an MLflow model folder; it blends as the pipeline does.
+
+    Args:
+        example: as in `model_arguments`.
+        target: a path that does not exist.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = model_arguments(ranker.artifact, example, Path(scratch))
+        save_blend(Path(scratch) / "ranker", chosen_blend(ranker.artifact.project))
+        mlflow.pyfunc.save_model(target, **arguments)
+
+
+def export_ranking(context: Context, ranker: RegisteredRanker, day: date, target: Path) -> None:
+    """Write a model with the features as of day D as an MLflow model folder.
+
+    It ranks candidates, given by user, item and context, as `score_day` does. Raises ProjectError
+    as `save_snapshot` does.
+
+    Args:
+        target: a path that does not exist.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        files = {
+            "ranker": ranker.artifact.save(folder / "ranker"),
+            "snapshot": save_snapshot(context, ranker, day, folder / "snapshot"),
+        }
+        save_blend(files["ranker"], chosen_blend(ranker.artifact.project))
+        snapshot = load_snapshot(files["snapshot"])
+        columns = snapshot.columns
+        keys = [ColSpec(_kind(c.dtype), c.name) for c in columns]
+        made = [ColSpec(DataType.integer, "rank"), ColSpec(DataType.string, "model_version")]
+        outputs = Schema([*keys, *_outputs(ranker.artifact), *made])
+        arguments = _arguments("served_ranking.py", files, columns, folder)
+        arguments["metadata"] |= {"day": str(day), "version": ranker.version}
+        signature = ModelSignature(_inputs(columns), outputs)
+        mlflow.pyfunc.save_model(target, signature=signature, **arguments)
+
+
+def _arguments(
+    script: str, files: Mapping[str, Path], columns: list[InputColumn], folder: Path
+) -> dict[str, Any]:
+    """What every stored model has: its script, files, code, requirements and input columns."""
+    return {
+        "python_model": str(Path(__file__).with_name(script)),
+        "artifacts": {name: str(path) for name, path in files.items()},
         "metadata": {
             "mtl_ranker": __version__,
             "input_columns": {c.name: c.description for c in columns},
@@ -62,6 +107,15 @@ def model_arguments(
         "code_paths": [str(copy_code(folder / "code"))],
         "pip_requirements": requirements(),
     }
+
+
+def _inputs(columns: list[InputColumn]) -> Schema:
+    return Schema([ColSpec(_kind(c.dtype), c.name, required=c.required) for c in columns])
+
+
+def _outputs(artifact: RankerArtifact) -> list[Any]:
+    predictions = [ColSpec(DataType.float, task.name) for task in artifact.tasks]
+    return [*predictions, ColSpec(DataType.double, "score")]
 
 
 def store_and_load(artifact: RankerArtifact, example: pl.DataFrame, folder: Path) -> None:

@@ -15,6 +15,7 @@ from mlflow.pyfunc import PythonModel
 
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.inputs import InputColumn, feature_inputs, prepared
+from mtl_ranker.ranking.snapshot import load_snapshot, rank
 
 # The schema comes from the logged signature. MLflow warns about missing type hints and overrides
 # ignore filters, so the warning is recorded instead.
@@ -40,3 +41,18 @@ with warnings.catch_warnings(record=True):
             if self.columns is not None:
                 frame = prepared(frame, self.columns)
             return self.ranker.predict(frame).to_pandas()
+
+    class ServedRanking(PythonModel):
+        """From a pandas frame of users, items and context to each user's ranking.
+
+        Its artifacts are `ranker` and `snapshot`, the folder of `save_snapshot`.
+        """
+
+        def load_context(self, context: Any) -> None:
+            self.ranker = RankerArtifact.load(Path(context.artifacts["ranker"]))
+            self.snapshot = load_snapshot(Path(context.artifacts["snapshot"]))
+
+        def predict(self, context, model_input, params=None):
+            frame = pl.from_pandas(model_input, nan_to_null=True)
+            candidates = prepared(frame, self.snapshot.columns)
+            return rank(self.ranker, self.snapshot, candidates).to_pandas()

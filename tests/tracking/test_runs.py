@@ -188,8 +188,14 @@ def test_runs_name_their_days_and_a_digest_of_each(named):
         inputs = client.get_run(run_id).inputs.dataset_inputs
         by_part = {t.value: i for i in inputs for t in i.tags if t.key == "mlflow.data.context"}
         assert set(by_part) == {"train", "validate", "test"}
-        train = {tag.key: tag.value for tag in by_part["train"].tags}
-        digests = json.loads(train["digests"])
+        profile = json.loads(by_part["train"].dataset.profile)
+        frame = context.workspace.scan("examples", suite.days.train).collect()
+        assert profile["num_rows"] == frame.height
+        assert profile["users"] == frame["user_id"].n_unique()
+        assert profile["label_means"]["click"] == pytest.approx(
+            frame["label_click"].mean(), abs=1e-5
+        )
+        digests = profile["digests"]
         assert list(digests) == [str(day) for day in suite.days.train]
         for day in suite.days.train:
             mark = context.workspace.published_fingerprint("examples", day)
