@@ -207,7 +207,7 @@ def _difference(
     """The largest difference in any prediction of the first N rows, relative above 1."""
     given = [tensor[: rows.height] for tensor in inputs]
     expected = artifact.predict(rows).cast(pl.Float64).to_numpy()
-    found = program.module()(*given).numpy()
+    found = program.module()(*given).detach().numpy()
     return float((np.abs(found - expected) / np.maximum(1.0, np.abs(expected))).max())
 
 
