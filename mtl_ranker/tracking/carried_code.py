@@ -55,10 +55,17 @@ def _modules() -> frozenset[Path]:
 
 
 def _imports(file: Path, loading: bool) -> set[str]:
-    """Imported names in full; with `loading` only those that are imported with the module."""
-    tree = ast.parse(file.read_text("utf-8"))
+    """Imported names in full; with `loading` only those that are imported with the module.
+
+    What a module imports for type checkers only is left out.
+    """
+    body = [
+        node
+        for node in ast.parse(file.read_text("utf-8")).body
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
     names = set()
-    for node in tree.body if loading else ast.walk(tree):
+    for node in body if loading else (inner for outer in body for inner in ast.walk(outer)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
