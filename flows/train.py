@@ -117,7 +117,7 @@ def train(context: Context, day: date) -> Suite:
         announce("note", note)
     winner = suite.winner
     announce("report", report)
-    announce("mlflow", connection.where_to_look(logged.link, context.workspace))
+    announce("mlflow", connection.where_to_look(logged.trainings_link, context.workspace))
     announce(
         "train",
         f"{winner.label} wins on validation; registered as "
@@ -131,8 +131,9 @@ def train(context: Context, day: date) -> Suite:
     create_markdown_artifact(
         key="mlflow-run",
         markdown=f"MLflow experiment `{logged.experiment_id}`, run `{logged.run_id}`: "
-        f"`mtl-ranker ui --workspace {context.workspace.root}` and open [the run]({logged.link}) "
-        f"or [the comparison of its models]({logged.comparison_link}).\n\n"
+        f"`mtl-ranker ui --workspace {context.workspace.root}` and open "
+        f"[all trainings]({logged.trainings_link}), [this one]({logged.run_link}) or "
+        f"[the comparison of its models]({logged.comparison_link}).\n\n"
         f"The report is `report.html` of that run and `{report}`.",
         description="The training in MLflow",
     )

@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"nightly", "studies"},
     {"reports"},
-    {"tracking"},
+    {"tracking", "library"},
     {"flows"},
     {"commands"},
 ]

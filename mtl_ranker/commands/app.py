@@ -15,7 +15,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -83,6 +83,8 @@ Cluster = Annotated[
     typer.Option(help="Dask cluster: `local`, or a scheduler's address such as tcp://host:8786."),
 ]
 
+ExportFormat = Literal["mlflow", "torch"]
+
 DEFAULT_WORK = Path("workspace")
 
 EXAMPLES = {
@@ -100,6 +102,7 @@ EXAMPLES = {
     "freeze": 'mtl-ranker freeze -c feed.toml --reason "launch week"',
     "audit": "mtl-ranker audit -c feed.toml -d /logs --date 2026-11-20 --rows 200",
     "explain": "mtl-ranker explain -c feed.toml -d /logs --user 42 --item 7 --date 2026-11-25",
+    "export": "mtl-ranker export -c feed.toml -d /logs --snapshot --out ranker-2026-11-25",
     "serve": 'mtl-ranker serve -c feed.toml -d /logs -w /work --nightly-cron "30 2 * * *"',
     "check": "mtl-ranker check -c feed.toml -d /logs",
     "simulate": "mtl-ranker simulate -o feed --impressions 1000000 --days 28",
@@ -403,6 +406,35 @@ def explain(
     pair = Pair(user, item, dict(_context_value(text) for text in context or []))
     explanation = explain_command(opened, pair, chosen)
     _write(write, asdict(explanation) | {"day": str(chosen)})
+
+
+@command("export", OPERATE)
+def export(
+    config: Config,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder to write.")],
+    workspace: Work = DEFAULT_WORK,
+    day: Ranked = None,
+    form: Annotated[
+        ExportFormat,
+        typer.Option("--format", help="An MLflow model, or a torch.export program."),
+    ] = "mlflow",
+    snapshot: Annotated[
+        bool,
+        typer.Option(
+            "--snapshot",
+            help="With the features as of D: the model reads user, item and context, and ranks.",
+        ),
+    ] = False,
+    write: Write = None,
+) -> None:
+    """Write the champion as files that are used without this package, log and workspace."""
+    opened = _open(config, data, workspace)
+    _check_registry(opened)
+    chosen = _ranked(opened, day)
+    from mtl_ranker.commands.export import Export, export_command
+
+    _write(write, export_command(opened, Export(out, form, snapshot, chosen)))
 
 
 @command("serve", OPERATE)

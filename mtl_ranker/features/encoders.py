@@ -248,8 +248,13 @@ def _shared(features: Features, rows: pl.LazyFrame) -> dict[str, list[Any]]:
 
 
 def _frequent(column: pl.LazyFrame, min_count: int) -> list[Any]:
-    """Values of a frame's single column that occur at least `min_count` times, ascending."""
+    """Values of a frame's single column that occur at least `min_count` times, ascending.
+
+    Dates and times are text, which JSON holds; `_codes` casts a column to its vocabulary's type.
+    """
     name, dtype = next(iter(column.collect_schema().items()))
+    if dtype.is_temporal():
+        column, dtype = column.cast(pl.String), pl.String()
     value = pl.col(name)
     known = value.is_not_null() & value.is_not_nan() if dtype.is_float() else value.is_not_null()
     counts = column.filter(known).group_by(name).len().filter(pl.col("len") >= min_count)

@@ -224,7 +224,7 @@ class FeatureEmbedding(nn.Module):
                 exists = torch.stack([present[n] for n in lists]).any(0)
                 past.append(EmbeddedHistory(impressions, exists))
         vectors = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
-        return vectors.view(len(categorical), -1, self.table.embedding_dim), past
+        return vectors.view(categorical.shape[0], -1, self.table.embedding_dim), past
 
     def _rows(self, index: Tensor) -> Tensor:
         """Rows of the table: [B, C] → [B, C, D]."""

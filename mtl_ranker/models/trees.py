@@ -82,7 +82,7 @@ class Forest(nn.Module):
         x = torch.cat([x.nan_to_num(nan=float("-inf")), x.nan_to_num(nan=float("inf"))])
         logits, first = [], 0
         for objective, count in enumerate(self.trees):
-            value = self.start[objective].expand(len(numbers))
+            value = self.start[objective].expand(numbers.shape[0])
             for begin in range(first, first + count, TREES_AT_A_TIME):
                 trees = slice(begin, min(begin + TREES_AT_A_TIME, first + count))
                 value = value + self._sum(trees, x)

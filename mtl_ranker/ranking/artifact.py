@@ -24,7 +24,7 @@ from mtl_ranker.models.pairs import ITEM, PAIR, USER, Inputs, ItemSide, PairInpu
 from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.models.trees import Forest, averaged, tree_numbers
-from mtl_ranker.ranking.blend import BlendChoice, blend
+from mtl_ranker.ranking.blend import BlendChoice, blend, blend_choice
 from mtl_ranker.ranking.calibration import Calibration
 from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.training.network import build_ranker
@@ -32,6 +32,7 @@ from mtl_ranker.training.network import build_ranker
 SIDES = ("user", "item", "pair")  # in the order of USER, ITEM and PAIR in models/pairs.py
 
 SEED_METRICS = "seed_metrics.json"
+BLEND = "blend.json"  # a blend that was chosen for the saved ranker, instead of its project's
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,9 @@ class RankerArtifact:
             seed_metrics=json.loads(seeds.read_text("utf-8")) if seeds.is_file() else (),
             fixed=architecture.get("fixed", False),
         )
+        if (folder / BLEND).is_file():
+            chosen = json.loads((folder / BLEND).read_text("utf-8"))
+            return ranker.with_blend(blend_choice(chosen, project))
         if architecture.get("chained_blend"):
             return ranker
         # An earlier version's blend had every objective as predicted given its condition.
@@ -274,6 +278,11 @@ class RankerArtifact:
         """The frame with null columns for the encoder's columns that it lacks."""
         missing = [c for c in self.encoder.columns if c not in frame.columns]
         return frame.with_columns(pl.lit(None).alias(c) for c in missing)
+
+
+def save_blend(folder: Path, choice: BlendChoice) -> None:
+    """Write the blend that the ranker of this folder has when it is loaded."""
+    (folder / BLEND).write_text(json.dumps(choice.content), "utf-8")
 
 
 class RegisteredRanker(NamedTuple):

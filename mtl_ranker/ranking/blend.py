@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,6 +24,30 @@ class BlendChoice(NamedTuple):
     how: str
     weights: Mapping[str, float]
     conditional: Sequence[str] = ()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """For JSON; `blend_choice` reads it."""
+        weights, given = dict(self.weights), list(self.conditional)
+        return {"blend": self.how, "weights": weights, "conditional": given}
+
+
+def chosen_blend(project: Project) -> BlendChoice:
+    """A project's own choice."""
+    scoring = project.scoring
+    return BlendChoice(scoring.blend, project.blend_weights, scoring.conditional)
+
+
+def blend_choice(content: Mapping[str, Any], project: Project) -> BlendChoice:
+    """The choice that was stored as `content` with a model.
+
+    Where an earlier version stored it, the weights are for predictions given their conditions.
+
+    Args:
+        project: the model's.
+    """
+    unchained = [o.name for o in project.objectives if o.where is not None]
+    return BlendChoice(content["blend"], content["weights"], content.get("conditional", unchained))
 
 
 def conditions(project: Project) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 A map is fitted on validation rows, on which the weights were not trained, is stored in the artifact
 as JSON and is applied before objectives are blended, so that a weighted sum adds calibrated
-probabilities and means.
+probabilities and means. scikit-learn is needed to fit maps only, so a served model needs none.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import numpy as np
 import polars as pl
 from scipy.optimize import brentq
 from scipy.special import expit
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from mtl_ranker.config import Calibrating
 from mtl_ranker.models.objectives import Task
@@ -222,6 +220,8 @@ def platt(label: np.ndarray, probability: np.ndarray) -> Map:
     Where the slope is negative, the predictions order rows worse than chance. It becomes almost 0,
     as the order of predictions is kept, and the intercept is fitted to it: the base rate.
     """
+    from sklearn.linear_model import LogisticRegression
+
     z = on_scale(probability, "log_odds")
     # Weak L2 regularisation keeps the slope finite on separable rows.
     model = LogisticRegression(C=100.0, tol=1e-8, max_iter=200).fit(z.reshape(-1, 1), label > 0.5)
@@ -274,6 +274,8 @@ def isotonic(label: np.ndarray, probability: np.ndarray) -> Map:
 
     The steps are interpolated linearly, and values are kept half a row away from 0 and 1.
     """
+    from sklearn.isotonic import IsotonicRegression
+
     margin = 0.5 / len(label)
     model = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip")
     model.fit(probability.astype(np.float64), label)
@@ -286,6 +288,8 @@ def isotonic(label: np.ndarray, probability: np.ndarray) -> Map:
 
 def isotonic_mean(label: np.ndarray, prediction: np.ndarray) -> Map:
     """Isotonic regression of a number on its prediction, with steps interpolated linearly."""
+    from sklearn.isotonic import IsotonicRegression
+
     model = IsotonicRegression(out_of_bounds="clip")
     model.fit(prediction.astype(np.float64), label.astype(np.float64))
     x, y = model.X_thresholds_.tolist(), model.y_thresholds_.tolist()

@@ -24,7 +24,7 @@ def prepared_candidates(context: Context, day: date, checked: bool = False) -> p
     """
     project = context.project
     candidates = load_candidates(context, day, checked)
-    schema = _event_schema(context)
+    schema = published_types(context)
     candidates = cast_keys(candidates, schema, day, project.log.context, checked)
     for column in project.log.context:
         if column not in candidates.collect_schema():
@@ -264,7 +264,7 @@ def cast_keys(
     return candidates
 
 
-def _event_schema(context: Context) -> pl.Schema:
+def published_types(context: Context) -> pl.Schema:
     """Columns of published events; a context column that no day has is text."""
     schema = scan_events(context, context.workspace.days("events")[-1:]).collect_schema()
     missing = [name for name in context.project.log.context if name not in schema]

@@ -123,11 +123,10 @@ def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> Ranki
     if not blocks:
         raise ProjectError(f"the candidate set of {day} holds no rows")
     provenance = rankings_provenance(context, ranker, day)
-    size = BLOCKS_PER_CORE * min(len(blocks), cores())
-    grouped = [blocks[start : start + size] for start in range(0, len(blocks), size)]
+    groups = grouped(blocks)
     key = {**provenance, "project": project.digest(), "blocks": fingerprint(*blocks)}
-    files = context.workspace.parts("rankings", day, key, len(grouped))
-    parts = [RankingPart(*part) for part in zip(grouped, files, strict=True)]
+    files = context.workspace.parts("rankings", day, key, len(groups))
+    parts = [RankingPart(*part) for part in zip(groups, files, strict=True)]
     return RankingPlan(day, ranker.version, provenance, parts)
 
 
@@ -202,12 +201,61 @@ def rank_part(
     missing = [c for c in feature_columns(project) if c not in columns]
     if missing:
         raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(missing)}")
+    ranked = rank_blocks(BlockRanker(artifact, as_of, lists), candidates, blocks, on_block)
+    repeated = candidates.select(used).n_unique() - candidates.select(PAIR).n_unique()
+    with context.workspace.staged(part.file) as temporary:
+        ranking = with_version([rows for rows, _ in ranked], ranker.version)
+        effects = summed(changed for _, changed in ranked)
+        facts = {REPEATED: str(repeated), EFFECTS: effects_to_json(effects)}
+        ranking.write_parquet(temporary, metadata=facts)
+
+
+@dataclass(frozen=True)
+class BlockRanker:
+    """How a block of candidates is ranked.
+
+    Attributes:
+        lists: the rules and the exploration of the day, if the project has any.
+    """
+
+    artifact: RankerArtifact
+    as_of: AsOf
+    lists: DayLists | None = None
+
+    def rank(
+        self, candidates: pl.DataFrame, items: CandidateItems
+    ) -> tuple[pl.DataFrame, list[Effect]]:
+        """The ranking of whole users' candidates, and what the rules changed.
+
+        Args:
+            candidates: with columns of `columns_read` and `ITEM_ROW`.
+            items: theirs; both are of `with_items`.
+        """
+        if self.lists is None:
+            return rank_block(self.artifact, self.as_of, candidates, items), []
+        return self.lists.ranked(score_block(self.artifact, self.as_of, candidates, items))
+
+
+def rank_blocks(
+    how: BlockRanker,
+    candidates: pl.DataFrame,
+    blocks: Sequence[Block],
+    on_block: Callable[[int], None] = lambda rows: None,
+) -> list[tuple[pl.DataFrame, list[Effect]]]:
+    """The ranking of each block's candidates, and what the rules changed.
+
+    `on_block` is called with the candidates of each finished block.
+
+    Args:
+        candidates: of all blocks, with columns of `columns_read`.
+    """
+    artifact, as_of = how.artifact, how.as_of
     workers = min(len(blocks), cores())
     threads, threads_before = max(1, cores() // workers), torch.get_num_threads()
     # Few items are embedded once for all blocks, many for each block.
     shared: CandidateItems | None = None
-    keys = feature_sides(project, as_of.tables, candidates.columns).item_keys
-    if candidates.select(keys).n_unique() <= project.scoring.block_rows // 4:
+    keys = feature_sides(as_of.project, as_of.tables, candidates.columns).item_keys
+    if candidates.select(keys).n_unique() <= as_of.project.scoring.block_rows // 4:
         candidates, shared = with_items(artifact, as_of, candidates)
 
     def rank(block: Block) -> tuple[pl.DataFrame, list[Effect]]:
@@ -215,26 +263,29 @@ def rank_part(
         rows, items = block.of(candidates.lazy()).collect(), shared
         if items is None:
             rows, items = with_items(artifact, as_of, rows)
-        if lists is None:
-            return rank_block(artifact, as_of, rows, items), []
-        return lists.ranked(score_block(artifact, as_of, rows, items))
+        return how.rank(rows, items)
 
-    rankings, effects = [], []
+    ranked = []
     try:
         with ThreadPoolExecutor(workers) as pool, fast_matmul():
             # Several blocks at a time, as one block does not use all cores.
-            for block, (ranking, changed) in zip(blocks, pool.map(rank, blocks), strict=True):
-                rankings.append(ranking)
-                effects.append(changed)
+            for block, result in zip(blocks, pool.map(rank, blocks), strict=True):
+                ranked.append(result)
                 on_block(block.rows)
     finally:
         torch.set_num_threads(threads_before)
-    repeated = candidates.select(used).n_unique() - candidates.select(PAIR).n_unique()
-    with context.workspace.staged(part.file) as temporary:
-        version = pl.lit(ranker.version).alias("model_version")
-        ranking = pl.concat(rankings).with_columns(version)
-        facts = {REPEATED: str(repeated), EFFECTS: effects_to_json(summed(effects))}
-        ranking.write_parquet(temporary, metadata=facts)
+    return ranked
+
+
+def with_version(rankings: Sequence[pl.DataFrame], version: str) -> pl.DataFrame:
+    """Rankings as one, with the version of their model."""
+    return pl.concat(rankings).with_columns(pl.lit(version).alias("model_version"))
+
+
+def grouped(blocks: Sequence[Block]) -> list[list[Block]]:
+    """The blocks of each part of a ranking."""
+    size = BLOCKS_PER_CORE * min(len(blocks), cores())
+    return [list(blocks[start : start + size]) for start in range(0, len(blocks), size)]
 
 
 def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:

@@ -4,6 +4,7 @@
 - `runs`: trainings, searches and studies as runs with parameters, metrics and artifacts.
 - `registry`: registered models, their aliases (challenger, champion) and tags.
 - `search`: a search of settings as runs that can be resumed.
-- `pyfunc`: the ranker as an `mlflow.pyfunc` model.
-- `served_model`: the script from which MLflow builds that model.
+- `pyfunc`: how a ranker is stored as an `mlflow.pyfunc` model.
+- `served`: how that model predicts; `served_model` is the script from which MLflow builds it.
+- `carried_code`: the modules and requirements that it carries.
 """

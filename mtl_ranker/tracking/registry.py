@@ -12,9 +12,11 @@ from pathlib import Path
 import mlflow
 import mlflow.pyfunc
 import polars as pl
+from mlflow.entities import LifecycleStage, Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
@@ -26,8 +28,9 @@ from mtl_ranker.nightly.history import Champion
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
-from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
-from mtl_ranker.ranking.blend import BlendChoice
+from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker, save_blend
+from mtl_ranker.ranking.blend import BlendChoice, blend_choice
+from mtl_ranker.reports.markdown import shortened, training_text, with_decision
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.tracking.pyfunc import model_arguments
 from mtl_ranker.tracking.runs import (
@@ -43,9 +46,15 @@ from mtl_ranker.workspace import fingerprint
 
 BLEND_TAG = "blend"
 
+LOGGED_MODEL = "models:/m-"  # begins the source of a version that was logged in a run
+
 CHAMPIONS_TAG = "champions"
 
 FROZEN_TAG = "frozen"
+
+CHAMPION_TAG = "champion"  # of runs: whether their version is champion, or was
+
+LONGEST = 5_000  # characters of a tag or description that every database of the registry holds
 
 DIGEST_TAG = "digest"  # of a ranker without a training
 
@@ -60,6 +69,8 @@ def register(project: Project, suite: Suite, logged: Logged) -> ModelVersion:
     run_id, rows = logged.child_runs[winner.label], suite.held_out.frame
     version = _new_version(project, run_id, winner.artifact, rows, (winner.name, day))
     client = mlflow.MlflowClient()
+    text = training_text(suite, logged.report_link)
+    client.update_model_version(project.name, version.version, shortened(text, LONGEST))
     client.set_registered_model_alias(project.name, "challenger", version.version)
     return version
 
@@ -87,7 +98,8 @@ def register_baseline(context: Context, day: date, artifact: RankerArtifact, rea
         client.set_model_version_tag(project.name, version.version, DIGEST_TAG, digest)
         number = str(version.version)
     _set_champions(project, [*champions(project), number])
-    client.set_model_version_tag(project.name, number, "promotion", reason[:500])
+    client.update_model_version(project.name, number, f"Item popularity. {reason}."[:LONGEST])
+    client.set_model_version_tag(project.name, number, "promotion", reason[:LONGEST])
     client.set_model_version_tag(project.name, number, "promoted", "true")
     return number
 
@@ -107,8 +119,8 @@ def _new_version(
     """
     example = rows.head(5).select(artifact.columns)
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
-        saved = artifact.save(Path(folder) / "ranker")
-        info = mlflow.pyfunc.log_model(name="ranker", **model_arguments(artifact, saved, example))
+        arguments = model_arguments(artifact, example, Path(folder))
+        info = mlflow.pyfunc.log_model(name="ranker", **arguments)
     client = mlflow.MlflowClient()
     if registered_model(project) is None:
         client.create_registered_model(project.name)
@@ -233,29 +245,27 @@ def _weights(project: Project, own: Project) -> dict[str, float]:
 def stored_blend(project: Project, version: str, own: Project) -> BlendChoice | None:
     """The blend stored by `mtl-ranker blend --store`, or None.
 
-    Where an earlier version stored it, the weights are for predictions given their conditions.
-
     Args:
         own: the model's project.
     """
     tags = mlflow.MlflowClient().get_model_version(project.name, version).tags
-    if BLEND_TAG not in tags:
-        return None
-    content = json.loads(tags[BLEND_TAG])
-    unchained = [o.name for o in own.objectives if o.where is not None]
-    return BlendChoice(content["blend"], content["weights"], content.get("conditional", unchained))
+    return blend_choice(json.loads(tags[BLEND_TAG]), own) if BLEND_TAG in tags else None
 
 
 def store_blend(project: Project, version: str, choice: BlendChoice) -> None:
-    """Store a blend with a model version; it is used from the next scoring on."""
-    content = json.dumps(
-        {
-            "blend": choice.how,
-            "weights": dict(choice.weights),
-            "conditional": list(choice.conditional),
-        }
-    )
-    mlflow.MlflowClient().set_model_version_tag(project.name, version, BLEND_TAG, content)
+    """Store a blend with a model version; it is used from the next scoring on.
+
+    It becomes a tag of the version, and a file of its model, which `mlflow.pyfunc` reads.
+    """
+    client, content = mlflow.MlflowClient(), json.dumps(choice.content)
+    source = client.get_model_version(project.name, version).source or ""
+    if source.startswith(LOGGED_MODEL):
+        with tempfile.TemporaryDirectory() as folder:
+            ranker = Path(folder) / "artifacts" / "ranker"
+            ranker.mkdir(parents=True)
+            save_blend(ranker, choice)
+            client.log_model_artifacts(source.removeprefix("models:/"), folder)
+    client.set_model_version_tag(project.name, version, BLEND_TAG, content)
 
 
 def artifact_folder(project: Project, version: str) -> Path:
@@ -285,12 +295,40 @@ def record_decision(project: Project, version: str, decision: Decision) -> None:
         _set_champions(project, [*champions(project), version])
         if rolled_back(project, version):  # accepted by hand
             client.delete_model_version_tag(project.name, version, ROLLED_BACK_TAG)
-    tags = {"promotion": decision.reason[:500], "promoted": str(decision.promoted).lower()}
+    _describe(project, version, decision)
+    tags = {"promotion": decision.reason[:LONGEST], "promoted": str(decision.promoted).lower()}
     if decision.serving is not None:
         tags["megabytes"] = f"{decision.serving.megabytes:.1f}"
         tags["seconds_per_million"] = f"{decision.serving.seconds_per_million:.1f}"
     for key, value in tags.items():
         client.set_model_version_tag(project.name, version, key, value)
+
+
+def _describe(project: Project, version: str, decision: Decision) -> None:
+    """Add a decision to the descriptions of a version and of its training."""
+    client = mlflow.MlflowClient()
+    found = client.get_model_version(project.name, version)
+    text = with_decision(found.description or "", decision, version)
+    client.update_model_version(project.name, version, shortened(text, LONGEST))
+    for run in _training(found.run_id)[1:]:
+        text = with_decision(run.data.tags.get(MLFLOW_RUN_NOTE, ""), decision, version)
+        client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, text)
+
+
+def _training(run_id: str | None) -> list[Run]:
+    """A run and its parent, without those that were deleted."""
+    found: list[Run] = []
+    while run_id is not None:
+        try:
+            run = mlflow.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                break
+            raise
+        if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+            found.append(run)
+        run_id = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
+    return found
 
 
 def replace_report(project: Project, version: str, page: str) -> None:
@@ -392,10 +430,15 @@ def frozen(project: Project) -> str | None:
 
 
 def _set_champions(project: Project, versions: list[str]) -> None:
-    client = mlflow.MlflowClient()
+    client, before = mlflow.MlflowClient(), alias_version(project, "champion")
     client.set_registered_model_alias(project.name, "champion", versions[-1])
     client.set_registered_model_tag(project.name, CHAMPIONS_TAG, json.dumps(versions[-50:]))
     if len(versions) > 1:
         client.set_registered_model_alias(project.name, "previous_champion", versions[-2])
     elif alias_version(project, "previous_champion") is not None:
         client.delete_registered_model_alias(project.name, "previous_champion")
+    for version, is_champion in {before: "false", versions[-1]: "true"}.items():
+        if version is not None:
+            run_id = client.get_model_version(project.name, version).run_id
+            for run in _training(run_id):
+                client.set_tag(run.info.run_id, CHAMPION_TAG, is_champion)

@@ -17,16 +17,24 @@ import mlflow
 import mlflow.pyfunc
 import numpy as np
 from matplotlib.figure import Figure
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_USER,
+)
 
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
+from mtl_ranker.evaluation.metrics import Metrics, quality_metric
 from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.nightly.tuning import Search, Trial
 from mtl_ranker.reports import plots
+from mtl_ranker.reports.markdown import run_text, training_text
 from mtl_ranker.tracking.connection import artifact_root, page_address
-from mtl_ranker.tracking.lineage import log_datasets
+from mtl_ranker.tracking.lineage import log_datasets, split_datasets
+from mtl_ranker.tracking.view import KIND_TAG, MODEL, TRAINING, share_view, view_query
 from mtl_ranker.workspace import Workspace
 
 
@@ -48,6 +56,22 @@ class Logged:
         """The experiment's page, in the view for machine learning (the default is for LLMs)."""
         page = f"{page_address()}/#/experiments/{self.experiment_id}/runs"
         return f"{page}?workflowType=machine_learning"
+
+    @property
+    def trainings_link(self) -> str:
+        """The experiment's page with one row per training, best first (`view`)."""
+        return f"{page_address()}/#/experiments/{self.experiment_id}/runs?{view_query()}"
+
+    @property
+    def run_link(self) -> str:
+        """The page of the parent run."""
+        page = f"{page_address()}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{page}?workflowType=machine_learning"
+
+    @property
+    def report_link(self) -> str:
+        """The HTML report in the parent run, relative to MLflow's address."""
+        return f"#/experiments/{self.experiment_id}/runs/{self.run_id}/artifacts/report.html"
 
     @property
     def comparison_link(self) -> str:
@@ -88,7 +112,9 @@ def attempts(
 def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: str) -> Logged:
     """Log a training as a parent run with a child run per model × seed, with plots and tables.
 
-    Runs have the start times of their trainings; `set_ends` sets the end times.
+    The parent run has the winner's test metrics, so that nights compare with each other. Metrics
+    are named PART/OBJECTIVE/METRIC (`test/click/auc`), by which MLflow groups its charts. Runs have
+    the start times of their trainings; `set_ends` sets the end times.
 
     Args:
         digest: of the examples.
@@ -103,12 +129,16 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
         "test_days": first_and_last(suite.days.test),
     }
     tags = {"git_commit": _git_commit(), "dataset_digest": digest, "mtl_ranker": __version__}
-    children = {}
+    children: dict[str, str] = {}
     started = min(run.started for run in suite.runs)
-    name = f"training {suite.days.test[-1]}"
+    name, winner = f"training {suite.days.test[-1]}", suite.winner
+    share_view(experiment_id, _compared(suite))
+    datasets = split_datasets(context, suite.days)
     with _run_started(experiment_id, name, tags | {INPUTS_TAG: inputs}, started) as parent:
-        log_datasets(context, suite.days)
+        logged = Logged(parent, experiment_id, children)
+        log_datasets(datasets)
         mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
+        mlflow.log_metrics(_results(winner) | {"train/seconds": _seconds(suite)})
         mlflow.log_text(project.source_text, "project.toml")
         mlflow.log_text(report, "report.html")
         mlflow.log_dict(_sharing(suite), "sharing.json")
@@ -122,17 +152,24 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
         }
         mlflow.log_dict(_plain_numbers(details), "slices.json")
         for name, metrics in suite.baselines.items():
-            mlflow.log_metrics(
-                {f"{name}_{k}": v for k, v in _flat(metrics).items() if not np.isnan(v)}
-            )
-        mlflow.set_tags({"winner": suite.winner.name, "winner_seed": suite.winner.seed})
+            mlflow.log_metrics(_flat(f"baseline/{name}", metrics))
+        mlflow.set_tags(
+            {
+                KIND_TAG: TRAINING,
+                "winner": winner.name,
+                "winner_seed": winner.seed,
+                "refit": _flag(winner.refitted),
+                "seeds": ", ".join(str(seed) for seed in project.training.seeds),
+                MLFLOW_RUN_NOTE: training_text(suite, logged.report_link),
+            }
+        )
         for run in suite.runs:
             child_tags = tags | {MLFLOW_PARENT_RUN_ID: parent}
             with _run_started(experiment_id, run.label, child_tags, run.started) as child:
                 children[run.label] = child
-                log_datasets(context, suite.days)
+                log_datasets(datasets)
                 _log_run(project, suite, run, span)
-    return Logged(parent, experiment_id, children)
+    return logged
 
 
 def baseline_run(context: Context, model: str, name: str) -> str:
@@ -231,17 +268,17 @@ def tuning_run(
             ):
                 mlflow.log_params({"trial": trial.number, **trial.training, **trial.model})
                 for epoch in trial.epochs:
-                    values = {"validate_normalised_loss": epoch.monitored}
+                    values = {"validate/normalised_loss": epoch.monitored}
                     mlflow.log_metrics(values, step=epoch.number)
                 if not trial.pruned:
-                    mlflow.log_metric("validate_quality", trial.quality)
+                    mlflow.log_metric("validate/quality", trial.quality)
 
         yield Logged(parent.info.run_id, experiment_id, {}), log_trial
 
 
 def log_search(search: Search, toml: str) -> None:
     """Log the result of a search to the active parent run."""
-    mlflow.log_metric("validate_quality", search.quality)
+    mlflow.log_metric("validate/quality", search.quality)
     mlflow.set_tags({"trials": search.trials, "pruned": search.pruned})
     mlflow.log_text(toml, "best.toml")
 
@@ -271,10 +308,10 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             "seed": run.seed,
             "layers": len(spec.layers),
             "experts": spec.layers[-1].experts if spec.layers else 0,
-            "expert_hidden": [list(layer.hidden) for layer in spec.layers],
+            "expert_hidden": ", ".join(_sizes(layer.hidden) for layer in spec.layers),
             "gate": spec.layers[-1].gate if spec.layers else "none",
             "members": spec.members,
-            "tower_hidden": list(spec.tower_hidden),
+            "tower_hidden": _sizes(spec.tower_hidden),
             "embedding_dim": spec.embedding_dim,
             "dropout": spec.dropout,
             "parameters": run.trained.model.parameter_count(),
@@ -282,15 +319,27 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
         }
     )
     for epoch in run.trained.epochs:
-        values = {"validate_normalised_loss": epoch.monitored, "epoch_seconds": epoch.seconds}
+        values = {
+            "validate/normalised_loss": epoch.monitored,
+            "train/epoch_seconds": epoch.seconds,
+        }
         for t, name in enumerate(names):
-            values[f"train_loss_{name}"] = epoch.train_loss[t]
-            values[f"validate_loss_{name}"] = epoch.validate_loss[t]
-        known = {key: value for key, value in values.items() if not np.isnan(value)}
-        mlflow.log_metrics(known, step=epoch.number)
-    final = {k: v for k, v in _flat(run.metrics).items() if not np.isnan(v)}
-    final |= {"validate_quality": run.validate_quality, "train_seconds": run.trained.seconds}
-    mlflow.log_metrics(final | {"best_epoch": float(run.trained.best_epoch)})
+            values[f"train/{name}/loss"] = epoch.train_loss[t]
+            values[f"validate/{name}/loss"] = epoch.validate_loss[t]
+        mlflow.log_metrics(_known(values), step=epoch.number)
+    durations = {
+        "train/seconds": run.trained.seconds,
+        "train/best_epoch": float(run.trained.best_epoch),
+    }
+    mlflow.log_metrics(_results(run) | durations)
+    mlflow.set_tags(
+        {
+            KIND_TAG: MODEL,
+            "winner": _flag(run is suite.winner),
+            "refit": _flag(run.refitted),
+            MLFLOW_RUN_NOTE: run_text(run),
+        }
+    )
     train = np.array([e.train_loss for e in run.trained.epochs])
     validate = np.array([e.validate_loss for e in run.trained.epochs])
     labels = suite.held_out.labels
@@ -357,8 +406,39 @@ def _plain_numbers(value: Any) -> Any:
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def _flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {f"{o}_{metric}": v for o, values in metrics.items() for metric, v in values.items()}
+def _results(run: ModelRun) -> dict[str, float]:
+    """Metrics on the test days, and the quality on the validation days by which models compare."""
+    return _flat("test", run.metrics) | _known({"validate/quality": run.validate_quality})
+
+
+def _flat(part: str, metrics: Metrics) -> dict[str, float]:
+    """`PART/OBJECTIVE/METRIC` → value, of those that are known."""
+    return _known(
+        {f"{part}/{o}/{m}": v for o, values in metrics.items() for m, v in values.items()}
+    )
+
+
+def _known(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not np.isnan(value)}
+
+
+def _compared(suite: Suite) -> list[str]:
+    """The metric of each objective by which models compare."""
+    return [f"test/{task.name}/{quality_metric(task.kind)}" for task in suite.tasks]
+
+
+def _seconds(suite: Suite) -> float:
+    """Of all trainings, one after the other."""
+    return sum(run.trained.seconds for run in suite.runs)
+
+
+def _sizes(layers: Sequence[int]) -> str:
+    """Widths of a network's layers as text: MLflow has no list parameters."""
+    return "-".join(str(width) for width in layers) or "none"
+
+
+def _flag(value: bool) -> str:
+    return str(value).lower()
 
 
 def _git_commit() -> str:

@@ -1,5 +1,7 @@
 """MLflow runs this file to load the model ("models from code"), so nothing is pickled."""
 
-from mtl_ranker.tracking.pyfunc import serve
+from mlflow.models import set_model
 
-serve()
+from mtl_ranker.tracking.served import ServedRanker
+
+set_model(ServedRanker())

@@ -7,17 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from mtl_ranker.logs.simulate import Feed, make_world, truth
+from mtl_ranker.logs.sources import open_context
+from mtl_ranker.ranking.candidates import prepared_candidates
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST
 from tests.integration import forks
 from tests.integration.commands import command, environment, run_forked, shared_api
+from tests.isolated import run_isolated
 from tests.projects import SMALL, WITHOUT, project_text, write_project
 
 
@@ -253,3 +258,33 @@ def test_census_runs_a_night(shared_data, tmp_path):
     assert quality["never_married"] >= 0.99
     ranked = pl.read_parquet(tmp_path / "rankings/date=1970-01-04/part-0.parquet")
     assert ranked["score"].is_finite().all()
+
+
+RANK_ELSEWHERE = """
+import mlflow.pyfunc, polars as pl
+model = mlflow.pyfunc.load_model(sys.argv[1])
+ranked = model.predict(pl.read_parquet(sys.argv[2]).to_pandas())
+pl.from_pandas(ranked).write_parquet("ranked.parquet")
+"""
+
+
+@pytest.mark.slow
+def test_an_exported_champion_ranks_elsewhere_as_the_night_did(finished_night, feed, tmp_path):
+    folder, done = finished_night
+    assert done.returncode == 0, done.stderr
+    exported = night(folder, feed, "export", "--snapshot", "--out", str(tmp_path / "exported"))
+    assert exported.returncode == 0, exported.stderr
+    context = open_context(str(folder / "project.toml"), feed, folder / "ws")
+    day = context.last_day() + timedelta(days=1)
+    prepared_candidates(context, day).collect().write_parquet(tmp_path / "candidates.parquet")
+    run_isolated(RANK_ELSEWHERE, tmp_path, tmp_path / "exported", tmp_path / "candidates.parquet")
+    published = context.workspace.scan("rankings", [day]).collect()
+    found = pl.read_parquet(tmp_path / "ranked.parquet").cast(dict(published.schema))
+    assert_frame_equal(found, published, check_exact=True)
+    # The same champion as a program of torch.
+    program = night(folder, feed, "export", "--format", "torch", "--out", str(tmp_path / "torch"))
+    assert program.returncode == 0, program.stderr
+    assert (tmp_path / "torch" / "program.pt2").is_file()
+    again = night(folder, feed, "export", "--out", str(tmp_path / "exported"))
+    assert again.returncode == 2
+    assert "it exists; allowed: a path that does not" in again.stderr

@@ -13,10 +13,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.blend import BlendChoice
-from mtl_ranker.tracking import connection, registry
+from mtl_ranker.reports.markdown import shortened
+from mtl_ranker.tracking import connection, registry, view
 from mtl_ranker.tracking.connection import without_credentials
 from mtl_ranker.tracking.system import system_measured
 from tests.nightly.test_suite import LAST, prepared
@@ -151,6 +153,12 @@ def test_a_stored_blend_is_used_and_one_of_an_earlier_version_is_not_chained(tra
     scoring = registry.load_version(project, "1").artifact.project.scoring
     assert (scoring.blend, scoring.conditional) == ("weighted_product", ["long"])
     assert scoring.weights == {"click": 1.0, "long": -2.0}
+    rows = suite.held_out.frame
+    served = mlflow.pyfunc.load_model("models:/tiny/1").predict(rows.to_pandas())
+    of_pipeline = registry.load_version(project, "1").artifact.predict(rows)
+    assert served["score"].tolist() == of_pipeline["score"].to_list()
+    by_hand = of_pipeline["click"] * of_pipeline["long"] ** -2.0
+    np.testing.assert_allclose(served["score"], by_hand.to_numpy(), rtol=1e-5)
     old = json.dumps({"blend": "weighted_sum", "weights": {"click": 1.0, "long": 2.0}})
     mlflow.MlflowClient().set_model_version_tag("tiny", "1", registry.BLEND_TAG, old)
     predicted = registry.load_version(project, "1").artifact.predict(suite.held_out.frame)
@@ -195,14 +203,89 @@ def test_runs_name_their_days_and_a_digest_of_each(named):
         inputs = client.get_run(run_id).inputs.dataset_inputs
         by_part = {t.value: i for i in inputs for t in i.tags if t.key == "mlflow.data.context"}
         assert set(by_part) == {"train", "validate", "test"}
-        train = {tag.key: tag.value for tag in by_part["train"].tags}
-        digests = json.loads(train["digests"])
+        profile = json.loads(by_part["train"].dataset.profile)
+        frame = context.workspace.scan("examples", suite.days.train).collect()
+        assert profile["num_rows"] == frame.height
+        assert profile["users"] == frame["user_id"].n_unique()
+        assert profile["label_means"]["click"] == pytest.approx(
+            frame["label_click"].mean(), abs=1e-5
+        )
+        digests = profile["digests"]
         assert list(digests) == [str(day) for day in suite.days.train]
         for day in suite.days.train:
             mark = context.workspace.published_fingerprint("examples", day)
             assert mark is not None
             assert mark.startswith(digests[str(day)])
         assert by_part["train"].dataset.digest != by_part["test"].dataset.digest
+
+
+def test_a_training_compares_and_reads_in_mlflows_pages(named):
+    context, suite = named
+    logged, version, _ = registry.record(context, suite)
+    project, client, winner = context.project, mlflow.MlflowClient(), suite.winner
+    parent, child = client.get_run(logged.run_id), client.get_run(version.run_id)
+    expected = {
+        f"test/{objective}/{name}": value
+        for objective, metrics in winner.metrics.items()
+        for name, value in metrics.items()
+        if not np.isnan(value)
+    } | {"validate/quality": winner.validate_quality}
+    assert len(expected) > 8
+    for run in (parent, child):
+        assert {k: run.data.metrics.get(k) for k in expected} == pytest.approx(expected)
+        assert not [v for v in run.data.params.values() if v.startswith(("[", "{", "("))]
+        assert all(len(name.split("/")) > 1 for name in run.data.metrics)
+    assert child.data.params["expert_hidden"] == "8"
+    assert parent.data.tags["seeds"] == "0"
+    assert (parent.data.tags["winner"], child.data.tags["winner"]) == (winner.name, "true")
+    text = client.get_model_version(project.name, version.version).description
+    assert text == parent.data.tags["mlflow.note.content"]
+    row = next(line for line in text.splitlines() if line.startswith("| click (AUC)"))
+    assert f"**{winner.metrics['click']['auc']:.4f}**" in row
+    assert f"/runs/{logged.run_id}/artifacts/report.html)" in text
+    state = json.loads(client.get_experiment(logged.experiment_id).tags[view.TAG])
+    assert state["orderByKey"] == "metrics.`validate/quality`"
+    assert "metrics.`test/long/auc`" in state["selectedColumns"]
+    found = client.search_runs([logged.experiment_id], state["searchFilter"])
+    assert [run.info.run_id for run in found] == [logged.run_id]
+
+
+def test_decisions_are_in_descriptions_and_runs_say_which_is_champion(named):
+    context, suite = named
+    project, client = context.project, mlflow.MlflowClient()
+    logged, version, _ = registry.record(context, suite)
+    differences = {"click": Interval(0.01, 0.002, 0.018)}
+    registry.record_decision(project, "1", Decision(True, "first" * 200, None, differences))
+    text = client.get_model_version(project.name, "1").description
+    decision, training = text.split("### Training")
+    assert decision.startswith(f"### Decision\n\n**Version 1 is champion.** {'first' * 200}.")
+    assert "| click | &nbsp;&nbsp;+0.0100 [+0.0020, +0.0180] |" in decision
+    assert "wins on the validation days" in training
+    assert client.get_model_version(project.name, "1").tags["promotion"] == "first" * 200
+    # Another decision on it replaces this one.
+    registry.record_decision(project, "1", Decision(False, "again"))
+    text = client.get_run(logged.run_id).data.tags["mlflow.note.content"]
+    assert text.count("### Decision") == text.count("### Training") == 1
+    assert "**Version 1 is not champion.** again." in text
+
+    def champion_tags() -> list[str | None]:
+        runs = [logged.run_id, version.run_id, other]
+        return [client.get_run(run).data.tags.get("champion") for run in runs]
+
+    other = client.create_run(logged.experiment_id).info.run_id
+    client.create_model_version(project.name, f"models:/{project.name}/1", run_id=other)
+    assert champion_tags() == ["true", "true", None]
+    registry.record_decision(project, "2", Decision(True, "better"))
+    assert champion_tags() == ["false", "false", "true"]
+    client.delete_run(other)  # by hand, in MLflow's page
+    registry.roll_back(project)
+    assert champion_tags()[:2] == ["true", "true"]
+
+
+def test_a_long_description_ends_with_a_whole_line():
+    text = "\n".join(["a" * 40] * 10)
+    assert shortened(text, 1_000) == text
+    assert shortened(text, 100) == "\n".join(["a" * 40] * 2) + "\n..."
 
 
 def test_cpu_and_memory_are_logged_at_their_times(named):

@@ -1,0 +1,88 @@
+"""`mtl-ranker export`: the champion as files for use elsewhere."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.view import examples_dataset
+from mtl_ranker.ranking.artifact import RegisteredRanker
+from mtl_ranker.ranking.program import export_program, latencies
+from mtl_ranker.reports.console import console
+from mtl_ranker.tracking import connection, pyfunc, registry
+
+REQUEST_ROWS = 500  # of the latency: the candidates of one user
+CHECKED_ROWS = 2_000
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported, and where to.
+
+    Attributes:
+        target: a path that does not exist.
+        form: `mlflow`, a pyfunc model; `torch`, a `torch.export` program of encoded rows.
+        snapshot: with the features as of `day`; reads user, item and context instead of features.
+    """
+
+    target: Path
+    form: Literal["mlflow", "torch"]
+    snapshot: bool
+    day: date
+
+
+def export_command(context: Context, export: Export) -> dict[str, Any]:
+    """Export the champion; prints and returns what was written.
+
+    Raises ProjectError if the target exists, for a snapshot in another form than `mlflow`, and
+    without a champion or published examples of its features.
+    """
+    if export.target.exists():
+        raise ProjectError(f"--out {export.target}: it exists; allowed: a path that does not")
+    if export.snapshot and export.form != "mlflow":
+        raise ProjectError(f"--snapshot --format {export.form}: allowed: --format mlflow")
+    connection.connect(context.workspace)
+    champion = registry.load_artifact(context.project, "champion")
+    written: dict[str, Any] = {"path": str(export.target), "version": champion.version}
+    console.print(f"{context.project.name} version {champion.version} → {export.target}")
+    if export.snapshot:
+        pyfunc.export_ranking(context, champion, export.day, export.target)
+        console.print(f"ranks candidates with the features as of {export.day}")
+        return written | {"day": str(export.day)}
+    rows = _example_rows(context, champion)
+    if export.form == "mlflow":
+        pyfunc.export_model(champion, rows.head(5), export.target)
+        return written
+    # Complete or absent: an interrupted export leaves no folder.
+    export.target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=export.target.parent) as scratch:
+        folder = Path(scratch) / "program"
+        folder.mkdir()
+        worst = export_program(champion.artifact, rows, folder)
+        request = pl.concat([rows] * -(-REQUEST_ROWS // rows.height)).head(REQUEST_ROWS)
+        measured = latencies(champion.artifact, request, folder)
+        folder.rename(export.target)
+    console.print(f"largest difference from the model's predictions: {worst:.2g}")
+    console.print(f"milliseconds for one user's {REQUEST_ROWS} items, median and 99th percentile:")
+    for name, latency in measured.items():
+        console.print(f"  {name:<22} {latency.p50:8.2f} {latency.p99:8.2f}")
+    times = {name: asdict(latency) for name, latency in measured.items()}
+    return written | {"largest_difference": worst, "milliseconds": times}
+
+
+def _example_rows(context: Context, champion: RegisteredRanker) -> pl.DataFrame:
+    """Published examples with the champion's feature columns."""
+    own = champion.context(context)
+    dataset = examples_dataset(own)
+    days = own.workspace.days(dataset)
+    if not days:
+        raise ProjectError(f"{own.workspace.root / dataset}: no examples; run `mtl-ranker promote`")
+    rows = own.workspace.scan(dataset, days[-1:]).head(CHECKED_ROWS).collect()
+    return rows.select(champion.artifact.columns)

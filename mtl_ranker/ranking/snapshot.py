@@ -1,0 +1,121 @@
+"""The features as of a day as files, with which a ranker ranks without log and workspace.
+
+A snapshot holds the table of each entity and history (`AsOf`), the user and item tables, and the
+SQL that joins them. `rank` gives the same bits as `score_day` for the same candidates in the same
+order, on a machine with as many cores.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context
+from mtl_ranker.features.aggregates import aggregate_history, history_days
+from mtl_ranker.features.blocks import joined, user_blocks
+from mtl_ranker.features.point_in_time import AsOf, Entity
+from mtl_ranker.features.tables import scan_events
+from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
+from mtl_ranker.ranking.candidates import published_types
+from mtl_ranker.ranking.inputs import KEY, UNKNOWN, InputColumn
+from mtl_ranker.ranking.scoring import BlockRanker, grouped, rank_blocks, with_version
+
+CONTENT = "snapshot.json"
+TYPES = "candidates.parquet"
+SQL = "sql.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Features as of a day, and the model that they are of.
+
+    Attributes:
+        version: of the model in the registry.
+        columns: of candidates.
+    """
+
+    as_of: AsOf
+    version: str
+    columns: list[InputColumn]
+
+
+def save_snapshot(context: Context, ranker: RegisteredRanker, day: date, folder: Path) -> Path:
+    """Write the features of all users and items as of day D into an empty folder; returns it.
+
+    Raises ProjectError if no events before D are published.
+    """
+    own = ranker.context(context)
+    aggregate_history(own, day)
+    types = published_types(own)
+    rows = scan_events(own, history_days(own, day))
+    keys = ["user_id", "item_id", *own.project.log.context]
+    present = rows.collect_schema()
+    known = [
+        pl.col(key).cast(types[key]) if key in present else pl.lit(None, types[key]).alias(key)
+        for key in keys
+    ]
+    as_of = AsOf.build(own, rows.select(known), day)
+    folder.mkdir(parents=True)
+    for number, entity in enumerate(as_of.entities):
+        entity.table.write_parquet(folder / f"entity_{number}.parquet")
+    for key, table in as_of.tables.items():
+        table.collect().write_parquet(folder / f"table_{key}.parquet")
+    pl.DataFrame(schema={key: types[key] for key in keys}).write_parquet(folder / TYPES)
+    content = {
+        "day": str(day),
+        "version": ranker.version,
+        "project": as_of.project.model_dump(mode="json"),
+        "entities": [{"name": e.name, "keys": e.keys} for e in as_of.entities],
+        "tables": list(as_of.tables),
+    }
+    (folder / CONTENT).write_text(json.dumps(content, indent=1), "utf-8")
+    (folder / SQL).write_text(json.dumps(as_of.sql, indent=1), "utf-8")
+    return folder
+
+
+def load_snapshot(folder: Path) -> Snapshot:
+    """The snapshot that `save_snapshot` wrote."""
+    content = json.loads((folder / CONTENT).read_text("utf-8"))
+    entities = []
+    for number, entity in enumerate(content["entities"]):
+        table = pl.read_parquet(folder / f"entity_{number}.parquet")
+        features = [name for name in table.columns if name not in entity["keys"]]
+        entities.append(Entity(entity["name"], entity["keys"], features, table))
+    tables = {k: pl.read_parquet(folder / f"table_{k}.parquet").lazy() for k in content["tables"]}
+    sql = json.loads((folder / SQL).read_text("utf-8"))
+    project = Project.model_validate(content["project"])
+    day = date.fromisoformat(content["day"])
+    as_of = AsOf(project, day, tables, entities, sql)
+    columns = candidate_columns(pl.read_parquet(folder / TYPES).schema)
+    return Snapshot(as_of, content["version"], columns)
+
+
+def candidate_columns(types: pl.Schema) -> list[InputColumn]:
+    """The columns of candidates: user and item, and the context, which may be absent."""
+    ids = ("user_id", "item_id")
+    return [
+        InputColumn(name, dtype, name in ids, KEY if name in ids else UNKNOWN)
+        for name, dtype in types.items()
+    ]
+
+
+def rank(ranker: RankerArtifact, snapshot: Snapshot, candidates: pl.DataFrame) -> pl.DataFrame:
+    """Each user's top k of N candidates, as `score_day` publishes them.
+
+    Args:
+        candidates: in the columns and types of the snapshot.
+    """
+    as_of = snapshot.as_of
+    if candidates.is_empty():  # a ranking without rows has the same columns
+        nobody = pl.DataFrame({c.name: [None] for c in snapshot.columns}, candidates.schema)
+        return rank(ranker, snapshot, nobody).clear()
+    rankings: list[pl.DataFrame] = []
+    for part in grouped(user_blocks(candidates.lazy(), as_of.project.scoring.block_rows)):
+        own = joined(part).of(candidates.lazy()).collect()
+        rankings += [rows for rows, _ in rank_blocks(BlockRanker(ranker, as_of), own, part)]
+    return with_version(rankings, snapshot.version)
