@@ -323,8 +323,8 @@ class Training(Settings):
         1.0,
         gt=0,
         le=1,
-        description="of shrink-and-perturb, before a training is continued: the champion's matrices "
-        "and embeddings times this, plus `perturb` times those of a random start",
+        description="of shrink-and-perturb, before a training is continued: the champion's "
+        "matrices and embeddings times this, plus `perturb` times those of a random start",
     )
     perturb: float = Field(0.0, ge=0, le=1, description="see shrink")
     contenders: Literal["all", "close"] = Field(

@@ -16,10 +16,11 @@ from mtl_ranker.evaluation.metrics import Metrics, can_be_judged, evaluate_all
 from mtl_ranker.evaluation.off_policy import Estimate
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import Slice
-from mtl_ranker.features.days import SplitDays
+from mtl_ranker.features.days import SplitDays, span
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.nightly.blend_search import Blend
+from mtl_ranker.nightly.plan import FROM_SCRATCH, TrainingPlan
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.popularity import smoothed_means
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -40,6 +41,7 @@ class ModelRun:
         raw_prediction: [N, T] on the test days, before calibration.
         test_prediction: [N, T] on the test days.
         metrics: on the test days.
+        start: what its training continued from; None for a training from scratch.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ModelRun:
     metrics: Metrics
     artifact: RankerArtifact
     diagnosis: Diagnosis
+    start: RankerArtifact | None = None
 
     @property
     def label(self) -> str:
@@ -83,6 +86,9 @@ class Suite:
         blend: choices of blend weights for the winner; None if they cannot be compared.
         notes: what was decided on the held-out days, beside the winner, in words.
         unlabelled: what is left out of verdicts, as days lack labels (see `missing_labels`).
+        plan: what was trained, and from where.
+        behind: model → how far its seeds' mean is behind the best on validation, in standard
+            errors (`Criterion`).
     """
 
     days: SplitDays
@@ -102,6 +108,17 @@ class Suite:
     winner: ModelRun
     blend: Blend | None = None
     notes: list[str] = field(default_factory=list)
+    plan: TrainingPlan = FROM_SCRATCH
+    behind: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def trained_on(self) -> str:
+        """The training rows of the models, in words."""
+        rows, start = f"{self.train_rows:,} rows", self.plan.start
+        if start is None:
+            return f"{rows} of {span(self.days.train)}"
+        new = span(start.new_days(self.days))
+        return f"{rows} of {new} and a replay of earlier days, from version {start.version}"
 
 
 def qualities(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 
@@ -34,6 +34,7 @@ from mtl_ranker.nightly.contenders import (
     trees_alone,
     with_trees,
 )
+from mtl_ranker.nightly.plan import FROM_SCRATCH, TrainingPlan
 from mtl_ranker.nightly.refitting import harm_of_refit
 from mtl_ranker.nightly.results import ModelRun, Suite, baselines, qualities, still_improving
 from mtl_ranker.ranking.blend import blended, value_matrix
@@ -49,9 +50,13 @@ PARALLEL_FROM = 200_000  # rows x epochs of one training
 
 
 def train_suite(
-    context: Context, day: date, callbacks: Callbacks = Callbacks(), world: World = SINGLE_PROCESS
+    context: Context,
+    day: date,
+    callbacks: Callbacks = Callbacks(),
+    world: World = SINGLE_PROCESS,
+    plan: TrainingPlan = FROM_SCRATCH,
 ) -> Suite:
-    """Train and evaluate every model × seed; the winner is chosen on validation, never on test.
+    """Train and evaluate every model × seed of the plan; the winner is chosen on validation.
 
     With a `world` of several ranks every rank calls this, and each training is data-parallel over
     them. Raises ProjectError as `load_dataset` does, for an unknown model setting, and for drift
@@ -59,13 +64,15 @@ def train_suite(
     """
     project, workspace = context.project, context.workspace
     model_specs(project)
-    dataset = load_dataset(context, day, world)
+    continuing = None if plan.start is None else plan.start.continuing
+    dataset = load_dataset(context, day, world, continuing)
     refuse_drift(_health(project, dataset))
-    runs = train_all(project, dataset, callbacks, world)
-    winner, runs, notes = _winner(project, dataset, runs, callbacks, world)
+    runs = train_all(project, dataset, callbacks, world, plan)
+    choice = _winner(project, dataset, runs, callbacks, world)
     callbacks.on_step("comparing the models")
-    suite = _suite(project, dataset, runs, winner)
-    suite = replace(suite, notes=[*notes, *suite.notes])
+    suite = _suite(project, dataset, choice.runs, choice.winner)
+    notes = [*plan.notes, *choice.notes, *suite.notes]
+    suite = replace(suite, notes=notes, plan=plan, behind=choice.behind)
     world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)
@@ -77,15 +84,16 @@ def train_all(
     dataset: Dataset,
     callbacks: Callbacks = Callbacks(),
     world: World = SINGLE_PROCESS,
+    plan: TrainingPlan = FROM_SCRATCH,
 ) -> list[ModelRun]:
-    """Every model × seed and a linear model, in parallel processes if that is faster.
+    """Every model × seed of the plan, in parallel processes if that is faster.
 
     `training.jobs` is the number of processes.
 
     With the same number of threads per training (`training.threads`) the results do not depend on
     the number of processes.
     """
-    contenders = contenders_of(project)
+    contenders = contenders_of(project, plan)
     available = cores()
     jobs = project.training.jobs or (available if _parallel_is_faster(project, dataset) else 1)
     jobs = jobs if world.size == 1 else 1
@@ -106,11 +114,20 @@ def train_all(
         torch.set_num_threads(project.training.threads or available)
 
 
-def contenders_of(project: Project) -> list[Contender]:
-    """The project's models with each seed, after a linear model with one, if it names none."""
+def contenders_of(project: Project, plan: TrainingPlan = FROM_SCRATCH) -> list[Contender]:
+    """The plan's models with each seed, after a linear model with one, if the project names none.
+
+    Continued is the plan's start alone.
+    """
     specs, seeds = model_specs(project), project.training.seeds
-    named = [Contender(name, spec, seed) for name, spec in specs.items() for seed in seeds]
-    if any(spec.linear for spec in specs.values()) or LINEAR in specs:
+    start = None if plan.start is None else plan.start.artifact
+    named = [
+        Contender(name, spec, seed, start)
+        for name, spec in specs.items()
+        if name not in plan.left_out
+        for seed in seeds
+    ]
+    if start is not None or any(spec.linear for spec in specs.values()) or LINEAR in specs:
         return named
     return [Contender(LINEAR, linear(len(project.objectives)), seeds[0]), *named]
 
@@ -120,14 +137,28 @@ def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:
     return len(dataset.train) * project.training.epochs >= PARALLEL_FROM
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The winner, all runs with those derived from the best one (with trees, refit), and notes.
+
+    Attributes:
+        behind: see `Suite`.
+    """
+
+    winner: ModelRun
+    runs: list[ModelRun]
+    notes: list[str]
+    behind: dict[str, float]
+
+
 def _winner(
     project: Project,
     dataset: Dataset,
     runs: list[ModelRun],
     callbacks: Callbacks,
     world: World,
-) -> tuple[ModelRun, list[ModelRun], list[str]]:
-    """The winner, all runs with those derived from the best one (with trees, refit), and notes.
+) -> Choice:
+    """Choose the winner, and train what is derived from it.
 
     Chosen on validation by `Criterion`: the best seed of the model with the best mean, with trees
     or trees alone if they are better. With `training.refit` it is refit, unless that does harm on
@@ -147,7 +178,7 @@ def _winner(
     winner = max(by_model[best], key=value)
     improved: list[ModelRun] = []
     notes: list[str] = []
-    if project.training.trees:
+    if project.training.trees and (winner.start is None or winner.start.trees is not None):
         callbacks.on_step(f"boosted trees beside {winner.name}")
         averaged = with_trees(project, dataset, winner)
         improved += [averaged, trees_alone(dataset, averaged)]
@@ -167,13 +198,14 @@ def _winner(
     if len(spread) == 1:
         for seed in range(winner.seed + 1, winner.seed + 1 + project.training.spread_seeds):
             callbacks.on_step(f"{best} with seed {seed}, for the spread of trainings")
-            other = Contender(best, by_model[best][0].spec, seed)
+            other = Contender(best, winner.spec, seed, by_model[best][0].start)
             spread.append(train_model(project, dataset, other, world=world).metrics)
     if len(spread) > 1:
         chosen, artifact = winner, replace(winner.artifact, seed_metrics=spread)
         winner = replace(chosen, artifact=artifact)
         everything = [winner if run is chosen else run for run in everything]
-    return winner, everything, notes
+    behind = {name: float(mean[best] - of_model) for name, of_model in mean.items()}
+    return Choice(winner, everything, notes, behind)
 
 
 def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: ModelRun) -> Suite:
@@ -207,7 +239,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         intervals={key: value.interval(confidence) for key, value in quality.items()},
         gains=(
             sharing_gains(comparable, reference, confidence, still_improving(by_model))
-            if reference is not None
+            if reference in by_model
             else []
         ),
         label_correlation=label_correlation(dataset.examples["train"].labels.numpy()),

@@ -22,6 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, M
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
+from mtl_ranker.nightly.plan import PastNight
 from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.nightly.tuning import Search, Trial
 from mtl_ranker.reports import plots
@@ -64,6 +65,7 @@ def first_and_last(days: Sequence[date]) -> str:
 
 INPUTS_TAG = "inputs"
 VERSION_TAG = "registered_version"
+NIGHT_TAG = "night"  # what later nights need of a training, as JSON
 
 
 def attempts(
@@ -83,6 +85,21 @@ def attempts(
         logged = Logged(parent.info.run_id, experiment, children)
         found.append((logged, parent.data.tags.get(VERSION_TAG)))
     return found
+
+
+def past_nights(project: Project, workspace: Workspace) -> list[PastNight]:
+    """The trainings of the project's experiment, latest first; of a day the last one."""
+    client = mlflow.MlflowClient()
+    experiment = _experiment(project.name, workspace)
+    logged = client.search_runs(
+        [experiment], f"tags.{NIGHT_TAG} LIKE '{{%'", order_by=["start_time DESC"]
+    )
+    nights: dict[date, PastNight] = {}
+    for run in logged:
+        content = json.loads(run.data.tags[NIGHT_TAG])
+        day = date.fromisoformat(content["day"])
+        nights.setdefault(day, PastNight(day, content["full"], content["behind"]))
+    return list(nights.values())
 
 
 def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: str) -> Logged:
@@ -106,9 +123,16 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
     children = {}
     started = min(run.started for run in suite.runs)
     name = f"training {suite.days.test[-1]}"
-    with _run_started(experiment_id, name, tags | {INPUTS_TAG: inputs}, started) as parent:
+    night = {
+        "day": str(suite.days.test[-1]),
+        "full": suite.plan.full,
+        "behind": {model: round(value, 3) for model, value in suite.behind.items()},
+    }
+    tags_of_parent = tags | {INPUTS_TAG: inputs, NIGHT_TAG: json.dumps(night)}
+    with _run_started(experiment_id, name, tags_of_parent, started) as parent:
         log_datasets(context, suite.days)
         mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
+        mlflow.log_params(_plan(suite))
         mlflow.log_text(project.source_text, "project.toml")
         mlflow.log_text(report, "report.html")
         mlflow.log_dict(_sharing(suite), "sharing.json")
@@ -258,6 +282,16 @@ def _experiment(name: str, workspace: Workspace) -> str:
     return mlflow.create_experiment(name, artifact_location=location, tags=tags)
 
 
+def _plan(suite: Suite) -> dict[str, str]:
+    """What the night trained from where, and what it left out."""
+    start = suite.plan.start
+    params = {"left_out": ", ".join(suite.plan.left_out), "continued_from": "", "new_days": ""}
+    if start is None:
+        return params
+    new = first_and_last(start.new_days(suite.days))
+    return params | {"continued_from": f"version {start.version}", "new_days": new}
+
+
 def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
     names = [task.name for task in suite.tasks]
     spec = run.spec
@@ -279,6 +313,7 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             "dropout": spec.dropout,
             "parameters": run.trained.model.parameter_count(),
             **project.training.model_dump(exclude={"seeds"}),
+            **_plan(suite),
         }
     )
     for epoch in run.trained.epochs:

@@ -15,7 +15,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.columns import LABEL, numeric_features
+from mtl_ranker.features.columns import EVENT, LABEL, numeric_features
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.sql import run_sql, sql_text
@@ -45,6 +45,23 @@ class LogFacts:
 
 
 @dataclass(frozen=True)
+class Continuing:
+    """Which rows a continued training reads, and how they are encoded.
+
+    Attributes:
+        encoder: of the training that it continues; it is extended by the values of the new rows.
+        after: that training's last day; later training days are new.
+    """
+
+    encoder: Encoder
+    after: date
+
+    def new_days(self, days: SplitDays) -> list[date]:
+        """The training days that are new."""
+        return [day for day in days.train if day > self.after]
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """The test rows: labels [N, T] (NaN = missing), the user of each row [N], raw examples."""
 
@@ -58,7 +75,8 @@ class Dataset:
     """The examples of one split, raw and encoded, by part: train, validate, test.
 
     With more training rows than `training.in_memory_rows`, all of them are streamed from files, and
-    the part `train` has evenly spaced ones.
+    the part `train` has evenly spaced ones. Of a continued training `train` has raw examples of all
+    training days, and as tensors the rows that are trained on (`continued_examples`).
 
     Attributes:
         frames: part → raw examples.
@@ -96,8 +114,16 @@ class Dataset:
         return HeldOut(self.examples["test"].labels.numpy(), frame["user_id"].to_numpy(), frame)
 
 
-def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> Dataset:
+def load_dataset(
+    context: Context,
+    day: date,
+    world: World = SINGLE_PROCESS,
+    continuing: Continuing | None = None,
+) -> Dataset:
     """Read the split that ends with `day`, and encode it with an encoder fitted on training days.
+
+    With `continuing` its encoder is extended instead, and the training rows are those of the new
+    days with a replay of older ones.
 
     With several ranks, the first one writes the files from which rows are streamed. Raises
     ProjectError for an empty split, for examples that are not built, for an objective that
@@ -130,22 +156,34 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
     labels = [LABEL + task.name for task in tasks]
     numerics = numeric_features(project)
-    shards = None
-    if rows > project.training.in_memory_rows:
-        encoder = Encoder.fit(project.features, numerics, lazy["train"], SAMPLE_ROWS)
-        lazy["train"] = lazy["train"].gather_every(-(-rows // SAMPLE_ROWS))
-        folder = workspace.root / ENCODED / "train"
-        shards = encode_to_files(encoder, files["train"], labels, folder, world)
+    streamed = rows > project.training.in_memory_rows
+    everything = lazy["train"]
+    if streamed:
+        lazy["train"] = everything.gather_every(-(-rows // SAMPLE_ROWS))
     frames = {part: rows.collect(engine="streaming") for part, rows in lazy.items()}
-    if shards is None:
+    folder = workspace.root / ENCODED / "train"
+    trained: Examples | ShardedExamples
+    if continuing is not None:
+        new = workspace.scan(dataset, continuing.new_days(days))
+        older = everything.filter(pl.col("date") <= continuing.after)
+        encoder = continuing.encoder.extended(project.features, new)
+        trained = continued_examples(project, encoder, new, older, folder)
+    elif streamed:
+        encoder = Encoder.fit(project.features, numerics, everything, SAMPLE_ROWS)
+        trained = encode_to_files(encoder, files["train"], labels, folder, world)
+    else:
         encoder = Encoder.fit(project.features, numerics, frames["train"])
+        trained = encode_examples(encoder, frames["train"], labels)
+    examples = {"train": trained} if isinstance(trained, Examples) else {}
+    for part in frames.keys() - examples.keys():
+        examples[part] = encode_examples(encoder, frames[part], labels)
     return Dataset(
         days=days,
         tasks=tasks,
         encoder=encoder,
         frames=frames,
-        examples={part: encode_examples(encoder, f, labels) for part, f in frames.items()},
-        shards=shards,
+        examples=examples,
+        shards=trained if isinstance(trained, ShardedExamples) else None,
         files=files,
         facts=LogFacts(day_rows, workspace.days("events")[0]),
         workspace=workspace,
@@ -155,6 +193,34 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
             *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate)
         ),
     )
+
+
+def continued_examples(
+    project: Project, encoder: Encoder, new: pl.LazyFrame, older: pl.LazyFrame, folder: Path
+) -> Examples | ShardedExamples:
+    """The rows that a continued training reads: new ones and, at random, `training.replay` of older
+    ones for each of them, at most all.
+
+    Which ones are replayed depends on the last new day. More than `training.in_memory_rows` are
+    streamed from files of the folder.
+    """
+    labels = [LABEL + objective.name for objective in project.objectives]
+    count, last = new.select(pl.len(), pl.col("date").max()).collect(engine="streaming").row(0)
+    replayed = replay_of(older, round(project.training.replay * count), last.toordinal())
+    rows = pl.concat([new, replayed], how="vertical_relaxed")
+    if rows.select(pl.len()).collect(engine="streaming").item() <= project.training.in_memory_rows:
+        return encode_examples(encoder, rows.collect(engine="streaming"), labels)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_suffix(".parquet")
+    rows.sink_parquet(file)
+    return encode_to_files(encoder, [file], labels, folder, SINGLE_PROCESS)
+
+
+def replay_of(older: pl.LazyFrame, wanted: int, seed: int) -> pl.LazyFrame:
+    """About `wanted` of these rows, each with the same probability; all if there are no more."""
+    known = older.select(pl.len()).collect(engine="streaming").item()
+    uniform = pl.struct("date", EVENT).hash(seed) / 2.0**64
+    return older.filter(uniform < wanted / max(known, 1))
 
 
 def encode_to_files(

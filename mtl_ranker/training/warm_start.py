@@ -96,7 +96,7 @@ def shrink_and_perturb(model: Ranker, fresh: Mapping[str, Tensor], by: tuple[flo
 
 def moments_of(model: Ranker, optimisers: Sequence[Optimizer]) -> dict[str, Tensor]:
     """`PARAMETER/exp_avg`, `PARAMETER/exp_avg_sq` and `PARAMETER/step` → a copy of the tensor."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, optimiser, parameter in _optimised(model, optimisers):
         state = optimiser.state.get(parameter)
         if state:

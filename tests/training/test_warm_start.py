@@ -159,8 +159,8 @@ def test_a_killed_continuation_is_resumed(tmp_path, first, balancing):
                 raise Killed
 
     whole = trained(later, LATER, start, balancing=balancing)
+    execution = Execution(checkpoint=Dying(tmp_path / "a.pt", "key"))
     with pytest.raises(Killed):
-        execution = Execution(checkpoint=Dying(tmp_path / "a.pt", "key"))
         trained(later, LATER, start, execution, balancing=balancing)
     execution = Execution(checkpoint=Checkpoint(tmp_path / "a.pt", "key"))
     again = trained(later, LATER, start, execution, balancing=balancing)
