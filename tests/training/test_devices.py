@@ -91,7 +91,7 @@ def test_members_and_a_penalty(encoded):
 
 
 def test_the_losses_of_the_mean_prediction(encoded):
-    encoder, rows = encoded
+    _, rows = encoded
     tasks = [task for task in TASKS if task.kind != "ordinal"]  # which counts the labelled rows
     labels = rows.labels[:, : len(tasks)]
     logits = torch.empty(2, len(labels), len(tasks), device="meta")
