@@ -127,8 +127,8 @@ MUTANTS = [
     _in(
         OBJECTIVES,
         "cut points ignore the rows' weights",
-        r"torch\.ones\(len\(present\)\) if weight is None else weight\[rows\]",
-        "torch.ones(len(present))",
+        r"torch\.ones_like\(present\) if weight is None else weight\[rows\]",
+        "torch.ones_like(present)",
         "weight_two",
     ),
     Mutant(
