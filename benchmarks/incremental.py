@@ -1,10 +1,10 @@
 """Nights that continue from the champion beside nights that train from scratch.
 
-A simulated feed with drifting tastes and new items every day. Each arm replays the same nights: a
-night trains on the split that ends with its day, its winner ranks the next day, and the next night
-may continue from it (every winner becomes champion, so that an arm is a chain of trainings).
-Qualities are those of all next days together, against training from scratch on the same rows, with
-intervals over users.
+A simulated feed with drifting tastes and new items every day. All arms have the same first night, a
+full training, and replay the same nights after it: a night trains on the split that ends with its
+day, its refit model ranks the next day, and the next night continues from it (every model becomes
+champion, so that an arm is a chain of trainings). Qualities are those of all next days together,
+against training from scratch on the same rows, with intervals over users.
 """
 
 from __future__ import annotations
@@ -31,9 +31,19 @@ from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.simulate import Feed, simulate
 from mtl_ranker.logs.sources import open_source
 from mtl_ranker.nightly.build import build_split
-from mtl_ranker.nightly.plan import Champion, PastNight, plan_training
-from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.nightly.contenders import refit
+from mtl_ranker.nightly.plan import (
+    FROM_SCRATCH,
+    Champion,
+    PastNight,
+    TrainingPlan,
+    plan_training,
+)
+from mtl_ranker.nightly.results import ModelRun
+from mtl_ranker.nightly.suite import train_all
 from mtl_ranker.training.batches import label_matrix
+from mtl_ranker.training.dataset import load_dataset
+from mtl_ranker.training.specs import LINEAR
 from mtl_ranker.workspace import Workspace
 
 SCRATCH = "scratch"
@@ -57,42 +67,69 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A night's refit model, and seconds: of the trainings, and with reading and encoding."""
+
+    run: ModelRun
+    training: float
+    night: float
+
+
+def train_night(context: Context, plan: TrainingPlan, night: date) -> Trained:
+    """Train the model of a night and refit it, without the comparison of models."""
+    project, began = context.project, time.perf_counter()
+    continuing = None if plan.start is None else plan.start.continuing
+    dataset = load_dataset(context, night, continuing=continuing)
+    alone = replace(plan, left_out={LINEAR: "not measured", **plan.left_out})
+    (run,) = train_all(project, dataset, plan=alone)
+    again = refit(project, dataset, run)
+    seconds = time.perf_counter() - began
+    return Trained(again, run.trained.seconds + again.trained.seconds, seconds)
+
+
+@dataclass(frozen=True)
 class Replay:
-    """What an arm did.
+    """What an arm did after the first night.
 
     Attributes:
         predictions: [N, T] of the rows of all next days.
-        training, night: seconds of each continued night, or of each night from scratch: of its
-            trainings, and of reading, training and comparing together.
+        training, night: medians over nights, in seconds (see `Trained`).
     """
 
     predictions: np.ndarray
-    training: list[float]
-    night: list[float]
+    training: float
+    night: float
     continued: int
 
 
-def replay(context: Context, nights: list[date]) -> Replay:
-    """Train the nights one after the other, and rank the day after each with its winner."""
-    champion: Champion | None = None
-    history: list[PastNight] = []
-    predictions, training, seconds, continued = [], [], [], 0
+def replay(context: Context, nights: list[date], first: Trained) -> Replay:
+    """Train the nights after the first one, and rank the day after each with its model."""
+    champion = Champion(str(nights[0]), False, first.run.artifact.start)
+    history = [PastNight(nights[0], True, {})]
     names = [objective.name for objective in context.project.objectives]
-    incremental = context.project.training.start == "champion"
-    for night in nights:
+    predictions, done, continued = [], [], 0
+    for night in nights[1:]:
         plan = plan_training(context, night, champion, history)
-        began = time.perf_counter()
-        suite = train_suite(context, night, plan=plan)
-        if (plan.start is not None) == incremental:
-            seconds.append(time.perf_counter() - began)
-            training.append(sum(run.trained.seconds for run in suite.runs))
-            continued += incremental
-        history.append(PastNight(night, plan.full, suite.behind))
-        champion = Champion(str(night), False, suite.winner.artifact.start)
-        following = [night + timedelta(days=1)]
-        rows = context.workspace.scan("examples", following).collect()
-        predictions.append(suite.winner.artifact.predict(rows).select(names).to_numpy())
-    return Replay(np.concatenate(predictions), training, seconds, continued)
+        done.append(train_night(context, plan, night))
+        artifact = done[-1].run.artifact
+        champion = Champion(str(night), False, artifact.start)
+        history.append(PastNight(night, plan.start is None, {}))
+        continued += plan.start is not None
+        rows = context.workspace.scan("examples", [night + timedelta(days=1)]).collect()
+        predictions.append(artifact.predict(rows).select(names).to_numpy())
+    return Replay(
+        np.concatenate(predictions),
+        float(np.median([each.training for each in done])),
+        float(np.median([each.night for each in done])),
+        continued,
+    )
+
+
+def with_training(context: Context, changes: Mapping[str, Any]) -> Context:
+    """The context with other settings of `[training]`."""
+    project = context.project
+    training = project.training.model_copy(update=dict(changes))
+    return replace(context, project=project.model_copy(update={"training": training}))
 
 
 def project_of(epochs: int) -> Project:
@@ -116,16 +153,15 @@ def measure(feed: Feed, epochs: int) -> dict[str, Any]:
     ingest_day(context, days[-1])
     aggregate_day(context, days[-1])
     build_examples(context, days[-1])
-    frame = context.workspace.scan("examples", days[first + 1 :]).collect()
+    frame = context.workspace.scan("examples", days[first + 2 :]).collect()
     tasks = [objective.name for objective in project.objectives]
     labels = label_matrix(frame, [LABEL + name for name in tasks])
     clusters = Clusters.of(frame["user_id"].to_numpy())
     found: dict[str, Any] = {}
     scratch: Replay | None = None
+    started = train_night(with_training(context, {"start": "champion"}), FROM_SCRATCH, nights[0])
     for name, changes in ARMS.items():
-        training = project.training.model_copy(update=changes)
-        own = project.model_copy(update={"training": training})
-        done = replay(replace(context, project=own), nights)
+        done = replay(with_training(context, changes), nights, started)
         scratch = scratch or done
         quality = {}
         for t, objective in enumerate(project.objectives):
@@ -142,16 +178,16 @@ def measure(feed: Feed, epochs: int) -> dict[str, Any]:
             }
         found[name] = {
             "continued": done.continued,
-            "training_seconds": float(np.median(done.training)),
-            "night_seconds": float(np.median(done.night)),
+            "training_seconds": done.training,
+            "night_seconds": done.night,
             "quality": quality,
         }
         print(f"{name}: {found[name]}", flush=True)
     return {
         "arms": found,
-        "nights": len(nights),
+        "nights": len(nights) - 1,
         "rows": frame.height,
-        "rows_a_day": frame.height / len(nights),
+        "rows_a_day": frame.height / (len(nights) - 1),
         "drift": feed.drift,
     }
 

@@ -203,7 +203,7 @@ def combine(weights: Tensor, experts: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():  # it fuses the product with the sum itself
         return (weights.transpose(1, 2).unsqueeze(3) * experts.unsqueeze(0)).sum(1)
-    return Combination.apply(weights, experts)  # type: ignore[no-any-return]
+    return Combination.apply(weights, experts)
 
 
 class Combination(torch.autograd.Function):
@@ -225,7 +225,7 @@ class Combination(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         weights, experts = ctx.saved_tensors
         of_weights = of_experts = None
         if ctx.needs_input_grad[0]:

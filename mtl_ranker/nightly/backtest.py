@@ -140,7 +140,8 @@ def backtest(
             predictions[policy].append(predicted)
             metrics = evaluate_all(tasks, labels[-1], predicted, users[-1])
             replayed.append(Replayed(day, policy, model.night, model.label, metrics))
-        on_step(f"{day}: night of {night}, {suite.winner.label}")
+        origin = "" if plan.start is None else f", continued from that {plan.start.version}"
+        on_step(f"{day}: night of {night}, {suite.winner.label}{origin}")
     gains = _gains(project, np.concatenate(labels), np.concatenate(users), predictions)
     return Backtest(days, replayed, promotions, gains)
 

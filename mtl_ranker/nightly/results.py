@@ -118,7 +118,9 @@ class Suite:
         if start is None:
             return f"{rows} of {span(self.days.train)}"
         new = span(start.new_days(self.days))
-        return f"{rows} of {new} and a replay of earlier days, from version {start.version}"
+        replayed = self.winner.artifact.project.training.replay > 0
+        older = " and a replay of earlier days" if replayed else ""
+        return f"{rows} of {new}{older}, from version {start.version}"
 
 
 def qualities(

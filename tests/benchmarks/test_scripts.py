@@ -189,7 +189,7 @@ def test_incremental(tmp_path):
     sizes = ("--days", "13", "--rows", "1500", "--epochs", "2", "--threads", "1")
     figures, printed = run_sized("incremental", tmp_path, *sizes)
     arms = figures["arms"]
-    assert figures["nights"] == 2
+    assert figures["nights"] == 1
     assert [arm["continued"] for arm in arms.values()] == [0, *[1] * (len(arms) - 1)]
     scratch = arms["scratch"]
     assert all(q["gain"] == 0 for q in scratch["quality"].values())
