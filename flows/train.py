@@ -22,6 +22,7 @@ from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.features.arrivals import arrivals
 from mtl_ranker.features.audit import audit_day
 from mtl_ranker.nightly.contenders import Callbacks
+from mtl_ranker.nightly.plan import TrainingPlan
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.nightly.suite import contenders_of, train_suite
 from mtl_ranker.reports.console import console, progress_bar
@@ -32,9 +33,10 @@ from mtl_ranker.training.loop import Epoch
 
 
 @task(name="train-suite", task_run_name="train {day}", cache_policy=NO_CACHE)
-def train_task(context: Context, day: date) -> Suite:
+def train_task(context: Context, day: date, plan: TrainingPlan) -> Suite:
     settings = context.project.training
-    trainings = len(contenders_of(context.project)) + settings.refit
+    trainings = len(contenders_of(context.project, plan)) + settings.refit
+    epochs_each = settings.epochs if plan.start is None else settings.continued_epochs
     columns = (
         TextColumn("[bold]train[/]     {task.description}"),
         BarColumn(),
@@ -42,7 +44,7 @@ def train_task(context: Context, day: date) -> Suite:
         TimeElapsedColumn(),
     )
     with progress_bar(*columns) as progress:
-        bar = progress.add_task("reading examples", total=trainings * settings.epochs)
+        bar = progress.add_task("reading examples", total=trainings * epochs_each)
         epochs: dict[tuple[str, int], int] = {}
 
         def on_epoch(name: str, seed: int, epoch: Epoch) -> None:
@@ -54,11 +56,14 @@ def train_task(context: Context, day: date) -> Suite:
         def on_step(message: str) -> None:
             progress.update(bar, description=message)
 
-        suite = train_suite(context, day, Callbacks(on_epoch, on_step))
-        progress.update(
-            bar, completed=trainings * settings.epochs, description=f"{trainings} models"
-        )
+        suite = train_suite(context, day, Callbacks(on_epoch, on_step), plan=plan)
+        progress.update(bar, completed=trainings * epochs_each, description=f"{trainings} models")
     return suite
+
+
+@task(name="plan-training", **RETRY)
+def plan_task(context: Context, day: date) -> TrainingPlan:
+    return registry.night_plan(context, day)
 
 
 @task(name="log-and-register", **RETRY)
@@ -82,11 +87,15 @@ def examined(context: Context, day: date, suite: Suite) -> Suite:
 
 @flow(name="train", flow_run_name="train {day}", validate_parameters=False)
 def train(context: Context, day: date) -> Suite:
-    """Train and evaluate every model on the split that ends with D; register the winner."""
+    """Train and evaluate models on the split that ends with D; register the winner.
+
+    Which models, and from where, says the plan of the night (nightly/plan.py).
+    """
     connect(context)
     with context.workspace.lock(f"train {day}"):
+        plan = plan_task(context, day)
         with system.system_measured() as measured:
-            suite = train_task(context, day)
+            suite = train_task(context, day, plan)
         suite = examined(context, day, suite)
         with console.status("logging runs, figures and the model to MLflow"):
             logged, version, report = register_task(context, suite, measured)

@@ -489,6 +489,39 @@ class Training(Settings):
     negative_keep: float = Field(
         1.0, gt=0, le=1, description="share of all-negative training rows kept, weighing 1/share"
     )
+    start: Literal["scratch", "champion"] = Field(
+        "scratch",
+        description="champion: between full trainings, the champion's model alone is continued on "
+        "the training days since its own",
+    )
+    full_every: int = Field(
+        7, ge=1, description="days from one full training, of every model from scratch, to the next"
+    )
+    replay: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="rows of older training days in a continued training, drawn at random, per row "
+        "of its new days",
+    )
+    continued_epochs: int = Field(1, ge=1, description="epochs of a continued training at most")
+    keep_optimiser: bool = Field(
+        True, description="continue with the champion's optimiser state too, not from an empty one"
+    )
+    shrink: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of shrink-and-perturb, before a training is continued: the champion's "
+        "matrices and embeddings times this, plus `perturb` times those of a random start",
+    )
+    perturb: float = Field(0.0, ge=0, le=1, description="see shrink")
+    contenders: Literal["all", "close"] = Field(
+        "all",
+        description="close: models that were never near the winner in the last `close_nights` "
+        "nights that trained them are trained in full trainings only",
+    )
+    close_nights: int = Field(3, ge=1, description="see contenders")
     refit: bool = Field(
         True, description="train the winner on the validation days too before it is registered"
     )

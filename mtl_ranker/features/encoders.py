@@ -30,7 +30,8 @@ class Vocabulary:
     """Indices of one categorical or list column: known values are 1..n, all others 0.
 
     Attributes:
-        values: known values, ascending; empty if values are hashed.
+        values: known values, ascending, then those that each extension adds; empty if values are
+            hashed.
         hash_buckets: number of buckets, or None for a vocabulary.
         max_length: most values per row of a list column.
         share: columns with the same name here have the same vocabulary and embeddings.
@@ -99,28 +100,7 @@ class Encoder:
             sample_rows: number of evenly spaced rows from which the edges come; None for all.
         """
         lazy = rows.lazy()
-        shared = _shared(features, lazy)
-        categoricals = [
-            Vocabulary(c.column, [], c.hash_buckets, share=c.share)
-            if c.hash_buckets is not None
-            else Vocabulary(
-                c.column,
-                shared[c.share] if c.share else _frequent(lazy.select(c.column), c.min_count),
-                share=c.share,
-            )
-            for c in features.categoricals
-        ]
-        lists = [
-            Vocabulary(
-                c.column,
-                shared[c.share]
-                if c.share
-                else _frequent(lazy.select(pl.col(c.column).explode()), c.min_count),
-                max_length=c.max_length,
-                share=c.share,
-            )
-            for c in features.lists
-        ]
+        categoricals, lists = _vocabularies(features, lazy)
         known = {} if sides is None or features.matches == "none" else sides
         matches = find_matches(categoricals, lists, known, features.matches == "share")
         lazy = with_matches(lazy, matches)
@@ -157,6 +137,34 @@ class Encoder:
             missing=missing,
             histories=histories,
             matches=matches,
+        )
+
+    def extended(self, features: Features, rows: pl.DataFrame | pl.LazyFrame) -> Encoder:
+        """The encoder with the values of further rows after its own, whose indices stay.
+
+        Edges, and which numerics have an indicator of missing values, stay as well.
+
+        Args:
+            features: of this encoder; a value needs `min_count` of the further rows.
+        """
+        categoricals, lists = _vocabularies(features, rows.lazy())
+        found = {v.column: v.values for v in (*categoricals, *lists)}
+        # The list of a history has the values of the fields that it shares with.
+        shared = {
+            v.share: found[v.column]
+            for v in (*self.categoricals, *self.lists)
+            if v.share is not None and v.column in found
+        }
+
+        def grown(own: Vocabulary) -> Vocabulary:
+            known = set(own.values)
+            values = found[own.column] if own.share is None else shared[own.share]
+            return replace(own, values=[*own.values, *(v for v in values if v not in known)])
+
+        return replace(
+            self,
+            categoricals=[grown(v) for v in self.categoricals],
+            lists=[grown(v) for v in self.lists],
         )
 
     @property
@@ -196,6 +204,35 @@ def fit_encoder(
     """An encoder of a project's features, fitted on training rows (see `Encoder.fit`)."""
     numerics, sides = numeric_features(project), table_sides(project)
     return Encoder.fit(project.features, numerics, rows, sample_rows, sides)
+
+
+def _vocabularies(
+    features: Features, rows: pl.LazyFrame
+) -> tuple[list[Vocabulary], list[Vocabulary]]:
+    """The vocabularies of categorical and of list columns, from their values in these rows."""
+    shared = _shared(features, rows)
+    categoricals = [
+        Vocabulary(c.column, [], c.hash_buckets, share=c.share)
+        if c.hash_buckets is not None
+        else Vocabulary(
+            c.column,
+            shared[c.share] if c.share else _frequent(rows.select(c.column), c.min_count),
+            share=c.share,
+        )
+        for c in features.categoricals
+    ]
+    lists = [
+        Vocabulary(
+            c.column,
+            shared[c.share]
+            if c.share
+            else _frequent(rows.select(pl.col(c.column).explode()), c.min_count),
+            max_length=c.max_length,
+            share=c.share,
+        )
+        for c in features.lists
+    ]
+    return categoricals, lists
 
 
 def _add_histories(

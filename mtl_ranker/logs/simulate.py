@@ -3,8 +3,8 @@
 Users and items have latent tastes. Some items are clickbait: their clicks are more likely and
 their likes less likely. A logging policy shows items by noisy affinity and freshness at ten
 positions; the probability of examination, and so of a click, falls with the position. Items appear
-every day, weekends are busier, and some users are new. The true probabilities are written beside
-the log, never into it.
+every day, weekends are busier, and some users are new. Tastes may drift from day to day. The true
+probabilities are written beside the log, never into it.
 
 All random numbers come from `SeedSequence` of the seed, the day and the chunk: the same seed gives
 the same bytes, and memory depends on the size of a chunk, not on the number of impressions.
@@ -13,7 +13,7 @@ the same bytes, and memory depends on the size of a chunk, not on the number of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Feed:
     Attributes:
         horizon: days over which items appear and users join, where they are more than `days`: those
             that follow as answers to rankings (`logs/respond.py`).
+        drift: standard deviation of the daily step of each user's taste, a random walk.
     """
 
     impressions: int = 150_000
@@ -45,6 +46,7 @@ class Feed:
     seed: int = 0
     users: int = 4_000
     items: int = 3_000
+    drift: float = 0.0
     horizon: int = 0
 
     @property
@@ -115,6 +117,15 @@ def make_world(feed: Feed) -> World:
     )
 
 
+def world_on(feed: Feed, world: World, day: int) -> World:
+    """The world with the users' tastes on a day, numbered from 0: x_d = x_0 + Σ_{k≤d} σ z_k."""
+    taste = world.user_taste
+    for step in range(1, day + 1) if feed.drift > 0 else ():
+        rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 4, step]))
+        taste = taste + rng.normal(0, feed.drift, taste.shape)
+    return replace(world, user_taste=taste)
+
+
 def truth(
     world: World, user: np.ndarray, item: np.ndarray, examined: np.ndarray | float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -142,10 +153,11 @@ def simulate(feed: Feed, folder: Path, progress: Callable[[int], None] | None = 
     _write_tables(feed, world, folder)
     written = 0
     for day, slates in enumerate(feed.day_slates()):
+        today = world_on(feed, world, day)
         date_folder = f"date={feed.first_day + timedelta(days=day)}"
         for number, start in enumerate(range(0, slates, CHUNK_SLATES)):
             chunk = Chunk(day, number, min(CHUNK_SLATES, slates - start))
-            log, hidden = _impressions(feed, world, chunk)
+            log, hidden = _impressions(feed, today, chunk)
             for name, frame in (("log", log), ("truth", hidden)):
                 target = folder / name / date_folder / f"part-{number}.parquet"
                 with Workspace(folder).staged(target) as temporary:

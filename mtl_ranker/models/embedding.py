@@ -114,6 +114,26 @@ class PiecewiseLinear(nn.Module):
         return torch.cat([code, absent]).t()
 
 
+def table_layout(sizes: Sequence[int], share: Sequence[str | None]) -> tuple[list[int], int]:
+    """The first row of each field in the table of embeddings, and the number of rows.
+
+    Args:
+        sizes: rows of each field.
+        share: for each field a name or None; fields with the same name have the same rows. Empty
+            without such names.
+
+    >>> table_layout([3, 2, 3], ["tag", None, "tag"])
+    ([0, 3, 0], 5)
+    """
+    starts, total = [], 0
+    first: dict[str, int] = {}
+    for field, size in enumerate(sizes):
+        name = share[field] if share else None
+        starts.append(total if name is None else first.setdefault(name, total))
+        total += size if starts[-1] == total else 0
+    return starts, total
+
+
 class FeatureEmbedding(nn.Module):
     """All fields of a row as one vector, from one table of embeddings.
 
@@ -159,12 +179,7 @@ class FeatureEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         rows = [*sizes, *(size for size, _ in bags)]
-        offsets, total = [], 0
-        first: dict[str, int] = {}
-        for field, size in enumerate(rows):
-            name = share[field] if share else None
-            offsets.append(total if name is None else first.setdefault(name, total))
-            total += size if offsets[-1] == total else 0
+        offsets, total = table_layout(rows, share)
         self.sparse = False
         self.slots = [slots for _, slots in bags]
         self.register_buffer("offset", torch.tensor(offsets[: len(sizes)], dtype=torch.long))

@@ -122,9 +122,10 @@ class MultilayerBank(nn.Module):
         rows = x.row() if isinstance(x, RowInput) else x[:, 0].transpose(1, 2)
         expert, row = selected.nonzero(as_tuple=True)  # sorted by expert
         count = selected.sum(1)
-        slot = torch.arange(len(expert)) - (count.cumsum(0) - count)[expert]
+        slot = torch.arange(len(expert), device=rows.device) - (count.cumsum(0) - count)[expert]
         capacity = int(count.max()) if len(expert) else 0
-        inputs = rows[row] if rows.dim() == 2 else rows[torch.tensor(self.reads)[expert], row]
+        reads = torch.tensor(self.reads, device=rows.device)
+        inputs = rows[row] if rows.dim() == 2 else rows[reads[expert], row]
         h = inputs.new_zeros(len(self.reads), capacity, inputs.shape[-1])
         h = h.index_put((expert, slot), inputs)  # [E, capacity, I]
         for weight, bias in zip(self.layer_weights(), self.biases, strict=True):
@@ -135,7 +136,7 @@ class MultilayerBank(nn.Module):
 
     def distance(self) -> Tensor:
         """Σ_{s<t} ‖θ_s − θ_t‖² over pairs of experts (Duong et al., ACL 2015, eq. 3)."""
-        total = torch.zeros(())
+        total = self.biases[0].new_zeros(())
         for parameter in (*self.weights, *self.biases):
             centred = parameter - parameter.mean(0, keepdim=True)
             total = total + len(self.reads) * centred.square().sum()

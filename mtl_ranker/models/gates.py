@@ -11,7 +11,7 @@ batch. A dimension "K or 1" is 1 where the gates of all members are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -197,8 +197,60 @@ def combine(weights: Tensor, experts: Tensor) -> Tensor:
         experts: outputs of the experts [E, K, H, B].
 
     Returns the mixtures [O, K, H, B].
+
+    >>> combine(torch.full((2, 1, 4, 3), 0.25), torch.ones(4, 1, 8, 3)).shape
+    torch.Size([2, 1, 8, 3])
     """
-    return (weights.transpose(1, 2).unsqueeze(3) * experts.unsqueeze(0)).sum(1)
+    if torch.compiler.is_compiling():  # it fuses the product with the sum itself
+        return (weights.transpose(1, 2).unsqueeze(3) * experts.unsqueeze(0)).sum(1)
+    return Combination.apply(weights, experts)
+
+
+class Combination(torch.autograd.Function):
+    """`combine` one expert at a time, into one result of [O, K, H, B].
+
+    The products [O, E, K, H, B] of all experts exist neither in the forward pass nor, for their
+    gradient, in the backward pass. Under `torch.vmap` replicas are further members.
+    """
+
+    @staticmethod
+    def forward(weights: Tensor, experts: Tensor) -> Tensor:
+        total = weights[:, :, 0].unsqueeze(2) * experts[0]
+        for e in range(1, len(experts)):
+            total.addcmul_(weights[:, :, e].unsqueeze(2), experts[e].unsqueeze(0))
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weights, experts = ctx.saved_tensors
+        of_weights = of_experts = None
+        if ctx.needs_input_grad[0]:
+            each = [(gradient * expert).sum(2) for expert in experts]  # of [O, K, B]
+            of_weights = torch.stack(each, 2).sum_to_size(weights.shape).to(weights.dtype)
+        if ctx.needs_input_grad[1]:
+            by_expert = weights.transpose(1, 2).unsqueeze(3)  # [O, E, K or 1, 1, B or 1]
+            of_experts = by_expert[0] * gradient[0]
+            for o in range(1, len(gradient)):
+                of_experts.addcmul_(by_expert[o], gradient[o].unsqueeze(0))
+            of_experts = of_experts.to(experts.dtype)
+        return of_weights, of_experts
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None], weights: Tensor, experts: Tensor
+    ) -> tuple[Tensor, int]:
+        replicas = info.batch_size
+        weights, experts = (
+            t.unsqueeze(1).expand(-1, replicas, *t.shape[1:]) if dim is None else t.movedim(dim, 1)
+            for t, dim in ((weights, in_dims[0]), (experts, in_dims[1]))
+        )  # [O, R, K or 1, E, B or 1] and [E, R, K, H, B]
+        weights = weights.expand(-1, -1, experts.shape[2], -1, -1)
+        mixture = Combination.apply(weights.flatten(1, 2), experts.flatten(1, 2))
+        return mixture.unflatten(1, (replicas, -1)), 1
 
 
 def imbalance(amount: Tensor) -> Tensor:

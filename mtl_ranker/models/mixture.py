@@ -192,14 +192,14 @@ class MixtureLayer(nn.Module):
         Shazeer et al., ICLR 2017, eq. 6 and 11.
         """
         if not isinstance(self.gates, SoftmaxGates):
-            return torch.zeros(())
+            return gates.weights.new_zeros(())
         total = imbalance(gates.weights.sum((1, 3)))
         return total if gates.load is None else total + imbalance(gates.load)
 
 
 def ablate(weights: Tensor, experts: Sequence[int], rescale: bool = True) -> Tensor:
     """Weights [..., E, B] with these experts at zero; `rescale`: the others at the same sum."""
-    mask = torch.ones(weights.shape[-2], 1)
+    mask = weights.new_ones(weights.shape[-2], 1)
     mask[list(experts)] = 0.0
     kept = weights * mask
     if not rescale:

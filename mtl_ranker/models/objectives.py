@@ -117,7 +117,8 @@ def losses(
     )  # [..., B, T]
     if any(task.conditional_on for task in tasks):
         log_p, log_not = chain_log_probability(logits, tasks)
-        chained = torch.tensor([task.conditional_on is not None for task in tasks])
+        conditional = [task.conditional_on is not None for task in tasks]
+        chained = torch.tensor(conditional, device=logits.device)
         loss = torch.where(chained, -(target * log_p + (1 - target) * log_not), loss)
     if kinds != {"binary"}:
         columns = list(loss.unbind(-1))
@@ -130,7 +131,8 @@ def losses(
             elif task.kind == "ordinal":
                 assert cutpoints is not None
                 cuts = cutpoints[t, : task.levels - 1]
-                above = (y.unsqueeze(-1) > torch.arange(task.levels - 1)).to(z.dtype)
+                levels = torch.arange(task.levels - 1, device=y.device)
+                above = (y.unsqueeze(-1) > levels).to(z.dtype)
                 score = z.unsqueeze(-1) - cuts
                 columns[t] = functional.binary_cross_entropy_with_logits(
                     score, above.expand_as(score), reduction="none"
@@ -180,7 +182,8 @@ def ensemble_losses(
             present = ~torch.isnan(labels[:, t])
             z, y = members[:, present, t], labels[present, t]
             above = torch.sigmoid(z.unsqueeze(-1) - cutpoints[t, : task.levels - 1]).mean(0)
-            label = (y.unsqueeze(-1) > torch.arange(task.levels - 1)).to(above.dtype)
+            levels = torch.arange(task.levels - 1, device=y.device)
+            label = (y.unsqueeze(-1) > levels).to(above.dtype)
             entropy = functional.binary_cross_entropy(above, label, reduction="sum")
             result[t] = entropy / max(len(y), 1)
     return result
@@ -246,7 +249,7 @@ def base_logits(labels: Tensor, tasks: Sequence[Task], weight: Tensor | None = N
         elif task.kind == "watch_time":
             values.append(torch.log(mean.clamp(min=1e-6)))
         elif task.kind == "ordinal":
-            values.append(torch.zeros(()))
+            values.append(labels.new_zeros(()))
         else:
             values.append(mean)
     return torch.stack(values)
@@ -264,12 +267,16 @@ def base_cutpoints(
     needed = cutpoints_needed(tasks)
     if not needed:
         return None
-    cuts = torch.arange(needed, dtype=labels.dtype).expand(len(tasks), -1).clone()
+    cuts = (
+        torch.arange(needed, dtype=labels.dtype, device=labels.device)
+        .expand(len(tasks), -1)
+        .clone()
+    )
     for t, task in enumerate(tasks):
         if task.kind == "ordinal":
             rows = ~torch.isnan(labels[:, t])
             present = labels[rows, t]
-            mass = torch.ones(len(present)) if weight is None else weight[rows]
+            mass = torch.ones_like(present) if weight is None else weight[rows]
             mass = mass.double() / mass.double().sum().clamp(min=1e-12)
             share = torch.stack([((present > c) * mass).sum() for c in range(task.levels - 1)])
             at_shares = -torch.logit(share.clamp(1e-4, 1 - 1e-4)).to(labels.dtype)

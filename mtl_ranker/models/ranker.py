@@ -139,7 +139,7 @@ class Ranker(nn.Module):
 
     def penalty(self, trace: Trace) -> Tensor:
         """Penalties of the specification: on unevenly used experts and on their distance."""
-        total = torch.zeros(())
+        total = trace.logits.new_zeros(())
         if self.spec.balance > 0:
             for layer, gates in zip(self.layers, trace.gates, strict=True):
                 total = total + self.spec.balance * layer.imbalance(gates)  # type: ignore[operator]

@@ -103,5 +103,5 @@ class PositionBias(nn.Module):
     def forward(self, position: Tensor) -> Tensor:
         index = (position + 1).clamp(0, self.positions)
         if self.training and self.dropout > 0:
-            index = index * (torch.rand(index.shape) >= self.dropout)
+            index = index * (torch.rand(index.shape, device=index.device) >= self.dropout)
         return self.logits(index)

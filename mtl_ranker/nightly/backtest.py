@@ -28,6 +28,7 @@ from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.nightly.build import build_split
+from mtl_ranker.nightly.plan import Origin, PastNight, plan_training
 from mtl_ranker.nightly.popularity import NAME
 from mtl_ranker.nightly.promotion import compare_artifacts
 from mtl_ranker.nightly.suite import train_suite
@@ -82,6 +83,11 @@ class NightModel:
     label: str
     artifact: RankerArtifact
 
+    @property
+    def as_champion(self) -> Origin:
+        """For a night that continues from it."""
+        return Origin(f"of {self.night}", self.artifact.fixed, self.artifact.start)
+
 
 def backtest(
     context: Context,
@@ -92,8 +98,9 @@ def backtest(
     """Train on the nights before `first`..`last`, and evaluate each day after its night.
 
     The night of D - 1 trains on the split that ends with D - 1, as `nightly` does; its winner on
-    validation ranks day D. `on_step` is called with a message after each day. Raises ProjectError
-    if a day is missing or its night has no split.
+    validation ranks day D. With `training.start = "champion"` it continues from the champion of the
+    policy `champion`. `on_step` is called with a message after each day. Raises ProjectError if a
+    day is missing or its night has no split.
     """
     project = context.project
     days = days_between(context.source.days(), first, last)
@@ -104,13 +111,18 @@ def backtest(
     policies: dict[str, NightModel] = {}
     replayed: list[Replayed] = []
     promotions: dict[date, str] = {}
+    history: list[PastNight] = []
     predictions: dict[str, list[np.ndarray]] = {policy: [] for policy in POLICIES}
     labels, users, lists = [], [], []
     for day, night in zip(days, nights, strict=True):
         build_split(context, night)
-        suite = train_suite(context, night)
+        previous = policies.get("champion")
+        known = None if previous is None else previous.as_champion
+        plan = plan_training(context, night, known, history)
+        suite = train_suite(context, night, plan=plan)
+        history.append(PastNight(night, plan.full, suite.behind))
         newest = NightModel(night, suite.winner.label, suite.winner.artifact)
-        champion = policies.get("champion")
+        champion = previous
         current = None if champion is None else champion.artifact
         decision = compare_artifacts(context, night, newest.artifact, current)
         promotions[day] = decision.reason
@@ -130,7 +142,8 @@ def backtest(
             predictions[policy].append(predicted)
             metrics = evaluate_all(tasks, labels[-1], predicted, lists[-1])
             replayed.append(Replayed(day, policy, model.night, model.label, metrics))
-        on_step(f"{day}: night of {night}, {suite.winner.label}")
+        origin = "" if plan.start is None else f", continued from that {plan.start.version}"
+        on_step(f"{day}: night of {night}, {suite.winner.label}{origin}")
     clusters = Clusters.of(np.concatenate(users), np.concatenate(lists))
     gains = _gains(project, np.concatenate(labels), clusters, predictions)
     return Backtest(days, replayed, promotions, gains)

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from mtl_ranker import __version__
-from mtl_ranker.config import Calibrating, Project
+from mtl_ranker.config import Calibrating, Project, Training
 from mtl_ranker.evaluation.diagnostics import Diagnosis, diagnose
 from mtl_ranker.evaluation.metrics import blended_quality, evaluate_all
 from mtl_ranker.features.columns import LABEL
@@ -25,12 +25,19 @@ from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.calibration import Calibration, fit_calibration
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
 from mtl_ranker.training.boosting import fit_forest
-from mtl_ranker.training.dataset import ENCODED, SAMPLE_ROWS, Dataset, written_once
+from mtl_ranker.training.dataset import (
+    ENCODED,
+    SAMPLE_ROWS,
+    Dataset,
+    continued_examples,
+    written_once,
+)
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
 from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, write_shards
 from mtl_ranker.training.state import FORMAT, Checkpoint, Epoch
+from mtl_ranker.training.warm_start import WarmStart
 from mtl_ranker.workspace import fingerprint
 
 DIAGNOSED_ROWS = 8_192
@@ -39,11 +46,16 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Contender:
-    """A model of the project file with one seed."""
+    """A model of the project file with one seed.
+
+    Attributes:
+        start: what its training continues from; None for a training from scratch.
+    """
 
     name: str
     spec: RankerSpec
     seed: int
+    start: RankerArtifact | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Fitted:
     Attributes:
         started, ended: when it was trained, in seconds since 1970.
         diagnosis: of its network; None if it has yet to be made.
+        start: see `Contender`.
     """
 
     name: str
@@ -75,6 +88,7 @@ class Fitted:
     trained: Trained
     artifact: RankerArtifact
     diagnosis: Diagnosis | None = None
+    start: RankerArtifact | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +112,9 @@ def train_model(
     """
     tasks, seed, started = tasks_of(project), contender.seed, time.time()
     trained = train_ranker(
-        Design(contender.spec, dataset.encoder, tasks),
+        Design(contender.spec, dataset.encoder, tasks, _warm_start(contender.start)),
         Rows(_thinned(project, tasks, dataset.train, seed), dataset.examples["validate"]),
-        project.training,
+        _settings(project, contender),
         seed,
         Execution(on_epoch, checkpoint=_checkpoint(project, dataset, contender), world=world),
     )
@@ -110,7 +124,16 @@ def train_model(
         started=started,
         ended=time.time(),
         trained=trained,
-        artifact=RankerArtifact(project, dataset.encoder, tasks, trained.model, sql=dataset.sql),
+        artifact=RankerArtifact(
+            project,
+            dataset.encoder,
+            tasks,
+            trained.model,
+            sql=dataset.sql,
+            last_day=dataset.days.train[-1],
+            moments=trained.moments,
+        ),
+        start=contender.start,
     )
     return _evaluate(dataset, *_calibrate(dataset, fitted))
 
@@ -119,15 +142,20 @@ def with_trees(project: Project, dataset: Dataset, run: ModelRun) -> ModelRun:
     """The model with its predictions averaged with those of boosted trees (training/boosting.py).
 
     The trees are fitted on a sample of at most `SAMPLE_ROWS` training rows; their number is chosen
-    on the validation rows.
+    on the validation rows. Trees cannot be continued: beside a network that was, they are those of
+    its start.
     """
-    trees = fit_forest(
-        dataset.tasks,
-        _thinned(project, dataset.tasks, dataset.examples["train"], run.seed).sample(SAMPLE_ROWS),
-        [project.training.trees] * len(dataset.tasks),
-        run.seed,
-        dataset.examples["validate"],
-    )
+    if run.start is not None:
+        trees = run.start.trees
+    else:
+        rows = _thinned(project, dataset.tasks, dataset.examples["train"], run.seed)
+        trees = fit_forest(
+            dataset.tasks,
+            rows.sample(SAMPLE_ROWS),
+            [project.training.trees] * len(dataset.tasks),
+            run.seed,
+            dataset.examples["validate"],
+        )
     return _with_artifact(dataset, run, f"{run.name}, trees", replace(run.artifact, trees=trees))
 
 
@@ -151,6 +179,7 @@ def _with_artifact(
         trained=run.trained,
         artifact=artifact,
         diagnosis=run.diagnosis,
+        start=run.start,
     )
     return _evaluate(dataset, *_calibrate(dataset, fitted))
 
@@ -168,13 +197,21 @@ def refit(
     which the model was chosen. Its calibration is cross-fitted over `calibration.refit_days` days
     (`held_out_predictions`); with 0, a part of the model's own map is applied
     (`calibration.refit_share`), which was fitted on days that its weights were not trained on.
+
+    A model whose training was continued is continued once more on the validation days, with a
+    replay of training days. With `refit_days` it then has the model's own map, of the validation
+    days, as leaving out another day would take a training without that day.
     """
     tasks, settings, started = dataset.tasks, project.calibration, time.time()
     days = [*dataset.days.train, *dataset.days.validate]
     name = f"{run.name}{REFIT}"
-    again, trained = _retrained(project, dataset, run, Retraining(name, days), callbacks, world)
+    start = None if run.start is None else run.artifact
+    retraining = Retraining(name, days, start)
+    again, trained = _retrained(project, dataset, run, retraining, callbacks, world)
     ended = time.time()
-    if settings.refit_days:
+    if settings.refit_days and start is not None:
+        calibration = run.artifact.calibration
+    elif settings.refit_days:
         folds = held_out_predictions(
             project, dataset, run, days[-settings.refit_days :], callbacks, world
         )
@@ -187,7 +224,13 @@ def refit(
         started=started,
         ended=ended,
         trained=trained,
-        artifact=replace(again, calibration=calibration),
+        artifact=replace(
+            again,
+            calibration=calibration,
+            last_day=days[-1],
+            before_refit=run.artifact if run.artifact.moments else None,
+        ),
+        start=start,
     )
     labels = [LABEL + task.name for task in tasks]
     test = encode_examples(again.encoder, dataset.frames["test"], labels, dataset.list_keys)
@@ -197,10 +240,16 @@ def refit(
 
 @dataclass(frozen=True)
 class Retraining:
-    """A further training of a finished run's model for the same epochs: its name and its days."""
+    """A further training of a finished run's model for the same epochs: its name and its days.
+
+    Attributes:
+        start: the run's ranker, to be continued on the validation days; None for a training from
+            scratch.
+    """
 
     name: str
     days: list[date]
+    start: RankerArtifact | None = None
 
 
 def _retrained(
@@ -214,20 +263,20 @@ def _retrained(
     """The run's model, trained on other days without early stopping; it is not calibrated."""
     tasks = tasks_of(project)
     encoder, rows = _rows_of(project, dataset, again, world)
-    contender = Contender(again.name, run.spec, run.seed)
+    contender = Contender(again.name, run.spec, run.seed, again.start)
     on_epoch = partial(callbacks.on_epoch, contender.name, contender.seed)
     thinned = _thinned(project, tasks, rows, run.seed)
     trained = train_ranker(
-        Design(run.spec, encoder, tasks),
+        Design(run.spec, encoder, tasks, _warm_start(again.start)),
         Rows(thinned),
-        project.training,
+        _settings(project, contender),
         run.seed,
         Execution(
             on_epoch, run.trained.best_epochs, _checkpoint(project, dataset, contender), world
         ),
     )
     trees = run.artifact.trees
-    if trees is not None:
+    if trees is not None and again.start is None:
         callbacks.on_step(f"boosted trees beside {contender.name}")
         trees = fit_forest(tasks, thinned.sample(SAMPLE_ROWS), trees.trees, run.seed)
     artifact = RankerArtifact(
@@ -293,7 +342,15 @@ def fit_to(tasks: list[Task], settings: Calibrating, folds: Sequence[Fold]) -> C
 def _rows_of(
     project: Project, dataset: Dataset, again: Retraining, world: World
 ) -> tuple[Encoder, Examples | ShardedExamples]:
-    """The rows of days of training and validation, with an encoder fitted on them."""
+    """The rows of days of training and validation, with an encoder fitted on them.
+
+    Of a continued training the validation days are new, and the encoder is extended by them.
+    """
+    folder = dataset.workspace.root / ENCODED / fingerprint(again.name)
+    if again.start is not None:
+        new, older = (dataset.frames[part].lazy() for part in ("validate", "train"))
+        encoder = again.start.encoder.extended(project.features, new)
+        return encoder, continued_examples(project, encoder, new, older, folder)
     labels = [LABEL + task.name for task in dataset.tasks]
     if dataset.shards is not None:
         known = [*dataset.days.train, *dataset.days.validate]
@@ -301,7 +358,6 @@ def _rows_of(
         files = [path for day, path in zip(known, paths, strict=True) if day in again.days]
         lazy = pl.scan_parquet(files, missing_columns="insert", glob=False)
         encoder = fit_encoder(project, lazy, SAMPLE_ROWS)
-        folder = dataset.workspace.root / ENCODED / fingerprint(again.name)
         write = partial(write_shards, encoder, files, labels, list_keys=dataset.list_keys)
         return encoder, written_once(write, folder, world)
     frame = _frame_of(dataset, again.days)
@@ -353,6 +409,7 @@ def _evaluate(dataset: Dataset, fitted: Fitted, validation: Validation) -> Model
         metrics=evaluate_all(tasks, held_out.labels, prediction, held_out.lists),
         artifact=artifact,
         diagnosis=diagnosis,
+        start=fitted.start,
     )
 
 
@@ -368,13 +425,34 @@ def _thinned(
     )
 
 
+def _warm_start(start: RankerArtifact | None) -> WarmStart | None:
+    """The weights and moments of a ranker, for a training that continues from it."""
+    if start is None:
+        return None
+    return WarmStart(
+        encoder=start.encoder,
+        weights=start.model.state_dict(),
+        positions=start.model.positions,
+        moments=start.moments,
+    )
+
+
+def _settings(project: Project, contender: Contender) -> Training:
+    """The settings of a training; a continued one has its own number of epochs."""
+    settings = project.training
+    if contender.start is None:
+        return settings
+    return settings.model_copy(update={"epochs": settings.continued_epochs})
+
+
 def _checkpoint(project: Project, dataset: Dataset, contender: Contender) -> Checkpoint:
     """The checkpoint of one training of a suite; a finished suite removes it."""
     settings = project.digest("features", "objectives", "training")
     # The rows are the same for another split of the same days, but not what is validation.
     split = [dataset.days.train, dataset.days.validate]
     rows = (dataset.digest, split, settings)
-    key = fingerprint(__version__, FORMAT, *rows, contender.spec, contender.name)
+    start = None if contender.start is None else contender.start.weights_digest
+    key = fingerprint(__version__, FORMAT, *rows, contender.spec, contender.name, start)
     name = fingerprint(contender.name, contender.seed)
     path = dataset.workspace.root / CHECKPOINTS / f"{name}.pt"
     return Checkpoint(path, key, project.training.checkpoint_seconds)

@@ -18,10 +18,11 @@ from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import Slice
 from mtl_ranker.features.arrivals import Arrival
 from mtl_ranker.features.audit import Audit
-from mtl_ranker.features.days import SplitDays
+from mtl_ranker.features.days import SplitDays, span
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.nightly.blend_search import Blend, KeptBlend
+from mtl_ranker.nightly.plan import FROM_SCRATCH, TrainingPlan
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.popularity import smoothed_means
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -42,6 +43,7 @@ class ModelRun:
         raw_prediction: [N, T] on the test days, before calibration.
         test_prediction: [N, T] on the test days.
         metrics: on the test days.
+        start: what its training continued from; None for a training from scratch.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ModelRun:
     metrics: Metrics
     artifact: RankerArtifact
     diagnosis: Diagnosis
+    start: RankerArtifact | None = None
 
     @property
     def label(self) -> str:
@@ -90,6 +93,9 @@ class Suite:
         unlabelled: what is left out of verdicts, as days lack labels (see `missing_labels`).
         audit: of features of the last test day; None without one.
         arrivals: how late the labels of actions arrive.
+        plan: what was trained, and from where.
+        behind: model → how far its seeds' mean is behind the best on validation, in standard
+            errors (`Criterion`).
     """
 
     days: SplitDays
@@ -114,6 +120,19 @@ class Suite:
     notes: list[str] = field(default_factory=list)
     audit: Audit | None = None
     arrivals: list[Arrival] = field(default_factory=list)
+    plan: TrainingPlan = FROM_SCRATCH
+    behind: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def trained_on(self) -> str:
+        """The training rows of the models, in words."""
+        rows, start = f"{self.train_rows:,} rows", self.plan.start
+        if start is None:
+            return f"{rows} of {span(self.days.train)}"
+        new = span(start.new_days(self.days))
+        replayed = self.winner.artifact.project.training.replay > 0
+        older = " and a replay of earlier days" if replayed else ""
+        return f"{rows} of {new}{older}, from version {start.version}"
 
 
 def qualities(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 
@@ -24,7 +24,6 @@ from mtl_ranker.evaluation.slices import divide, slice_metrics
 from mtl_ranker.evaluation.suspicious import suspicious
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.models.matmul import cores
-from mtl_ranker.models.presets import linear
 from mtl_ranker.nightly.blend_search import (
     Blend,
     BlendSearch,
@@ -41,6 +40,7 @@ from mtl_ranker.nightly.contenders import (
     trees_alone,
     with_trees,
 )
+from mtl_ranker.nightly.plan import FROM_SCRATCH, TrainingPlan
 from mtl_ranker.nightly.refitting import harm_of_refit
 from mtl_ranker.nightly.results import (
     ModelRun,
@@ -55,18 +55,21 @@ from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.process_pool import side_by_side
-from mtl_ranker.training.specs import model_specs
+from mtl_ranker.training.specs import contender_specs, model_specs
 
-LINEAR = "linear"  # the name of the linear model beside the project's
 BLEND_TRIES = 60  # choices of weights in a night
 
 PARALLEL_FROM = 200_000  # rows x epochs of one training
 
 
 def train_suite(
-    context: Context, day: date, callbacks: Callbacks = Callbacks(), world: World = SINGLE_PROCESS
+    context: Context,
+    day: date,
+    callbacks: Callbacks = Callbacks(),
+    world: World = SINGLE_PROCESS,
+    plan: TrainingPlan = FROM_SCRATCH,
 ) -> Suite:
-    """Train and evaluate every model × seed; the winner is chosen on validation, never on test.
+    """Train and evaluate every model × seed of the plan; the winner is chosen on validation.
 
     With a `world` of several ranks every rank calls this, and each training is data-parallel over
     them. Raises ProjectError as `load_dataset` does, for an unknown model setting, and for drift
@@ -74,13 +77,15 @@ def train_suite(
     """
     project, workspace = context.project, context.workspace
     model_specs(project)
-    dataset = load_dataset(context, day, world)
+    continuing = None if plan.start is None else plan.start.continuing
+    dataset = load_dataset(context, day, world, continuing)
     refuse_drift(_health(project, dataset))
-    runs = train_all(project, dataset, callbacks, world)
-    winner, runs, notes = _winner(project, dataset, runs, callbacks, world)
+    runs = train_all(project, dataset, callbacks, world, plan)
+    choice = _winner(project, dataset, runs, callbacks, world)
     callbacks.on_step("comparing the models")
-    suite = _suite(project, dataset, runs, winner)
-    suite = replace(suite, notes=[*notes, *suite.notes])
+    suite = _suite(project, dataset, choice.runs, choice.winner)
+    notes = [*plan.notes, *choice.notes, *suite.notes]
+    suite = replace(suite, notes=notes, plan=plan, behind=choice.behind)
     world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)
@@ -92,15 +97,16 @@ def train_all(
     dataset: Dataset,
     callbacks: Callbacks = Callbacks(),
     world: World = SINGLE_PROCESS,
+    plan: TrainingPlan = FROM_SCRATCH,
 ) -> list[ModelRun]:
-    """Every model × seed and a linear model, in parallel processes if that is faster.
+    """Every model × seed of the plan, in parallel processes if that is faster.
 
     `training.jobs` is the number of processes.
 
     With the same number of threads per training (`training.threads`) the results do not depend on
     the number of processes.
     """
-    contenders = contenders_of(project)
+    contenders = contenders_of(project, plan)
     available = cores()
     jobs = project.training.jobs or (available if _parallel_is_faster(project, dataset) else 1)
     jobs = jobs if world.size == 1 else 1
@@ -121,18 +127,38 @@ def train_all(
         torch.set_num_threads(project.training.threads or available)
 
 
-def contenders_of(project: Project) -> list[Contender]:
-    """The project's models with each seed, after a linear model with one, if it names none."""
-    specs, seeds = model_specs(project), project.training.seeds
-    named = [Contender(name, spec, seed) for name, spec in specs.items() for seed in seeds]
-    if any(spec.linear for spec in specs.values()) or LINEAR in specs:
-        return named
-    return [Contender(LINEAR, linear(len(project.objectives)), seeds[0]), *named]
+def contenders_of(project: Project, plan: TrainingPlan = FROM_SCRATCH) -> list[Contender]:
+    """The plan's models with each seed, after a linear model with one, if the project names none.
+
+    Continued is the plan's start alone.
+    """
+    start = None if plan.start is None else plan.start.artifact
+    named = model_specs(project)
+    return [
+        Contender(name, spec, seed, start)
+        for name, spec in contender_specs(project).items()
+        if name not in plan.left_out
+        for seed in (project.training.seeds if name in named else project.training.seeds[:1])
+    ]
 
 
 def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:
     """Starting a process takes seconds, longer than a small training."""
     return len(dataset.train) * project.training.epochs >= PARALLEL_FROM
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The winner, all runs with those derived from the best one (with trees, refit), and notes.
+
+    Attributes:
+        behind: see `Suite`.
+    """
+
+    winner: ModelRun
+    runs: list[ModelRun]
+    notes: list[str]
+    behind: dict[str, float]
 
 
 def _winner(
@@ -141,8 +167,8 @@ def _winner(
     runs: list[ModelRun],
     callbacks: Callbacks,
     world: World,
-) -> tuple[ModelRun, list[ModelRun], list[str]]:
-    """The winner, all runs with those derived from the best one (with trees, refit), and notes.
+) -> Choice:
+    """Choose the winner, and train what is derived from it.
 
     Chosen on validation by `Criterion`, guarded by the log loss of the first model: the best seed
     of the model with the best mean, with trees or trees alone if they are better. With
@@ -157,11 +183,12 @@ def _winner(
     def order(*seeds: ModelRun) -> tuple[bool, float]:
         return criterion.order([run.validate_prediction for run in seeds])
 
-    best = max(by_model, key=lambda name: order(*by_model[name]))
+    of_model = {name: order(*seeds) for name, seeds in by_model.items()}
+    best = max(of_model, key=lambda name: of_model[name])
     winner = max(by_model[best], key=order)
     improved: list[ModelRun] = []
     notes: list[str] = []
-    if project.training.trees:
+    if project.training.trees and (winner.start is None or winner.start.trees is not None):
         callbacks.on_step(f"boosted trees beside {winner.name}")
         averaged = with_trees(project, dataset, winner)
         improved += [averaged, trees_alone(dataset, averaged)]
@@ -181,13 +208,14 @@ def _winner(
     if len(spread) == 1:
         for seed in range(winner.seed + 1, winner.seed + 1 + project.training.spread_seeds):
             callbacks.on_step(f"{best} with seed {seed}, for the spread of trainings")
-            other = Contender(best, by_model[best][0].spec, seed)
+            other = Contender(best, winner.spec, seed, by_model[best][0].start)
             spread.append(train_model(project, dataset, other, world=world).metrics)
     if len(spread) > 1:
         chosen, artifact = winner, replace(winner.artifact, seed_metrics=spread)
         winner = replace(chosen, artifact=artifact)
         everything = [winner if run is chosen else run for run in everything]
-    return winner, everything, notes
+    behind = {name: of_model[best][1] - value for name, (_, value) in of_model.items()}
+    return Choice(winner, everything, notes, behind)
 
 
 def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: ModelRun) -> Suite:
@@ -245,7 +273,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         },
         gains=(
             sharing_gains(comparable, reference, confidence, still_improving(by_model))
-            if reference is not None
+            if reference in by_model
             else []
         ),
         label_correlation=label_correlation(dataset.examples["train"].labels.numpy()),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,10 @@ SIDES = ("user", "item", "pair")  # in the order of USER, ITEM and PAIR in model
 
 SEED_METRICS = "seed_metrics.json"
 BLEND = "blend.json"  # a blend that was chosen for the saved ranker, instead of its project's
+
+TRAINING = "training"  # folder of what only a later training reads
+BEFORE_REFIT = f"{TRAINING}/before_refit"
+MOMENTS = f"{TRAINING}/moments.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,12 @@ class RankerArtifact:
             this model with other seeds; their spread says what a seed changes. Empty if one seed
             was trained.
         fixed: it was made without a random seed, as item popularity.
+        last_day: the last day that its network was trained on; None if that is not known.
+        moments: of the optimisers at the network's weights (training/warm_start.py), from which a
+            later training may continue; empty in artifacts that were saved without them, and in
+            those of `load`.
+        before_refit: of a refit ranker the one that it was made from, if a later training may
+            continue from that; None in those of `load`.
     """
 
     project: Project
@@ -75,6 +87,29 @@ class RankerArtifact:
     sql: Mapping[str, str] | None = None
     seed_metrics: Sequence[dict[str, dict[str, float]]] = ()
     fixed: bool = False
+    last_day: date | None = None
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    before_refit: RankerArtifact | None = None
+
+    @property
+    def start(self) -> RankerArtifact | None:
+        """What a later training continues from: it has moments; None if nothing has.
+
+        That is the ranker before its refit, so that validation days are not trained on before they
+        choose and calibrate.
+        """
+        found = self if self.before_refit is None else self.before_refit
+        return found if found.moments else None
+
+    @property
+    def weights_digest(self) -> str:
+        """A hash of the network's weights and of the optimisers' moments at them."""
+        tensors = {**self.model.state_dict(), **self.moments}
+        digest = blake2b(digest_size=16)
+        for name in sorted(tensors):
+            digest.update(name.encode())
+            digest.update(tensors[name].contiguous().numpy())
+        return digest.hexdigest()
 
     def with_blend(self, choice: BlendChoice) -> RankerArtifact:
         """The same ranker with another blend; objectives without a weight get weight 1."""
@@ -106,6 +141,7 @@ class RankerArtifact:
             "positions": self.model.positions,
             "fixed": self.fixed,
             "chained_blend": True,
+            "last_day": None if self.last_day is None else str(self.last_day),
         }
         if self.trees is not None:
             save_file(self.trees.state_dict(), folder / "trees.safetensors")
@@ -120,6 +156,11 @@ class RankerArtifact:
         if self.seed_metrics:
             text = json.dumps(list(self.seed_metrics), indent=1)
             (folder / SEED_METRICS).write_text(text, "utf-8")
+        if self.moments:
+            (folder / TRAINING).mkdir(exist_ok=True)
+            save_file({k: v.contiguous() for k, v in self.moments.items()}, folder / MOMENTS)
+        if self.before_refit is not None:
+            self.before_refit.save(folder / BEFORE_REFIT)
         return folder
 
     @classmethod
@@ -154,6 +195,7 @@ class RankerArtifact:
             sql=texts,
             seed_metrics=json.loads(seeds.read_text("utf-8")) if seeds.is_file() else (),
             fixed=architecture.get("fixed", False),
+            last_day=_date(architecture.get("last_day")),
         )
         if (folder / BLEND).is_file():
             chosen = json.loads((folder / BLEND).read_text("utf-8"))
@@ -164,6 +206,15 @@ class RankerArtifact:
         given = [o.name for o in project.objectives if o.where is not None]
         scoring = project.scoring
         return ranker.with_blend(BlendChoice(scoring.blend, project.blend_weights, given))
+
+    @classmethod
+    def load_start(cls, folder: Path) -> RankerArtifact | None:
+        """The `start` of the ranker that `save` wrote; None if it was saved without."""
+        before = folder / BEFORE_REFIT
+        saved = before if before.is_dir() else folder
+        if not (saved / MOMENTS).is_file():
+            return None
+        return replace(cls.load(saved), moments=load_file(saved / MOMENTS))
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Calibrated predictions, a column per objective, and `score`, for N raw feature rows."""
@@ -294,6 +345,10 @@ class RegisteredRanker(NamedTuple):
     def context(self, context: Context) -> Context:
         """The context in which this model's features are built."""
         return model_context(context, self.artifact.project, self.artifact.sql)
+
+
+def _date(text: str | None) -> date | None:
+    return None if text is None else date.fromisoformat(text)
 
 
 # Keys in `model.json` of earlier versions, whose models may still be in a registry.

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from mtl_ranker.ranking.artifact import TRAINING, RankerArtifact
+
 MEASURED_ROWS = 20_000
 LONGEST = 600  # seconds
 
@@ -25,7 +27,7 @@ class Serving:
     """The result of scoring with a saved ranker in a fresh process.
 
     Attributes:
-        megabytes: size of the artifact's files.
+        megabytes: size of the artifact's files, without those that only a training reads.
         seconds_per_million: seconds to score a million raw feature rows, without loading: the
             fastest of three runs of at least `MEASURED_ROWS` rows.
         failed: why it could not score, or how its scores differ, or None.
@@ -43,7 +45,9 @@ def try_serving(folder: Path, rows: pl.DataFrame, expected: pl.DataFrame) -> Ser
         rows: N raw feature rows.
         expected: their predictions in this process.
     """
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    served = [file for file in files if file.relative_to(folder).parts[0] != TRAINING]
+    size = sum(file.stat().st_size for file in served) / 1e6
     with tempfile.TemporaryDirectory() as scratch:
         input_file, output_file = Path(scratch) / "rows.parquet", Path(scratch) / "scores.parquet"
         rows.write_parquet(input_file)
@@ -73,8 +77,6 @@ def try_serving(folder: Path, rows: pl.DataFrame, expected: pl.DataFrame) -> Ser
 
 def main(folder: str, rows: str, scores: str) -> None:
     """Score the file `rows` into the file `scores`; print the speed as JSON."""
-    from mtl_ranker.ranking.artifact import RankerArtifact
-
     artifact, frame = RankerArtifact.load(Path(folder)), pl.read_parquet(rows)
     artifact.predict(frame).write_parquet(scores)
     # Few rows would measure the fixed cost of a call instead of the cost per row.

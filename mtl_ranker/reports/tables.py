@@ -60,8 +60,7 @@ def comparison_table(suite: Suite, width: int) -> Table:
     confidence = 100 * suite.winner.artifact.project.promotion.confidence
     table = Table(
         title=f"Test {span(days.test)}: {len(suite.held_out.user):,} rows; trained on "
-        f"{suite.train_rows:,} rows of {span(days.train)}, "
-        f"validated on {span(days.validate)}",
+        f"{suite.trained_on}, validated on {span(days.validate)}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption=f"* wins on validation; intervals: {confidence:g} % over users"

@@ -25,6 +25,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.contract import used_columns
 from mtl_ranker.logs.ingest import keep_columns
 from mtl_ranker.nightly.history import Champion
+from mtl_ranker.nightly.plan import Origin, TrainingPlan, plan_training
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
@@ -39,6 +40,7 @@ from mtl_ranker.tracking.runs import (
     attempts,
     baseline_run,
     log_suite,
+    past_nights,
     set_ends,
 )
 from mtl_ranker.tracking.system import Sample, log_system
@@ -147,7 +149,11 @@ def record(
     client, day = mlflow.MlflowClient(), suite.days.test[-1]
     place = f"reports/{day}.html"
     marks = [workspace.published_fingerprint("examples", d) for d in suite.days.all]
-    inputs = fingerprint(__version__, project.source_text, day, *marks)
+    plan = suite.plan
+    planned = [] if plan.start is None else [plan.start.version]
+    inputs = fingerprint(
+        __version__, project.source_text, day, *marks, *planned, *sorted(plan.left_out)
+    )
     for logged, number in attempts(project, workspace, inputs):
         if number is None:
             _delete_attempt(project, logged)
@@ -168,6 +174,29 @@ def record(
     client.set_tag(logged.run_id, VERSION_TAG, version.version)
     set_ends(suite, logged)
     return logged, version, report
+
+
+def night_plan(context: Context, day: date) -> TrainingPlan:
+    """What the night of a day trains (nightly/plan.py), by the champion and the earlier nights."""
+    project = context.project
+    history = past_nights(project, context.workspace)
+    return plan_training(context, day, champion_before(project, day), history)
+
+
+def champion_before(project: Project, day: date) -> Origin | None:
+    """The latest champion of a night before this day that was not rolled back; None without one.
+
+    So a night that runs again starts from the same model as the first time.
+    """
+    client = mlflow.MlflowClient()
+    for version in reversed(champions(project)):
+        tested = client.get_model_version(project.name, version).tags.get("test_day")
+        if tested is not None and date.fromisoformat(tested) < day:
+            folder = artifact_folder(project, version)
+            start = RankerArtifact.load_start(folder)
+            fixed = start is None and RankerArtifact.load(folder).fixed
+            return Origin(version, fixed, start)
+    return None
 
 
 def _delete_attempt(project: Project, logged: Logged) -> None:

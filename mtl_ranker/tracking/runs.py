@@ -28,6 +28,7 @@ from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.metrics import Metrics, quality_metric
+from mtl_ranker.nightly.plan import PastNight
 from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.nightly.tuning import Search, Trial
 from mtl_ranker.reports import plots
@@ -88,6 +89,7 @@ def first_and_last(days: Sequence[date]) -> str:
 
 INPUTS_TAG = "inputs"
 VERSION_TAG = "registered_version"
+NIGHT_TAG = "night"  # what later nights need of a training, as JSON
 
 
 def attempts(
@@ -107,6 +109,21 @@ def attempts(
         logged = Logged(parent.info.run_id, experiment, children)
         found.append((logged, parent.data.tags.get(VERSION_TAG)))
     return found
+
+
+def past_nights(project: Project, workspace: Workspace) -> list[PastNight]:
+    """The trainings of the project's experiment, latest first; of a day the last one."""
+    client = mlflow.MlflowClient()
+    experiment = _experiment(project.name, workspace)
+    logged = client.search_runs(
+        [experiment], f"tags.{NIGHT_TAG} LIKE '{{%'", order_by=["start_time DESC"]
+    )
+    nights: dict[date, PastNight] = {}
+    for run in logged:
+        content = json.loads(run.data.tags[NIGHT_TAG])
+        day = date.fromisoformat(content["day"])
+        nights.setdefault(day, PastNight(day, content["full"], content["behind"]))
+    return list(nights.values())
 
 
 def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: str) -> Logged:
@@ -132,12 +149,19 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
     children: dict[str, str] = {}
     started = min(run.started for run in suite.runs)
     name, winner = f"training {suite.days.test[-1]}", suite.winner
+    night = {
+        "day": str(suite.days.test[-1]),
+        "full": suite.plan.full,
+        "behind": {model: round(value, 3) for model, value in suite.behind.items()},
+    }
+    tags_of_parent = tags | {INPUTS_TAG: inputs, NIGHT_TAG: json.dumps(night)}
     share_view(experiment_id, _compared(suite))
     datasets = split_datasets(context, suite.days)
-    with _run_started(experiment_id, name, tags | {INPUTS_TAG: inputs}, started) as parent:
+    with _run_started(experiment_id, name, tags_of_parent, started) as parent:
         logged = Logged(parent, experiment_id, children)
         log_datasets(datasets)
         mlflow.log_params({**span, "train_rows": suite.train_rows, "dataset_digest": digest})
+        mlflow.log_params(_plan(suite))
         mlflow.log_metrics(_results(winner) | {"train/seconds": _seconds(suite)})
         mlflow.log_text(project.source_text, "project.toml")
         mlflow.log_text(report, "report.html")
@@ -295,6 +319,16 @@ def _experiment(name: str, workspace: Workspace) -> str:
     return mlflow.create_experiment(name, artifact_location=location, tags=tags)
 
 
+def _plan(suite: Suite) -> dict[str, str]:
+    """What the night trained from where, and what it left out."""
+    start = suite.plan.start
+    params = {"left_out": ", ".join(suite.plan.left_out), "continued_from": "", "new_days": ""}
+    if start is None:
+        return params
+    new = first_and_last(start.new_days(suite.days))
+    return params | {"continued_from": f"version {start.version}", "new_days": new}
+
+
 def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
     names = [task.name for task in suite.tasks]
     spec = run.spec
@@ -316,6 +350,7 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             "dropout": spec.dropout,
             "parameters": run.trained.model.parameter_count(),
             **project.training.model_dump(exclude={"seeds"}),
+            **_plan(suite),
         }
     )
     for epoch in run.trained.epochs:

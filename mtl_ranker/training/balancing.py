@@ -83,7 +83,7 @@ class Uncertainty(Fixed):
 
     def __init__(self, model: Ranker, weights: Tensor, base: Tensor) -> None:
         super().__init__(model, weights, base)
-        self.log_variance = torch.zeros(len(weights), requires_grad=True)
+        self.log_variance = torch.zeros_like(weights, requires_grad=True)
         self.parameters = [self.log_variance]
 
     def backward(self, losses: Tensor, penalty: Tensor) -> None:
@@ -200,7 +200,7 @@ def gradients(losses: Tensor, parameters: Sequence[Tensor], retain: bool) -> Ten
         retain: keep the graph for another backward pass.
     """
     if not parameters:
-        return torch.zeros(len(losses), 0)
+        return losses.new_zeros(len(losses), 0)
     rows = []
     last = len(losses) - 1
     for t, loss in enumerate(losses):
@@ -243,4 +243,4 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _flat(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    return torch.zeros(parameter.numel()) if gradient is None else gradient.flatten()
+    return parameter.new_zeros(parameter.numel()) if gradient is None else gradient.flatten()

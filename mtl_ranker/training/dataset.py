@@ -16,7 +16,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.features.lists import list_ids
@@ -44,6 +44,23 @@ class LogFacts:
 
     day_rows: dict[date, int]
     first_day: date
+
+
+@dataclass(frozen=True)
+class Continuing:
+    """Which rows a continued training reads, and how they are encoded.
+
+    Attributes:
+        encoder: of the training that it continues; it is extended by the values of the new rows.
+        after: that training's last day; later training days are new.
+    """
+
+    encoder: Encoder
+    after: date
+
+    def new_days(self, days: SplitDays) -> list[date]:
+        """The training days that are new."""
+        return [day for day in days.train if day > self.after]
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,8 @@ class Dataset:
     """The examples of one split, raw and encoded, by part: train, validate, test.
 
     With more training rows than `training.in_memory_rows`, all of them are streamed from files, and
-    the part `train` has evenly spaced ones.
+    the part `train` has evenly spaced ones. Of a continued training `train` has raw examples of all
+    training days, and as tensors the rows that are trained on (`continued_examples`).
 
     Attributes:
         frames: part → raw examples.
@@ -122,8 +140,16 @@ class Dataset:
         return HeldOut(labels, self.frames["validate"], self.list_keys)
 
 
-def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> Dataset:
+def load_dataset(
+    context: Context,
+    day: date,
+    world: World = SINGLE_PROCESS,
+    continuing: Continuing | None = None,
+) -> Dataset:
     """Read the split that ends with `day`, and encode it with an encoder fitted on training days.
+
+    With `continuing` its encoder is extended instead, and the training rows are those of the new
+    days with a replay of older ones.
 
     With several ranks, the first one writes the files from which rows are streamed. Raises
     ProjectError for an empty split, for examples that are not built, for an objective that
@@ -155,23 +181,35 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
     rows = sum(day_rows.values())
     files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
     labels, keys = [LABEL + task.name for task in tasks], project.log.list_keys
-    shards = None
-    if rows > project.training.in_memory_rows:
-        encoder = fit_encoder(project, lazy["train"], SAMPLE_ROWS)
-        lazy["train"] = lazy["train"].gather_every(-(-rows // SAMPLE_ROWS))
-        folder = workspace.root / ENCODED / "train"
-        write = partial(write_shards, encoder, files["train"], labels, list_keys=keys)
-        shards = written_once(write, folder, world)
+    streamed = rows > project.training.in_memory_rows
+    everything = lazy["train"]
+    if streamed:
+        lazy["train"] = everything.gather_every(-(-rows // SAMPLE_ROWS))
     frames = {part: rows.collect(engine="streaming") for part, rows in lazy.items()}
-    if shards is None:
+    folder = workspace.root / ENCODED / "train"
+    trained: Examples | ShardedExamples
+    if continuing is not None:
+        new = workspace.scan(dataset, continuing.new_days(days))
+        older = everything.filter(pl.col("date") <= continuing.after)
+        encoder = continuing.encoder.extended(project.features, new)
+        trained = continued_examples(project, encoder, new, older, folder)
+    elif streamed:
+        encoder = fit_encoder(project, everything, SAMPLE_ROWS)
+        write = partial(write_shards, encoder, files["train"], labels, list_keys=keys)
+        trained = written_once(write, folder, world)
+    else:
         encoder = fit_encoder(project, frames["train"])
+        trained = encode_examples(encoder, frames["train"], labels, keys)
+    examples = {"train": trained} if isinstance(trained, Examples) else {}
+    for part in frames.keys() - examples.keys():
+        examples[part] = encode_examples(encoder, frames[part], labels, keys)
     return Dataset(
         days=days,
         tasks=tasks,
         encoder=encoder,
         frames=frames,
-        examples={part: encode_examples(encoder, f, labels, keys) for part, f in frames.items()},
-        shards=shards,
+        examples=examples,
+        shards=trained if isinstance(trained, ShardedExamples) else None,
         files=files,
         facts=LogFacts(day_rows, workspace.days("events")[0]),
         workspace=workspace,
@@ -182,6 +220,36 @@ def load_dataset(context: Context, day: date, world: World = SINGLE_PROCESS) -> 
             *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate)
         ),
     )
+
+
+def continued_examples(
+    project: Project, encoder: Encoder, new: pl.LazyFrame, older: pl.LazyFrame, folder: Path
+) -> Examples | ShardedExamples:
+    """The rows that a continued training reads: new ones and, at random, `training.replay` of older
+    ones for each of them, at most all.
+
+    Which ones are replayed depends on the last new day. More than `training.in_memory_rows` are
+    streamed from files of the folder.
+    """
+    labels = [LABEL + objective.name for objective in project.objectives]
+    keys = project.log.list_keys
+    count, last = new.select(pl.len(), pl.col("date").max()).collect(engine="streaming").row(0)
+    replayed = replay_of(older, round(project.training.replay * count), last.toordinal())
+    rows = pl.concat([new, replayed], how="vertical_relaxed")
+    if rows.select(pl.len()).collect(engine="streaming").item() <= project.training.in_memory_rows:
+        return encode_examples(encoder, rows.collect(engine="streaming"), labels, keys)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_suffix(".parquet")
+    rows.sink_parquet(file)
+    write = partial(write_shards, encoder, [file], labels, list_keys=keys)
+    return written_once(write, folder, SINGLE_PROCESS)
+
+
+def replay_of(older: pl.LazyFrame, wanted: int, seed: int) -> pl.LazyFrame:
+    """About `wanted` of these rows, each with the same probability; all if there are no more."""
+    known = older.select(pl.len()).collect(engine="streaming").item()
+    uniform = pl.struct("date", EVENT).hash(seed) / 2.0**64
+    return older.filter(uniform < wanted / max(known, 1))
 
 
 def written_once(write: Callable[[Path], object], folder: Path, world: World) -> ShardedExamples:

@@ -1,15 +1,16 @@
 """Train one ranker: AdamW with linear decay of the learning rate, and early stopping.
 
 A small share of ids is replaced by the unknown value, so that its embedding is trained. The weights
-of the best epoch are restored. The same seed gives the same weights.
+of the best epoch are restored. The same seed gives the same weights. With a `WarmStart` a training
+continues from another's weights and optimiser state.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,12 @@ from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import build_ranker, predict_logits, start_at_prior
 from mtl_ranker.training.shards import ShardedExamples
 from mtl_ranker.training.state import BestWeights, Checkpoint, Epoch, TrainingState
+from mtl_ranker.training.warm_start import (
+    WarmStart,
+    load_weights,
+    restore_moments,
+    shrink_and_perturb,
+)
 
 PROBE_ROWS = 4_096
 PRIOR_ROWS = 1 << 21  # enough for training means
@@ -46,11 +53,16 @@ MOST_POSITIONS = 200
 
 @dataclass(frozen=True)
 class Design:
-    """The network to train: its specification, its inputs and its objectives."""
+    """The network to train: its specification, its inputs and its objectives.
+
+    Attributes:
+        start: where it continues from, a network of this specification; None for random weights.
+    """
 
     spec: RankerSpec
     encoder: Encoder
     tasks: Sequence[Task]
+    start: WarmStart | None = None
 
 
 @dataclass(frozen=True)
@@ -85,12 +97,15 @@ class Trained:
 
     Attributes:
         best_epochs: [T], equal for all objectives unless the model is `unshared`.
+        moments: of the optimisers at the restored weights (`moments_of`), where a later training
+            may continue from them (`training.start`); else empty.
     """
 
     model: Ranker
     epochs: list[Epoch]
     best_epochs: list[int]
     seconds: float
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def best_epoch(self) -> int:
@@ -120,6 +135,8 @@ def train_ranker(
     prior = train.sample(PRIOR_ROWS, inputs=False)
     state = _start(design, prior, settings, seed, min(rows.train.positions, MOST_POSITIONS))
     state.best.until = execution.until
+    if settings.start == "champion" and execution.until is None:
+        state.best.optimisers = state.optimisers
     monitor = None if rows.validate is None else _Monitor(state.model, prior, rows.validate, tasks)
     probe = train.sample(PROBE_ROWS)
     saved = None if checkpoint is None else checkpoint.load()
@@ -158,9 +175,9 @@ def train_ranker(
     seconds = state.seconds
     if checkpoint is not None and rank == 0 and seconds >= checkpoint.seconds:
         checkpoint.save(state.content())
-    state.best.restore()
+    moments = state.best.restore()
     state.model.eval()
-    return Trained(state.model, state.epochs, state.best.epochs, seconds)
+    return Trained(state.model, state.epochs, state.best.epochs, seconds, moments)
 
 
 def _start(
@@ -172,17 +189,26 @@ def _start(
         prior: training rows for the labels' means.
         positions: P, number of positions with a bias.
     """
-    tasks = design.tasks
+    tasks, start = design.tasks, design.start
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
+    positions = positions if start is None else start.positions
     model = build_ranker(design.spec, design.encoder, tasks, positions, settings.position_dropout)
-    start_at_prior(model, prior.labels, tasks, prior.weight)
+    if start is None:
+        start_at_prior(model, prior.labels, tasks, prior.weight)
+    else:
+        fresh = {name: p.detach().clone() for name, p in model.named_parameters()}
+        load_weights(model, start, design.encoder)
+        shrink_and_perturb(model, fresh, (settings.shrink, settings.perturb))
     weights = torch.tensor([task.weight for task in tasks])
     base = _base_losses(prior, tasks)
     balancer = BALANCERS[settings.balancing](model, weights, base)
+    optimisers = _optimisers(model, balancer, settings)
+    if start is not None and settings.keep_optimiser:
+        restore_moments(model, optimisers, start, design.encoder)
     return TrainingState(
         model=model,
-        optimisers=_optimisers(model, balancer, settings),
+        optimisers=optimisers,
         balancer=balancer,
         best=BestWeights(model, len(tasks), settings.patience),
         generator=generator,

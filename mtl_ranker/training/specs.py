@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.models.presets import make
+from mtl_ranker.models.presets import linear, make
 from mtl_ranker.models.spec import RankerSpec
+
+LINEAR = "linear"  # the name of the linear model beside the project's
 
 
 def model_specs(project: Project) -> dict[str, RankerSpec]:
@@ -17,3 +19,11 @@ def model_specs(project: Project) -> dict[str, RankerSpec]:
         }
     except ValueError as error:
         raise ProjectError(str(error)) from error
+
+
+def contender_specs(project: Project) -> dict[str, RankerSpec]:
+    """The models that a full training compares: `model_specs` after a linear one, if none is."""
+    specs = model_specs(project)
+    if any(spec.linear for spec in specs.values()) or LINEAR in specs:
+        return specs
+    return {LINEAR: linear(len(project.objectives)), **specs}

@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 
 from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.training.balancing import Balancer
+from mtl_ranker.training.warm_start import combined, moments_of
 
 # Part of a checkpoint's key: another number where the content or the training's steps change.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ class BestWeights:
     Args:
         patience: epochs without improvement after which the training stops.
         until: [T], the epoch whose weights are kept for each objective, without any comparison.
+
+    Attributes:
+        optimisers: whose moments are kept with the weights; none by default.
+        moments: number of an epoch → moments at its end (`moments_of`).
     """
 
     def __init__(
@@ -136,6 +141,8 @@ class BestWeights:
         self.values = [math.inf] * objectives
         self.epochs = [0] * objectives
         self.states: dict[int, dict[str, Tensor]] = {}
+        self.optimisers: Sequence[Optimizer] = ()
+        self.moments: dict[int, dict[str, Tensor]] = {}
 
     def keep(self, epoch: int, values: Sequence[float]) -> None:
         """Keep the model's weights if a value improves; values [T], lower is better."""
@@ -144,14 +151,18 @@ class BestWeights:
                 self.values[t], self.epochs[t] = value, epoch
         if epoch in self.epochs:
             self.states[epoch] = copy.deepcopy(self.model.state_dict())
+            self.moments[epoch] = moments_of(self.model, self.optimisers)
         self.states = {number: s for number, s in self.states.items() if number in self.epochs}
+        self.moments = {number: self.moments[number] for number in self.states}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"values": self.values, "epochs": self.epochs, "states": self.states}
+        names = ("values", "epochs", "states", "moments")
+        return {name: getattr(self, name) for name in names}
 
     def resume(self, state: dict[str, Any]) -> None:
         self.values, self.epochs, self.states = (state[k] for k in ("values", "epochs", "states"))
+        self.moments = state["moments"]
 
     def exhausted(self, epoch: int) -> bool:
         """Whether the training stops after this epoch."""
@@ -159,16 +170,17 @@ class BestWeights:
             return epoch >= max(self.until)
         return epoch - max(self.epochs) >= self.patience
 
-    def restore(self) -> None:
-        """Load the best weights into the model."""
-        weights = self.states[self.epochs[0]]
-        if len(self.states) > 1:
-            by_objective = [self.states[epoch] for epoch in self.epochs]
-            count = len(by_objective)
-            for name, axis in self.model.objective_axes().items():
-                blocks = [s[name].chunk(count, axis)[t] for t, s in enumerate(by_objective)]
-                weights[name] = torch.cat(blocks, axis)
-        self.model.load_state_dict(weights)
+    def restore(self) -> dict[str, Tensor]:
+        """Load the best weights into the model; returns the kept moments at these weights."""
+        if len(self.states) == 1:
+            self.model.load_state_dict(self.states[self.epochs[0]])
+            return self.moments[self.epochs[0]]
+        axes = self.model.objective_axes()
+        states, moments = (
+            [of_epoch[epoch] for epoch in self.epochs] for of_epoch in (self.states, self.moments)
+        )
+        self.model.load_state_dict(combined(states, axes))
+        return combined(moments, axes)
 
 
 @dataclass

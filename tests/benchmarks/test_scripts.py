@@ -245,3 +245,27 @@ def test_actions(tmp_path):
     figures, printed = run_sized("actions", tmp_path, *sizes)
     assert figures["pipeline"]["joined"] == figures["by_hand"]["joined"] > 3_000
     assert f"{figures['pipeline']['joined']:,}" in printed
+
+
+@pytest.mark.slow
+def test_incremental(tmp_path):
+    """Every arm but scratch continues after its first night, on fewer rows."""
+    sizes = ("--days", "13", "--rows", "1500", "--epochs", "2", "--threads", "1")
+    figures, printed = run_sized("incremental", tmp_path, *sizes)
+    arms = figures["arms"]
+    assert figures["nights"] == 1
+    assert [arm["continued"] for arm in arms.values()] == [0, *[1] * (len(arms) - 1)]
+    scratch = arms["scratch"]
+    assert all(q["gain"] == 0 for q in scratch["quality"].values())
+    assert arms["replay 0"]["training_seconds"] > 0
+    assert arms["replay 0"]["quality"]["click"]["gain"] != 0
+    assert f"{scratch['quality']['click']['quality']:.4f}" in printed
+
+
+@pytest.mark.slow
+def test_combine(tmp_path):
+    figures, printed = run_sized("combine", tmp_path, "--repeats", "1", "--threads", "1")
+    for by_mode in figures["shapes"].values():
+        assert set(by_mode) == {"inference", "training"}
+        assert all(milliseconds > 0 for pair in by_mode.values() for milliseconds in pair)
+    assert "times faster in training" in printed

@@ -141,3 +141,41 @@ def test_columns_hashed_differently_cannot_share():
     ]
     with pytest.raises(ValueError, match=r"share = 's': hash_buckets \[None, 8\]"):
         Features(categoricals=columns)
+
+
+def test_an_extended_encoder_keeps_its_indices_and_appends_new_values():
+    """Edges stay; a new value needs `min_count` of the new rows; shared columns grow together."""
+    features = FEATURES.model_copy(
+        update={
+            "categoricals": [
+                *FEATURES.categoricals,
+                Categorical(column="author", share="author"),
+                Categorical(column="last_author", share="author"),
+            ]
+        }
+    )
+    authors = pl.DataFrame({"author": list("mmnnmn"), "last_author": list("nnnnnn")})
+    encoder = Encoder.fit(features, ["n"], TRAIN.with_columns(authors))
+    further = pl.DataFrame(
+        {
+            "city": ["c", "b", "b", "0", "d", "d"],
+            "user_id": [7] * 6,
+            "tags": [["a"], [], None, ["y"], [], []],
+            "author": ["m"] * 6,
+            "last_author": ["a"] * 6,
+            "n": [900.0] * 6,
+        }
+    )
+    extended = encoder.extended(features, further)
+    assert [v.values for v in extended.categoricals] == [
+        ["a", "c", "b", "d"],  # "b" was too rare before, "0" is too rare
+        [],
+        ["m", "n", "a"],
+        ["m", "n", "a"],
+    ]
+    assert extended.lists[0].values == ["x", "y", "z", "a"]
+    assert (extended.edges, extended.missing) == (encoder.edges, encoder.missing)
+    before, after = (e.transform(TRAIN.with_columns(authors)) for e in (encoder, extended))
+    known = before.categorical > 0
+    assert (after.categorical[known] == before.categorical[known]).all()
+    assert extended.extended(features, further) == extended

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from mtl_ranker.logs.simulate import EXAMINATION, Feed, make_world, simulate
+from mtl_ranker.logs.simulate import EXAMINATION, Feed, make_world, simulate, world_on
 from tests.conftest import FIRST
 
 
@@ -62,3 +63,15 @@ def test_items_appear_over_time(feed):
     joined = log.join(items, on="item")
     assert (joined["published"] <= joined["date"]).all()
     assert joined.filter(pl.col("published") == pl.col("date")).height > 0
+
+
+def test_tastes_drift_by_a_random_walk():
+    """Each day adds a step of the given deviation to the day before; without drift none does."""
+    feed = Feed(impressions=100, days=4, users=2_000, items=50, drift=0.3)
+    world = make_world(feed)
+    tastes = [world_on(feed, world, day).user_taste for day in range(4)]
+    assert (tastes[0] == world.user_taste).all()
+    steps = np.diff(tastes, axis=0)
+    np.testing.assert_allclose(steps.std((1, 2)), 0.3, rtol=0.03)
+    assert abs(np.corrcoef(steps[0].ravel(), steps[1].ravel())[0, 1]) < 0.03
+    assert (world_on(replace(feed, drift=0.0), world, 3).user_taste == world.user_taste).all()

@@ -127,8 +127,8 @@ MUTANTS = [
     _in(
         OBJECTIVES,
         "cut points ignore the rows' weights",
-        r"torch\.ones\(len\(present\)\) if weight is None else weight\[rows\]",
-        "torch.ones(len(present))",
+        r"torch\.ones_like\(present\) if weight is None else weight\[rows\]",
+        "torch.ones_like(present)",
         "weight_two",
     ),
     Mutant(
@@ -257,6 +257,46 @@ MUTANTS = [
         'otherwise("impression_day").alias("counted")',
         "features/test_actions.py",
         "wednesday",
+    ),
+    Mutant(
+        "a training continues from the weights after the refit",
+        "ranking/artifact.py",
+        r"found = self if self\.before_refit is None else self\.before_refit",
+        "found = replace(self, moments=self.before_refit.moments)",
+        "nightly/test_incremental.py",
+        "before_the_champions_refit",
+    ),
+    Mutant(
+        "a continued training counts as a full one",
+        "nightly/plan.py",
+        r"for night in earlier if night\.full",
+        "for night in earlier",
+        "nightly/test_incremental.py",
+        "is_due",
+    ),
+    Mutant(
+        "a checkpoint of another start is resumed",
+        "nightly/contenders.py",
+        r"contender\.spec, contender\.name, start\)",
+        "contender.spec, contender.name)",
+        "nightly/test_incremental.py",
+        "other_starts",
+    ),
+    Mutant(
+        "new values start at random",
+        "training/warm_start.py",
+        r"start if after\.max_length is None else RANDOM",
+        "RANDOM",
+        "training/test_warm_start.py",
+        "start_as_they_were",
+    ),
+    Mutant(
+        "a mixture's gradient is of the first output alone",
+        "models/gates.py",
+        r"of_experts\.addcmul_\(",
+        "of_experts.addcmul(",
+        "models/test_gates.py",
+        "formula",
     ),
 ]
 

@@ -114,3 +114,23 @@ def test_an_objective_without_labels_has_no_gain_and_no_curve(tiny):
         assert math.isnan(gain.value)
         assert "0 labels" in gain.note or "positives" in gain.note
     assert all(math.isnan(value) for value in result.curve("kept", "long", "auc"))
+
+
+def test_nights_continue_from_the_champion_of_the_night_before(tiny):
+    """Whatever is promoted; the first night is a full training."""
+    write_log(tiny, days=9)
+    promotion = {"tolerance": 1.0, "max_calibration_ratio": 100.0, "max_calibration_shift": 100.0}
+    write_project(
+        tiny,
+        promotion={**promotion, "require_significance": False},
+        training={"start": "champion", "epochs": 1},
+    )
+    context, said = open_context(str(tiny / "project.toml"), tiny, tiny / "ws"), []
+    first = FIRST + timedelta(days=6)
+    result = backtest(context, first, first + timedelta(days=1), said.append)
+    assert [f"continued from that of {first - timedelta(days=1)}" in line for line in said] == [
+        False,
+        True,
+    ]
+    models = [r.model for r in result.replayed if r.policy == "retrained"]
+    assert models[0] == models[1]
