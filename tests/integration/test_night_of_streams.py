@@ -21,7 +21,9 @@ def split_likes(feed: Path, target: Path) -> Path:
     folders = sorted((feed / "log").glob("date=*"))
     for folder in folders:
         frame = pl.read_parquet(folder / "*.parquet", hive_partitioning=False)
-        likes.append(frame.filter(pl.col("like") == 1).select("user", "item", "shown_at_ms"))
+        frame = frame.with_columns(id=pl.lit(folder.name) + pl.int_range(pl.len()).cast(pl.String))
+        liked = frame.filter(pl.col("like") == 1)
+        likes.append(liked.select("user", "item", "shown_at_ms", "id"))
         shown = target / "log" / folder.name
         shown.mkdir(parents=True)
         frame.drop("like").write_parquet(shown / "part-0.parquet")
@@ -34,8 +36,8 @@ def split_likes(feed: Path, target: Path) -> Path:
         rows.write_parquet(own / "part-0.parquet")
     for table in ("items.parquet", "users.parquet"):
         (target / table).symlink_to(feed / table)
-    like = {"name": "like", "path": "likes", "window": "12h"}
-    write_project(target, SMALL, log={"actions": [like]})
+    like = {"name": "like", "path": "likes", "window": "12h", "impression": "id"}
+    write_project(target, SMALL, log={"impression": "id", "actions": [like]})
     return target
 
 
