@@ -498,7 +498,7 @@ class Training(Settings):
         7, ge=1, description="days from one full training, of every model from scratch, to the next"
     )
     replay: float = Field(
-        0.25,
+        1.0,
         ge=0,
         le=1,
         description="rows of older training days in a continued training, drawn at random, per row "
