@@ -89,6 +89,7 @@ def export_ranking(context: Context, ranker: RegisteredRanker, day: date, target
         outputs = Schema([*keys, *_outputs(ranker.artifact), *made])
         arguments = _arguments("served_ranking.py", files, columns, folder)
         arguments["metadata"] |= {"day": str(day), "version": ranker.version}
+        arguments["input_example"] = snapshot.example.to_pandas()
         signature = ModelSignature(_inputs(columns), outputs)
         mlflow.pyfunc.save_model(target, signature=signature, **arguments)
 
