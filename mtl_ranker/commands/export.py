@@ -50,31 +50,39 @@ def export_command(context: Context, export: Export) -> dict[str, Any]:
         raise ProjectError(f"--snapshot --format {export.form}: allowed: --format mlflow")
     connection.connect(context.workspace)
     champion = registry.load_artifact(context.project, "champion")
-    written: dict[str, Any] = {"path": str(export.target), "version": champion.version}
-    console.print(f"{context.project.name} version {champion.version} → {export.target}")
-    if export.snapshot:
-        pyfunc.export_ranking(context, champion, export.day, export.target)
-        console.print(f"ranks candidates with the features as of {export.day}")
-        return written | {"day": str(export.day)}
-    rows = _example_rows(context, champion)
-    if export.form == "mlflow":
-        pyfunc.export_model(champion, rows.head(5), export.target)
-        return written
+    version = champion.version
+    console.print(f"{context.project.name} version {version} → {export.target}")
     # Complete or absent: an interrupted export leaves no folder.
     export.target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=export.target.parent) as scratch:
-        folder = Path(scratch) / "program"
-        folder.mkdir()
-        worst = export_program(champion.artifact, rows, folder)
-        request = pl.concat([rows] * -(-REQUEST_ROWS // rows.height)).head(REQUEST_ROWS)
-        measured = latencies(champion.artifact, request, folder)
+        folder = Path(scratch) / "export"
+        written = _write(context, champion, export, folder)
         folder.rename(export.target)
+    return {"path": str(export.target), "version": version} | written
+
+
+def _write(
+    context: Context, champion: RegisteredRanker, export: Export, folder: Path
+) -> dict[str, Any]:
+    """Write the files into a new folder; prints and returns what is known of them."""
+    if export.snapshot:
+        pyfunc.export_ranking(context, champion, export.day, folder)
+        console.print(f"ranks candidates with the features as of {export.day}")
+        return {"day": str(export.day)}
+    rows = _example_rows(context, champion)
+    if export.form == "mlflow":
+        pyfunc.export_model(champion, rows.head(5), folder)
+        return {}
+    folder.mkdir()
+    worst = export_program(champion.artifact, rows, folder)
+    request = pl.concat([rows] * -(-REQUEST_ROWS // rows.height)).head(REQUEST_ROWS)
+    measured = latencies(champion.artifact, request, folder)
     console.print(f"largest difference from the model's predictions: {worst:.2g}")
     console.print(f"milliseconds for one user's {REQUEST_ROWS} items, median and 99th percentile:")
     for name, latency in measured.items():
         console.print(f"  {name:<22} {latency.p50:8.2f} {latency.p99:8.2f}")
     times = {name: asdict(latency) for name, latency in measured.items()}
-    return written | {"largest_difference": worst, "milliseconds": times}
+    return {"largest_difference": worst, "milliseconds": times}
 
 
 def _example_rows(context: Context, champion: RegisteredRanker) -> pl.DataFrame:

@@ -26,7 +26,7 @@ from mtl_ranker.ranking.inputs import KEY, UNKNOWN, InputColumn
 from mtl_ranker.ranking.scoring import BlockRanker, grouped, rank_blocks, with_version
 
 CONTENT = "snapshot.json"
-TYPES = "candidates.parquet"
+EXAMPLE = "candidates.parquet"  # a few known pairs, which also have the types
 SQL = "sql.json"
 
 
@@ -36,12 +36,21 @@ class Snapshot:
 
     Attributes:
         version: of the model in the registry.
-        columns: of candidates.
+        example: a few candidates in their columns and types.
     """
 
     as_of: AsOf
     version: str
-    columns: list[InputColumn]
+    example: pl.DataFrame
+
+    @property
+    def columns(self) -> list[InputColumn]:
+        """The columns of candidates: user and item, and the context, which may be absent."""
+        ids = ("user_id", "item_id")
+        return [
+            InputColumn(name, dtype, name in ids, KEY if name in ids else UNKNOWN)
+            for name, dtype in self.example.schema.items()
+        ]
 
 
 def save_snapshot(context: Context, ranker: RegisteredRanker, day: date, folder: Path) -> Path:
@@ -59,13 +68,14 @@ def save_snapshot(context: Context, ranker: RegisteredRanker, day: date, folder:
         pl.col(key).cast(types[key]) if key in present else pl.lit(None, types[key]).alias(key)
         for key in keys
     ]
-    as_of = AsOf.build(own, rows.select(known), day)
+    rows = rows.select(known)
+    as_of = AsOf.build(own, rows, day)
     folder.mkdir(parents=True)
     for number, entity in enumerate(as_of.entities):
         entity.table.write_parquet(folder / f"entity_{number}.parquet")
     for key, table in as_of.tables.items():
         table.collect().write_parquet(folder / f"table_{key}.parquet")
-    pl.DataFrame(schema={key: types[key] for key in keys}).write_parquet(folder / TYPES)
+    rows.head(3).collect().write_parquet(folder / EXAMPLE)
     content = {
         "day": str(day),
         "version": ranker.version,
@@ -91,17 +101,7 @@ def load_snapshot(folder: Path) -> Snapshot:
     project = Project.model_validate(content["project"])
     day = date.fromisoformat(content["day"])
     as_of = AsOf(project, day, tables, entities, sql)
-    columns = candidate_columns(pl.read_parquet(folder / TYPES).schema)
-    return Snapshot(as_of, content["version"], columns)
-
-
-def candidate_columns(types: pl.Schema) -> list[InputColumn]:
-    """The columns of candidates: user and item, and the context, which may be absent."""
-    ids = ("user_id", "item_id")
-    return [
-        InputColumn(name, dtype, name in ids, KEY if name in ids else UNKNOWN)
-        for name, dtype in types.items()
-    ]
+    return Snapshot(as_of, content["version"], pl.read_parquet(folder / EXAMPLE))
 
 
 def rank(ranker: RankerArtifact, snapshot: Snapshot, candidates: pl.DataFrame) -> pl.DataFrame:
@@ -112,8 +112,7 @@ def rank(ranker: RankerArtifact, snapshot: Snapshot, candidates: pl.DataFrame) -
     """
     as_of = snapshot.as_of
     if candidates.is_empty():  # a ranking without rows has the same columns
-        nobody = pl.DataFrame({c.name: [None] for c in snapshot.columns}, candidates.schema)
-        return rank(ranker, snapshot, nobody).clear()
+        return rank(ranker, snapshot, snapshot.example).clear()
     rankings: list[pl.DataFrame] = []
     for part in grouped(user_blocks(candidates.lazy(), as_of.project.scoring.block_rows)):
         own = joined(part).of(candidates.lazy()).collect()

@@ -44,9 +44,8 @@ def model_arguments(
         folder: where the ranker's files and code are written; needed until MLflow has copied them.
     """
     columns = feature_inputs(artifact.encoder, artifact.calibration.by, example.schema)
-    types = folder / "types.parquet"
-    example.clear().write_parquet(types)
-    files = {"ranker": artifact.save(folder / "ranker"), "types": types}
+    files = {"ranker": artifact.save(folder / "ranker"), "types": folder / "types.parquet"}
+    example.clear().write_parquet(files["types"])
     return _arguments("served_model.py", files, columns, folder) | {
         "signature": ModelSignature(_inputs(columns), Schema(_outputs(artifact))),
         "input_example": example.to_pandas(),
@@ -89,6 +88,7 @@ def export_ranking(context: Context, ranker: RegisteredRanker, day: date, target
         outputs = Schema([*keys, *_outputs(ranker.artifact), *made])
         arguments = _arguments("served_ranking.py", files, columns, folder)
         arguments["metadata"] |= {"day": str(day), "version": ranker.version}
+        arguments["input_example"] = snapshot.example.to_pandas()
         signature = ModelSignature(_inputs(columns), outputs)
         mlflow.pyfunc.save_model(target, signature=signature, **arguments)
 

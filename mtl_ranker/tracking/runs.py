@@ -79,7 +79,8 @@ class Logged:
         """The page that compares this training's runs."""
         runs = quote(json.dumps(list(self.child_runs.values())))
         experiments = quote(json.dumps([self.experiment_id]))
-        return f"{page_address()}/#/compare-runs?runs={runs}&experiments={experiments}"
+        query = f"runs={runs}&experiments={experiments}&workflowType=machine_learning"
+        return f"{page_address()}/#/compare-runs?{query}"
 
 
 def first_and_last(days: Sequence[date]) -> str:
@@ -130,8 +131,9 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
     """Log a training as a parent run with a child run per model × seed, with plots and tables.
 
     The parent run has the winner's test metrics, so that nights compare with each other. Metrics
-    are named PART/OBJECTIVE/METRIC (`test/click/auc`), by which MLflow groups its charts. Runs have
-    the start times of their trainings; `set_ends` sets the end times.
+    are named PART/OBJECTIVE/METRIC (`test/click/auc`), by which MLflow groups its charts; those of
+    baselines follow in `test_NAME`. Runs have the start times of their trainings; `set_ends` sets
+    the end times.
 
     Args:
         digest: of the examples.
@@ -176,7 +178,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
         }
         mlflow.log_dict(_plain_numbers(details), "slices.json")
         for name, metrics in suite.baselines.items():
-            mlflow.log_metrics(_flat(f"baseline/{name}", metrics))
+            mlflow.log_metrics(_flat(f"test_{name}", metrics))
         mlflow.set_tags(
             {
                 KIND_TAG: TRAINING,
@@ -353,6 +355,7 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
             **_plan(suite),
         }
     )
+    mlflow.log_metrics(_results(run))  # first, as MLflow's comparison opens on the first metric
     for epoch in run.trained.epochs:
         values = {
             "validate/normalised_loss": epoch.monitored,
@@ -366,7 +369,7 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
         "train/seconds": run.trained.seconds,
         "train/best_epoch": float(run.trained.best_epoch),
     }
-    mlflow.log_metrics(_results(run) | durations)
+    mlflow.log_metrics(durations)
     mlflow.set_tags(
         {
             KIND_TAG: MODEL,
