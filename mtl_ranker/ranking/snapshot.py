@@ -79,7 +79,7 @@ def save_snapshot(context: Context, ranker: RegisteredRanker, day: date, folder:
     content = {
         "day": str(day),
         "version": ranker.version,
-        "project": as_of.project.model_dump(mode="json"),
+        "project": as_of.project.model_dump(mode="json", by_alias=True, exclude_unset=True),
         "entities": [{"name": e.name, "keys": e.keys} for e in as_of.entities],
         "tables": list(as_of.tables),
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.features.days import span
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.reports.tables import comparison_rows
 
 TRAINING = "### Training"  # begins the part of a description that a decision does not replace
-MEASURES = {"auc": "AUC", "r2": "R²"}
 
 
 def training_text(suite: Suite, report: str) -> str:
@@ -80,7 +80,7 @@ def _comparison(suite: Suite) -> list[str]:
     for objective, measure in measures.items():
         values = [cells[objective, model] for model in models]
         values = [f"**{v}**" if m == winner else v for m, v in zip(models, values, strict=True)]
-        table.append([f"{objective} ({MEASURES.get(measure, measure)})", *values])
+        table.append([f"{objective} ({MEASURE_NAMES[measure]})", *values])
     return _table(["objective", *models], table)
 
 

@@ -462,7 +462,10 @@ def _known(values: Mapping[str, float]) -> dict[str, float]:
 
 def _compared(suite: Suite) -> list[str]:
     """The metric of each objective by which models compare."""
-    return [f"test/{task.name}/{quality_metric(task.kind)}" for task in suite.tasks]
+    return [
+        f"test/{task.name}/{suite.measures.get(task.name, quality_metric(task.kind))}"
+        for task in suite.tasks
+    ]
 
 
 def _seconds(suite: Suite) -> float:

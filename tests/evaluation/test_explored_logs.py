@@ -81,8 +81,8 @@ def explored(seed: int, users: int) -> Explored:
     new = ranker(WORLD, user, shown)
     prediction = np.stack([0.5 * click / examined + 0.1, like], 1)
     labels = np.stack([clicked.astype(float), liked], 1)
-    predicted = PredictedRows(labels, prediction, frame["user_id"].to_numpy())
-    order = reordered(frame, new)
+    predicted = PredictedRows(labels, prediction, frame["user_id"].to_numpy(), decision)
+    order = reordered(frame, new, decision)
     chosen = randomised(order, frame["propensity"].to_numpy())
     moved = (click / examined * EXAMINATION[order.new_position - 1])[chosen]
     truths = np.array([moved.sum(), (moved * like[chosen]).sum(), len(moved)])

@@ -167,7 +167,7 @@ def test_weights_that_are_better_for_both_groups_are_found_and_noise_is_not():
 
 def test_weights_by_maximise_are_chosen_on_validation_and_judged_on_test_rows():
     labels, p, user = conflict(8_000)
-    rows = PredictedRows(labels, p, user)
+    rows = PredictedRows(labels, p, user, user)
     validation, test = rows.where(user < 400), rows.where(user >= 400)
     scoring = {"weights": {"click": 0.01, "like": 1.0}}
     asked = {"maximise": "engagement", "keep": {"satisfaction": 0.8}}

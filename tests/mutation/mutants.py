@@ -142,8 +142,8 @@ MUTANTS = [
     Mutant(
         "the winner is chosen on the test days",
         "nightly/suite.py",
-        r"return criterion\.value\(run\.validate_prediction\)",
-        'return run.metrics["click"]["auc"]',
+        r"return criterion\.order\(\[run\.validate_prediction for run in seeds\]\)",
+        'return True, max(run.metrics["click"]["auc"] for run in seeds)',
         "nightly/test_suite.py",
         "never_on_test",
     ),

@@ -111,7 +111,9 @@ def test_weights_of_another_order_average_one_with_rules():
     )
     for score in (SCORES, -SCORES, np.array([0, 3, 1, 2])):
         value = score[ranking["item_id"].to_numpy() - 10]
-        weight = item_weights(reordered(frame, value), ranking["propensity"].to_numpy())
+        weight = item_weights(
+            reordered(frame, value, ranking["user_id"].to_numpy()), ranking["propensity"].to_numpy()
+        )
         by_list = weight.reshape(-1, 3).mean(1)
         assert abs(by_list.mean() - 1) < 4 * by_list.std() / np.sqrt(len(by_list))
     assert [effect.step for effect in effects] == ["at_most[0]", "exploration"]

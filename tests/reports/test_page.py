@@ -79,7 +79,7 @@ def test_without_a_reference_the_page_explains_how_to_add_one(tiny):
 def test_warnings_name_their_training(trained):
     _, suite = trained
     for warning in warnings_of(suite):
-        assert warning.split(" seed ")[0] in ("alone", "stack", "mmoe")
+        assert warning.split(" seed ")[0] in ("alone", "stack", "mmoe", "linear")
 
 
 def test_a_training_whose_best_epoch_is_the_last_allowed_is_warned_of(trained):

@@ -13,6 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
@@ -62,9 +63,9 @@ def test_weights_chosen_by_maximise_are_stored_with_the_version(tiny):
     assert loaded.project.blend_weights != context.project.blend_weights
 
 
-def test_a_training_with_the_same_inputs_is_registered_once(trained, monkeypatch):
+def test_a_training_with_the_same_inputs_is_registered_once(named, monkeypatch):
     """After an attempt that failed between the model's version and its alias, and after a rerun."""
-    context, suite = trained
+    context, suite = named
 
     def unavailable(*arguments, **options):
         raise MlflowException("503 Service Unavailable")
@@ -78,7 +79,8 @@ def test_a_training_with_the_same_inputs_is_registered_once(trained, monkeypatch
     assert (again.run_id, same.version) == (logged.run_id, version.version)
     assert again.child_runs == logged.child_runs
     client = mlflow.MlflowClient()
-    assert [v.version for v in client.search_model_versions("name = 'tiny'")] == [version.version]
+    registered = client.search_model_versions(f"name = '{context.project.name}'")
+    assert [v.version for v in registered] == [version.version]
     runs = client.search_runs([logged.experiment_id])
     assert {r.info.run_id for r in runs} == {logged.run_id, *logged.child_runs.values()}
 
@@ -240,12 +242,14 @@ def test_a_training_compares_and_reads_in_mlflows_pages(named):
     assert (parent.data.tags["winner"], child.data.tags["winner"]) == (winner.name, "true")
     text = client.get_model_version(project.name, version.version).description
     assert text == parent.data.tags["mlflow.note.content"]
-    row = next(line for line in text.splitlines() if line.startswith("| click (AUC)"))
-    assert f"**{winner.metrics['click']['auc']:.4f}**" in row
+    measure = suite.measures["click"]
+    title = f"| click ({MEASURE_NAMES[measure]})"
+    row = next(line for line in text.splitlines() if line.startswith(title))
+    assert f"**{winner.metrics['click'][measure]:.4f}**" in row
     assert f"/runs/{logged.run_id}/artifacts/report.html)" in text
     state = json.loads(client.get_experiment(logged.experiment_id).tags[view.TAG])
     assert state["orderByKey"] == "metrics.`validate/quality`"
-    assert "metrics.`test/long/auc`" in state["selectedColumns"]
+    assert f"metrics.`test/long/{suite.measures['long']}`" in state["selectedColumns"]
     found = client.search_runs([logged.experiment_id], state["searchFilter"])
     assert [run.info.run_id for run in found] == [logged.run_id]
 
