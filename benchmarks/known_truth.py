@@ -25,6 +25,7 @@ from benchmarks import markdown, results
 from benchmarks.prepared import examples_of
 from benchmarks.quality import CONSOLE, Predictions, compare, logistic, ranker, trees
 from mtl_ranker.config import Project, parse_project
+from mtl_ranker.evaluation.metrics import evaluate_all
 from mtl_ranker.nightly.results import baselines
 from mtl_ranker.studies.search import Budget
 from mtl_ranker.training.dataset import Dataset
@@ -212,7 +213,8 @@ def main() -> None:
             *ranker("ours, without matches", plain, without, budget.seeds, tick),
             *ranker("ours", project, parts, budget.seeds, tick),
         ]
-    popular = baselines(parts.tasks, parts.frames["train"], parts.held_out)["item_popularity"]
+    constant = baselines(parts.tasks, parts.frames["train"], parts.held_out)["item_popularity"]
+    popular = evaluate_all(parts.tasks, parts.held_out.labels, constant, parts.held_out.lists)
     best = Predictions("true probabilities", [truth(shop, parts)], 0.0, fixed=True)
     found = compare(parts, [best, *models], "LightGBM")
     figures: dict[str, Any] = {"train_rows": parts.frames["train"].height}

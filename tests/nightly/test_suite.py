@@ -125,9 +125,11 @@ def test_drift_of_streamed_rows_and_of_a_refit_winner(tiny, monkeypatch):
         return health(project, frames, given, *more)
 
     monkeypatch.setattr(suite_module, "health", watched)
+    monkeypatch.setattr(suite_module, "harm_of_refit", lambda *given: [])
     write_project(tiny, training={"in_memory_rows": 30, "refit": True})
     context = prepared(tiny)
     suite = train_suite(context, LAST)
+    assert suite.winner.refitted
     assert [day.rows for day in suite.drift.days] == [40] * 5
     assert not any("of a training day" in warning for warning in suite.drift.warnings)
     for part in ("train", "validate", "test"):
