@@ -52,7 +52,7 @@ def champion_quality(printed: str, objectives: tuple[str, ...]) -> dict[str, flo
         if cells and cells[0] in objectives:
             objective = cells[0]
         if "*" in cells[1:] and objective:
-            quality[objective] = float(cells[cells.index("*") + 1])
+            quality[objective] = float(cells[-4])  # before log loss, calibration and ECE
     return quality
 
 
