@@ -25,7 +25,7 @@ def run_sized(script: str, folder: Path, *options: str) -> tuple[dict, str]:
     """
     words = [f"benchmarks.{script}", "--json", str(folder / "figures.json"), *options]
     done = subprocess.run(
-        [sys.executable, "-m", *words], capture_output=True, text=True, cwd=folder, timeout=500
+        [sys.executable, "-m", *words], capture_output=True, text=True, cwd=folder, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads((folder / "figures.json").read_text())

@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 
 
 def run_forked(
-    *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 300
+    *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 1200
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a fork, with the Prefect API that all such commands share."""
     variables = environment() | {"PREFECT_API_URL": shared_api()} | dict(env or {})
@@ -67,7 +67,7 @@ def prefect_server(home: Path) -> Iterator[str]:
             env=environment() | quiet | {"DO_NOT_TRACK": "1"},
         )
     api = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
             urllib.request.urlopen(f"{api}/health", timeout=2)

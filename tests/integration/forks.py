@@ -135,7 +135,7 @@ def start(
 
 
 def run(
-    *arguments: str | Path, env: Mapping[str, str], timeout: float = 300, **options: Any
+    *arguments: str | Path, env: Mapping[str, str], timeout: float = 1200, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """`start`, and wait for the end."""
     command = start(*arguments, env=env, **options)

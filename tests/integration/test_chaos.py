@@ -49,7 +49,7 @@ class Night:
         )
 
     def run(self, fault: str = "nothing", day=DAY) -> str:
-        return "".join(self.start(fault, day).communicate(timeout=240))
+        return "".join(self.start(fault, day).communicate(timeout=1200))
 
     def restore(self) -> None:
         shutil.rmtree(self.root / "now")

@@ -40,7 +40,7 @@ def night_alone(folder: Path, feed: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=300,
+        timeout=1200,
     )
 
 
@@ -123,7 +123,7 @@ print("scored")
         text=True,
         env=environment(),
         cwd=folder,
-        timeout=120,
+        timeout=600,
     )
     assert done.stdout.strip().endswith("scored"), done.stderr
     weights = list((folder / "ws/mlartifacts").rglob("weights.safetensors"))
@@ -154,7 +154,7 @@ def test_given_candidates_with_unknown_users_and_items_are_all_scored(
         str(folder / "ws"),
         "--date",
         "2026-03-10",
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     ranked = pl.read_parquet(folder / "ws/rankings/date=2026-03-10/part-0.parquet")
@@ -207,7 +207,7 @@ def test_users_mistake_is_one_message_without_a_stack_trace(tmp_path, feed):
     for name in ("nightly", "check"):
         arguments = [name, "-c", str(tmp_path / "typo.toml"), "-d", str(feed)]
         more = [] if name == "check" else ["-w", str(tmp_path / "ws")]
-        done = run_forked(*arguments, *more, timeout=120)
+        done = run_forked(*arguments, *more, timeout=600)
         assert done.returncode == 2
         assert "features.window: unknown key (did you mean windows?)" in done.stderr
         assert "Traceback" not in done.stdout + done.stderr
@@ -250,7 +250,7 @@ def test_census_runs_a_night(shared_data, tmp_path):
         str(shared_data / "census-income"),
         "-w",
         tmp_path,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     quality = champion_quality(done.stdout, ("income_50k", "never_married"))

@@ -246,7 +246,7 @@ def test_two_ranks_train_a_challenger_together(finished_night, feed):
             capture_output=True,
             text=True,
             env=environment() | {"OMP_NUM_THREADS": "1"},
-            timeout=300,
+            timeout=1200,
         )
 
     done = together(finished_night, "--date", "2026-03-08")

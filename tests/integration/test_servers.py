@@ -76,7 +76,7 @@ def test_prefect_yaml_deploys_a_nightly_schedule_that_a_worker_runs(tmp_path, fe
 
     def succeeds(*command: str) -> str:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=240
+            command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=900
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -103,7 +103,7 @@ class Pool:
     def prefect(self, *arguments: str) -> None:
         command = [PREFECT, *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=self.env, cwd=self.folder, timeout=240
+            command, capture_output=True, text=True, env=self.env, cwd=self.folder, timeout=900
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
