@@ -79,9 +79,11 @@ def test_known_truth(tmp_path):
     for name, found in click.items():
         if name not in ("item_popularity", "true probabilities"):
             assert found["auc"] < click["true probabilities"]["auc"]
-    with_matches, without = (click[f"logistic regression{w}"] for w in ("", ", without matches"))
-    assert with_matches["auc"] > without["auc"] + 0.03
-    assert f"{with_matches['auc']:.4f}" in printed
+    ours, low = click["ours"], click["item_popularity"]["auc"]
+    high = click["true probabilities"]["auc"]
+    assert ours["share"] == pytest.approx((ours["auc"] - low) / (high - low))
+    assert ours["auc"] != click["ours, without matches"]["auc"]
+    assert f"{ours['auc']:.4f}" in printed
 
 
 @pytest.mark.slow
