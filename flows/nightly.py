@@ -114,17 +114,22 @@ def record(
 ) -> None:
     """Add the lists to the night's report, record the night and rebuild the page of all nights.
 
+    Never raises, as the ranking is published: a problem is announced.
+
     Args:
         began: when the night began, by the monotonic clock.
     """
     workspace, day = context.workspace, suite.days.test[-1]
     place = f"reports/{day}.html"
-    page = (workspace.root / place).read_text("utf-8")
-    workspace.publish_file(place, with_lists(page, day + timedelta(days=1), ranked.effects))
-    champion = registry.champion(context.project)
-    found = record_of(context, suite, decision, champion, ranked)
-    history.store(workspace, replace(found, seconds=time.monotonic() - began))
-    announce("history", publish_index(workspace, context.project))
+    try:
+        page = (workspace.root / place).read_text("utf-8")
+        workspace.publish_file(place, with_lists(page, day + timedelta(days=1), ranked.effects))
+        champion = registry.champion(context.project)
+        found = record_of(context, suite, decision, champion, ranked)
+        history.store(workspace, replace(found, seconds=time.monotonic() - began))
+        announce("history", publish_index(workspace, context.project))
+    except Exception as problem:
+        announce("history", f"the night is not recorded: {first_line(problem)}", logging.ERROR)
 
 
 def record_failure(context: Context, day: date, failure: Exception) -> None:

@@ -63,6 +63,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "disk full while examples are published": disk_full("examples"),
     "disk full while the report is published": disk_full("reports"),
     "disk full while the ranking is published": disk_full("rankings"),
+    "disk full while the night is recorded": disk_full("history"),
 }
 
 
