@@ -9,6 +9,8 @@ from prefect import flow, task, unmapped
 from prefect.artifacts import create_table_artifact
 
 from flows.cluster import runner_of
+from flows.features import aggregate_task
+from flows.ingest import actions_task
 from flows.night import HOOKS, RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.features.aggregates import aggregate_day
@@ -20,7 +22,6 @@ from mtl_ranker.features.examples import (
     finish_examples,
     plan_examples,
 )
-from mtl_ranker.logs.actions import join_actions
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 
@@ -34,16 +35,6 @@ def day_task(context: Context, day: date) -> dict[str, str]:
     report = ingest_day(context, day)
     aggregated = None if context.project.log.actions else aggregate_day(context, day)
     return {"day": str(day), "events": report.why or "", "aggregates": aggregated or ""}
-
-
-@task(name="join-actions", task_run_name="join actions {day}", **RETRY)
-def actions_task(context: Context, day: date) -> None:
-    join_actions(context, day)
-
-
-@task(name="aggregate-day", task_run_name="aggregate {day}", **RETRY)
-def aggregate_task(context: Context, day: date) -> str | None:
-    return aggregate_day(context, day)
 
 
 @task(name="plan-examples", task_run_name="plan examples {day}", **RETRY)

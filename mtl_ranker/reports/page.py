@@ -169,11 +169,15 @@ def _front(suite: Suite) -> dict[str, str] | None:
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of this package, with the filters `plain` and `signed` for numbers."""
+    """A template of this package, with the filters `plain` and `signed` for numbers.
+
+    `theme` is what the style of all pages has in common.
+    """
+    folder = resources.files("mtl_ranker") / "reports"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"signed": _signed, "plain": _plain}
-    text = resources.files("mtl_ranker") / "reports" / name
-    return environment.from_string(text.read_text("utf-8"))
+    environment.globals["theme"] = (folder / "theme.css").read_text("utf-8")
+    return environment.from_string((folder / name).read_text("utf-8"))
 
 
 def _health(names: list[str], suite: Suite) -> dict[str, str]:
