@@ -38,8 +38,8 @@ def day_task(context: Context, day: date) -> dict[str, str]:
 
 
 @task(name="plan-examples", task_run_name="plan examples {day}", **RETRY)
-def plan_task(context: Context, day: date) -> ExamplesPlan | None:
-    return plan_examples(context, day)
+def plan_task(context: Context, day: date, night: date | None) -> ExamplesPlan | None:
+    return plan_examples(context, day, night)
 
 
 @task(name="examples-part", task_run_name="examples {day} {part.file.stem}", **RETRY)
@@ -88,17 +88,26 @@ def backfill(
 
 
 @flow(name="backfill-days", validate_parameters=False)
-def run_days(context: Context, needed: list[date], days: list[date]) -> list[dict[str, str]]:
+def run_days(
+    context: Context, needed: list[date], days: list[date], night: date | None = None
+) -> list[dict[str, str]]:
     """Events and aggregates of all needed days in parallel, then examples of `days`.
 
     The blocks of users of a large day are separate tasks. Returns a row per needed day.
+
+    Args:
+        night: on which the labels are known; None for the last published day.
     """
     rows = day_task.map(unmapped(context), needed).result()
     if context.project.log.actions:
         actions_task.map(unmapped(context), needed).result()
         made = aggregate_task.map(unmapped(context), needed).result()
         rows = [row | {"aggregates": why or ""} for row, why in zip(rows, made, strict=True)]
-    plans = [plan for plan in plan_task.map(unmapped(context), days).result() if plan is not None]
+    plans = [
+        plan
+        for plan in plan_task.map(unmapped(context), days, unmapped(night)).result()
+        if plan is not None
+    ]
     parts = [(plan.day, part) for plan in plans for part in plan.parts]
     if parts:
         part_days, day_parts = (list(column) for column in zip(*parts, strict=True))

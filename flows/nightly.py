@@ -26,7 +26,7 @@ from flows.score import score
 from flows.train import train
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError, first_line
-from mtl_ranker.features.days import needed_days, needed_history, split_days
+from mtl_ranker.features.days import last_final_day, needed_days, needed_history, split_days
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly import history
 from mtl_ranker.nightly.history import NightRecord, record_of
@@ -120,10 +120,11 @@ def record(
         began: when the night began, by the monotonic clock.
     """
     workspace, day = context.workspace, suite.days.test[-1]
+    ranked_day = date.fromisoformat(ranked.path.parent.name.removeprefix("date="))
     place = f"reports/{day}.html"
     try:
         page = (workspace.root / place).read_text("utf-8")
-        workspace.publish_file(place, with_lists(page, day + timedelta(days=1), ranked.effects))
+        workspace.publish_file(place, with_lists(page, ranked_day, ranked.effects))
         champion = registry.champion(context.project)
         found = record_of(context, suite, decision, champion, ranked)
         history.store(workspace, replace(found, seconds=time.monotonic() - began))
@@ -135,7 +136,8 @@ def record(
 def record_failure(context: Context, day: date, failure: Exception) -> None:
     """Record a night that failed; never raises, as the failure itself is to be reported."""
     try:
-        history.store(context.workspace, NightRecord(day=day, failed=first_line(failure)))
+        tested = last_final_day(context.project, day)
+        history.store(context.workspace, NightRecord(day=tested, failed=first_line(failure)))
         publish_index(context.workspace, context.project)
     except Exception as problem:
         announce("failed", f"the night is not recorded: {first_line(problem)}", logging.ERROR)
@@ -147,7 +149,7 @@ def build_on(cluster: str, context: Context, day: date) -> None:
     split = split_days(context.project, needed_days(context.project, available, day), day)
     days = split.all
     wanted = needed_history(context.project, available, days)
-    run_days.with_options(task_runner=runner_of(cluster, 2))(context, wanted, days)
+    run_days.with_options(task_runner=runner_of(cluster, 2))(context, wanted, days, day)
 
 
 def chosen_day(context: Context, day: date | Literal["yesterday"] | None) -> date:

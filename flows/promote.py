@@ -11,6 +11,7 @@ from flows.connect import connect
 from flows.night import RETRY, announce
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.days import last_final_day
 from mtl_ranker.nightly.promotion import Decision, accept_by_hand, compare_artifacts
 from mtl_ranker.reports.console import console
 from mtl_ranker.reports.page import with_decision
@@ -52,7 +53,8 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
     if challenger is None:
         raise ProjectError(f"models:/{project.name}@challenger: none; run `mtl-ranker train` first")
     frozen = registry.frozen(project)
-    known = registry.tested_later(project, day, [v for v in (challenger, champion) if v])
+    tested = last_final_day(project, day)
+    known = registry.tested_later(project, tested, [v for v in (challenger, champion) if v])
     if champion == challenger:
         decision = Decision(False, f"version {champion} is champion already")
     elif champion is not None and frozen is not None:
@@ -71,15 +73,15 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
     if dry_run:
         announce("promote", f"would be: {decision.reason}; champion stays version {champion}")
         return decision
-    page = context.workspace.root / f"reports/{day}.html"
+    page = context.workspace.root / f"reports/{tested}.html"
     if decision.fallback is not None:
-        registry.register_baseline(context, day, decision.fallback, decision.reason)
+        registry.register_baseline(context, tested, decision.fallback, decision.reason)
     if champion != challenger:  # otherwise the decision that made it champion stands
         registry.record_decision(project, challenger, decision)
         if page.is_file():
             confidence, text = project.promotion.confidence, page.read_text("utf-8")
             text = with_decision(text, decision, challenger, champion, confidence)
-            context.workspace.publish_file(f"reports/{day}.html", text)
+            context.workspace.publish_file(f"reports/{tested}.html", text)
             registry.replace_report(project, challenger, text)
     now = registry.alias_version(project, "champion")
     announce("promote", f"{decision.reason}; champion is version {now}")

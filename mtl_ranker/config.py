@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -41,6 +42,14 @@ Name = Annotated[str, Field(min_length=1)]
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@functools.cache
+def _time_zones() -> set[str]:
+    """IANA's names; reading them takes milliseconds."""
+    from zoneinfo import available_timezones
+
+    return available_timezones()
 
 
 class Range(Settings):
@@ -195,6 +204,13 @@ class Log(Settings):
             )
         if self.request is not None and "list_by" in self.model_fields_set:
             raise ValueError("request: not with list; allowed: one of them")
+        named = {"date", "user_id", "item_id", "timestamp", self.user, self.item, self.timestamp}
+        wrong = [column for column in self.list_columns if column in named]
+        if wrong:
+            raise ValueError(
+                f"list or request: {', '.join(wrong)}; allowed: columns beside user, item, time "
+                "and day"
+            )
         return self
 
     @property
@@ -212,10 +228,8 @@ class Log(Settings):
     @field_validator("timezone")
     @classmethod
     def _timezone(cls, value: str) -> str:
-        from zoneinfo import available_timezones
-
-        if value not in available_timezones():
-            near = difflib.get_close_matches(value, available_timezones(), 3)
+        if value not in _time_zones():
+            near = difflib.get_close_matches(value, _time_zones(), 3)
             raise ValueError(f"{value!r} is no IANA time zone{_hint(near)}")
         return value
 

@@ -20,6 +20,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.diagnostics import Diagnosis, diagnose
 from mtl_ranker.evaluation.metrics import Metrics, evaluate_all
 from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.features.lists import list_ids
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.ranker import Ranker
@@ -60,8 +61,9 @@ class Data:
         if not self.objectives or not features:
             raise ProjectError("data: needs one objective or more, and one feature column or more")
         for name, kind in self.objectives.items():
-            if isinstance(kind, str) and kind not in KINDS:
-                raise ProjectError(f"objectives[{name!r}]: {kind!r}; allowed: {', '.join(KINDS)}")
+            own = kind if isinstance(kind, str) else kind.kind
+            if own not in KINDS:
+                raise ProjectError(f"objectives[{name!r}]: {own!r}; allowed: {', '.join(KINDS)}")
         user = [] if self.user is None else [self.user]
         for part, frame in (("train", self.train), ("validate", self.validate)):
             missing = [
@@ -149,9 +151,9 @@ class TrainedModel:
     def evaluate(self, rows: pl.DataFrame) -> Metrics:
         """Objective → metric → value on N labelled rows."""
         examples = self._examples(rows)
-        user = np.zeros(rows.height) if self.user is None else rows[self.user].to_numpy()
+        lists = np.zeros(rows.height) if self.user is None else list_ids(rows, [self.user])
         prediction = predict(self.ranker, examples, self.tasks)
-        return evaluate_all(self.tasks, examples.labels.numpy(), prediction, user)
+        return evaluate_all(self.tasks, examples.labels.numpy(), prediction, lists)
 
     def diagnose(self, rows: pl.DataFrame) -> Diagnosis:
         """Gates and experts of each layer, on N labelled rows."""
@@ -209,7 +211,14 @@ def train(
     unlabelled = [name for name in data.objectives if np.isnan(_label(data.train, name)).all()]
     if unlabelled:
         raise ProjectError(f"data.train: no labels of {', '.join(unlabelled)}")
-    tasks = data.tasks
+    tasks = [_with_pairs(task, training) for task in data.tasks]
+    ranked = [task.name for task in tasks if task.list_loss is not None]
+    if ranked and data.user is None:
+        raise ProjectError(
+            f"data.user: not set, but the losses of {', '.join(ranked)} compare a user's rows "
+            "(list_loss or training.pairwise)"
+        )
+    list_keys = [] if data.user is None else [data.user]
     features = Features(
         categoricals=[Categorical(column=name) for name in data.categoricals],
         lists=[ListColumn(column=name) for name in data.lists],
@@ -223,7 +232,7 @@ def train(
         raise ProjectError(str(error)) from error
     labels = [task.name for task in tasks]
     parts = [
-        None if frame is None else encode_examples(encoder, frame, labels)
+        None if frame is None else encode_examples(encoder, frame, labels, list_keys)
         for frame in (data.train, data.validate)
     ]
     assert parts[0] is not None
@@ -240,6 +249,13 @@ def train(
         best_epochs=trained.best_epochs,
         user=data.user,
     )
+
+
+def _with_pairs(task: Task, training: Training) -> Task:
+    """A binary task without a list loss has pairs with `training.pairwise`."""
+    if task.kind != "binary" or task.list_loss is not None or training.pairwise <= 0:
+        return task
+    return replace(task, list_loss="pairs", list_weight=training.pairwise)
 
 
 def _label(rows: pl.DataFrame, name: str) -> np.ndarray:

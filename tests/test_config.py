@@ -65,6 +65,9 @@ def test_presets_load_and_their_models_are_known():
         ({"log": {"list": ["tab"]}}, ["log: list: ['tab']; allowed: user_id and further columns"]),
         ({"log": {"list": ["user_id", "tab", "tab"]}}, ["log: list", "each once"]),
         ({"log": {"list": ["user_id"], "request": "r"}}, ["log: request: not with list"]),
+        ({"log": {"list": ["user_id", "date"]}}, ["log: list or request: date; allowed: columns"]),
+        ({"log": {"request": "u"}}, ["log: list or request: u; allowed: columns beside user"]),
+        ({"log": {"request": "item_id"}}, ["log: list or request: item_id; allowed: columns"]),
         ({"log": {"lists": ["user_id"]}}, ["log.lists", "did you mean list?"]),
         (objective(0, list_loss="ndcg"), ["objectives[0].list_loss", "'combined_pair'"]),
         (

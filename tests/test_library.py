@@ -100,3 +100,21 @@ def test_every_exported_name_is_there_and_none_is_imported_before_its_use():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split("\n")[:2] == ["False", "[]"]
     assert "module 'mtl_ranker' has no attribute 'nothing'" in done.stderr
+
+
+def test_a_list_loss_needs_a_user():
+    with pytest.raises(mr.ProjectError, match=r"data.user: not set, but the losses of click"):
+        mr.train(data(), training=mr.Training(epochs=1, pairwise=1.0))
+    with pytest.raises(mr.ProjectError, match=r"objectives\['y'\]: 'bin'; allowed: binary, "):
+        data(objectives={"y": mr.Task("y", "bin")})
+
+
+def test_pairs_of_a_users_rows_change_the_training():
+    plain, ranked, again = (
+        mr.train(data(user="user"), training=mr.Training(epochs=1, pairwise=weight)).predict(
+            frame()
+        )
+        for weight in (0.0, 5.0, 0.0)
+    )
+    assert plain.equals(again)
+    assert not plain.equals(ranked)

@@ -66,7 +66,10 @@ def blend_command(context: Context, day: date, options: BlendOptions) -> dict[st
             blend = find_blend(
                 context, day, artifact, options.search, lambda: progress.advance(bar)
             )
-        console.print(_blend_table(blend, options.search.satisfaction_share))
+        words = f"{options.search.satisfaction_share:.0%} satisfaction"
+        if project.scoring.maximise is not None:
+            words = "by scoring.maximise and keep"
+        console.print(_blend_table(blend, words))
         if blend.better is not None:
             console.print(str(blend.better), highlight=False, soft_wrap=True, markup=False)
         picture = write_blend(blend, context.workspace, version, day)
@@ -83,7 +86,7 @@ def blend_command(context: Context, day: date, options: BlendOptions) -> dict[st
     return results
 
 
-def _blend_table(blend: Blend, share: float) -> Table:
+def _blend_table(blend: Blend, rule: str) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{blend.how}: {sum(p.best for p in blend.points)} of {len(blend.points)} choices "
@@ -105,7 +108,7 @@ def _blend_table(blend: Blend, share: float) -> Table:
         blend.current,
         blend.current_on_test,
     )
-    row(f"proposed, {share:.0%} satisfaction", blend.proposed, blend.proposed_on_test)
+    row(f"proposed, {rule}", blend.proposed, blend.proposed_on_test)
     front = sorted((p for p in blend.points if p.best), key=lambda p: -p.engagement)
     for point in front[:: max(1, len(front) // 8)]:
         row("front", point)

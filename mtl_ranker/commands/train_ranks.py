@@ -63,7 +63,7 @@ def main(
     built = work.days("examples")
     if not built:
         raise ProjectError(f"{workspace}: no examples; run `mtl-ranker features` first")
-    last = day.date() if day else built[-1]
+    last = day.date() if day else work.days("events")[-1]
     with ranks() as world:
         context = without_log(project, work)
         suite = train_suite(context, last, world=world)

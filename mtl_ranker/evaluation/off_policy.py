@@ -320,17 +320,17 @@ def item_weights(order: Reordering, propensity: np.ndarray) -> np.ndarray:
 
 
 def randomised(order: Reordering, propensity: np.ndarray) -> np.ndarray:
-    """Which rows [N] are in a list whose order was random, or in a list of one item.
+    """Which rows [N] are in a list whose order was random.
 
-    A list of several items, all with propensity 1, had one order only. Which lists are randomised
-    must not depend on what they hold, as where a share of users explores.
+    A list whose items all have propensity 1, as a list of one item, had one order only. Which lists
+    are randomised must not depend on what they hold, as where a share of users explores.
 
     Args:
         propensity: [N].
     """
     least = np.ones(int(order.list_number.max(initial=-1)) + 1)
     np.minimum.at(least, order.list_number, propensity)
-    return (least[order.list_number] < ALWAYS) | (order.in_list == 1)
+    return least[order.list_number] < ALWAYS
 
 
 def reordering_model(order: Reordering, prediction: np.ndarray) -> RewardModel:

@@ -33,6 +33,7 @@ from mtl_ranker.logs.actions import (
     PAIR,
     actions_dataset,
     actions_digest,
+    day_before,
     join_actions,
     published_actions,
     reach,
@@ -142,8 +143,10 @@ def _action_names(project: Project) -> set[str]:
 
 def _daily(rows: _DayRows) -> dict[str, _Daily]:
     """Dataset → how it is made, of one day's aggregates."""
-    context, day, schema = rows.context, rows.day, rows.schema
+    context, day = rows.context, rows.day
     project, sql = context.project, view_sql(context)
+    known = {name: kind for name, kind in rows.schema.items() if name not in _action_names(project)}
+    schema = pl.Schema(known)  # an outcome is no key
     expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
     common = {
         "events": context.workspace.published_fingerprint("events", day) or "",
@@ -345,7 +348,8 @@ def _known_actions(context: Context, day: date) -> str:
 def neighbours(context: Context, day: date) -> list[date]:
     """Days whose actions the aggregates of day D read: published ones, and others with actions."""
     log, published = context.project.log, context.workspace.days("events")
-    first = day - timedelta(days=max(reach(log, action) for action in log.actions) + 1)
+    longest = max(reach(log, action) for action in log.actions) + 1
+    first = day_before(context, day) - timedelta(days=longest)
     # Actions just before midnight may belong to impressions that are filed under the next day.
     first = max(first, published[0] - timedelta(days=1 if log.day_tolerance_hours else 0))
     streams = [context.source.actions(action.name).days() for action in log.actions]

@@ -339,7 +339,8 @@ class _Past:
     ) -> pl.DataFrame:
         """The actions with `impression_day` and `row`, null for those without an impression."""
         log, parts = self.context.project.log, []
-        first = self.day - timedelta(days=self.context.project.features.windows[-1] + 40)
+        back = self.context.project.features.windows[-1] + 3 * reach(log, action) + 2
+        first = self.day - timedelta(days=back)
         first = min(first, published[-1])
         for own in [d for d in published if d >= first and d <= self.day + timedelta(days=1)]:
             rows = scan_events(self.context, [own]).with_row_index("row")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -222,6 +222,7 @@ def labelled_events(context: Context, day: date, night: date) -> pl.LazyFrame:
         label, actions = labels[objective.name], label_actions(project, [objective])
         if actions and project.training.immature == "positives":
             late = max(action.span for action in actions)
+            late += timedelta(hours=2 * project.log.day_tolerance_hours)  # as in `final_day`
             is_open = pl.col("timestamp") + late >= end_of(project.log, night)
             may_change = is_open & (label == 0) if objective.kind == "binary" else is_open
             label = pl.when(~may_change).then(label)

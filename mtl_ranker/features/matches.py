@@ -41,13 +41,17 @@ class Match:
     def name(self) -> str:
         return f"match_{self.user}_{self.item}"
 
-    def feature(self) -> pl.Expr:
-        """The feature of rows with both columns."""
+    def feature(self, kinds: Mapping[str, pl.DataType]) -> pl.Expr:
+        """The feature of rows with both columns, of these types."""
         user, item = pl.col(self.user), pl.col(self.item)
         if self.user_list and self.item_list:
-            value = user.list.set_intersection(item).list.len()
+            both = user.list.drop_nulls().list.set_intersection(item.list.drop_nulls())
+            value = both.list.len()
         elif self.user_list or self.item_list:
             many, one = (user, item) if self.user_list else (item, user)
+            kind = kinds[self.user if self.user_list else self.item]
+            if isinstance(kind, pl.List):
+                one = one.cast(kind.inner, strict=False)
             value = pl.when(one.is_not_null()).then(many.list.contains(one))
         else:
             value = user == item
@@ -93,11 +97,15 @@ def match_feature(match: Match, user: pl.Series, item: pl.Series) -> pl.Series:
 
 
 def with_matches(rows: Frame, matches: Sequence[Match]) -> Frame:
-    """Rows with a column for each match feature; null where a column is not of the right kind."""
+    """Rows with a column for each match feature.
+
+    Text instead of lists becomes lists, as in `Encoder.transform`. A single value is compared in
+    the type of the list's values; a caller's whole numbers may arrive as floats.
+    """
     if not matches:
         return rows
     columns = dict.fromkeys(c for m in matches for c in (m.user, m.item))
     kinds = rows.lazy().select(*columns).collect_schema()
     lists = {m.user for m in matches if m.user_list} | {m.item for m in matches if m.item_list}
     text = [pl.col(c).cast(pl.List(pl.String)) for c in lists if not isinstance(kinds[c], pl.List)]
-    return rows.with_columns(text).with_columns(match.feature() for match in matches)
+    return rows.with_columns(text).with_columns(match.feature(kinds) for match in matches)

@@ -101,7 +101,11 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
         which: _at_current_path(getattr(project.log, which), getattr(current.log, which))
         for which in ("users", "items")
     }
-    log = current.log.model_copy(update={"context": project.log.context, **tables})
+    # A label may read an action that the project file no longer names.
+    names = {action.name for action in current.log.actions}
+    removed = [action for action in project.log.actions if action.name not in names]
+    read = {"context": project.log.context, "actions": [*current.log.actions, *removed]}
+    log = current.log.model_copy(update=read | tables)
     scoring = current.scoring.model_copy(
         update={"blend": project.scoring.blend, "weights": project.scoring.weights}
     )

@@ -438,9 +438,14 @@ def reduced(action: Action) -> pl.Expr:
     return value.sum() if action.reduce == "sum" else value.max()
 
 
+def day_before(context: Context, day: date) -> date:
+    """The last published day before D, or D without one; what follows it is known on D."""
+    return max((d for d in context.workspace.days("events") if d < day), default=day)
+
+
 def published_actions(context: Context, action: Action, last: date) -> list[date]:
-    """Published days of an action that may hold what becomes known on day D or later."""
-    first = last - timedelta(days=reach(context.project.log, action) + 1)
+    """Published days of an action that may hold what becomes known on day D."""
+    first = day_before(context, last) - timedelta(days=reach(context.project.log, action) + 1)
     days = context.workspace.days(actions_dataset(action))
     return [d for d in days if first <= d <= last]
 

@@ -144,6 +144,8 @@ class ParquetSource:
             path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))
         ):
             text = folder.relative_to(path).as_posix()
+            if any(part.startswith(("_", ".")) for part in text.split("/")):
+                continue  # markers and temporary folders, as in `parquet_files`
             try:
                 plain = text.removeprefix(f"{self.log.partition}=")
                 named = "%" not in (self.log.partition or "")

@@ -26,6 +26,8 @@ from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import days_between, needed_days, split_days
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.lists import list_ids
+from mtl_ranker.logs.actions import final_day
+from mtl_ranker.logs.contract import label_actions
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.plan import Origin, PastNight, plan_training
@@ -162,10 +164,12 @@ def _check_nights(context: Context, first: date, nights: Sequence[date]) -> None
 
 
 def _examples_of(context: Context, day: date) -> pl.DataFrame:
-    """The examples of a day after a night's split, built if they are missing."""
-    ingest_day(context, day)
-    aggregate_day(context, day)
-    build_examples(context, day)
+    """The examples of a day after a night's split, with final labels, built if they are missing."""
+    final = final_day(context.project, label_actions(context.project), day)
+    for each in days_between(context.source.days(), day, final):
+        ingest_day(context, each)
+        aggregate_day(context, each)
+    build_examples(context, day, final)
     return context.workspace.scan("examples", [day]).collect(engine="streaming")
 
 

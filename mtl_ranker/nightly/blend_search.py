@@ -121,14 +121,17 @@ def find_blend(
             f"{', '.join(o.name for o in project.objectives)}; train again first"
         )
     days = split_days(project, workspace.days("events"), day)
-    rows = _predicted(artifact, model_examples(context, artifact, days.test), project)
+    rows = predicted_by(artifact, model_examples(context, artifact, days.test), project)
     missing = unmeasured_groups(artifact.project, rows)
     if missing:
         raise ProjectError(
             f"no objective of {' and '.join(missing)} can be measured on {span(days.test)}, so "
             "weights cannot be compared; allowed: a --date with positive labels of both groups"
         )
-    return trade_off(artifact.project, rows, search, on_point)
+    asked = project.scoring.model_dump(include={"maximise", "keep"})
+    scoring = artifact.project.scoring.model_copy(update=asked)
+    own = artifact.project.model_copy(update={"scoring": scoring})
+    return trade_off(own, rows, search, on_point, project.blend_weights)
 
 
 def unmeasured_groups(project: Project, rows: PredictedRows) -> list[str]:
@@ -142,11 +145,13 @@ def trade_off(
     rows: PredictedRows,
     search: BlendSearch = BlendSearch(),
     on_point: Callable[[], None] | None = None,
+    base: Mapping[str, float] | None = None,
 ) -> Blend:
     """The front on every second user, and the current and the proposed choice on all others.
 
     Args:
         rows: held out, with calibrated predictions.
+        base: weights of whose quality `[scoring] keep` is a share; the project's by default.
     """
     method, weights = search.how or project.scoring.blend, project.blend_weights
     even = np.unique(rows.user, return_inverse=True)[1] % 2 == 0
@@ -157,7 +162,8 @@ def trade_off(
     if project.scoring.maximise is None:
         proposed = propose(points, search.satisfaction_share)
     else:
-        proposed = _kept(project, points, current)
+        kept_from = quality_of(project, chosen_on, dict(base or weights), method)
+        proposed = _kept(project, points, kept_from)
     better = None
     promising = best_on_both(points, current)
     if promising is not None:
@@ -225,7 +231,7 @@ def kept_blend(
     return KeptBlend(BlendChoice(method, chosen, project.scoring.conditional), *gains)
 
 
-def _predicted(artifact: RankerArtifact, frame: pl.DataFrame, project: Project) -> PredictedRows:
+def predicted_by(artifact: RankerArtifact, frame: pl.DataFrame, project: Project) -> PredictedRows:
     """Labels and predictions of raw examples, with the project's lists."""
     names = [task.name for task in artifact.tasks]
     return PredictedRows(

@@ -34,11 +34,16 @@ def build_split(context: Context, day: date) -> SplitDays:
     return split
 
 
-def model_examples(context: Context, artifact: RankerArtifact, days: list[date]) -> pl.DataFrame:
+def model_examples(
+    context: Context, artifact: RankerArtifact, days: list[date], night: date | None = None
+) -> pl.DataFrame:
     """Examples of published days with a model's own features, in the order of the events.
 
     Where they differ from the project's, they are built here. Raises ProjectError for days that
     are not built.
+
+    Args:
+        night: D, on which the labels are known; None for the last published day.
     """
     own, workspace = model_context(context, artifact.project, artifact.sql), context.workspace
     if own.examples_in:
@@ -48,7 +53,7 @@ def model_examples(context: Context, artifact: RankerArtifact, days: list[date])
         for day in needed_history(own.project, published, days):
             aggregate_day(own, day)
         for day in days:
-            build_examples(own, day)
+            build_examples(own, day, night)
     dataset = examples_dataset(own)
     unbuilt = sorted(set(days) - set(workspace.days(dataset)))
     if unbuilt:

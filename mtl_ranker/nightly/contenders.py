@@ -348,7 +348,9 @@ def _rows_of(
     """
     folder = dataset.workspace.root / ENCODED / fingerprint(again.name)
     if again.start is not None:
-        new, older = (dataset.frames[part].lazy() for part in ("validate", "train"))
+        new = dataset.frames["validate"].lazy()
+        # Of a streamed split `frames` has a sample.
+        older = pl.scan_parquet(dataset.files["train"], missing_columns="insert", glob=False)
         encoder = again.start.encoder.extended(project.features, new)
         return encoder, continued_examples(project, encoder, new, older, folder)
     labels = [LABEL + task.name for task in dataset.tasks]
@@ -450,7 +452,7 @@ def _checkpoint(project: Project, dataset: Dataset, contender: Contender) -> Che
     settings = project.digest("features", "objectives", "training")
     # The rows are the same for another split of the same days, but not what is validation.
     split = [dataset.days.train, dataset.days.validate]
-    rows = (dataset.digest, split, settings)
+    rows = (dataset.digest, split, settings, list(dataset.list_keys))
     start = None if contender.start is None else contender.start.weights_digest
     key = fingerprint(__version__, FORMAT, *rows, contender.spec, contender.name, start)
     name = fingerprint(contender.name, contender.seed)

@@ -19,18 +19,15 @@ import numpy as np
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.calibration_bounds import calibrated
-from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.influence import MEASURE_NAMES, Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import Interval, model_quality
-from mtl_ranker.evaluation.metrics import PredictedRows, quality_metric
-from mtl_ranker.features.columns import LABEL
-from mtl_ranker.features.days import split_days
-from mtl_ranker.features.lists import list_ids
+from mtl_ranker.evaluation.metrics import can_be_judged, quality_metric
+from mtl_ranker.nightly.blend_search import predicted_by
 from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.scoring import Ranked
-from mtl_ranker.training.batches import label_matrix
 from mtl_ranker.workspace import Workspace
 
 HISTORY = "history"
@@ -113,6 +110,9 @@ def record_of(
 ) -> NightRecord:
     """The record of a night that ranked, without its duration."""
     day, health = suite.days.test[-1], suite.drift.days
+    # A champion of a later night, where this one runs again, was trained on these days.
+    later = champion.trained is not None and champion.trained > day
+    objectives = [] if later else champion_quality(context, champion.artifact, suite.days.test)
     rows = next((each.rows for each in health if each.day == day), None)
     exploration = [effect.change for effect in ranked.effects if effect.step == "exploration"]
     return NightRecord(
@@ -123,7 +123,7 @@ def record_of(
         promoted=decision.promoted or decision.fallback is not None,
         reason=decision.reason,
         rows=rows,
-        objectives=champion_quality(context, champion.artifact, day),
+        objectives=objectives,
         drift=list(suite.drift.warnings),
         training_seconds=sum(run.ended - run.started for run in suite.runs),
         ranked_rows=ranked.rows,
@@ -134,31 +134,24 @@ def record_of(
 
 
 def champion_quality(
-    context: Context, artifact: RankerArtifact, day: date
+    context: Context, artifact: RankerArtifact, days: list[date]
 ) -> list[ObjectiveRecord]:
-    """A model's quality and calibration on the test days that end with D, by objective."""
-    project = context.project
-    days = split_days(project, context.workspace.days("events"), day).test
-    frame = model_examples(context, artifact, days)
-    names = [task.name for task in artifact.tasks]
-    labels = label_matrix(frame, [LABEL + name for name in names])
-    prediction = artifact.predict(frame).select(names).to_numpy()
-    user, confidence = frame["user_id"].to_numpy(), project.promotion.confidence
-    lists = list_ids(frame, project.log.list_keys)
-    rows = PredictedRows(labels, prediction, user, lists)
+    """A model's quality and calibration on test days, by objective."""
+    project, confidence = context.project, context.project.promotion.confidence
+    rows = predicted_by(artifact, model_examples(context, artifact, days), project)
+    labels, prediction = rows.labels, rows.prediction
     bounds = {each.objective: each.ratio for each in calibrated(artifact.tasks, rows, confidence)}
-    clusters, records = Clusters.of(user, lists), []
+    clusters, records = Clusters.of(rows.user, rows.lists), []
     for t, task in enumerate(artifact.tasks):
         known = labels[~np.isnan(labels[:, t]), t]
         own = LabelledRows.of(task.kind, labels[:, t], clusters)
         found: dict[str, Interval | None] = {}
         for name in (quality_metric(task.kind), "gauc"):
-            judged = len(np.unique(known)) > 1 and (name != "gauc" or task.kind == "binary")
-            interval = None
-            if judged:
+            found[name] = None
+            if can_be_judged(known) and (name != "gauc" or task.kind == "binary"):
                 quality = model_quality(own, [prediction[:, t]], name, fixed=True)
                 interval = quality.interval(confidence)
-            found[name] = interval
+                found[name] = None if math.isnan(interval.value) else interval
         records.append(
             ObjectiveRecord(
                 name=task.name,
@@ -219,7 +212,8 @@ def _of_objectives(
     lines, ratio = [], project.promotion.max_calibration_ratio
     for own in record.objectives:
         before = [each for e in earlier for each in e.objectives if each.name == own.name]
-        for name, value in ((own.measure.upper(), own.quality), ("GAUC", own.gauc)):
+        measure = MEASURE_NAMES[own.measure]
+        for name, value in ((measure, own.quality), ("GAUC", own.gauc)):
             of = "gauc" if name == "GAUC" else "quality"
             past = [getattr(each, of).value for each in before if getattr(each, of) is not None]
             if value is not None and past and value.high < median(past):

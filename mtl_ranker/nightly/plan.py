@@ -12,7 +12,7 @@ from datetime import date, timedelta
 
 from mtl_ranker.config import Project, Training
 from mtl_ranker.context import Context
-from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
+from mtl_ranker.features.days import SplitDays, last_final_day, needed_days, span, split_days
 from mtl_ranker.features.view import model_context
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import Continuing
@@ -115,8 +115,9 @@ def plan_training(
     project, settings = context.project, context.project.training
     if settings.start == "scratch" and settings.contenders == "all":
         return FROM_SCRATCH
-    earlier = sorted((n for n in history if n.day < day), key=lambda n: n.day, reverse=True)
-    due = _due(settings, earlier, day)
+    tested = last_final_day(project, day)
+    earlier = sorted((n for n in history if n.day < tested), key=lambda n: n.day, reverse=True)
+    due = _due(settings, earlier, tested)
     if due is not None:
         return TrainingPlan(reason=f"full training, every model from scratch: {due}")
     if settings.start == "champion":
@@ -131,6 +132,7 @@ def _due(settings: Training, earlier: Sequence[PastNight], day: date) -> str | N
 
     Args:
         earlier: nights, latest first.
+        day: the last test day.
     """
     last = next((night.day for night in earlier if night.full), None)
     if last is None:
@@ -174,6 +176,8 @@ def _obstacle(context: Context, split: SplitDays, champion: Origin | None) -> st
         return f"no [models.*] has the architecture of {version}"
     if list(start.tasks) != tasks_of(project) or start.project.objectives != project.objectives:
         return f"[[objectives]] differ from those of {version}"
+    if _actions(start.project) != _actions(project):
+        return f"[[log.actions]] or training.immature differ from those of {version}"
     if model_context(context, start.project, start.sql).examples_in or _encoding(
         start.project
     ) != _encoding(project):
@@ -183,6 +187,12 @@ def _obstacle(context: Context, split: SplitDays, champion: Origin | None) -> st
     if start.last_day < split.train[0]:
         return f"{version} was trained up to {start.last_day}, before the training days"
     return None
+
+
+def _actions(project: Project) -> object:
+    """What decides the labels that actions make."""
+    actions = [action.model_dump(exclude={"path"}) for action in project.log.actions]
+    return actions, project.training.immature
 
 
 def _encoding(project: Project) -> object:

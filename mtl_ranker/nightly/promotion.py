@@ -277,7 +277,7 @@ def compare_artifacts(
     """
     project = context.project
     split = split_days(project, context.workspace.days("events"), day)
-    frame = _test_rows(context, challenger, split.test)
+    frame = _test_rows(context, challenger, split.test, day)
     alone = _evidence(project, challenger, frame, folder)
     tasks, serving = list(alone.tasks), alone.serving
     names = [task.name for task in tasks]
@@ -302,13 +302,14 @@ def compare_artifacts(
         return Decision(False, reason, serving=serving)
     shared = [task.name for task in common]
     kept = [names.index(name) for name in shared]
+    of_champion = _predictions_on(context, champion, frame, (split.test, day))
     evidence = Evidence(
         tasks=common,
         labels=alone.labels[:, kept],
         user=alone.user,
         lists=alone.lists,
         challenger=alone.challenger[:, kept],
-        champion=_predictions_on(context, champion, frame, split.test).select(shared).to_numpy(),
+        champion=of_champion.select(shared).to_numpy(),
         champion_fixed=champion.fixed,
         challenger_seeds=challenger.seed_metrics,
         champion_seeds=champion.seed_metrics,
@@ -395,7 +396,7 @@ def accept_by_hand(
 ) -> Decision:
     """The decision to make the challenger champion without a comparison, if it serves."""
     split = split_days(context.project, context.workspace.days("events"), day)
-    frame = _test_rows(context, challenger, split.test)
+    frame = _test_rows(context, challenger, split.test, day)
     evidence = _evidence(context.project, challenger, frame, folder)
     objections = unfit(context.project, evidence)
     reason = (
@@ -404,9 +405,11 @@ def accept_by_hand(
     return Decision(not objections, reason, serving=evidence.serving)
 
 
-def _test_rows(context: Context, model: RankerArtifact, days: list[date]) -> pl.DataFrame:
-    """The examples of these days with a model's own features."""
-    frame = model_examples(context, model, days)
+def _test_rows(
+    context: Context, model: RankerArtifact, days: list[date], night: date
+) -> pl.DataFrame:
+    """The examples of these days with a model's own features, and labels as known on a night."""
+    frame = model_examples(context, model, days, night)
     if frame.is_empty():
         raise ProjectError(f"split.test_days: no examples on {span(days)}")
     return frame
@@ -433,10 +436,15 @@ def _evidence(
 
 
 def _predictions_on(
-    context: Context, model: RankerArtifact, frame: pl.DataFrame, days: list[date]
+    context: Context, model: RankerArtifact, frame: pl.DataFrame, when: tuple[list[date], date]
 ) -> pl.DataFrame:
-    """A model's predictions with its own features for the same events as `frame`, in its order."""
-    own = model_examples(context, model, days)
+    """A model's predictions with its own features for the same events as `frame`, in its order.
+
+    Args:
+        when: the days of the events, and the night on which their labels are known.
+    """
+    days, night = when
+    own = model_examples(context, model, days, night)
     event = ["date", EVENT]
     if not own.select(event).equals(frame.select(event)):
         raise RuntimeError(f"examples of {span(days)} are not of the same events")

@@ -193,10 +193,11 @@ def still_improving(by_model: Mapping[str, list[ModelRun]]) -> dict[tuple[str, s
 def at_the_cap(run: ModelRun) -> list[str]:
     """Objectives whose best epoch is the last one that `training.epochs` allows.
 
-    None of a refit, whose epochs are those of an earlier training.
+    None of a refit, whose epochs are those of an earlier training, nor of a continued training,
+    which has had more in the nights before.
     """
     allowed = run.artifact.project.training.epochs
-    if run.refitted or len(run.trained.epochs) < allowed:
+    if run.refitted or run.start is not None or len(run.trained.epochs) < allowed:
         return []
     best_epochs = zip(run.artifact.tasks, run.trained.best_epochs, strict=True)
     return [task.name for task, best in best_epochs if best == allowed]

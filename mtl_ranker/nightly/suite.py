@@ -22,7 +22,6 @@ from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
 from mtl_ranker.evaluation.suspicious import suspicious
-from mtl_ranker.features.lists import list_ids
 from mtl_ranker.models.matmul import cores
 from mtl_ranker.nightly.blend_search import (
     Blend,
@@ -242,13 +241,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
     support = unsupported(calibrated(tasks, predicted, confidence))
     choices = _blend_of(project, predicted)
     better = [] if choices is None or choices.better is None else [str(choices.better)]
-    validation = dataset.frames["validate"]
-    validated = PredictedRows(
-        dataset.examples["validate"].labels.numpy(),
-        winner.validate_prediction,
-        validation["user_id"].to_numpy(),
-        list_ids(validation, dataset.list_keys),
-    )
+    validated = predicted_rows(dataset.validation, winner.validate_prediction)
     kept = kept_blend(project, validated, predicted, BLEND_TRIES)
     if kept is not None:
         better = [str(kept)]

@@ -201,7 +201,7 @@ def _criterion(dataset: Dataset, stored: optuna.Study, prediction: np.ndarray) -
 
 
 def open_study(project: Project, study: Study) -> optuna.Study:
-    """The Optuna study; a new one has the settings of the project file as its first trial."""
+    """The Optuna study, whose first finished trial has the settings of the project file."""
     import optuna
 
     stored = optuna.create_study(
@@ -212,7 +212,10 @@ def open_study(project: Project, study: Study) -> optuna.Study:
         sampler=optuna.samplers.TPESampler(seed=study.seed, n_startup_trials=8, multivariate=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     )
-    if not stored.get_trials(deepcopy=False):
+    # A killed first trial neither finished nor waits.
+    states = optuna.trial.TrialState
+    kept = (states.COMPLETE, states.PRUNED, states.WAITING)
+    if not stored.get_trials(deepcopy=False, states=kept):
         stored.enqueue_trial(default_trial(project, project.models[study.model]))
     return stored
 

@@ -105,7 +105,7 @@ def with_ids(keys: np.ndarray, ids: pl.Series) -> np.ndarray:
     library.
     """
     if ids.dtype.is_integer():
-        number = ids.cast(pl.Int64).to_numpy().astype(np.int64).view(np.uint64)
+        number = ids.to_numpy().astype(np.int64).view(np.uint64)
     else:
         number = _text_numbers(ids.cast(pl.String))
     return _mixed(_mixed(number) ^ keys)

@@ -236,8 +236,6 @@ class DayLists:
         carried = self._with_columns(rows)
         kept, effects = self._dropped(carried)
         carried, rows = carried.filter(kept), rows.filter(kept)
-        if rows.is_empty():
-            return self._finished(rows, np.zeros(0, np.int64)), effects
         code = (rows["user_id"].rle_id()).to_numpy().astype(np.int64)
         candidates = Candidates(code, rows["score"].to_numpy().astype(np.float64))
         rules = list(self._list_rules(carried))

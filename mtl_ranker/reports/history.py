@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from mtl_ranker.config import Project
+from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.nightly.history import NightRecord, ObjectiveRecord, alarms, stored
 from mtl_ranker.reports.page import template
@@ -128,7 +129,7 @@ def _objective_charts(records: Sequence[NightRecord], warned: Warned, name: str)
 
     measure = next(o.measure for o in map(own, records) if o is not None)
     picks: list[tuple[str, Callable[[ObjectiveRecord], Interval | None]]] = [
-        ({"auc": "AUC", "r2": "R²"}[measure], lambda o: o.quality),
+        (MEASURE_NAMES[measure], lambda o: o.quality),
         ("GAUC", lambda o: o.gauc),
         ("calibration ratio", lambda o: o.calibration),
         ("mean label", lambda o: Interval(o.label_rate, o.label_rate, o.label_rate)),
@@ -138,19 +139,19 @@ def _objective_charts(records: Sequence[NightRecord], warned: Warned, name: str)
         values = [None if (o := own(record)) is None else pick(o) for record in records]
         if any(value is not None for value in values):
             about = {"calibration ratio": f"predictions of {name}", "mean label": f"mean of {name}"}
-            mark = about.get(title, f"{title} of {name}").replace("R²", "R2")
+            mark = f"{about.get(title, f'{title} of {name}')} "
             charts.append(_chart(title, records, values, _marked(records, warned, mark)))
     return charts
 
 
 def _night_charts(records: Sequence[NightRecord], warned: Warned) -> list[Chart]:
     """Charts of whole nights: volume, rows ranked, duration, the champion's age, exploration."""
-    picks: list[tuple[str, Callable[[NightRecord], float | None], str]] = [
-        ("impressions", lambda r: r.rows, " impressions,"),
-        ("rows ranked", lambda r: r.ranked_rows, "-"),
-        ("seconds", lambda r: r.seconds, " s before"),
-        ("champion's age in days", lambda r: r.age, "-"),
-        ("score by exploration", lambda r: r.exploration, "-"),
+    picks: list[tuple[str, Callable[[NightRecord], float | None], str | None]] = [
+        ("impressions", lambda r: r.rows, "impressions, "),
+        ("rows ranked", lambda r: r.ranked_rows, None),
+        ("seconds", lambda r: r.seconds, "s before"),
+        ("champion's age in days", lambda r: r.age, None),
+        ("score by exploration", lambda r: r.exploration, None),
     ]
     charts = []
     for title, pick, mark in picks:
@@ -161,8 +162,11 @@ def _night_charts(records: Sequence[NightRecord], warned: Warned) -> list[Chart]
     return charts
 
 
-def _marked(records: Sequence[NightRecord], warned: Warned, mark: str) -> list[bool]:
-    return [any(mark in line for line in warned[record.day]) for record in records]
+def _marked(records: Sequence[NightRecord], warned: Warned, mark: str | None) -> list[bool]:
+    """Whether each night has an alarm with these words."""
+    if mark is None:
+        return [False] * len(records)
+    return [any(f" {mark}" in f" {line}" for line in warned[record.day]) for record in records]
 
 
 def _chart(

@@ -22,10 +22,11 @@ from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.days import last_final_day
 from mtl_ranker.logs.contract import used_columns
 from mtl_ranker.logs.ingest import keep_columns
 from mtl_ranker.nightly.history import Champion
-from mtl_ranker.nightly.plan import Origin, TrainingPlan, plan_training
+from mtl_ranker.nightly.plan import FROM_SCRATCH, Origin, TrainingPlan, plan_training
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
@@ -178,13 +179,17 @@ def record(
 
 def night_plan(context: Context, day: date) -> TrainingPlan:
     """What the night of a day trains (nightly/plan.py), by the champion and the earlier nights."""
-    project = context.project
-    history = past_nights(project, context.workspace)
-    return plan_training(context, day, champion_before(project, day), history)
+    project, settings = context.project, context.project.training
+    if settings.start == "scratch" and settings.contenders == "all":
+        return FROM_SCRATCH
+    champion = None
+    if settings.start == "champion":
+        champion = champion_before(project, last_final_day(project, day))
+    return plan_training(context, day, champion, past_nights(project, context.workspace))
 
 
 def champion_before(project: Project, day: date) -> Origin | None:
-    """The latest champion of a night before this day that was not rolled back; None without one.
+    """The latest champion tested before this day that was not rolled back; None without one.
 
     So a night that runs again starts from the same model as the first time.
     """
@@ -312,7 +317,7 @@ def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | 
         if tested is not None and day < date.fromisoformat(tested):
             return (
                 f"version {version} was trained on days before {tested} and may know the labels "
-                f"of {day}; `promote --date {tested}` or a later day compares"
+                f"of {day}; a night whose last test day is {tested} or later compares"
             )
     return None
 

@@ -67,7 +67,7 @@ def run_search(
         workspace.published_fingerprint("examples", d) for d in [*days.train, *days.validate]
     ]
     settings = project.digest("objectives", "features", "training")
-    digest = fingerprint(settings, project.models[name], *fingerprints)[:12]
+    digest = fingerprint(settings, project.log.list_keys, project.models[name], *fingerprints)[:12]
     study = Study(
         name,
         f"{project.name} {name} {day} {digest} in standard errors",

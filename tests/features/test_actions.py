@@ -344,3 +344,32 @@ def test_the_share_of_positives_that_have_arrived_by_age(tmp_path):
     assert (like.objective, list(like.days), like.positives) == ("like", [FIRST], 4)
     assert like.shares == [0.25, 0.75, 1.0]
     assert (long.objective, long.positives) == ("long", 0)
+
+
+def test_an_action_of_days_without_impressions_is_not_lost(tmp_path):
+    """The like of the second day becomes known with the next impressions, a week later."""
+    days = [0, *range(8, 12)]
+    write_project(
+        tmp_path,
+        log={"ranges": WITHOUT, "actions": [{"name": "like", "path": "likes", "window": "1d"}]},
+        objectives=[{"name": "like", "group": "satisfaction", "label": '"like"'}],
+        features={"windows": [1, 14]},
+    )
+    for n in days:
+        shown = {"u": [0], "i": [0], "ts": [midnight(FIRST) + (24 * n + 20) * HOUR], "tab": ["a"]}
+        write_day(tmp_path, FIRST + timedelta(days=n), pl.DataFrame(shown))
+    for n in range(12):
+        folder = tmp_path / f"likes/date={FIRST + timedelta(days=n)}"
+        folder.mkdir(parents=True)
+        liked = {"u": [0], "i": [0], "ts": [midnight(FIRST) + 28 * HOUR]}
+        rows = pl.DataFrame(liked)
+        (rows if n == 1 else rows.clear()).write_parquet(folder / "part-0.parquet")
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    for n in days:
+        ingest_day(context, FIRST + timedelta(days=n))
+        aggregate_day(context, FIRST + timedelta(days=n))
+    last = FIRST + timedelta(days=9)
+    for day in (FIRST, last):
+        build_examples(context, day)
+    assert context.workspace.scan("examples", [FIRST]).collect()["label_like"].to_list() == [1.0]
+    assert audit_day(context, last, 10).differences == []

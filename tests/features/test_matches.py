@@ -105,3 +105,12 @@ def test_a_saved_encoder_compares_as_before(tmp_path):
     again = Encoder.load(tmp_path / "encoder.json")
     assert again == encoder
     np.testing.assert_array_equal(encoder.transform(ROWS).numeric, again.transform(ROWS).numeric)
+
+
+def test_values_of_another_number_type_are_compared_and_nulls_are_no_common_value():
+    rows = pl.DataFrame({"liked": [[1, 2], [3]], "kind": [1.0, None], "seen": [[None, 2], [None]]})
+    matches = [Match("liked", "kind", True, False), Match("liked", "seen", True, True)]
+    found = with_matches(rows, matches).select(match.name for match in matches)
+    assert found.rows() == [(1.0, 1.0), (None, 0.0)]
+    nulls = pl.DataFrame({"liked": [[None, 1]], "seen": [[None, 2]]})
+    assert with_matches(nulls, matches[1:])["match_liked_seen"].to_list() == [0.0]

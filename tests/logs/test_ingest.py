@@ -15,7 +15,7 @@ from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context, open_source
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, midnight, tiny_events, write_day
-from tests.projects import write_project
+from tests.projects import edit_project, write_project
 
 
 def ingest(root: Path, day=FIRST):
@@ -187,3 +187,13 @@ def test_a_layout_must_tell_days_apart(tiny, partition):
     (tiny / "log" / "dt=20261301").mkdir()
     with pytest.raises(ProjectError, match=r"'20261301' is not a day; expected dt=YYYYMMDD"):
         ingest(tiny)
+
+
+def test_markers_beside_days_are_no_days(tiny):
+    edit_project(tiny, log={"partition": "%Y-%m-%d"})
+    for folder in sorted((tiny / "log").iterdir()):
+        folder.rename(tiny / "log" / folder.name.removeprefix("date="))
+    (tiny / "log/_SUCCESS").touch()
+    (tiny / "log/_temporary").mkdir()
+    days = open_context(str(tiny / "project.toml"), tiny, tiny / "ws").source.days()
+    assert days == [FIRST + timedelta(days=n) for n in range(6)]

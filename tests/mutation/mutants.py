@@ -134,8 +134,8 @@ MUTANTS = [
     Mutant(
         "a checkpoint of another split is resumed",
         "nightly/contenders.py",
-        r"rows = \(dataset\.digest, split, settings\)",
-        "rows = (dataset.digest, settings)",
+        r"rows = \(dataset\.digest, split, settings, ",
+        "rows = (dataset.digest, settings, ",
         "nightly/test_suite.py",
         "checkpoint_of_another_split",
     ),

@@ -153,7 +153,7 @@ def test_the_champion_is_measured_on_the_test_days(tiny):
     """As the suite measures the same model on the same rows."""
     context = prepared(tiny)
     suite = train_suite(context, LAST)
-    records = champion_quality(context, suite.winner.artifact, LAST)
+    records = champion_quality(context, suite.winner.artifact, suite.days.test)
     assert [record.name for record in records] == ["click", "long"]
     for t, record in enumerate(records):
         metrics = suite.winner.metrics[record.name]

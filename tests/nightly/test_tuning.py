@@ -13,7 +13,16 @@ from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.nightly.contenders import Contender
 from mtl_ranker.nightly.results import predicted_rows
 from mtl_ranker.nightly.suite import train_model
-from mtl_ranker.nightly.tuning import Budget, Study, Trial, as_toml, default_trial, tune
+from mtl_ranker.nightly.tuning import (
+    Budget,
+    Study,
+    Trial,
+    as_toml,
+    default_trial,
+    open_study,
+    suggest,
+    tune,
+)
 from mtl_ranker.training.dataset import load_dataset
 from mtl_ranker.training.specs import model_specs
 from tests.nightly.test_suite import LAST, prepared
@@ -80,3 +89,16 @@ def test_the_printed_settings_are_lines_of_a_project_file(project_and_dataset):
     assert tuned.training.learning_rate == pytest.approx(search.training["learning_rate"], rel=1e-4)
     first_trial = default_trial(tuned, tuned.models["mmoe"])
     assert first_trial["dropout"] == pytest.approx(search.model["dropout"], rel=1e-4)
+
+
+def test_a_search_killed_in_its_first_trial_begins_with_the_project_file_again(
+    project_and_dataset, tmp_path
+):
+    project, _ = project_and_dataset
+    study = Study("mmoe", "killed", f"sqlite:///{tmp_path / 'optuna.db'}")
+    first = open_study(project, study).ask()
+    settings = suggest(first, project, project.models["mmoe"])
+    again = open_study(project, study)
+    open_study(project, study)
+    assert len(again.get_trials()) == 2
+    assert suggest(again.ask(), project, project.models["mmoe"]) == settings
