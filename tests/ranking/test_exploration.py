@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from mtl_ranker.evaluation.off_policy import item_weights, reordered
-from mtl_ranker.ranking.exploration import day_key, item_at_position, uniform, with_ids
+from mtl_ranker.ranking.exploration import LEAST, day_key, item_at_position, uniform, with_ids
 from mtl_ranker.ranking.rules import DayLists
 from tests.projects import merged, project
 from tests.ranking.test_rules import WITH_ITEMS
