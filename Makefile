@@ -35,7 +35,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): 2.4 GB, a few minutes"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,servers,studies,cluster]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,servers,studies,cluster,stores]'
 	touch $(STAMP)
 
 clean:

@@ -11,7 +11,7 @@ import tomllib
 from datetime import date, datetime, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -59,9 +60,33 @@ class Range(Settings):
     max: float | None = None
 
 
-class Table(Settings):
+TableFormat = Literal["parquet", "delta", "iceberg"]
+
+
+class Versioned(Settings):
+    """Rows that may be those of a Delta or Iceberg table.
+
+    The path of a Delta table is its folder. Of an Iceberg table it is `namespace.table` in the
+    catalog that pyiceberg's configuration names, or a metadata file (`….metadata.json`).
+    """
+
+    version: int | None = Field(
+        None,
+        ge=0,
+        description="of a Delta table, or snapshot id of an Iceberg table; default: the latest",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_set(self, handler: Any) -> dict[str, Any]:
+        """Without a version or a format that is not set: digests of settings do not hold them."""
+        content = handler(self)
+        return {k: v for k, v in content.items() if v is not None or k not in ("version", "format")}
+
+
+class Table(Versioned):
     """A static table joined to the events by its key (one row per key)."""
 
+    format: TableFormat | None = Field(None, description="default: the log's")
     path: str
     key: str
     columns: list[str] = []
@@ -80,7 +105,7 @@ TimestampUnit = Literal["s", "ms", "us", "ns", "datetime", "iso"]
 DURATION = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smhd])$")
 
 
-class Action(Settings):
+class Action(Versioned):
     """A stream of one kind of action (likes, purchases, answers) beside the impressions.
 
     Its name is a column of the impression. An action belongs to the impression of its impression
@@ -89,6 +114,7 @@ class Action(Settings):
     """
 
     name: Name
+    format: TableFormat | None = Field(None, description="default: the log's")
     path: str = Field(description="files or folders of days, as of the log")
     user: Name | None = Field(None, description="default: the log's; item and timestamp, too")
     item: Name | None = None
@@ -136,10 +162,10 @@ class Action(Settings):
         return None if self.value and self.reduce in ("max", "first", "last") else 0.0
 
 
-class Log(Settings):
+class Log(Versioned):
     """Where the impression log is stored and what its columns mean."""
 
-    format: Literal["parquet", "census-income"] = "parquet"
+    format: Literal["parquet", "delta", "iceberg", "census-income"] = "parquet"
     path: str = "log"
     user: Name = "user_id"
     item: Name = "item_id"
@@ -250,6 +276,33 @@ class Log(Settings):
             )
         return value
 
+    @model_validator(mode="after")
+    def _check_formats(self) -> Log:
+        """Settings of folders are not for tables, nor those of tables for files."""
+        if self.format in ("delta", "iceberg"):
+            if self.partition is not None and "%" in self.partition:
+                raise ValueError(
+                    f"partition: {self.partition!r} with format = {self.format!r}; allowed: the "
+                    "name of a column with the day, or null"
+                )
+            if self.ready is not None:
+                raise ValueError(
+                    f"ready: {self.ready!r} with format = {self.format!r}; allowed: none, as a "
+                    "table has a day as soon as it is committed"
+                )
+        named: list[tuple[str, Log | Table | Action | None]] = [("", self)]
+        named += [("users.", self.users), ("items.", self.items)]
+        named += [(f"actions[{n}].", action) for n, action in enumerate(self.actions)]
+        for place, rows in named:
+            if rows is not None and rows.version is not None:
+                own = rows.format or self.format
+                if own not in ("delta", "iceberg"):
+                    raise ValueError(
+                        f"{place}version: {rows.version} with format = {own!r}; allowed: with "
+                        "'delta' or 'iceberg'"
+                    )
+        return self
+
     @property
     def layout(self) -> str | None:
         """The pattern of the days' folders, as of `strftime`; None for an undivided log."""
@@ -259,8 +312,11 @@ class Log(Settings):
     @model_validator(mode="after")
     def _check_actions(self) -> Log:
         names = [action.name for action in self.actions]
-        if self.actions and self.format != "parquet":
-            raise ValueError(f"actions: found with format = {self.format!r}; allowed: 'parquet'")
+        if self.actions and self.format not in get_args(TableFormat):
+            raise ValueError(
+                f"actions: found with format = {self.format!r}; allowed: "
+                f"{', '.join(map(repr, get_args(TableFormat)))}"
+            )
         own: dict[str, list[Any]] = {
             "the log": [*CANONICAL, self.user, self.item, self.timestamp, self.impression],
             "log.context": self.context,

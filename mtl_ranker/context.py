@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
@@ -16,16 +16,46 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.workspace import FileSize, Workspace
 
 
+class Place(Protocol):
+    """A file or folder below `--data`: a `pathlib.Path`, or an object's address."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parent(self) -> Any: ...
+
+    def exists(self) -> bool: ...
+
+    def is_file(self) -> bool: ...
+
+    def is_dir(self) -> bool: ...
+
+    def glob(self, pattern: str) -> Iterator[Any]: ...
+
+    def rglob(self, pattern: str) -> Iterator[Any]: ...
+
+    def relative_to(self, other: Any, /) -> PurePath: ...
+
+    def stat(self) -> Any: ...
+
+    def resolve(self) -> Any: ...
+
+    def __truediv__(self, other: str, /) -> Any: ...
+
+    def __lt__(self, other: Any, /) -> bool: ...
+
+
 @runtime_checkable
 class Source(Protocol):
     """A log of impressions with its user and item tables, whatever their format.
 
     Attributes:
-        root: the folder that `--data` names.
+        root: the folder or address that `--data` names.
     """
 
     @property
-    def root(self) -> Path: ...
+    def root(self) -> Place: ...
 
     def days(self) -> list[date]:
         """Days present in the log, ascending."""
@@ -35,6 +65,12 @@ class Source(Protocol):
 
     def actions(self, name: str) -> Source:
         """The stream of an action, whose rows have the canonical columns of user, item and time."""
+
+    def pinned(self) -> Source:
+        """The same log with its tables at their present versions, which later commits leave."""
+
+    def versions(self) -> dict[str, str]:
+        """Setting (log, log.users) → version of the Delta or Iceberg table that it names."""
 
     @property
     def undivided(self) -> bool:
@@ -96,7 +132,7 @@ class Context:
         return core_schema.any_schema()
 
     @property
-    def log_path(self) -> Path:
+    def log_path(self) -> Place:
         """Path of the log, for messages."""
         return self.source.root / self.project.log.path
 

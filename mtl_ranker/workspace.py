@@ -31,6 +31,7 @@ import polars as pl
 from mtl_ranker.errors import ProjectError
 
 PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
+VERSION = "version of "  # of a Delta or Iceberg table, in a provenance
 CACHE = ".cache"
 ABANDONED = 7 * 86_400.0  # seconds
 BUILD = "build"  # the lock of everything up to a trained model
@@ -144,6 +145,33 @@ class Workspace:
         """One hash of the published partition's provenance, or None without a partition."""
         published = self.provenance(dataset, day)
         return None if published is None else fingerprint(json.dumps(published, sort_keys=True))
+
+    def with_versions(
+        self, dataset: str, day: date, made: Provenance, versions: Mapping[str, str]
+    ) -> dict[str, str]:
+        """A provenance with the versions of the tables that a partition is read from.
+
+        A commit that changes nothing of what the partition is made from leaves it up to date, with
+        the versions it was read at.
+
+        Args:
+            made: provenance without them.
+            versions: setting → version of the table that it names.
+        """
+        published = self.provenance(dataset, day) or {}
+        same = all(published.get(name) == value for name, value in made.items())
+        keys = {f"{VERSION}{setting}": version for setting, version in versions.items()}
+        return dict(made) | {k: published.get(k, v) if same else v for k, v in keys.items()}
+
+    def versions(self, dataset: str, days: list[date]) -> dict[str, dict[str, str]]:
+        """Of each day with tables: setting → version of the table that was read."""
+        found = {}
+        for day in days:
+            made = self.provenance(dataset, day) or {}
+            own = {k.removeprefix(VERSION): v for k, v in made.items() if k.startswith(VERSION)}
+            if own:
+                found[day.isoformat()] = own
+        return found
 
     def stale(self, dataset: str, day: date, provenance: Provenance) -> str | None:
         """Why the partition must be built, naming the changed inputs; None if it is up to date.

@@ -61,7 +61,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     source = open_source(project, data)
     available = source.days()
     if not available:
-        raise ProjectError(f"{data / project.log.path}: the log holds no day")
+        raise ProjectError(f"{source.root / project.log.path}: the log holds no day")
     yield f"ok  log: {len(available)} days, {available[0]} to {available[-1]}"
     last = available[-1]
     days = split_days(project, needed_days(project, available, last), last)

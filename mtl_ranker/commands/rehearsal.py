@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from mtl_ranker.config import Log, Project
-from mtl_ranker.context import Context, Source
+from mtl_ranker.context import Context, Place, Source
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.days import needed_days
@@ -46,11 +46,17 @@ class Sample:
     rows: int = SAMPLE_ROWS
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         return self.source.root
 
     def days(self) -> list[date]:
         return self.source.days()
+
+    def pinned(self) -> Source:
+        return Sample(self.source.pinned(), self.rows)
+
+    def versions(self) -> dict[str, str]:
+        return self.source.versions()
 
     def with_log(self, log: Log) -> Source:
         return Sample(self.source.with_log(log), self.rows)

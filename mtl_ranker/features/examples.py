@@ -43,7 +43,7 @@ from mtl_ranker.logs.contract import (
     label_expression,
     unusable_labels,
 )
-from mtl_ranker.workspace import fingerprint
+from mtl_ranker.workspace import VERSION, fingerprint
 
 LOG = logging.getLogger(__name__)
 LABELS = "actions of the labels"  # in the provenance: all that can change while features stay
@@ -108,8 +108,15 @@ def plan_examples(context: Context, day: date, night: date | None = None) -> Exa
 
 
 def _without(provenance: dict[str, str]) -> dict[str, str]:
-    """The provenance of the features alone."""
-    return {name: made for name, made in provenance.items() if name != LABELS}
+    """The provenance of the features alone.
+
+    The versions of tables are left out: the rows that are joined say whether features change.
+    """
+    return {
+        name: made
+        for name, made in provenance.items()
+        if name != LABELS and not name.startswith(VERSION)
+    }
 
 
 def build_examples(context: Context, day: date, night: date | None = None) -> str | None:
@@ -268,7 +275,7 @@ def examples_provenance(context: Context, day: date, night: date | None = None) 
         last = night or max(workspace.days("events"), default=day)
         with_labels = {LABELS: _known_labels(context, day, last)}
     further = [c for c in project.log.list_columns if c not in {*columns, *project.log.context}]
-    return {
+    made = {
         **with_labels,
         **(of_histories if features.histories else {}),
         **({"setting log.list or log.request": fingerprint(further)} if further else {}),
@@ -286,6 +293,8 @@ def examples_provenance(context: Context, day: date, night: date | None = None) 
             columns, features.numerics, project.log.context, EVENT
         ),
     }
+    tables = {k: v for k, v in context.source.versions().items() if k in ("log.users", "log.items")}
+    return workspace.with_versions(examples_dataset(context), day, made, tables)
 
 
 def _known_labels(context: Context, day: date, night: date) -> str:

@@ -17,7 +17,7 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -99,6 +99,7 @@ def join_actions(context: Context, day: date) -> list[ActionReport]:
     column that is missing or of a wrong type, and when more than `log.max_bad_share` of the rows
     break the contract, other than by being delivered twice.
     """
+    context = replace(context, source=context.source.pinned())
     return [_join(context, action, day) for action in context.project.log.actions]
 
 
@@ -128,11 +129,14 @@ def _provenance(context: Context, action: Action, day: date) -> dict[str, str] |
             f"found: {span}; a day without any needs a folder with an empty Parquet file"
         )
     log = context.project.log
+    versions = {} if day not in have else source.versions()
     settings = [getattr(log, name) for name in ("user", "item", "timestamp", "timestamp_unit")]
-    return {
+    made = {
         "source files": fingerprint(*(source.state(day) if day in have else [])),
         "setting log.actions": fingerprint(
-            action.model_dump_json(exclude={"reduce", "organic"}), *settings, log.timezone
+            action.model_dump_json(exclude={"reduce", "organic", "version"}),
+            *settings,
+            log.timezone,
         ),
         "setting log": fingerprint(log.impression, log.day_tolerance_hours, log.max_bad_share),
         "events": fingerprint(
@@ -142,6 +146,7 @@ def _provenance(context: Context, action: Action, day: date) -> dict[str, str] |
             )
         ),
     }
+    return workspace.with_versions(actions_dataset(action), day, made, versions)
 
 
 def _impression_days(context: Context, action: Action, day: date) -> list[date]:

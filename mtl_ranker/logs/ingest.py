@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import polars as pl
@@ -48,6 +48,7 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     `log.max_bad_share` of it breaks the contract. In the last case the quarantine is written for
     inspection, and a previously published day is left unchanged.
     """
+    context = replace(context, source=context.source.pinned())
     project, source, workspace = context.project, context.source, context.workspace
     provenance = events_provenance(context, day)
     why = workspace.stale("events", day, provenance)
@@ -110,7 +111,7 @@ def events_provenance(context: Context, day: date) -> dict[str, str]:
     """Provenance of a day's events: its files, and the settings that define good rows."""
     project, source = context.project, context.source
     # Which columns the events need is `columns`; what makes a list is not of a row.
-    without = {"users", "items", "actions", "list_by", "request"}
+    without = {"users", "items", "actions", "list_by", "request", "version"}
     without |= {"impression"} if project.log.impression is None else set()
     contract = project.log.model_dump_json(exclude=without)
     labels = [(o.name, o.kind, o.label, o.where, o.transform, o.levels) for o in project.objectives]
@@ -119,7 +120,7 @@ def events_provenance(context: Context, day: date) -> dict[str, str]:
         before = day - timedelta(days=1)
         state = source.state(before) if before in source.days() else []
         late["source files of the day before"] = fingerprint(*state)
-    return {
+    made = {
         "source files": fingerprint(*source.state(day)),
         **late,
         "setting log": fingerprint(contract),
@@ -127,6 +128,8 @@ def events_provenance(context: Context, day: date) -> dict[str, str]:
         "setting training.sample_weight": fingerprint(project.training.sample_weight),
         "columns": _columns(context, day),
     }
+    versions = {name: version for name, version in source.versions().items() if name == "log"}
+    return context.workspace.with_versions("events", day, made, versions)
 
 
 def _columns(context: Context, day: date) -> str:

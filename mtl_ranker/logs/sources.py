@@ -1,13 +1,14 @@
 """Read a log of Parquet files one day at a time, with its columns renamed to the canonical ones.
 
-Scans are lazy; only Parquet footers, the days of an undivided log and the keys of a table are read
-eagerly. Errors name the file and the column.
+Files may be local, or objects of a store (`logs/places.py`). Scans are lazy; only Parquet footers,
+the days of an undivided log and the keys of a table are read eagerly. Errors name the file and the
+column.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from importlib import import_module
@@ -17,9 +18,21 @@ from typing import Any
 import polars as pl
 
 from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
-from mtl_ranker.context import Context, Source
+from mtl_ranker.context import Context, Place, Source
 from mtl_ranker.errors import ProjectError, first_line
-from mtl_ranker.workspace import FileSize, Workspace, file_content, fingerprint
+from mtl_ranker.logs.places import (
+    content_of,
+    is_address,
+    listed,
+    place_at,
+    scan_places,
+    schema_of,
+    size_of,
+)
+from mtl_ranker.logs.table_formats import TableVersion, open_table
+from mtl_ranker.workspace import FileSize, Workspace, fingerprint
+
+TABLE_FORMATS = ("delta", "iceberg")
 
 
 @dataclass(frozen=True)
@@ -32,13 +45,13 @@ class ParquetSource:
     """
 
     log: Log
-    root: Path
+    root: Place
     workspace: Workspace | None = None
     setting: str = "log"
 
-    def path(self) -> Path:
+    def path(self) -> Place:
         """The log's file or folder. Raises ProjectError where there is none."""
-        path = self.root / self.log.path
+        path = listed(self.root / self.log.path)
         if not path.exists():
             raise ProjectError(
                 f"{path}: not found; {self.setting}.path = {self.log.path!r} must be a Parquet "
@@ -63,6 +76,8 @@ class ParquetSource:
         index = [action.name for action in self.log.actions].index(name)
         action = self.log.actions[index]
         log = Log(
+            format=self._format(action) or "parquet",
+            version=action.version,
             path=action.path,
             user=action.user or self.log.user,
             item=action.item or self.log.item,
@@ -70,10 +85,53 @@ class ParquetSource:
             timestamp_unit=action.timestamp_unit or self.log.timestamp_unit,
             timezone=self.log.timezone,
             partition=self.log.partition,
-            ready=self.log.ready,
+            ready=None if self._format(action) else self.log.ready,
             day_tolerance_hours=self.log.day_tolerance_hours,
         )
-        return ParquetSource(log, self.root, self.workspace, f"log.actions[{index}]")
+        stream = _reader(log, self.root, self.workspace)
+        return replace(stream, setting=f"log.actions[{index}]")
+
+    def pinned(self) -> Source:
+        """The same log with its tables at their present versions, which later commits leave."""
+        log, versions = self.log, self._versions()
+        update: dict[str, Any] = {
+            which: getattr(log, which).model_copy(update={"version": table.version})
+            for which in ("users", "items")
+            if (table := versions.get(f"log.{which}")) is not None
+        }
+        update["actions"] = [
+            action.model_copy(update={"version": table.version})
+            if (table := versions.get(f"log.actions.{action.name}")) is not None
+            else action
+            for action in log.actions
+        ]
+        if "log" in versions:
+            update["version"] = versions["log"].version
+        return self.with_log(log.model_copy(update=update)) if versions else self
+
+    def versions(self) -> dict[str, str]:
+        """Setting (log, log.users) → version of the Delta or Iceberg table that it names."""
+        return {name: f"{t.version} of {t.place}" for name, t in self._versions().items()}
+
+    def _versions(self) -> dict[str, TableVersion]:
+        log = self.log
+        named: dict[str, Any] = {"log": log, "log.users": log.users, "log.items": log.items}
+        named |= {f"log.actions.{action.name}": action for action in log.actions}
+        return {
+            name: self._open(settings)
+            for name, settings in named.items()
+            if settings is not None and self._format(settings)
+        }
+
+    def _format(self, settings: Any) -> str | None:
+        """The table format of the log, a table or a stream; None for files."""
+        format = settings.format or self.log.format
+        return format if format in TABLE_FORMATS else None
+
+    def _open(self, settings: Any) -> TableVersion:
+        format = self._format(settings)
+        assert format is not None
+        return open_table(format, self.root, settings.path, settings.version)
 
     @property
     def undivided(self) -> bool:
@@ -82,22 +140,28 @@ class ParquetSource:
 
     def sizes(self, day: date) -> list[FileSize]:
         """Size and time of each file that the day's rows are read from."""
-        return [FileSize.of(f) for f in self._day_files(day)]
+        return [size_of(f) for f in self._day_files(day)]
 
     def state(self, day: date) -> list[str]:
         """Name and content's hash of each file that the day's rows are read from."""
-        return [file_content(f, self.workspace) for f in self._day_files(day)]
+        return [content_of(f, self.workspace) for f in self._day_files(day)]
 
     def tables_state(self) -> list[str]:
         """The same for the user and item tables, including how they are read."""
         tables = [t for t in (self.log.users, self.log.items) if t is not None]
-        missing = [self.root / t.path for t in tables if not (self.root / t.path).is_file()]
-        if missing:
-            raise ProjectError(f"{missing[0]}: not found (log.users.path or log.items.path)")
         return [
-            f"{file_content(self.root / t.path, self.workspace)} {t.model_dump_json()}"
+            f"{self._table_state(t)} {t.model_dump_json(exclude={'version', 'format'})}"
             for t in tables
         ]
+
+    def _table_state(self, settings: Table) -> str:
+        if self._format(settings):
+            table = self._open(settings)
+            return f"{self._format(settings)} {table.version} of {table.place}"
+        path = self.root / settings.path
+        if not path.is_file():
+            raise ProjectError(f"{path}: not found (log.users.path or log.items.path)")
+        return content_of(path, self.workspace)
 
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError.
@@ -132,14 +196,21 @@ class ParquetSource:
         if settings is None:
             return None
         key = {"users": "user_id", "items": "item_id"}[which]
-        return _scan_table(settings, self.root / settings.path, key, f"log.{which}")
+        where = f"log.{which}"
+        if self._format(settings):
+            version = self._open(settings)
+            return _keyed(settings, widened(version.scan()), version.place, (key, where))
+        path = self.root / settings.path
+        if not path.is_file():
+            raise ProjectError(f"{path}: not found ({where}.path)")
+        return _keyed(settings, scan_files([path]), str(path), (key, where))
 
-    def _folders(self) -> dict[date, Path]:
+    def _folders(self) -> dict[date, Place]:
         """Day → its folder; empty for a log that is not divided into days."""
         path, layout = self.path(), self.log.layout
         if layout is None or not path.is_dir():
             return {}
-        folders: dict[date, Path] = {}
+        folders: dict[date, Place] = {}
         for folder in sorted(
             path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))
         ):
@@ -160,7 +231,7 @@ class ParquetSource:
             folders[day] = folder
         return folders
 
-    def _partitions(self) -> dict[date, Path]:
+    def _partitions(self) -> dict[date, Place]:
         """The days that have a file; with `log.ready`, those that have the marker."""
         ready = self.log.ready
         return {
@@ -169,7 +240,7 @@ class ParquetSource:
             if ((folder / ready).exists() if ready else bool(parquet_files(folder)))
         }
 
-    def _day_files(self, day: date) -> list[Path]:
+    def _day_files(self, day: date) -> list[Place]:
         path = self.path()
         if self._folders():
             partitions = self._partitions()
@@ -191,7 +262,7 @@ class ParquetSource:
             raise ProjectError(f"{path}: no rows of {day}; the log has {span}")
         return [file for file, own in files_days.items() if day in own or None in own]
 
-    def _days_of_files(self) -> dict[Path, list[date | None]]:
+    def _days_of_files(self) -> dict[Place, list[date | None]]:
         """The days of each file of an undivided log; None for rows without a valid time."""
         path = self.path()
         files = parquet_files(path)
@@ -199,7 +270,7 @@ class ParquetSource:
             raise ProjectError(f"{path}: holds no *.parquet file")
         return {file: self._days_of_file(file) for file in files}
 
-    def _days_of_file(self, file: Path) -> list[date | None]:
+    def _days_of_file(self, file: Place) -> list[date | None]:
         def read() -> list[str | None]:
             days = self._undivided([file], self._read([])).select(pl.col("date").unique().sort())
             return [day and day.isoformat() for day in days.collect()["date"]]
@@ -207,22 +278,30 @@ class ParquetSource:
         if self.workspace is None:
             found = read()
         else:
-            stamp = fingerprint(file_content(file, self.workspace), self.log.model_dump_json())
+            stamp = fingerprint(content_of(file, self.workspace), self.log.model_dump_json())
             found = self.workspace.cached(f"days of {file.resolve()}", stamp, read)
         return [None if day is None else date.fromisoformat(day) for day in found]
 
-    def _undivided(self, files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
-        lazy = scan_files(files, used)
+    def _undivided(self, files: list[Place], used: Collection[str] | None = None) -> pl.LazyFrame:
+        return self.dated(scan_files(files, used), files[0])
+
+    def dated(self, lazy: pl.LazyFrame, place: Place | str) -> pl.LazyFrame:
+        """Rows of several days in canonical columns, each with its date.
+
+        Args:
+            lazy: rows in the log's own columns.
+            place: where they are, for messages.
+        """
         schema = lazy.collect_schema()
         name = self.log.partition
         if name is not None and name in schema:
             day = pl.col(name)
             day = day.str.to_date(strict=False) if schema[name] == pl.String else day.cast(pl.Date)
             lazy = lazy.with_columns(day.alias("date"))
-            return _canonical(lazy, self.log, files[0], self.setting)
+            return _canonical(lazy, self.log, place, self.setting)
         local = pl.col("timestamp").dt.convert_time_zone(self.log.timezone).dt.date()
         lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
-        lazy = _canonical(lazy, self.log, files[0], self.setting)
+        lazy = _canonical(lazy, self.log, place, self.setting)
         return lazy.with_columns(local.alias("date"))
 
 
@@ -234,7 +313,7 @@ def shown_layout(log: Log) -> str:
     return text
 
 
-def parquet_files(path: Path) -> list[Path]:
+def parquet_files(path: Place) -> list[Place]:
     """The Parquet files below a folder, or the file itself.
 
     Files and folders whose names start with `_` or `.` are left out: other engines write there
@@ -249,7 +328,7 @@ def parquet_files(path: Path) -> list[Path]:
     ]
 
 
-def scan_files(files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
+def scan_files(files: Sequence[Place], used: Collection[str] | None = None) -> pl.LazyFrame:
     """Scan files with one type for each column.
 
     Files may differ in the width of numbers, and in columns that are not `used`. All footers are
@@ -266,10 +345,10 @@ def scan_files(files: list[Path], used: Collection[str] | None = None) -> pl.Laz
             raise ProjectError(f"{absent[0]}: column {name!r} is missing, but {present} has it")
         casts[name] = _type_in_files(name, {file: schemas[file][name] for file in files})
     if len({tuple(schema.items()) for schema in schemas.values()}) == 1:
-        rows = pl.scan_parquet(files, glob=False).select(columns)
+        rows = scan_places(files).select(columns)
         return rows.with_columns(_casts(next(iter(schemas.values())), casts))
     return pl.concat(
-        pl.scan_parquet(file, glob=False).select(columns).with_columns(_casts(schema, casts))
+        scan_places([file]).select(columns).with_columns(_casts(schema, casts))
         for file, schema in schemas.items()
     )
 
@@ -283,18 +362,24 @@ def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]
     ]
 
 
-def parquet_schema(file: Path) -> pl.Schema:
+def widened(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Rows with the widest type of each column's kind, as those of several files have."""
+    schema = rows.collect_schema()
+    return rows.with_columns(_casts(schema, {n: wide_type(t) for n, t in schema.items()}))
+
+
+def parquet_schema(file: Place) -> pl.Schema:
     """The columns of a file. Raises ProjectError for one that is not Parquet."""
-    if file.stat().st_size == 0:
+    if size_of(file).size == 0:
         raise ProjectError(f"{file}: empty file (0 bytes), not Parquet")
     try:
-        return pl.Schema(pl.read_parquet_schema(file))
+        return schema_of(file)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = first_line(error)
         raise ProjectError(f"{file}: not a whole Parquet file ({reason})") from error
 
 
-def _type_in_files(name: str, types: Mapping[Path, pl.DataType]) -> pl.DataType:
+def _type_in_files(name: str, types: Mapping[Place, pl.DataType]) -> pl.DataType:
     """The type that a column of several files takes. Raises ProjectError naming two files."""
     common = common_type(types.values())
     if common is not None:
@@ -345,7 +430,7 @@ def _inner(dtype: Any) -> pl.DataType:
     return dtype.inner() if isinstance(dtype.inner, type) else dtype.inner
 
 
-def _canonical(lazy: pl.LazyFrame, log: Log, place: Path, setting: str) -> pl.LazyFrame:
+def _canonical(lazy: pl.LazyFrame, log: Log, place: Place | str, setting: str) -> pl.LazyFrame:
     """Rename the mapped columns to the canonical ones; all others keep their names.
 
     Args:
@@ -454,10 +539,14 @@ def _in_zone(local: pl.Expr, log: Log) -> pl.Expr:
     return local.dt.replace_time_zone(log.timezone, ambiguous="earliest", non_existent="null")
 
 
-def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFrame:
-    if not path.is_file():
-        raise ProjectError(f"{path}: not found ({where}.path)")
-    lazy = scan_files([path])
+def _keyed(settings: Table, lazy: pl.LazyFrame, path: str, use: tuple[str, str]) -> pl.LazyFrame:
+    """The user or item table with its key in canonical name, and the chosen columns.
+
+    Args:
+        path: where the rows are, for messages.
+        use: the canonical key, and the setting that names the table.
+    """
+    key, where = use
     schema = lazy.collect_schema()
     named = [(f"{where}.key", settings.key), *((f"{where}.columns", c) for c in settings.columns)]
     named += [(f"{where}.lists", c) for c in settings.lists]
@@ -487,31 +576,40 @@ def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFra
 
 
 # Formats other than Parquet, and the module whose `open_source` reads each.
-READERS = {"census-income": "mtl_ranker.studies.census_data"}
+READERS = {
+    "census-income": "mtl_ranker.studies.census_data",
+    "delta": "mtl_ranker.logs.table_source",
+    "iceberg": "mtl_ranker.logs.table_source",
+}
 
 
-def open_source(project: Project, data: Path, workspace: Workspace | None = None) -> Source:
+def open_source(project: Project, data: str | Path, workspace: Workspace | None = None) -> Source:
     """The project's log below `data`. Raises ProjectError where there is no such folder.
 
     Args:
+        data: a folder or the address of one in an object store.
         workspace: where hashes of the log's files are cached.
     """
-    if not data.is_dir():
-        raise ProjectError(f"--data {data}: no such folder")
-    if project.log.format in READERS:
-        reader = import_module(READERS[project.log.format])
-        return reader.open_source(project.log, data, workspace)
-    return ParquetSource(project.log, data, workspace)
+    root = place_at(data)
+    if not root.is_dir():
+        raise ProjectError(f"--data {root}: no such folder")
+    return _reader(project.log, root, workspace)
 
 
-def open_context(config: str, data: Path, workspace: Path) -> Context:
+def _reader(log: Log, root: Place, workspace: Workspace | None) -> ParquetSource:
+    if log.format in READERS:
+        return import_module(READERS[log.format]).open_source(log, root, workspace)
+    return ParquetSource(log, root, workspace)
+
+
+def open_context(config: str, data: str | Path, workspace: Path) -> Context:
     """Read the project file, and find its log and its workspace.
 
     Raises ProjectError for a mistake in the project file, a missing folder of data and a workspace
     that is no local folder.
     """
     project = load_project(config)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workspace)):
+    if is_address(workspace):
         raise ProjectError(f"--workspace {workspace}: is an address; allowed: a local folder")
     folder = Workspace(workspace)
     return Context(project, open_source(project, data, folder), folder)

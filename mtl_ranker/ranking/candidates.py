@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
-from pathlib import Path
 
 import polars as pl
 
 from mtl_ranker.config import Project
-from mtl_ranker.context import Context
+from mtl_ranker.context import Context, Place
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.tables import scan_events, survives
 from mtl_ranker.logs.contract import outside, within
@@ -139,7 +138,7 @@ def _unknown_context(context: Context, rows: pl.LazyFrame, known: list[date]) ->
             yield f"; {count:,} rows with a {column} that no event has ({', '.join(values)})"
 
 
-def candidate_files(context: Context, day: date) -> list[Path]:
+def candidate_files(context: Context, day: date) -> list[Place]:
     """The files of day D's given candidate set; empty if none is configured or found."""
     project, source = context.project, context.source
     if project.scoring.candidates is None:

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from mtl_ranker.config import ListTable, Project, Scoring
-from mtl_ranker.context import Context
+from mtl_ranker.context import Context, Place
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import EXPLORATION_COLUMNS
 from mtl_ranker.features.tables import static_tables, survives
+from mtl_ranker.logs.places import content_of
 from mtl_ranker.logs.sources import parquet_schema, scan_files
 from mtl_ranker.ranking import exploration
 from mtl_ranker.ranking.candidates import prepared_candidates
@@ -35,7 +35,7 @@ from mtl_ranker.ranking.lists import (
     Repetition,
     choose,
 )
-from mtl_ranker.workspace import file_content, fingerprint
+from mtl_ranker.workspace import fingerprint
 
 PAIR = ["user_id", "item_id"]
 ORDER = ["user_id", "score", "item_id"]  # of rows, users ascending and each one's best first
@@ -146,7 +146,7 @@ def rules_provenance(context: Context, day: date) -> dict[str, str]:
         marks = [context.workspace.published_fingerprint("events", each) for each in days]
         made["events of the days in scoring.rules.seen_days"] = fingerprint(*days, *marks)
     for setting, table in rules.tables:
-        content = file_content(_list_path(context, setting, table), context.workspace)
+        content = content_of(_list_path(context, setting, table), context.workspace)
         made[f"table of scoring.rules.{setting}"] = content
     return made
 
@@ -156,7 +156,7 @@ def _seen_days(context: Context, day: date) -> list[date]:
     return [each for each in context.workspace.days("events") if first <= each < day]
 
 
-def _list_path(context: Context, setting: str, table: ListTable) -> Path:
+def _list_path(context: Context, setting: str, table: ListTable) -> Place:
     path = context.source.root / table.path
     if not path.is_file():
         raise ProjectError(f"{path}: not found (scoring.rules.{setting}.path)")

@@ -18,6 +18,7 @@ from mtl_ranker.features.blocks import Block, joined, user_blocks
 from mtl_ranker.features.columns import feature_columns
 from mtl_ranker.features.matches import match_feature
 from mtl_ranker.features.point_in_time import AsOf, FeatureSides, feature_sides
+from mtl_ranker.logs.places import content_of
 from mtl_ranker.models.matmul import cores, fast_matmul
 from mtl_ranker.ranking.artifact import PairItems, RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.candidates import candidate_files, columns_read, prepared_candidates
@@ -32,7 +33,7 @@ from mtl_ranker.ranking.rules import (
     rules_provenance,
     summed,
 )
-from mtl_ranker.workspace import Workspace, file_content, fingerprint
+from mtl_ranker.workspace import Workspace, fingerprint
 
 ITEM_ROW = "row of the item"
 # Keys in the metadata of a part.
@@ -66,7 +67,7 @@ def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -
     stored_blend = ranker.artifact.project.digest("scoring")
     rules = rules_provenance(context, day)
     context = ranker.context(context)
-    states = [file_content(file, context.workspace) for file in candidate_files(context, day)]
+    states = [content_of(file, context.workspace) for file in candidate_files(context, day)]
     return {
         "model version": ranker.version,
         "setting scoring and stored blend": fingerprint(

@@ -13,6 +13,7 @@ from typing import IO, cast
 import polars as pl
 
 from mtl_ranker.config import Log
+from mtl_ranker.context import Place
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.sources import ParquetSource
 from mtl_ranker.workspace import FileSize, Workspace, file_content
@@ -111,6 +112,13 @@ def _census_rows(path: Path) -> Iterator[list[str]]:
 class CensusSource(ParquetSource):
     """Census-Income as a log of three pseudo-days, for `[log] format = "census-income"`."""
 
+    def path(self) -> Path:
+        """The log's file. Raises ProjectError where there is none, and for one in a store."""
+        found = super().path()
+        if not isinstance(found, Path):
+            raise ProjectError(f"{found}: format = 'census-income' reads local files only")
+        return found
+
     def days(self) -> list[date]:
         return [CENSUS_EPOCH + timedelta(days=n) for n in range(3)]
 
@@ -135,7 +143,7 @@ class CensusSource(ParquetSource):
         return CENSUS_COLUMNS
 
 
-def open_source(log: Log, data: Path, workspace: Workspace | None = None) -> CensusSource:
+def open_source(log: Log, data: Place, workspace: Workspace | None = None) -> CensusSource:
     """The reader of `format = "census-income"` (`logs/sources.py`)."""
     return CensusSource(log, data, workspace)
 

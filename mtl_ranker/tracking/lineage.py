@@ -16,6 +16,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import SplitDays, span
 from mtl_ranker.features.view import examples_dataset
+from mtl_ranker.logs.actions import actions_dataset
 from mtl_ranker.workspace import fingerprint
 
 
@@ -23,8 +24,9 @@ class ExamplesDataset(Dataset):
     """The examples of some days.
 
     Two trainings have the same digest of a part if its examples were built from the same events,
-    earlier days, settings and SQL. The profile has rows, users, the mean of each label, and the
-    digest of each day.
+    earlier days, settings and SQL. The profile has rows, users, the mean of each label, the
+    digest of each day and, for a log of Delta or Iceberg tables, the version of each that a day was
+    read at.
     """
 
     def __init__(self, context: Context, dates: Sequence[date]) -> None:
@@ -46,8 +48,24 @@ class ExamplesDataset(Dataset):
             "label_means": {k: v if v is None else round(v, 6) for k, v in means.items()},
             "digests": {day: mark[:12] for day, mark in marks.items()},
         }
+        versions = self._versions_of(context, list(dates))
+        if versions:
+            self._profile["versions"] = versions
         source = LocalArtifactDatasetSource(str((workspace.root / dataset).resolve()))
         super().__init__(source, f"examples {span(dates)}", fingerprint(*marks.values())[:12])
+
+    @staticmethod
+    def _versions_of(context: Context, days: list[date]) -> dict[str, dict[str, str]]:
+        """Day → setting → version of the Delta or Iceberg table it was read from."""
+        datasets = ["events", examples_dataset(context)]
+        datasets += [actions_dataset(action) for action in context.project.log.actions]
+        found: dict[str, dict[str, str]] = {}
+        for dataset in datasets:
+            for day, versions in context.workspace.versions(dataset, days).items():
+                of_stream = dataset.startswith("actions/")  # whose log is the stream
+                own = {dataset: versions["log"]} if of_stream else versions
+                found[day] = found.get(day, {}) | own
+        return found
 
     def _compute_digest(self) -> str:
         raise NotImplementedError("the digest is given")

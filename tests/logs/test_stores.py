@@ -1,0 +1,314 @@
+"""Logs in an S3 store, and in Delta and Iceberg tables: real ones, against the log of folders."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.ingest import events_provenance, ingest_day
+from mtl_ranker.logs.places import place_at
+from mtl_ranker.logs.sources import open_context
+from tests.conftest import FIRST, tiny_events, write_day
+from tests.projects import TINY, project, write_project
+from tests.stores import (
+    daily_frames,
+    iceberg_catalog,
+    s3_server,
+    upload,
+    write_delta,
+    write_iceberg,
+)
+
+LAST = FIRST + timedelta(days=5)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Any]:
+    with iceberg_catalog(tmp_path / "iceberg") as found:
+        yield found
+
+
+def opened(folder: Path, data: str | Path | None = None, **log: Any) -> Context:
+    write_project(folder, TINY, log=log)
+    return open_context(str(folder / "project.toml"), data or folder, folder / "ws")
+
+
+def ingested(context: Context) -> pl.DataFrame:
+    for day in context.source.days():
+        ingest_day(context, day)
+    return context.workspace.scan("events", context.workspace.days("events")).collect()
+
+
+def of_folders(folder: Path) -> pl.DataFrame:
+    """Events of the log of folders."""
+    found = ingested(opened(folder))
+    shutil.rmtree(folder / "ws")
+    return found
+
+
+def days(context: Context) -> list[int]:
+    return [(day - FIRST).days for day in context.source.days()]
+
+
+class TestObjects:
+    def test_ingests_what_the_local_log_holds(self, tiny: Path, s3: str):
+        expected = of_folders(tiny)
+        address = upload(tiny / "log", "same/log").removesuffix("/log")
+        context = opened(tiny, address)
+        assert days(context) == list(range(6))
+        assert_frame_equal(ingested(context), expected)
+
+    def test_an_address_that_pathlib_has_shortened_is_the_same(self, s3: str):
+        assert place_at(Path("s3://feed/a/b")) == place_at("s3://feed/a/b/")
+
+    def test_lists_files_and_folders_as_pathlib_does(self, tmp_path: Path, s3: str):
+        names = ["log/date=a/x.parquet", "log/date=b/_SUCCESS", "log/date=b/c/y.parquet", "logs/z"]
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("x")
+        address = place_at(upload(tmp_path, "listing"))
+        for root in (address, address.listed()):  # type: ignore[attr-defined]
+            for pattern in ("*", "log/*", "log/date=*", "log/*/*"):
+                expected = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob(pattern))
+                assert [str(p.relative_to(address)) for p in root.glob(pattern)] == expected
+            assert [p.name for p in (root / "log").rglob("*.parquet")] == ["x.parquet", "y.parquet"]
+            for name in ("log", "log/date=a", "log/date", "logs/z", "lo", "none"):
+                theirs, ours = tmp_path / name, root / name
+                found = (ours.exists(), ours.is_file(), ours.is_dir())
+                assert found == (theirs.exists(), theirs.is_file(), theirs.is_dir()), name
+
+    def test_only_a_changed_object_makes_its_day_stale(self, tiny: Path, s3: str):
+        address = upload(tiny / "log", "changed/log").removesuffix("/log")
+        context = opened(tiny, address)
+        ingested(context)
+        assert all(ingest_day(context, day).skipped for day in context.source.days())
+        write_day(tiny, LAST, tiny_events(LAST, shift=1))
+        upload(tiny / "log", "changed/log")
+        stale = [day for day in context.source.days() if not ingest_day(context, day).skipped]
+        assert stale == [LAST]
+
+    def test_a_cut_off_object_is_named(self, tiny: Path, s3: str):
+        file = tiny / f"log/date={LAST}/part-0.parquet"
+        file.write_bytes(file.read_bytes()[:-20])
+        address = upload(tiny / "log", "cut/log").removesuffix("/log")
+        with pytest.raises(ProjectError, match=r"s3://feed/cut/log/date=.*part-0.parquet: not a"):
+            ingest_day(opened(tiny, address), LAST)
+
+    def test_a_bucket_that_is_not_there_is_one_sentence(self, tiny: Path, s3: str):
+        with pytest.raises(ProjectError, match=r"s3://other/feed: the store cannot be read: .+"):
+            opened(tiny, "s3://other/feed")
+
+    def test_an_unknown_store_is_refused(self, tiny: Path):
+        with pytest.raises(ProjectError, match=r"ftp://a/b: no known store; allowed: .* s3://"):
+            opened(tiny, "ftp://a/b")
+
+    def test_a_missing_package_is_named_with_its_extra(
+        self, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("mtl_ranker.logs.places.find_spec", lambda name: None)
+        with pytest.raises(ProjectError, match=r"obstore, .* pip install 'mtl_ranker\[stores\]'"):
+            opened(tiny, "s3://feed/a")
+
+
+PARTITIONS = ["by date", "by text", "by timestamp", "one file"]
+
+
+def table_frames(tiny: Path, partition: str) -> tuple[list[pl.DataFrame], list[str] | None]:
+    """The log's frames, and the columns of a table's partitions.
+
+    In the last two the table has no column of the day, so that the timestamp says it.
+    """
+    frames = daily_frames(tiny / "log")
+    if partition == "by date":
+        return frames, ["date"]
+    if partition == "by text":
+        return [f.with_columns(pl.col("date").cast(pl.String)) for f in frames], ["date"]
+    frames = [f.drop("date") for f in frames]
+    return (frames, None) if partition == "by timestamp" else ([pl.concat(frames)], None)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_a_delta_table_gives_the_events_of_the_folders(tiny: Path, partition: str):
+    expected = of_folders(tiny)
+    frames, by = table_frames(tiny, partition)
+    write_delta(tiny / "table", frames, by)
+    context = opened(tiny, format="delta", path="table")
+    assert days(context) == list(range(6))
+    assert_frame_equal(ingested(context), expected)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_an_iceberg_table_gives_the_events_of_the_folders(tiny: Path, catalog: Any, partition: str):
+    expected = of_folders(tiny)
+    frames, by = table_frames(tiny, partition)
+    write_iceberg(catalog, "feed.log", frames, by and by[0])
+    context = opened(tiny, format="iceberg", path="feed.log")
+    assert days(context) == list(range(6))
+    assert_frame_equal(ingested(context), expected)
+
+
+def test_a_delta_table_in_a_store_gives_the_events_of_the_folders(tiny: Path, s3: str):
+    expected = of_folders(tiny)
+    frames, by = table_frames(tiny, "by date")
+    write_delta("s3://feed/delta/table", frames, by)
+    context = opened(tiny, "s3://feed/delta", format="delta", path="table")
+    assert_frame_equal(ingested(context), expected)
+
+
+@pytest.mark.parametrize("partition", ["by date", "by timestamp"])
+def test_a_commit_to_one_day_leaves_the_others_up_to_date(tiny: Path, partition: str):
+    frames, by = table_frames(tiny, partition)
+    write_delta(tiny / "table", frames, by)
+    context = opened(tiny, format="delta", path="table")
+    ingested(context)
+    write_delta(tiny / "table", [frames[-1].with_columns(pl.col("ts") + 1)], by)
+    stale = {day: not ingest_day(context, day).skipped for day in context.source.days()}
+    assert [day for day, built in stale.items() if built] == [LAST]
+    made = {d: context.workspace.provenance("events", d) or {} for d in (FIRST, LAST)}
+    place = (tiny / "table").resolve()
+    assert made[FIRST]["version of log"] == f"5 of {place}"
+    assert made[LAST]["version of log"] == f"6 of {place}"
+
+
+def test_deleted_rows_make_their_day_stale_and_are_not_read(tiny: Path):
+    from deltalake import DeltaTable
+
+    frames, by = table_frames(tiny, "by date")
+    write_delta(tiny / "table", frames, by)
+    context = opened(tiny, format="delta", path="table")
+    before = ingested(context)
+    DeltaTable(tiny / "table").delete("date = '2026-03-04' and u = 3")
+    after = ingested(context)
+    gone = (pl.col("user_id") == 3) & (pl.col("date") == FIRST + timedelta(days=2))
+    assert before.filter(gone).height > 0
+    assert_frame_equal(after, before.filter(~gone))
+
+
+def test_an_earlier_version_is_read_again_exactly(tiny: Path):
+    frames, by = table_frames(tiny, "by date")
+    write_delta(tiny / "table", frames, by)
+    before = ingested(opened(tiny, format="delta", path="table"))
+    shutil.rmtree(tiny / "ws")
+    write_delta(tiny / "table", [frames[-1].with_columns(pl.col("ts") + 1)], by)
+    latest = ingested(opened(tiny, format="delta", path="table"))
+    shutil.rmtree(tiny / "ws")
+    assert latest.height > before.height
+    context = opened(tiny, format="delta", path="table", version=5)
+    assert_frame_equal(ingested(context), before)
+
+
+def test_an_earlier_snapshot_is_read_again_exactly(tiny: Path, catalog: Any):
+    frames, _ = table_frames(tiny, "by date")
+    table = write_iceberg(catalog, "feed.log", frames[:-1], "date")
+    snapshot = table.current_snapshot().snapshot_id
+    table.append(frames[-1].to_arrow())
+    assert days(opened(tiny, format="iceberg", path="feed.log")) == list(range(6))
+    context = opened(tiny, format="iceberg", path="feed.log", version=snapshot)
+    assert days(context) == list(range(5))
+    ingest_day(context, FIRST)
+    made = context.workspace.provenance("events", FIRST) or {}
+    assert made["version of log"] == f"{snapshot} of feed.log"
+
+
+def test_a_pinned_source_does_not_see_later_commits(tiny: Path):
+    frames, by = table_frames(tiny, "by date")
+    write_delta(tiny / "table", frames[:-1], by)
+    context = opened(tiny, format="delta", path="table")
+    pinned = context.source.pinned()
+    write_delta(tiny / "table", frames[-1:], by)
+    assert pinned.days() == context.source.days()[:-1]
+
+
+def test_rows_without_a_time_are_quarantined_on_every_day(tiny: Path):
+    frames, _ = table_frames(tiny, "by timestamp")
+    lost = frames[2].head(1).with_columns(pl.lit(None, pl.Int64).alias("ts"))
+    write_delta(tiny / "table", [*frames, lost])
+    pl.concat([*frames, lost]).write_parquet(tiny / "undivided.parquet")
+    context = opened(tiny, path="undivided.parquet")
+    expected = [ingest_day(context, day).reasons for day in context.source.days()]
+    assert len(expected) == 6
+    assert all("timestamp missing" in reasons for reasons in expected)
+    shutil.rmtree(tiny / "ws")
+    context = opened(tiny, format="delta", path="table")
+    assert [ingest_day(context, day).reasons for day in context.source.days()] == expected
+
+
+def test_user_and_item_tables_have_formats_of_their_own(tiny: Path, catalog: Any):
+    items = pl.DataFrame({"i": range(13), "topic": [f"t{n % 3}" for n in range(13)]})
+    users = pl.DataFrame({"u": range(11), "age": range(20, 31)})
+    write_delta(tiny / "items", [items])
+    write_iceberg(catalog, "feed.users", [users], None)
+    context = opened(
+        tiny,
+        items={"format": "delta", "path": "items", "key": "i", "columns": ["topic"]},
+        users={"format": "iceberg", "path": "feed.users", "key": "u", "columns": ["age"]},
+    )
+    theirs = context.source.table("items")
+    assert theirs is not None
+    assert_frame_equal(theirs.collect(), items.rename({"i": "item_id"}))
+    assert set(context.source.versions()) == {"log.users", "log.items"}
+    before = context.source.tables_state()
+    write_delta(tiny / "items", [items.with_columns(pl.col("i") + 100)])
+    after = context.source.tables_state()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
+
+
+class TestMistakes:
+    def test_a_folder_that_is_no_table_is_named(self, tiny: Path):
+        with pytest.raises(ProjectError, match=r"/log: no Delta table"):
+            opened(tiny, format="delta").source.days()
+
+    def test_a_version_that_is_not_there_is_named(self, tiny: Path):
+        write_delta(tiny / "table", daily_frames(tiny / "log")[:1], ["date"])
+        context = opened(tiny, format="delta", path="table", version=7)
+        with pytest.raises(ProjectError, match=r"table at version 7 cannot be read"):
+            context.source.days()
+
+    def test_a_table_that_no_catalog_has_is_named(self, tiny: Path, catalog: Any):
+        context = opened(tiny, format="iceberg", path="feed.none")
+        with pytest.raises(ProjectError, match=r"feed.none: no such Iceberg table in catalog"):
+            context.source.days()
+
+    def test_a_day_without_rows_names_the_days_there_are(self, tiny: Path):
+        write_delta(tiny / "table", daily_frames(tiny / "log")[:2], ["date"])
+        context = opened(tiny, format="delta", path="table")
+        with pytest.raises(ProjectError, match=r"no rows of 2026-03-07; .* 2026-03-02 to 2026-03-"):
+            ingest_day(context, LAST)
+
+    @pytest.mark.parametrize(
+        ("log", "message"),
+        [
+            ({"version": 3}, r"version: 3 with format = 'parquet'; allowed: with 'delta'"),
+            ({"format": "delta", "ready": "_SUCCESS"}, r"ready: '_SUCCESS' with format = 'delta'"),
+            ({"format": "iceberg", "partition": "dt=%Y%m%d"}, r"partition: 'dt=%Y%m%d' with"),
+        ],
+    )
+    def test_settings_of_files_are_not_for_tables(self, log: dict[str, Any], message: str):
+        with pytest.raises(ProjectError, match=message):
+            project(TINY, log=log)
+
+
+def test_the_settings_of_a_log_of_files_have_the_digest_they_had(tiny: Path):
+    content = project(TINY).model_dump(mode="json")["log"]
+    assert "version" not in content
+    assert content["format"] == "parquet"
+    items = {"path": "items.parquet", "key": "i", "columns": ["topic"]}
+    table = project(TINY, log={"items": items}).model_dump(mode="json")["log"]["items"]
+    assert {"version", "format"}.isdisjoint(table)
+    context = opened(tiny)
+    assert not [k for k in events_provenance(context, FIRST) if k.startswith("version")]
