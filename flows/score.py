@@ -18,6 +18,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.artifact import RegisteredRanker
 from mtl_ranker.ranking.candidates import candidate_days
+from mtl_ranker.ranking.published import publish_to_table
 from mtl_ranker.ranking.scoring import (
     Ranked,
     RankingPart,
@@ -68,6 +69,11 @@ def part_task(context: Context, version: str, day: date, part: RankingPart) -> N
     rank_part(context, registry.load_version(context.project, version), day, part)
 
 
+@task(name="publish-ranking", task_run_name="publish {day}", **RETRY)
+def publish_task(context: Context, day: date) -> int | None:
+    return publish_to_table(context, day)
+
+
 @flow(name="score-parts", validate_parameters=False)
 def run_parts(context: Context, plan: RankingPlan) -> None:
     """Rank the parts of a candidate set on the flow's task runner."""
@@ -113,7 +119,14 @@ def score(
         announce("lists", effect)
     lines = [f"`{ranked.path}`: {ranked.rows:,} rows", *(f"- {e}" for e in ranked.effects)]
     create_markdown_artifact(key="rankings", markdown="\n".join(lines))
+    _publish(context, day)
     return ranked
+
+
+def _publish(context: Context, day: date) -> None:
+    version = publish_task(context, day) if context.project.scoring.publish else None
+    if version is not None:
+        announce("score", f"{day} is in {context.project.scoring.publish}, version {version}")
 
 
 @flow(name="score-new", **HOOKS)
@@ -142,6 +155,8 @@ def _score_outdated(context: Context, dry_run: bool) -> list[Ranked]:
             if dry_run:
                 continue
             rankings.append(score(context, day))
+        elif not dry_run:
+            _publish(context, day)  # if the store was not reachable before
     if not outdated:
         announce("score-new", "every candidate set is ranked")
     return rankings

@@ -775,6 +775,11 @@ class Exploration(Settings):
 
 
 class Scoring(Settings):
+    publish: str | None = Field(
+        None,
+        description="folder or address (s3://, gs://, az://) of a Delta table that each day's "
+        "ranking is written to as well (docs/stores.md)",
+    )
     candidates: str | None = Field(None, description="folder or file of user, item, context")
     top_k: int = Field(20, ge=1)
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
@@ -807,6 +812,11 @@ class Scoring(Settings):
     generated_users: int | None = Field(None, ge=1)
     rules: Rules = Rules()
     exploration: Exploration | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_set(self, handler: Any) -> dict[str, Any]:
+        """Without `publish`, by which no ranking changes: digests of settings do not hold it."""
+        return {key: value for key, value in handler(self).items() if key != "publish"}
 
     @model_validator(mode="after")
     def _check_keep(self) -> Scoring:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,25 +27,42 @@ BUCKET = "feed"
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """moto's S3 with an empty bucket, and the environment that names it; yields the endpoint."""
-    import logging
+    """moto's S3 with an empty bucket, and the environment that names it; yields the endpoint.
 
+    The server is a process of its own: deltalake holds Python's lock while it creates a table.
+    """
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = dict(os.environ)
-    os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=f"http://{host}:{port}")
+    endpoint = f"http://127.0.0.1:{port}"
+    os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
     try:
+        _await(port, server)
         boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield f"http://{host}:{port}"
+        yield endpoint
     finally:
         os.environ.clear()
         os.environ.update(before)
-        server.stop()
+        server.terminate()
+        server.wait()
+
+
+def _await(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Return once the server accepts connections."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def upload(folder: Path, prefix: str) -> str:

@@ -67,7 +67,7 @@ def view_digest(context: Context) -> str:
 
 def _columns(table: Table | None) -> dict[str, Any] | None:
     """A table's settings without its place."""
-    return None if table is None else table.model_dump(exclude={"path"})
+    return None if table is None else table.model_dump(exclude={"path", "format", "version"})
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -191,7 +191,9 @@ def _obstacle(context: Context, split: SplitDays, champion: Origin | None) -> st
 
 def _actions(project: Project) -> object:
     """What decides the labels that actions make."""
-    actions = [action.model_dump(exclude={"path"}) for action in project.log.actions]
+    actions = [
+        action.model_dump(exclude={"path", "format", "version"}) for action in project.log.actions
+    ]
     return actions, project.training.immature
 
 
