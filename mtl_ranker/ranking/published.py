@@ -34,7 +34,7 @@ def publish_to_table(context: Context, day: date) -> int | None:
     from deltalake.exceptions import DeltaError
 
     frame = context.workspace.scan("rankings", [day]).collect(engine="streaming")
-    dtypes = {name: _signed(dtype) for name, dtype in frame.schema.items()}
+    dtypes = pl.Schema({name: _signed(dtype) for name, dtype in frame.schema.items()})
     rows = frame.cast(dtypes).with_columns(pl.lit(day).alias("date"))
     made = context.workspace.published_fingerprint("rankings", day) or ""
     table, options = _table(place)
@@ -69,7 +69,7 @@ def awaits_publishing(context: Context, day: date) -> bool:
         return False
     table, _ = _table(place)
     commits = table.history() if table is not None else []  # the latest first
-    last = next((commit for commit in commits if commit.get(DAY) == str(day)), {})
+    last: dict[str, Any] = next((commit for commit in commits if commit.get(DAY) == str(day)), {})
     return last.get(MADE) != made
 
 
