@@ -38,6 +38,7 @@ def _identifier(value: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Settings(BaseModel):
@@ -474,6 +475,11 @@ class Training(Settings):
         description="share of categorical values replaced by the unknown value in training, so "
         "that the embedding of unseen ids is trained",
     )
+    device: Device = Field(
+        "auto",
+        description="of trainings. auto: a CUDA device where there is one, else the CPU. On a GPU "
+        "trainings run one after the other",
+    )
     threads: int | None = Field(None, ge=1, description="of a training; default: cores / jobs")
     jobs: int | None = Field(
         None,
@@ -740,6 +746,7 @@ class Scoring(Settings):
         description="the other group -> least share of its NDCG@10 under `weights` that the chosen "
         "weights must have",
     )
+    device: Device = Field("auto", description="of the network's predictions; see training.device")
     block_rows: int = Field(
         131_072, ge=1, description="rows of candidates, of whole users, scored at a time per core"
     )

@@ -77,7 +77,7 @@ def _pairs(rows: _Rows) -> tuple[Tensor, Tensor]:
     partners = in_list[rows.lists[positive]]
     first = start[rows.lists[positive]] - (partners.cumsum(0) - partners)
     better = positive.repeat_interleave(partners)
-    place = torch.arange(len(better)) + first.repeat_interleave(partners)
+    place = torch.arange(len(better), device=better.device) + first.repeat_interleave(partners)
     return better, negative[place]
 
 
@@ -116,8 +116,10 @@ def combined_pair_loss(rows: _Rows) -> Tensor:
     if not len(positive) or not len(negative):
         return rows.z.new_zeros(())
     step = min(-(-len(positive) * len(negative) // MOST_PAIRS), len(negative))
-    spaced = torch.arange(0, len(negative) - step + 1, step)
-    worse = negative[torch.arange(len(positive)).unsqueeze(1) % step + spaced]  # [P, m]
+    device = rows.z.device
+    spaced = torch.arange(0, len(negative) - step + 1, step, device=device)
+    offset = torch.arange(len(positive), device=device).unsqueeze(1) % step
+    worse = negative[offset + spaced]  # [P, m]
     each = functional.softplus(rows.z[..., worse] - rows.z[..., positive].unsqueeze(-1))
     weight = rows.weight[positive].unsqueeze(1) * rows.weight[worse]
     return (each * weight).sum((-2, -1)).mean() / weight.sum().clamp(min=1e-12)
@@ -159,7 +161,7 @@ def list_losses(
         log_p, log_not = chain_log_probability(logits, tasks)
         logits = log_p - log_not
     weight = logits.new_ones(len(labels)) if sample_weight is None else sample_weight
-    codes = torch.arange(len(labels))
+    codes = torch.arange(len(labels), device=labels.device)
     if lists is not None:
         codes = torch.unique(lists, return_inverse=True)[1]
     by_task = []

@@ -52,6 +52,7 @@ from mtl_ranker.nightly.results import (
 )
 from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
+from mtl_ranker.training.device import device_of
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.process_pool import side_by_side
 from mtl_ranker.training.specs import contender_specs, model_specs
@@ -142,8 +143,9 @@ def contenders_of(project: Project, plan: TrainingPlan = FROM_SCRATCH) -> list[C
 
 
 def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:
-    """Starting a process takes seconds, longer than a small training."""
-    return len(dataset.train) * project.training.epochs >= PARALLEL_FROM
+    """Starting a process takes seconds, longer than a small training; a GPU is one for all."""
+    on_cpu = device_of(project.training.device).type == "cpu"
+    return on_cpu and len(dataset.train) * project.training.epochs >= PARALLEL_FROM
 
 
 @dataclass(frozen=True)

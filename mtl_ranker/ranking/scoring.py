@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from mtl_ranker.ranking.rules import (
     rules_provenance,
     summed,
 )
+from mtl_ranker.training.device import device_of
 from mtl_ranker.workspace import Workspace, file_content, fingerprint
 
 ITEM_ROW = "row of the item"
@@ -249,7 +250,9 @@ def rank_blocks(
     Args:
         candidates: of all blocks, with columns of `columns_read`.
     """
-    artifact, as_of = how.artifact, how.as_of
+    as_of = how.as_of
+    artifact = how.artifact.on(device_of(as_of.project.scoring.device, "scoring.device"))
+    how = replace(how, artifact=artifact)
     workers = min(len(blocks), cores())
     threads, threads_before = max(1, cores() // workers), torch.get_num_threads()
     # Few items are embedded once for all blocks, many for each block.
@@ -267,7 +270,7 @@ def rank_blocks(
 
     ranked = []
     try:
-        with ThreadPoolExecutor(workers) as pool, fast_matmul():
+        with ThreadPoolExecutor(workers) as pool, fast_matmul(artifact.model.device):
             # Several blocks at a time, as one block does not use all cores.
             for block, result in zip(blocks, pool.map(rank, blocks), strict=True):
                 ranked.append(result)
