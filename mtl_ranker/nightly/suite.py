@@ -60,6 +60,7 @@ from mtl_ranker.training.specs import contender_specs, model_specs
 BLEND_TRIES = 60  # choices of weights in a night
 
 PARALLEL_FROM = 200_000  # rows x epochs of one training
+USUAL_EPOCHS = 8  # after which early stopping ends most trainings, whatever the cap
 
 
 def train_suite(
@@ -145,7 +146,9 @@ def contenders_of(project: Project, plan: TrainingPlan = FROM_SCRATCH) -> list[C
 def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:
     """Starting a process takes seconds, longer than a small training; a GPU is one for all."""
     on_cpu = device_of(project.training.device).type == "cpu"
-    return on_cpu and len(dataset.train) * project.training.epochs >= PARALLEL_FROM
+    return (
+        on_cpu and len(dataset.train) * min(project.training.epochs, USUAL_EPOCHS) >= PARALLEL_FROM
+    )
 
 
 @dataclass(frozen=True)
