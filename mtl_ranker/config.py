@@ -59,16 +59,68 @@ class Range(Settings):
     max: float | None = None
 
 
+def _layout(value: str | None) -> str | None:
+    """A name or pattern of folders of days, which must tell days apart."""
+    if value is None or "%" not in value:
+        return value
+    day = date(2026, 10, 31)
+    try:
+        read = datetime.strptime(day.strftime(value), value).date()
+    except ValueError:
+        read = None
+    if read != day:
+        raise ValueError(
+            f"{value!r} does not tell days apart; allowed: a name such as 'date', or a pattern "
+            "with %Y, %m and %d such as 'dt=%Y%m%d' or 'year=%Y/month=%m/day=%d'"
+        )
+    return value
+
+
 class Table(Settings):
-    """A static table joined to the events by its key (one row per key)."""
+    """A table of users or items, joined to rows by its key: one row per key and day.
+
+    Without `partition` and `valid_from`, rows of all days have the values that the table has
+    today.
+    """
 
     path: str
     key: str
+    partition: str | None = Field(
+        None,
+        description="of the folders of dated snapshots, as of log.partition; a row of day D has "
+        "the values of the latest snapshot of a day before D",
+    )
+    valid_from: Name | None = Field(
+        None,
+        description="column of the date or time from which on a row of the table is valid, null "
+        "for always; a row of day D has the values that are valid at the start of D",
+    )
+    valid_to: Name | None = Field(
+        None, description="column of the date or time at which that ends, null for never"
+    )
     columns: list[str] = []
     lists: dict[str, str] = Field({}, description="text column -> separator; becomes a list column")
     published: str | None = Field(
         None, description="date column from which an age in days is computed"
     )
+
+    _check_partition = field_validator("partition")(_layout)
+
+    @model_validator(mode="after")
+    def _one_kind_of_date(self) -> Table:
+        if self.valid_to is not None and self.valid_from is None:
+            raise ValueError(f"valid_to: {self.valid_to!r}; allowed: with valid_from")
+        if self.partition is not None and self.valid_from is not None:
+            raise ValueError(
+                f"partition: {self.partition!r}, and valid_from = {self.valid_from!r}; allowed: "
+                "one of them"
+            )
+        return self
+
+    @property
+    def dated(self) -> bool:
+        """Whether the table tells the values of past days."""
+        return self.partition is not None or self.valid_from is not None
 
     @property
     def joined(self) -> list[str]:
@@ -233,22 +285,7 @@ class Log(Settings):
             raise ValueError(f"{value!r} is no IANA time zone{_hint(near)}")
         return value
 
-    @field_validator("partition")
-    @classmethod
-    def _partition(cls, value: str | None) -> str | None:
-        if value is None or "%" not in value:
-            return value
-        day = date(2026, 10, 31)
-        try:
-            read = datetime.strptime(day.strftime(value), value).date()
-        except ValueError:
-            read = None
-        if read != day:
-            raise ValueError(
-                f"{value!r} does not tell days apart; allowed: a name such as 'date', or a pattern "
-                "with %Y, %m and %d such as 'dt=%Y%m%d' or 'year=%Y/month=%m/day=%d'"
-            )
-        return value
+    _check_partition = field_validator("partition")(_layout)
 
     @property
     def layout(self) -> str | None:

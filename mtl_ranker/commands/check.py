@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from mtl_ranker.config import Project, load_project
+from mtl_ranker.config import Project, Table, load_project
 from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import (
@@ -25,7 +25,7 @@ from mtl_ranker.features.columns import (
 )
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.examples import labelled_events
-from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.features.tables import join_tables, tables_as_of
 from mtl_ranker.logs.actions import final_day, join_actions
 from mtl_ranker.logs.contract import (
     Checked,
@@ -68,8 +68,9 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     counts = f"{len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
     yield f"ok  split: {counts}"
     checked = yield from _contract(project, source, last)
-    rows = join_tables(static_tables(source), checked.good)
-    yield from _features(project, source, checked, rows.collect_schema())
+    rows = join_tables(tables_as_of(source, last), checked.good)
+    yield from _features(project, checked, rows.collect_schema())
+    yield from _tables(project, source, days)
     yield from _rules(project, source)
     # After the cheap checks, as these import torch and MLflow.
     from mtl_ranker.commands.rehearsal import SAMPLE_ROWS, rehearse, sampled_context
@@ -132,19 +133,13 @@ def _advice(project: Project, checked: Checked) -> Iterator[str]:
         yield text
 
 
-def _features(
-    project: Project, source: Source, checked: Checked, schema: pl.Schema
-) -> Iterator[str]:
+def _features(project: Project, checked: Checked, schema: pl.Schema) -> Iterator[str]:
     """Names and types of features and keys.
 
     Args:
         schema: of the last day's rows, with user and item table.
     """
     check_known_beforehand(project, checked.good.collect_schema().names())
-    for which in ("users", "items"):
-        table = source.table(which)
-        if table is not None:
-            yield f"ok  {which} table: {table.select(pl.len()).collect().item():,} rows"
     for keys in project.features.entities:
         for key in keys:
             if key not in schema:
@@ -155,6 +150,32 @@ def _features(
     computed = set(numeric_features(project)) - set(project.features.numerics)
     check_feature_columns(project, pl.Schema(schema | dict.fromkeys(computed, pl.Float32())))
     yield f"ok  features: {len(numeric_features(project))} numeric"
+
+
+def _tables(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
+    """Rows of the user and item tables, and of which days they tell the values."""
+    undated = []
+    for which in ("users", "items"):
+        settings: Table | None = getattr(project.log, which)
+        if settings is None:
+            continue
+        table = source.table(which, days.all[-1] + timedelta(days=1))
+        assert table is not None
+        count, snapshots = table.select(pl.len()).collect().item(), source.snapshots(which)
+        dates = f"; snapshots: {len(snapshots)}, {span(snapshots)}" if snapshots else ""
+        yield f"ok  {which} table: {count:,} rows{dates}"
+        if snapshots and days.all[0] <= snapshots[0]:
+            yield (
+                f"warning: log.{which}: the first snapshot is of {snapshots[0]}, so rows up to "
+                "that day have no values of the table"
+            )
+        if not settings.dated:
+            undated.append(f"log.{which}")
+    if undated:
+        yield (
+            f"    {' and '.join(undated)}: without dates (partition or valid_from); the values of "
+            "today are joined to the rows of all past days"
+        )
 
 
 def _labels(project: Project, source: Source, days: SplitDays) -> Iterator[str]:

@@ -25,7 +25,7 @@ from mtl_ranker.features.columns import (
     signal_names,
 )
 from mtl_ranker.features.sql import day_number, run_sql
-from mtl_ranker.features.tables import join_tables, local_date, static_tables
+from mtl_ranker.features.tables import join_tables, local_date, tables_as_of
 from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 
 
@@ -61,8 +61,8 @@ class AsOf:
             known: the aggregated days to read, of those before D; None for all in the windows.
         """
         features = context.project.features
-        static = static_tables(context.source)
-        schema = join_tables(static, rows).collect_schema()
+        given = tables_as_of(context.source, day)
+        schema = join_tables(given, rows).collect_schema()
         filters = {"user_id", "item_id"} & {key for keys in features.entities for key in keys}
         filters |= {"user_id"} if features.histories else set()
         uniques = [rows.select(key).unique() for key in filters if key in rows.collect_schema()]
@@ -82,7 +82,7 @@ class AsOf:
             for keys, table in zip(features.entities, tables, strict=True)
         ]
         entities += [_history(context, lookback, history) for history in features.histories]
-        return cls(context.project, day, static, entities, view_sql(context))
+        return cls(context.project, day, given, entities, view_sql(context))
 
     def join(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
         """Join features to `rows`: impressions, candidates, or some columns of candidates.

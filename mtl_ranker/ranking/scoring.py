@@ -73,7 +73,7 @@ def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -
             context.project.digest("scoring"), stored_blend
         ),
         "candidate set": fingerprint(*states),
-        "user and item tables": fingerprint(*context.source.tables_state()),
+        "user and item tables": fingerprint(*context.source.tables_state(day)),
         "aggregates of earlier days": history_fingerprint(context, day),
         **rules,
     }

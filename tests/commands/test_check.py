@@ -461,6 +461,20 @@ def test_check_warns_of_nothing_in_a_sound_project(tiny):
     assert "warning" not in checked(tiny)
 
 
+def test_tables_without_dates_are_said_once(tiny):
+    write_project(tiny, log={"items": items(tiny, price=1.5)})
+    assert checked(tiny).count("log.items: without dates (partition or valid_from); the val") == 1
+    dated = {"path": "dated", "key": "i", "columns": ["price"], "partition": "date"}
+    folder = tiny / "dated" / f"date={LAST - timedelta(days=2)}"
+    folder.mkdir(parents=True)
+    (tiny / "items.parquet").rename(folder / "part-0.parquet")
+    write_project(tiny, log={"items": dated})
+    said = checked(tiny)
+    assert "without dates" not in said
+    assert f"ok  items table: 13 rows; snapshots: 1, {LAST - timedelta(days=2)}" in said
+    assert f"warning: log.items: the first snapshot is of {LAST - timedelta(days=2)}, so" in said
+
+
 def test_an_entity_with_two_keys_is_named(tiny):
     write_project(tiny, features={"entities": [["user_id"], ["tab"]]})
     assert "tab (tab) has 2 keys on the last day" in checked(tiny)

@@ -16,7 +16,7 @@ from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.point_in_time import feature_sides, join_features
-from mtl_ranker.features.tables import static_tables
+from mtl_ranker.features.tables import tables_as_of
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.presets import make
@@ -264,7 +264,7 @@ def test_blocks_hold_whole_users():
 
 def test_features_belong_to_users_items_or_pairs(tmp_path):
     context, _ = random_ranker(tmp_path)
-    tables = static_tables(context.source)
+    tables = tables_as_of(context.source, context.last_day())
     sides = feature_sides(context.project, tables, ["user_id", "item_id", "tab"])
     assert sides.entities == {
         "entity_user": "user",
