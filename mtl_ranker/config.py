@@ -408,7 +408,12 @@ class Features(Settings):
     entities: list[list[str]] = [["user_id"], ["item_id"]]
     signals: dict[str, str] = Field({}, description="further SQL sums to aggregate: name -> expr")
     categoricals: list[Categorical] = []
-    numerics: list[str] = []
+    numerics: list[str] = Field([], description="numbers, Booleans, and dates, as age in days")
+    derived: dict[str, str] = Field(
+        {},
+        description="further numbers: name -> SQL expression over log.context and columns of the "
+        "user and item tables, such as '1 - price_shown / price'; missing where it is not finite",
+    )
     lists: list[ListColumn] = []
     histories: list[History] = Field(
         [], description="each user's latest positive impressions, as far back as the longest window"
@@ -893,6 +898,13 @@ class Project(Settings):
             _identifier(signal)
             if signal in names:
                 raise ValueError(f"features.signals: {signal!r} is already an objective")
+        for name in self.features.derived:
+            _identifier(name)
+            if name in self.features.numerics:
+                raise ValueError(
+                    f"features.derived: {name!r} is also in features.numerics; allowed: in one of "
+                    "them, as derived features are numbers"
+                )
         for index, history in enumerate(self.features.histories):
             if history.signal not in {*names, *self.features.signals}:
                 raise ValueError(

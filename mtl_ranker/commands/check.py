@@ -24,6 +24,7 @@ from mtl_ranker.features.columns import (
     numeric_features,
 )
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
+from mtl_ranker.features.derived import check_derived
 from mtl_ranker.features.examples import labelled_events
 from mtl_ranker.features.tables import join_tables, tables_as_of
 from mtl_ranker.logs.actions import final_day, join_actions
@@ -147,6 +148,7 @@ def _features(project: Project, checked: Checked, schema: pl.Schema) -> Iterator
                     f"features.entities: no column {key!r}; allowed: {', '.join(schema)}"
                 )
     check_names(project, schema.names())
+    check_derived(project, schema)
     computed = set(numeric_features(project)) - set(project.features.numerics)
     check_feature_columns(project, pl.Schema(schema | dict.fromkeys(computed, pl.Float32())))
     yield f"ok  features: {len(numeric_features(project))} numeric"

@@ -21,6 +21,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import signal_expressions
 from mtl_ranker.features.columns import entity_name, history_features, numeric_features
+from mtl_ranker.features.derived import with_computed
 from mtl_ranker.features.sql import date_of, day_number
 from mtl_ranker.features.tables import join_tables, local_date, scan_events, tables_as_of
 from mtl_ranker.features.view import examples_dataset
@@ -141,7 +142,8 @@ class _Past:
                     & ~(pl.col(f"{history.signal} before") > 0).fill_null(False)
                 )
                 each.append(turned.join(rows.select("user_id"), on="user_id", how="semi"))
-        parts = [self._of_tables(keyed, rows, own)]
+        computed = with_computed(project, keyed.lazy(), self.as_of).collect()
+        parts = [self._of_tables(computed, rows, own)]
         overall = _added(sums[0], ["all"])
         for keys, found in zip(entities, sums[1:], strict=True):
             own_sums = _added(found, keys)
@@ -152,7 +154,7 @@ class _Past:
         return pl.concat(parts, how="horizontal")
 
     def _of_tables(self, keyed: pl.DataFrame, rows: pl.DataFrame, own: list[str]) -> pl.DataFrame:
-        """Columns of the user and item tables, and the item's age."""
+        """Columns of the user and item tables, derived features, and the item's age."""
         columns = [pl.col(c).cast(rows.schema[c]) for c in keyed.columns if c in rows.columns]
         if "item_age_days" in numeric_features(self.context.project):
             age = pl.lit(day_number(self.as_of)) - pl.col("item_id_published_day")

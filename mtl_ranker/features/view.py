@@ -61,6 +61,7 @@ def view_digest(context: Context) -> str:
             "lists": [c.column for c in features.lists],
             "numerics": features.numerics,
             "context": context.project.log.context,
+            **({"derived": features.derived} if features.derived else {}),
             "sql": {name: sql[name] for name in FEATURE_SQL},
         }
     )
