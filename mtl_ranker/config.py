@@ -336,7 +336,14 @@ class Objective(Settings):
     conditional_on: str | None = Field(
         None, description="binary objective without which this one cannot happen"
     )
-    levels: int = Field(0, ge=0, description="of an ordinal label: 0, 1, …, levels - 1")
+    levels: Annotated[int, Field(ge=0)] | list[int] = Field(
+        0,
+        description="of an ordinal label: their number, for 0, 1, …, levels - 1, or all of them, "
+        "such as [1, 2, 3, 4, 5]; the label that is learned and predicted counts from 0",
+    )
+    good: bool = Field(
+        True, description="false: the less the better, so its blend weight counts against"
+    )
     list_loss: Literal["none", "pairs", "rcr", "jrc", "combined_pair"] | None = Field(
         None,
         description="loss on the order of a list's rows, of a binary objective; default: pairs, "
@@ -348,7 +355,14 @@ class Objective(Settings):
     def _fits_its_kind(self) -> Objective:
         if self.transform != "identity" and self.kind != "regression":
             raise ValueError(f"transform = {self.transform!r} is for kind = 'regression' only")
-        if (self.kind == "ordinal") != (self.levels > 0) or self.levels == 1:
+        if isinstance(self.levels, list):
+            first = self.levels[0] if self.levels else 0
+            if self.levels != list(range(first, first + len(self.levels))):
+                raise ValueError(
+                    f"levels: {self.levels}; allowed: a number, or whole numbers one after the "
+                    "other, such as [1, 2, 3, 4, 5]"
+                )
+        if (self.kind == "ordinal") != (self.level_count > 0) or self.level_count == 1:
             raise ValueError("levels: needed, and at least 2, for kind = 'ordinal' only")
         if self.conditional_on is not None and self.kind != "binary":
             raise ValueError(
@@ -365,6 +379,16 @@ class Objective(Settings):
         return self
 
     _check_name = field_validator("name")(_identifier)
+
+    @property
+    def level_count(self) -> int:
+        """Number of levels of an ordinal label; 0 for other kinds."""
+        return len(self.levels) if isinstance(self.levels, list) else self.levels
+
+    @property
+    def lowest(self) -> int:
+        """The value of the lowest level."""
+        return self.levels[0] if isinstance(self.levels, list) and self.levels else 0
 
 
 class Categorical(Settings):
@@ -765,7 +789,9 @@ class Scoring(Settings):
     top_k: int = Field(20, ge=1)
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
     weights: dict[str, float] = Field(
-        {}, description="objective -> weight, below 0 for what is bad; missing ones weigh 1"
+        {},
+        description="objective -> weight; missing ones weigh 1. What is bad counts against: it has "
+        "good = false, or a weight below 0",
     )
     conditional: list[Name] = Field(
         [],
@@ -951,7 +977,15 @@ class Project(Settings):
 
     @property
     def blend_weights(self) -> dict[str, float]:
-        return {o.name: self.scoring.weights.get(o.name, 1.0) for o in self.objectives}
+        """Objective → weight in the blend, not above 0 for one with `good = false`."""
+        given = {o.name: self.scoring.weights.get(o.name, 1.0) for o in self.objectives}
+        return {o.name: given[o.name] if o.good else -abs(given[o.name]) for o in self.objectives}
+
+    @property
+    def bad(self) -> set[str]:
+        """The objectives that count against a ranking."""
+        weights = self.blend_weights
+        return {o.name for o in self.objectives if not o.good or weights[o.name] < 0}
 
 
 def preset_names() -> list[str]:

@@ -59,6 +59,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     model_specs(project)
     yield f"ok  {config}: {len(project.objectives)} objectives, {len(project.models)} models"
     yield from _blend_lines(project)
+    yield from _against(project)
     source = open_source(project, data)
     available = source.days()
     if not available:
@@ -126,10 +127,10 @@ def _advice(project: Project, checked: Checked) -> Iterator[str]:
             "its other labels; where only this label is unusable, exclude it with `where`"
         )
         if objective.kind == "ordinal":
-            levels = objective.levels
+            first, count = objective.lowest, objective.level_count
             text += (
-                f". levels = {levels} allows 0 to {levels - 1}; for values from 1 to {levels}, "
-                f'write label = "{objective.label} - 1", or levels = {levels + 1}'
+                f". levels = {objective.levels} allows {first} to {first + count - 1}; for values "
+                "from 1 to 5, write levels = [1, 2, 3, 4, 5]"
             )
         yield text
 
@@ -271,6 +272,13 @@ def _blend_lines(project: Project) -> Iterator[str]:
             f"    {name} enters the blend as predicted given its condition, as where = {where!r} "
             "is not that another binary objective's label is 1"
         )
+
+
+def _against(project: Project) -> Iterator[str]:
+    """The objectives that count against."""
+    for name, weight in project.blend_weights.items():
+        if name in project.bad:
+            yield f"    {name} is bad: it enters the blend with weight {weight:g}"
 
 
 def _rules(project: Project, source: Source) -> Iterator[str]:

@@ -114,9 +114,11 @@ def _as_number(project: Project, column: str, dtype: pl.DataType, day: date) -> 
 def _age(project: Project, column: str, dtype: pl.DataType, day: date) -> pl.Expr:
     """Days from a date to `day`."""
     value = pl.col(column)
-    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
-        value = value.dt.convert_time_zone(project.log.timezone)
-    return (pl.lit(day) - value.cast(pl.Date)).dt.total_days().alias(column)
+    if isinstance(dtype, pl.Datetime):
+        zoned = dtype.time_zone is not None
+        local = value.dt.convert_time_zone(project.log.timezone) if zoned else value
+        value = local.dt.date()  # a cast would give the date in UTC
+    return (pl.lit(day) - value).dt.total_days().alias(column)
 
 
 def _values(dtype: pl.DataType) -> pl.Series:
