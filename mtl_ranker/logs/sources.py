@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class ParquetSource:
         for which in ("users", "items"):
             settings: Table | None = getattr(self.log, which)
             if settings is not None:
-                files = self._table_files(which, day)
+                files, _ = self._table_files(which, day)
                 contents = [file_content(file, self.workspace) for file in files]
                 states.append(" ".join([*contents, settings.model_dump_json()]))
         return states
@@ -140,11 +141,10 @@ class ParquetSource:
         settings: Table | None = getattr(self.log, which)
         if settings is None:
             return None
-        files = self._table_files(which, day)
+        files, every = self._table_files(which, day)
         if not files:  # D is before the first snapshot
-            files = parquet_files(min(self._snapshots(which).items())[1])
-            return self._read_table(which, settings, files).clear()
-        rows = self._read_table(which, settings, files)
+            return _scan_table(settings, [], every, f"log.{which}", self.log).clear()
+        rows = self._read_table(which, settings, files, every)
         if settings.valid_from is None:
             return rows
         valid = _valid_at(settings, rows.collect_schema(), self.log, day)
@@ -168,8 +168,11 @@ class ParquetSource:
             )
         return found
 
-    def _table_files(self, which: str, day: date) -> list[Path]:
-        """The files of a table as of D; none where D is before the first snapshot."""
+    def _table_files(self, which: str, day: date) -> tuple[list[Path], list[Path]]:
+        """The files of a table as of D, and those of all its snapshots, ascending.
+
+        There is none as of D where D is before the first snapshot.
+        """
         settings: Table = getattr(self.log, which)
         if settings.partition is None:
             path = self.root / settings.path
@@ -178,13 +181,17 @@ class ParquetSource:
                 if path.is_dir():
                     hint = f"; a folder of dated snapshots needs log.{which}.partition"
                 raise ProjectError(f"{path}: not found (log.{which}.path){hint}")
-            return [path]
-        earlier = {own: path for own, path in self._snapshots(which).items() if own < day}
-        return parquet_files(earlier[max(earlier)]) if earlier else []
+            return [path], [path]
+        snapshots = {own: parquet_files(path) for own, path in self._snapshots(which).items()}
+        every = [file for own in sorted(snapshots) for file in snapshots[own]]
+        earlier = [own for own in snapshots if own < day]
+        return (snapshots[max(earlier)] if earlier else []), every
 
-    def _read_table(self, which: str, settings: Table, files: list[Path]) -> pl.LazyFrame:
+    def _read_table(
+        self, which: str, settings: Table, files: list[Path], every: list[Path]
+    ) -> pl.LazyFrame:
         """A table's rows of all times in canonical columns, with its keys checked."""
-        rows = _scan_table(settings, files, f"log.{which}", self.log)
+        rows = _scan_table(settings, files, every, f"log.{which}", self.log)
         place = files[0] if settings.partition is None else files[0].parent
 
         def problem() -> str | None:
@@ -347,6 +354,12 @@ def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]
         for name, dtype in casts.items()
         if schema[name] != dtype
     ]
+
+
+@lru_cache(maxsize=10_000)
+def _known_schema(file: Path, size: FileSize) -> pl.Schema:
+    """The columns of a file, read once while its size and time are the same."""
+    return parquet_schema(file)
 
 
 def parquet_schema(file: Path) -> pl.Schema:
@@ -523,10 +536,17 @@ def _in_zone(local: pl.Expr, log: Log) -> pl.Expr:
 FROM, TO = "valid from", "valid to"  # of a row of a table
 
 
-def _scan_table(settings: Table, files: list[Path], where: str, log: Log) -> pl.LazyFrame:
+def _scan_table(
+    settings: Table, files: list[Path], every: list[Path], where: str, log: Log
+) -> pl.LazyFrame:
     """A table's rows in canonical columns, with `FROM` and `TO` where it has `valid_from`.
 
+    A column has one type in all snapshots, and is null in those from before it was added. Raises
+    ProjectError for one that is missing in all, or in these files although earlier ones have it.
+
     Args:
+        files: to be read; none for a frame without rows.
+        every: files of all snapshots, ascending.
         where: the section of the project file, for messages.
     """
     key = {"log.users": "user_id", "log.items": "item_id"}[where]
@@ -535,16 +555,30 @@ def _scan_table(settings: Table, files: list[Path], where: str, log: Log) -> pl.
     for setting in ("published", "valid_from", "valid_to"):
         if getattr(settings, setting) is not None:
             named.append((f"{where}.{setting}", getattr(settings, setting)))
+    schemas = {file: _known_schema(file, FileSize.of(file)) for file in every}
+    types: dict[str, pl.DataType] = {}
+    for setting, column in named:
+        having = [file for file in every if column in schemas[file]]
+        lacking = [file for file in files if column not in schemas[file]]
+        if not having or (
+            lacking and (column == settings.key or every.index(having[0]) < every.index(lacking[0]))
+        ):
+            file = lacking[0] if lacking else every[-1]
+            hint = f"; {having[0]} has it" if having else ""
+            raise ProjectError(
+                f"{file}: column {column!r} (named by {setting}) is missing; "
+                f"it has: {', '.join(schemas[file].names())}{hint}"
+            )
+        types[column] = _type_in_files(column, {file: schemas[file][column] for file in having})
+    frames = []
     for file in files:
-        schema = parquet_schema(file)
-        for setting, column in named:
-            if column not in schema:
-                raise ProjectError(
-                    f"{file}: column {column!r} (named by {setting}) is missing; "
-                    f"it has: {', '.join(schema.names())}"
-                )
-    lazy = scan_files(files, {column for _, column in named})
-    schema = lazy.collect_schema()
+        rows = pl.scan_parquet(file, glob=False)
+        absent = {c: pl.Null() for c in types if c not in schemas[file]}
+        casts = _casts(pl.Schema(schemas[file] | absent), types)
+        rows = rows.with_columns(pl.lit(None, pl.Null).alias(c) for c in absent)
+        frames.append(rows.select(*types).with_columns(casts))
+    lazy = pl.concat(frames) if frames else pl.LazyFrame(schema=types)
+    schema = pl.Schema(types)
     chosen = [pl.col(settings.key).alias(key), *(pl.col(c) for c in settings.columns)]
     for column, separator in settings.lists.items():
         chosen.append(pl.col(column).cast(pl.String).str.split(separator).alias(column))

@@ -216,6 +216,35 @@ def test_a_late_action_counts_for_the_values_of_its_impressions_day(tmp_path):
     assert audit_day(context, LAST, 2).differences == []
 
 
+def snapshot_of(root: Path, n: int, **columns: Any) -> None:
+    folder = root / "items" / f"date={day_of(n)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame({"i": [1], "maker": ["x"], **columns}).write_parquet(folder / "part-0.parquet")
+
+
+def test_columns_added_later_and_wider_types(tmp_path):
+    """Prices begin with day 0, as whole numbers; from day 2 on they have fractions."""
+    snapshot_of(tmp_path, -1)
+    snapshot_of(tmp_path, 0, price=[2])
+    snapshot_of(tmp_path, 2, price=[2.5])
+    context = open_world(tmp_path, SNAPSHOTS)
+    built(context)
+    for n, price in ((0, None), (1, 2.0), (2, 2.0), (3, 2.5)):
+        table = tables_as_of(context.source, day_of(n))["item_id"].collect()
+        assert table.schema["price"] == pl.Float64
+        assert table["price"].to_list() == [price]
+    every = context.workspace.scan("examples", context.source.days()).collect()
+    assert every.filter(pl.col("item_id") == 1)["price"].unique().sort().to_list() == [
+        None, 2.0, 2.5,
+    ]  # fmt: skip
+    snapshot_of(tmp_path, 3)
+    with pytest.raises(ProjectError, match=r"date=2026-03-05/.*: column 'price' .* is missing; "):
+        tables_as_of(context.source, LAST)
+    snapshot_of(tmp_path, 3, price=["dear"])
+    with pytest.raises(ProjectError, match=r"column 'price' is String, but Int64 in"):
+        tables_as_of(context.source, LAST)
+
+
 def test_times_are_in_the_zone_of_the_log(tmp_path):
     """The days of New York begin at 5:00 UTC."""
     table = SPANS | {"columns": ["price"]}
