@@ -560,9 +560,8 @@ def _scan_table(
     for setting, column in named:
         having = [file for file in every if column in schemas[file]]
         lacking = [file for file in files if column not in schemas[file]]
-        if not having or (
-            lacking and (column == settings.key or every.index(having[0]) < every.index(lacking[0]))
-        ):
+        dropped = bool(having and lacking) and every.index(having[0]) < every.index(lacking[0])
+        if not having or dropped or (lacking and column == settings.key):
             file = lacking[0] if lacking else every[-1]
             hint = f"; {having[0]} has it" if having else ""
             raise ProjectError(
