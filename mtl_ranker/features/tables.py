@@ -95,9 +95,22 @@ def check_table_keys(context: Context, key: str, table: pl.LazyFrame, dtype: pl.
         )
 
 
+def read_as(column: str, given: pl.DataType, dtype: pl.DataType) -> pl.Expr:
+    """A column in another type, null where that is not possible; text may be a date or a time."""
+    value = pl.col(column)
+    if given == pl.String and dtype == pl.Date:
+        return value.str.to_date(strict=False)
+    if given == pl.String and isinstance(dtype, pl.Datetime):
+        zone = dtype.time_zone
+        return value.str.to_datetime(strict=False, time_unit=dtype.time_unit, time_zone=zone)
+    return value.cast(dtype, strict=False)
+
+
 def survives(column: str, given: pl.DataType, dtype: pl.DataType) -> pl.Expr:
     """Whether a value is the same after a cast to `dtype` and back: 1.9 is not user 1."""
-    cast = pl.col(column).cast(dtype, strict=False)
+    cast = read_as(column, given, dtype)
+    if given == pl.String and dtype.is_temporal():
+        return cast.is_not_null()
     same = (cast.cast(given, strict=False) == pl.col(column)).fill_null(False)
     if given.is_float() and dtype.is_integer():
         same &= pl.col(column).abs() <= 2**53  # beyond, floats do not hold every integer

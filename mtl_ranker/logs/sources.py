@@ -156,11 +156,14 @@ class ParquetSource:
         dated = settings is not None and settings.partition is not None
         return sorted(self._snapshots(which)) if dated else []
 
-    def _snapshots(self, which: str) -> dict[date, Path]:
-        """Day → the folder of a table's snapshot. Raises ProjectError where there is none."""
+    def _snapshots(self, which: str) -> dict[date, list[Path]]:
+        """Day → the files of a table's snapshot. Raises ProjectError where there is none."""
         settings: Table = getattr(self.log, which)
         log = Log(path=settings.path, partition=settings.partition, ready=self.log.ready)
-        found = ParquetSource(log, self.root, self.workspace, f"log.{which}")._partitions()
+        folders = ParquetSource(log, self.root, self.workspace, f"log.{which}")._folders()
+        complete = [d for d, f in folders.items() if not log.ready or (f / log.ready).exists()]
+        files = {day: parquet_files(folders[day]) for day in complete}
+        found = {day: own for day, own in files.items() if own}
         if not found:
             raise ProjectError(
                 f"{self.root / settings.path}: holds no snapshot; log.{which}.partition = "
@@ -182,7 +185,7 @@ class ParquetSource:
                     hint = f"; a folder of dated snapshots needs log.{which}.partition"
                 raise ProjectError(f"{path}: not found (log.{which}.path){hint}")
             return [path], [path]
-        snapshots = {own: parquet_files(path) for own, path in self._snapshots(which).items()}
+        snapshots = self._snapshots(which)
         every = [file for own in sorted(snapshots) for file in snapshots[own]]
         earlier = [own for own in snapshots if own < day]
         return (snapshots[max(earlier)] if earlier else []), every

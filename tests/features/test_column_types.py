@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from mtl_ranker.commands.check import check_project
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
@@ -16,6 +17,8 @@ from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.presets import make
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
+from mtl_ranker.ranking.candidates import cast_keys
+from mtl_ranker.ranking.explain import Pair, explain
 from mtl_ranker.ranking.scoring import score_day
 from mtl_ranker.training.network import build_ranker, tasks_of
 from tests.conftest import FIRST, tiny_events, write_day
@@ -122,9 +125,27 @@ def test_values_of_every_type_reach_encoder_and_prediction(typed):
     for column in [*NUMERICS, *CATEGORICALS, *LISTS]:
         without = rows.with_columns(pl.lit(None, rows.schema[column]).alias(column))
         assert (ranker.predict(without)["click"] - predicted).abs().max() > 0, column
-    ranked = pl.read_parquet(score_day(context, RegisteredRanker(ranker, "1"), LAST).path)
+    registered = RegisteredRanker(ranker, "1")
+    ranked = pl.read_parquet(score_day(context, registered, LAST).path)
     assert ranked["score"].is_finite().all()
     assert ranked.schema["since"] == pl.Date  # the candidate's own value
+    explained = explain(context, registered, Pair("3", "4", {"since": "2026-03-01"}), LAST)
+    assert explained.features["since"] == 6.0
+    with pytest.raises(ProjectError, match=r"since 'March': is no Date, the log's own type"):
+        explain(context, registered, Pair("3", "4", {"since": "March"}), LAST)
+
+
+@pytest.mark.parametrize("dates", [["2026-03-01", None], [date(2026, 3, 1), None]])
+def test_candidates_may_have_dates_as_text(typed, dates):
+    context = open_context(str(typed / "project.toml"), typed, typed / "ws")
+    ingest_day(context, FIRST)
+    types = context.workspace.scan("events", [FIRST]).collect_schema()
+    given = pl.LazyFrame({"user_id": [1, 2], "item_id": [1, 2], "since": dates})
+    cast = cast_keys(given, types, LAST, ["since"]).collect()
+    assert cast["since"].to_list() == [date(2026, 3, 1), None]
+    wrong = given.with_columns(pl.lit("March").alias("since"))
+    with pytest.raises(ProjectError, match=r"'since' is String and holds \['March', 'March'\]"):
+        cast_keys(wrong, types, LAST, ["since"])
 
 
 def test_check_stores_and_ranks_with_every_type(typed):
