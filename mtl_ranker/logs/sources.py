@@ -576,7 +576,7 @@ def _scan_table(
     for file in files:
         rows = pl.scan_parquet(file, glob=False)
         absent = {c: pl.Null() for c in types if c not in schemas[file]}
-        casts = _casts(pl.Schema(schemas[file] | absent), types)
+        casts = _casts(pl.Schema({**schemas[file], **absent}), types)
         rows = rows.with_columns(pl.lit(None, pl.Null).alias(c) for c in absent)
         frames.append(rows.select(*types).with_columns(casts))
     lazy = pl.concat(frames) if frames else pl.LazyFrame(schema=types)
