@@ -60,16 +60,68 @@ class Range(Settings):
     max: float | None = None
 
 
+def _layout(value: str | None) -> str | None:
+    """A name or pattern of folders of days, which must tell days apart."""
+    if value is None or "%" not in value:
+        return value
+    day = date(2026, 10, 31)
+    try:
+        read = datetime.strptime(day.strftime(value), value).date()
+    except ValueError:
+        read = None
+    if read != day:
+        raise ValueError(
+            f"{value!r} does not tell days apart; allowed: a name such as 'date', or a pattern "
+            "with %Y, %m and %d such as 'dt=%Y%m%d' or 'year=%Y/month=%m/day=%d'"
+        )
+    return value
+
+
 class Table(Settings):
-    """A static table joined to the events by its key (one row per key)."""
+    """A table of users or items, joined to rows by its key: one row per key and day.
+
+    Without `partition` and `valid_from`, rows of all days have the values that the table has
+    today.
+    """
 
     path: str
     key: str
+    partition: str | None = Field(
+        None,
+        description="of the folders of dated snapshots, as of log.partition; a row of day D has "
+        "the values of the latest snapshot of a day before D",
+    )
+    valid_from: Name | None = Field(
+        None,
+        description="column of the date or time from which on a row of the table is valid, null "
+        "for always; a row of day D has the values that are valid at the start of D",
+    )
+    valid_to: Name | None = Field(
+        None, description="column of the date or time at which that ends, null for never"
+    )
     columns: list[str] = []
     lists: dict[str, str] = Field({}, description="text column -> separator; becomes a list column")
     published: str | None = Field(
         None, description="date column from which an age in days is computed"
     )
+
+    _check_partition = field_validator("partition")(_layout)
+
+    @model_validator(mode="after")
+    def _one_kind_of_date(self) -> Table:
+        if self.valid_to is not None and self.valid_from is None:
+            raise ValueError(f"valid_to: {self.valid_to!r}; allowed: with valid_from")
+        if self.partition is not None and self.valid_from is not None:
+            raise ValueError(
+                f"partition: {self.partition!r}, and valid_from = {self.valid_from!r}; allowed: "
+                "one of them"
+            )
+        return self
+
+    @property
+    def dated(self) -> bool:
+        """Whether the table tells the values of past days."""
+        return self.partition is not None or self.valid_from is not None
 
     @property
     def joined(self) -> list[str]:
@@ -234,22 +286,7 @@ class Log(Settings):
             raise ValueError(f"{value!r} is no IANA time zone{_hint(near)}")
         return value
 
-    @field_validator("partition")
-    @classmethod
-    def _partition(cls, value: str | None) -> str | None:
-        if value is None or "%" not in value:
-            return value
-        day = date(2026, 10, 31)
-        try:
-            read = datetime.strptime(day.strftime(value), value).date()
-        except ValueError:
-            read = None
-        if read != day:
-            raise ValueError(
-                f"{value!r} does not tell days apart; allowed: a name such as 'date', or a pattern "
-                "with %Y, %m and %d such as 'dt=%Y%m%d' or 'year=%Y/month=%m/day=%d'"
-            )
-        return value
+    _check_partition = field_validator("partition")(_layout)
 
     @property
     def layout(self) -> str | None:
@@ -300,7 +337,14 @@ class Objective(Settings):
     conditional_on: str | None = Field(
         None, description="binary objective without which this one cannot happen"
     )
-    levels: int = Field(0, ge=0, description="of an ordinal label: 0, 1, …, levels - 1")
+    levels: Annotated[int, Field(ge=0)] | list[int] = Field(
+        0,
+        description="of an ordinal label: their number, for 0, 1, …, levels - 1, or all of them, "
+        "such as [1, 2, 3, 4, 5]; the label that is learned and predicted counts from 0",
+    )
+    good: bool = Field(
+        True, description="false: the less the better, so its blend weight counts against"
+    )
     list_loss: Literal["none", "pairs", "rcr", "jrc", "combined_pair"] | None = Field(
         None,
         description="loss on the order of a list's rows, of a binary objective; default: pairs, "
@@ -312,7 +356,14 @@ class Objective(Settings):
     def _fits_its_kind(self) -> Objective:
         if self.transform != "identity" and self.kind != "regression":
             raise ValueError(f"transform = {self.transform!r} is for kind = 'regression' only")
-        if (self.kind == "ordinal") != (self.levels > 0) or self.levels == 1:
+        if isinstance(self.levels, list):
+            first = self.levels[0] if self.levels else 0
+            if self.levels != list(range(first, first + len(self.levels))):
+                raise ValueError(
+                    f"levels: {self.levels}; allowed: a number, or whole numbers one after the "
+                    "other, such as [1, 2, 3, 4, 5]"
+                )
+        if (self.kind == "ordinal") != (self.level_count > 0) or self.level_count == 1:
             raise ValueError("levels: needed, and at least 2, for kind = 'ordinal' only")
         if self.conditional_on is not None and self.kind != "binary":
             raise ValueError(
@@ -329,6 +380,16 @@ class Objective(Settings):
         return self
 
     _check_name = field_validator("name")(_identifier)
+
+    @property
+    def level_count(self) -> int:
+        """Number of levels of an ordinal label; 0 for other kinds."""
+        return len(self.levels) if isinstance(self.levels, list) else self.levels
+
+    @property
+    def lowest(self) -> int:
+        """The value of the lowest level."""
+        return self.levels[0] if isinstance(self.levels, list) and self.levels else 0
 
 
 class Categorical(Settings):
@@ -372,7 +433,12 @@ class Features(Settings):
     entities: list[list[str]] = [["user_id"], ["item_id"]]
     signals: dict[str, str] = Field({}, description="further SQL sums to aggregate: name -> expr")
     categoricals: list[Categorical] = []
-    numerics: list[str] = []
+    numerics: list[str] = Field([], description="numbers, Booleans, and dates, as age in days")
+    derived: dict[str, str] = Field(
+        {},
+        description="further numbers: name -> SQL expression over log.context and columns of the "
+        "user and item tables, such as '1 - price_shown / price'; missing where it is not finite",
+    )
     lists: list[ListColumn] = []
     histories: list[History] = Field(
         [], description="each user's latest positive impressions, as far back as the longest window"
@@ -729,7 +795,9 @@ class Scoring(Settings):
     top_k: int = Field(20, ge=1)
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
     weights: dict[str, float] = Field(
-        {}, description="objective -> weight, below 0 for what is bad; missing ones weigh 1"
+        {},
+        description="objective -> weight; missing ones weigh 1. What is bad counts against: it has "
+        "good = false, or a weight below 0",
     )
     conditional: list[Name] = Field(
         [],
@@ -863,6 +931,13 @@ class Project(Settings):
             _identifier(signal)
             if signal in names:
                 raise ValueError(f"features.signals: {signal!r} is already an objective")
+        for name in self.features.derived:
+            _identifier(name)
+            if name in self.features.numerics:
+                raise ValueError(
+                    f"features.derived: {name!r} is also in features.numerics; allowed: in one of "
+                    "them, as derived features are numbers"
+                )
         for index, history in enumerate(self.features.histories):
             if history.signal not in {*names, *self.features.signals}:
                 raise ValueError(
@@ -909,7 +984,15 @@ class Project(Settings):
 
     @property
     def blend_weights(self) -> dict[str, float]:
-        return {o.name: self.scoring.weights.get(o.name, 1.0) for o in self.objectives}
+        """Objective → weight in the blend, not above 0 for one with `good = false`."""
+        given = {o.name: self.scoring.weights.get(o.name, 1.0) for o in self.objectives}
+        return {o.name: given[o.name] if o.good else -abs(given[o.name]) for o in self.objectives}
+
+    @property
+    def bad(self) -> set[str]:
+        """The objectives that count against a ranking."""
+        weights = self.blend_weights
+        return {o.name for o in self.objectives if not o.good or weights[o.name] < 0}
 
 
 def preset_names() -> list[str]:

@@ -53,6 +53,11 @@ def test_presets_load_and_their_models_are_known():
             ["objectives[1].conditional_on", "depend on each other"],
         ),
         (objective(1, where=WITHOUT, kind="ordinal"), ["objectives[1]", "levels"]),
+        (
+            objective(1, where=WITHOUT, kind="ordinal", levels=[1, 3]),
+            ["objectives[1]", "levels: [1, 3]; allowed: a number, or whole numbers one after"],
+        ),
+        (objective(1, where=WITHOUT, kind="ordinal", levels=[5]), ["levels", "at least 2"]),
         (objective(1, where=WITHOUT, transform="log1p"), ["objectives[1]", "regression"]),
         (
             {"features": {"histories": [{"signal": "click", "columns": ["play"]}]}},

@@ -69,8 +69,8 @@ class Sample:
     def state(self, day: date) -> list[str]:
         return [str(size) for size in self.sizes(day)]
 
-    def tables_state(self) -> list[str]:
-        given = {w: self.source.table(w) for w in ("users", "items")}
+    def tables_state(self, day: date) -> list[str]:
+        given = {w: self.source.table(w, day) for w in ("users", "items")}
         return [which for which, table in given.items() if table is not None]
 
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
@@ -79,8 +79,11 @@ class Sample:
     def columns(self, day: date) -> list[str]:
         return self.source.columns(day)
 
-    def table(self, which: str) -> pl.LazyFrame | None:
-        return self.source.table(which)
+    def table(self, which: str, day: date) -> pl.LazyFrame | None:
+        return self.source.table(which, day)
+
+    def snapshots(self, which: str) -> list[date]:
+        return self.source.snapshots(which)
 
 
 def sampled_context(project: Project, source: Source, folder: Path) -> Context:

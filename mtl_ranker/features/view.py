@@ -21,6 +21,7 @@ from mtl_ranker.workspace import fingerprint
 AGGREGATE_SQL = ("aggregates/entity.sql", "aggregates/history.sql")
 FEATURE_SQL = ("features/windows.sql", "features/join.sql", "features/history.sql")
 VIEWS = "views"
+PLACE = ("path", "partition", "valid_from", "valid_to")  # settings of a table: where its rows lie
 
 
 def view_sql(context: Context) -> dict[str, str]:
@@ -60,14 +61,15 @@ def view_digest(context: Context) -> str:
             "lists": [c.column for c in features.lists],
             "numerics": features.numerics,
             "context": context.project.log.context,
+            **({"derived": features.derived} if features.derived else {}),
             "sql": {name: sql[name] for name in FEATURE_SQL},
         }
     )
 
 
 def _columns(table: Table | None) -> dict[str, Any] | None:
-    """A table's settings without its place."""
-    return None if table is None else table.model_dump(exclude={"path"})
+    """A table's settings without its place and layout."""
+    return None if table is None else table.model_dump(exclude=set(PLACE))
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -140,7 +142,7 @@ def views_of(
 
 
 def _at_current_path(table: Table | None, current: Table | None) -> Table | None:
-    """A table with the model's columns, read from its path in the project file."""
+    """A table with the model's columns, read from where and as the project file says."""
     if table is None or current is None:
         return table
-    return table.model_copy(update={"path": current.path})
+    return table.model_copy(update={name: getattr(current, name) for name in PLACE})

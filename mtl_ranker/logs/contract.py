@@ -119,6 +119,8 @@ def derived_columns(project: Project) -> dict[str, pl.Expr]:
 
 def _label(objective: Objective, place: str) -> pl.Expr:
     label = label_expression(objective.label, f"{place}.label")
+    if objective.lowest:
+        label = label - objective.lowest
     if objective.where is None:
         return label
     return pl.when(label_expression(objective.where, f"{place}.where") == 1.0).then(label)
@@ -129,8 +131,8 @@ def _allowed(objective: Objective, label: pl.Expr) -> tuple[pl.Expr, str]:
     if objective.kind == "binary":
         return label.is_in([0.0, 1.0]), "neither 0 nor 1"
     if objective.kind == "ordinal":
-        fits = label.is_in([float(n) for n in range(objective.levels)])
-        return fits, f"not in 0..{objective.levels - 1}"
+        fits = label.is_in([float(n) for n in range(objective.level_count)])
+        return fits, f"not in {objective.lowest}..{objective.lowest + objective.level_count - 1}"
     low = label > -1 if objective.transform == "log1p" else pl.lit(True)
     low = label >= 0 if objective.kind == "watch_time" else low
     return label.is_finite() & low, "not finite or out of range"
@@ -265,7 +267,7 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
             continue
         fits, problem = _allowed(objective, label)
         name = f"label of {objective.name} {problem}"
-        rules[name] = Rule(label.is_null() | fits, label)
+        rules[name] = Rule(label.is_null() | fits, label + objective.lowest)
     if project.training.sample_weight is not None:
         weight = label_expression(project.training.sample_weight, "training.sample_weight")
         fits = (weight.is_finite() & (weight >= 0)).fill_null(False)

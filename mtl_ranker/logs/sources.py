@@ -10,9 +10,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import polars as pl
 
@@ -88,16 +90,16 @@ class ParquetSource:
         """Name and content's hash of each file that the day's rows are read from."""
         return [file_content(f, self.workspace) for f in self._day_files(day)]
 
-    def tables_state(self) -> list[str]:
-        """The same for the user and item tables, including how they are read."""
-        tables = [t for t in (self.log.users, self.log.items) if t is not None]
-        missing = [self.root / t.path for t in tables if not (self.root / t.path).is_file()]
-        if missing:
-            raise ProjectError(f"{missing[0]}: not found (log.users.path or log.items.path)")
-        return [
-            f"{file_content(self.root / t.path, self.workspace)} {t.model_dump_json()}"
-            for t in tables
-        ]
+    def tables_state(self, day: date) -> list[str]:
+        """The same for the user and item tables as of D, including how they are read."""
+        states = []
+        for which in ("users", "items"):
+            settings: Table | None = getattr(self.log, which)
+            if settings is not None:
+                files, _ = self._table_files(which, day)
+                contents = [file_content(file, self.workspace) for file in files]
+                states.append(" ".join([*contents, settings.model_dump_json()]))
+        return states
 
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError.
@@ -126,13 +128,87 @@ class ParquetSource:
         """The columns of a day's first file, for messages."""
         return parquet_schema(self._day_files(day)[0]).names()
 
-    def table(self, which: str) -> pl.LazyFrame | None:
-        """The users' or items' table keyed by `user_id` or `item_id`, or None."""
+    def table(self, which: str, day: date) -> pl.LazyFrame | None:
+        """The users' or items' table keyed by `user_id` or `item_id`, or None.
+
+        Raises ProjectError for a column that is missing, and for a key with several rows that are
+        valid at one time.
+
+        Args:
+            day: D. Of dated snapshots, the latest one of a day before D is read; of rows with
+                `valid_from`, those that are valid at the start of D.
+        """
         settings: Table | None = getattr(self.log, which)
         if settings is None:
             return None
-        key = {"users": "user_id", "items": "item_id"}[which]
-        return _scan_table(settings, self.root / settings.path, key, f"log.{which}")
+        files, every = self._table_files(which, day)
+        if not files:  # D is before the first snapshot
+            return _scan_table(settings, [], every, f"log.{which}", self.log).clear()
+        rows = self._read_table(which, settings, files, every)
+        if settings.valid_from is None:
+            return rows
+        valid = _valid_at(settings, rows.collect_schema(), self.log, day)
+        return rows.filter(valid).drop(c for c in (FROM, TO) if c in rows.collect_schema())
+
+    def snapshots(self, which: str) -> list[date]:
+        """Days of which there are snapshots of a table, ascending; empty for one without."""
+        settings: Table | None = getattr(self.log, which)
+        dated = settings is not None and settings.partition is not None
+        return sorted(self._snapshots(which)) if dated else []
+
+    def _snapshots(self, which: str) -> dict[date, list[Path]]:
+        """Day → the files of a table's snapshot. Raises ProjectError where there is none."""
+        settings: Table = getattr(self.log, which)
+        log = Log(path=settings.path, partition=settings.partition, ready=self.log.ready)
+        folders = ParquetSource(log, self.root, self.workspace, f"log.{which}")._folders()
+        complete = [d for d, f in folders.items() if not log.ready or (f / log.ready).exists()]
+        files = {day: parquet_files(folders[day]) for day in complete}
+        found = {day: own for day, own in files.items() if own}
+        if not found:
+            raise ProjectError(
+                f"{self.root / settings.path}: holds no snapshot; log.{which}.partition = "
+                f"{settings.partition!r} needs folders {shown_layout(log)} with Parquet files"
+            )
+        return found
+
+    def _table_files(self, which: str, day: date) -> tuple[list[Path], list[Path]]:
+        """The files of a table as of D, and those of all its snapshots, ascending.
+
+        There is none as of D where D is before the first snapshot.
+        """
+        settings: Table = getattr(self.log, which)
+        if settings.partition is None:
+            path = self.root / settings.path
+            if not path.is_file():
+                hint = ""
+                if path.is_dir():
+                    hint = f"; a folder of dated snapshots needs log.{which}.partition"
+                raise ProjectError(f"{path}: not found (log.{which}.path){hint}")
+            return [path], [path]
+        snapshots = self._snapshots(which)
+        every = [file for own in sorted(snapshots) for file in snapshots[own]]
+        earlier = [own for own in snapshots if own < day]
+        return (snapshots[max(earlier)] if earlier else []), every
+
+    def _read_table(
+        self, which: str, settings: Table, files: list[Path], every: list[Path]
+    ) -> pl.LazyFrame:
+        """A table's rows of all times in canonical columns, with its keys checked."""
+        rows = _scan_table(settings, files, every, f"log.{which}", self.log)
+        place = files[0] if settings.partition is None else files[0].parent
+
+        def problem() -> str | None:
+            return _key_problem(settings, rows, which, place)
+
+        if self.workspace is None:
+            found = problem()
+        else:
+            contents = [file_content(file, self.workspace) for file in files]
+            stamp = fingerprint(*contents, settings.model_dump_json())
+            found = self.workspace.cached(f"keys of {which} in {place.resolve()}", stamp, problem)
+        if found is not None:
+            raise ProjectError(found)
+        return rows
 
     def _folders(self) -> dict[date, Path]:
         """Day → its folder; empty for a log that is not divided into days."""
@@ -281,6 +357,12 @@ def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]
         for name, dtype in casts.items()
         if schema[name] != dtype
     ]
+
+
+@lru_cache(maxsize=10_000)
+def _known_schema(file: Path, size: FileSize) -> pl.Schema:
+    """The columns of a file, read once while its size and time are the same."""
+    return parquet_schema(file)
 
 
 def parquet_schema(file: Path) -> pl.Schema:
@@ -454,27 +536,51 @@ def _in_zone(local: pl.Expr, log: Log) -> pl.Expr:
     return local.dt.replace_time_zone(log.timezone, ambiguous="earliest", non_existent="null")
 
 
-def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFrame:
-    if not path.is_file():
-        raise ProjectError(f"{path}: not found ({where}.path)")
-    lazy = scan_files([path])
-    schema = lazy.collect_schema()
+FROM, TO = "valid from", "valid to"  # of a row of a table
+
+
+def _scan_table(
+    settings: Table, files: list[Path], every: list[Path], where: str, log: Log
+) -> pl.LazyFrame:
+    """A table's rows in canonical columns, with `FROM` and `TO` where it has `valid_from`.
+
+    A column has one type in all snapshots, and is null in those from before it was added. Raises
+    ProjectError for one that is missing in all, or in these files although earlier ones have it.
+
+    Args:
+        files: to be read; none for a frame without rows.
+        every: files of all snapshots, ascending.
+        where: the section of the project file, for messages.
+    """
+    key = {"log.users": "user_id", "log.items": "item_id"}[where]
     named = [(f"{where}.key", settings.key), *((f"{where}.columns", c) for c in settings.columns)]
     named += [(f"{where}.lists", c) for c in settings.lists]
-    if settings.published:
-        named.append((f"{where}.published", settings.published))
+    for setting in ("published", "valid_from", "valid_to"):
+        if getattr(settings, setting) is not None:
+            named.append((f"{where}.{setting}", getattr(settings, setting)))
+    schemas = {file: _known_schema(file, FileSize.of(file)) for file in every}
+    types: dict[str, pl.DataType] = {}
     for setting, column in named:
-        if column not in schema:
+        having = [file for file in every if column in schemas[file]]
+        lacking = [file for file in files if column not in schemas[file]]
+        dropped = bool(having and lacking) and every.index(having[0]) < every.index(lacking[0])
+        if not having or dropped or (lacking and column == settings.key):
+            file = lacking[0] if lacking else every[-1]
+            hint = f"; {having[0]} has it" if having else ""
             raise ProjectError(
-                f"{path}: column {column!r} (named by {setting}) is missing; "
-                f"it has: {', '.join(schema.names())}"
+                f"{file}: column {column!r} (named by {setting}) is missing; "
+                f"it has: {', '.join(schemas[file].names())}{hint}"
             )
-    duplicates = lazy.select(pl.col(settings.key).is_duplicated().sum()).collect().item()
-    if duplicates:
-        raise ProjectError(
-            f"{path}: {duplicates} rows share their key {settings.key!r} with another row; "
-            "allowed: one row per key"
-        )
+        types[column] = _type_in_files(column, {file: schemas[file][column] for file in having})
+    frames = []
+    for file in files:
+        rows = pl.scan_parquet(file, glob=False)
+        absent = {c: pl.Null() for c in types if c not in schemas[file]}
+        casts = _casts(pl.Schema({**schemas[file], **absent}), types)
+        rows = rows.with_columns(pl.lit(None, pl.Null).alias(c) for c in absent)
+        frames.append(rows.select(*types).with_columns(casts))
+    lazy = pl.concat(frames) if frames else pl.LazyFrame(schema=types)
+    schema = pl.Schema(types)
     chosen = [pl.col(settings.key).alias(key), *(pl.col(c) for c in settings.columns)]
     for column, separator in settings.lists.items():
         chosen.append(pl.col(column).cast(pl.String).str.split(separator).alias(column))
@@ -483,7 +589,78 @@ def _scan_table(settings: Table, path: Path, key: str, where: str) -> pl.LazyFra
         day = pl.col(settings.published)
         day = day.str.to_date(strict=False) if text else day.cast(pl.Date)
         chosen.append(day.cast(pl.Int32).alias(f"{key}_published_day"))
+    for setting, name in (("valid_from", FROM), ("valid_to", TO)):
+        bound = getattr(settings, setting)
+        if bound is not None:
+            place = f"{files[0]}: column {bound!r} ({where}.{setting})"
+            chosen.append(_bound(bound, schema[bound], place, log).alias(name))
     return lazy.select(chosen)
+
+
+def _bound(column: str, dtype: pl.DataType, place: str, log: Log) -> pl.Expr:
+    """An end of the time in which a row is valid: a date, or a time in the log's zone."""
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
+        return _in_zone(pl.col(column), log).cast(pl.Datetime("us", log.timezone))
+    if isinstance(dtype, pl.Datetime):
+        local = pl.col(column).dt.convert_time_zone(log.timezone)
+        return local.cast(pl.Datetime("us", log.timezone))
+    if dtype in (pl.Date, pl.Null):
+        return pl.col(column).cast(pl.Date)
+    raise ProjectError(f"{place} is {dtype}; allowed: Date or Datetime")
+
+
+def _valid_at(settings: Table, schema: pl.Schema, log: Log, day: date) -> pl.Expr:
+    """Whether a row of a table is valid at the start of D."""
+    start = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(log.timezone))
+
+    def at(name: str) -> pl.Expr:
+        return pl.lit(day) if schema[name] == pl.Date else pl.lit(start)
+
+    valid = pl.col(FROM).is_null() | (pl.col(FROM) <= at(FROM))
+    if settings.valid_to is not None:
+        valid &= pl.col(TO).is_null() | (pl.col(TO) > at(TO))
+    return valid
+
+
+def _key_problem(settings: Table, rows: pl.LazyFrame, which: str, place: Path) -> str | None:
+    """What is wrong with a table's keys: two rows of one key that are valid at one time."""
+    key = {"users": "user_id", "items": "item_id"}[which]
+    if settings.valid_from is None:
+        duplicates = rows.select(pl.col(key).is_duplicated().sum()).collect().item()
+        if not duplicates:
+            return None
+        return (
+            f"{place}: {duplicates} rows share their key {settings.key!r} with another row; "
+            "allowed: one row per key; for several, of different times, see "
+            f"log.{which}.partition and log.{which}.valid_from"
+        )
+    start = pl.col(FROM)
+    end = pl.col(TO) if settings.valid_to is not None else pl.lit(None, pl.Date)
+    spans = rows.select(key, start, end.alias(TO)).filter(pl.col(key).is_not_null())
+    zone = rows.collect_schema()[FROM]
+    spans = spans.with_columns(pl.col(TO).cast(zone)).filter(
+        start.is_null() | start.ne_missing(pl.col(TO))
+    )
+    ordered = spans.sort(key, FROM, nulls_last=False).with_columns(
+        pl.col(key).shift(1).alias("key before"),
+        pl.col(FROM).shift(1).alias("from before"),
+        pl.col(TO).shift(1).alias("to before"),
+    )
+    overlap = (pl.col("key before") == pl.col(key)) & (
+        pl.col("to before").is_null() | start.is_null() | (start < pl.col("to before"))
+    )
+    wrong = ordered.filter(overlap | (start > pl.col(TO))).head(1).collect()
+    if wrong.is_empty():
+        return None
+    row = wrong.row(0, named=True)
+    shown = f"{row[FROM] or 'always'} to {row[TO] or 'open'}"
+    if row[FROM] is not None and row[TO] is not None and row[FROM] > row[TO]:
+        return f"{place}: key {settings.key!r} = {row[key]!r} is valid from {shown}"
+    return (
+        f"{place}: key {settings.key!r} = {row[key]!r} has two rows that are valid at one time: "
+        f"{row['from before'] or 'always'} to {row['to before'] or 'open'}, and {shown}; allowed: "
+        f"each row ends (log.{which}.valid_to) before or when the next one begins"
+    )
 
 
 # Formats other than Parquet, and the module whose `open_source` reads each.

@@ -127,7 +127,13 @@ class RankerArtifact:
             "conditional": list(choice.conditional),
         }
         scoring = self.project.scoring.model_copy(update=update)
-        project = self.project.model_copy(update={"scoring": scoring})
+        # A choice has the signs of its weights, whatever the objectives say.
+        objectives = [
+            o.model_copy(update={"good": o.good or choice.weights.get(o.name, 0.0) > 0})
+            for o in self.project.objectives
+        ]
+        changed = {"scoring": scoring, "objectives": objectives}
+        project = self.project.model_copy(update=changed)
         return replace(self, project=project)
 
     @property

@@ -11,7 +11,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.tables import scan_events, survives
+from mtl_ranker.features.tables import read_as, scan_events, survives
 from mtl_ranker.logs.contract import outside, within
 from mtl_ranker.logs.sources import parquet_files, parquet_schema, scan_files
 
@@ -243,7 +243,7 @@ def cast_keys(
     for key in ("user_id", "item_id", *(c for c in context if c in given)):
         if events[key] == given[key]:
             continue
-        cast = pl.col(key).cast(events[key], strict=False)
+        cast = read_as(key, given[key], events[key])
         if checked:
             candidates = candidates.with_columns(cast)
             continue

@@ -22,7 +22,7 @@ from mtl_ranker.config import ListTable, Project, Scoring
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import EXPLORATION_COLUMNS
-from mtl_ranker.features.tables import static_tables, survives
+from mtl_ranker.features.tables import survives, tables_as_of
 from mtl_ranker.logs.sources import parquet_schema, scan_files
 from mtl_ranker.ranking import exploration
 from mtl_ranker.ranking.candidates import prepared_candidates
@@ -134,7 +134,7 @@ def check_rules(context: Context) -> None:
     for setting, table in rules.tables:
         _read_list(context, setting, table)
     if rules.columns or rules.fresh is not None:
-        static_tables(context.source)
+        tables_as_of(context.source, context.last_day())
 
 
 def rules_provenance(context: Context, day: date) -> dict[str, str]:
@@ -393,7 +393,7 @@ def _columns(
     if own:
         rows = users(prepared_candidates(context, day, checked=True)).select(*PAIR, *own)
         yield PAIR, rows.collect(engine="streaming").unique(PAIR, keep="first", maintain_order=True)
-    for key, table in static_tables(context.source).items():
+    for key, table in tables_as_of(context.source, day).items():
         columns = [c for c in table.collect_schema() if c in wanted and c not in own]
         if columns:
             yield [key], table.select(key, *columns).collect()

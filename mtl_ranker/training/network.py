@@ -32,7 +32,7 @@ def tasks_of(project: Project) -> list[Task]:
             o.weight,
             o.transform,
             o.conditional_on,
-            o.levels,
+            o.level_count,
             *list_loss_of(o, project.training),
         )
         for o in project.objectives

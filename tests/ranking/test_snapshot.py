@@ -20,7 +20,20 @@ from tests.conftest import FIRST
 from tests.ranking.test_scoring import HISTORY, random_ranker, write_candidates
 
 DAY = FIRST + timedelta(days=6)
-ITEMS = {"items": {"path": "items.parquet", "key": "i", "columns": ["size"], "published": "day"}}
+ITEMS = {
+    "items": {
+        "path": "items",
+        "key": "i",
+        "columns": ["size", "made"],
+        "published": "day",
+        "partition": "date",
+    }
+}
+FEATURES = {
+    "numerics": ["size", "made"],
+    "derived": {"shown_size": "case when tab = 'home' then size / made else 0 end"},
+    **HISTORY,
+}
 
 
 def candidate_set() -> pl.DataFrame:
@@ -35,13 +48,16 @@ def candidate_set() -> pl.DataFrame:
 @pytest.fixture
 def ranked(tmp_path, request):
     """A published ranking, its ranker, and its candidates."""
-    pl.DataFrame(
-        {"i": range(13), "size": [float(k) for k in range(13)], "day": [FIRST] * 13}
-    ).write_parquet(tmp_path / "items.parquet")
+    for day, size in ((FIRST, 2.0), (DAY - timedelta(days=1), 1.0), (DAY, 9.0)):
+        folder = tmp_path / "items" / f"date={day}"
+        folder.mkdir(parents=True)
+        sizes, made = [size * k for k in range(13)], [FIRST - timedelta(days=k) for k in range(13)]
+        items = pl.DataFrame({"i": range(13), "size": sizes, "made": made, "day": [FIRST] * 13})
+        items.write_parquet(folder / "items.parquet")
     context, artifact = random_ranker(
         tmp_path,
         log=ITEMS,
-        features={"numerics": ["size"], **HISTORY},
+        features=FEATURES,
         scoring={"candidates": "candidates", "top_k": 4, "block_rows": request.param},
     )
     write_candidates(context, DAY, candidate_set())
@@ -56,7 +72,10 @@ def test_a_snapshot_ranks_as_the_pipeline_bit_for_bit(ranked, tmp_path):
     candidates = load_candidates(context, DAY).collect()
     shutil.rmtree(tmp_path / "ws")
     shutil.rmtree(tmp_path / "log")
+    shutil.rmtree(tmp_path / "items")
     snapshot = load_snapshot(tmp_path / "snapshot")
+    sizes = snapshot.as_of.tables["item_id"].collect()["size"].to_list()
+    assert sizes == [float(k) for k in range(13)]  # of the day before
     found = rank(ranker.artifact, snapshot, candidates)
     assert_frame_equal(found, published, check_exact=True)
     assert found["user_id"].n_unique() == 12
