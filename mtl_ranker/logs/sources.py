@@ -19,6 +19,7 @@ import polars as pl
 from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
 from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError, first_line
+from mtl_ranker.logs.requests import shown_items
 from mtl_ranker.workspace import FileSize, Workspace, file_content, fingerprint
 
 
@@ -107,10 +108,17 @@ class ParquetSource:
         """
         files = self._day_files(day)
         if self._folders():
-            lazy = scan_files(files, self._read(used)).with_columns(pl.lit(day).alias("date"))
-            return _canonical(lazy, self.log, files[0], self.setting)
+            lazy = self._impressions(files, self._read(used))
+            return _canonical(
+                lazy.with_columns(pl.lit(day).alias("date")), self.log, files[0], self.setting
+            )
         rows = self._undivided(files, self._read(used))
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
+
+    def _impressions(self, files: list[Path], used: Collection[str] | None) -> pl.LazyFrame:
+        """The rows of files, of requests one for each item."""
+        lazy = scan_files(files, used)
+        return lazy if self.log.requests is None else shown_items(lazy, self.log, f"{files[0]}")
 
     def _read(self, used: Collection[str] | None) -> set[str] | None:
         """The columns to read: the used ones, and those that the log's settings name."""
@@ -119,6 +127,8 @@ class ParquetSource:
         log = self.log
         mapped = [log.user, log.item, log.timestamp, log.position, log.propensity, log.partition]
         mapped += [log.impression, log.random_exposure]
+        if log.requests is not None:
+            mapped += [log.requests.items, log.requests.clicked, *log.requests.per_item]
         further = [*log.context, *log.required, *log.ranges, *log.unique, *log.list_columns]
         return {name for name in (*used, *mapped, *further) if name is not None}
 
@@ -212,7 +222,7 @@ class ParquetSource:
         return [None if day is None else date.fromisoformat(day) for day in found]
 
     def _undivided(self, files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
-        lazy = scan_files(files, used)
+        lazy = self._impressions(files, used)
         schema = lazy.collect_schema()
         name = self.log.partition
         if name is not None and name in schema:
