@@ -326,6 +326,12 @@ class Log(Settings):
     def _partition(cls, value: str | None) -> str | None:
         if value is None or "%" not in value:
             return value
+        finer = sorted(set(re.findall(r"%[HIMSfpXc]", value)))
+        if finer:
+            raise ValueError(
+                f"{value!r} has {', '.join(finer)}; allowed: %Y, %m and %d. Folders below a day's, "
+                "such as hour=07, are read without a pattern"
+            )
         day = date(2026, 10, 31)
         try:
             read = datetime.strptime(day.strftime(value), value).date()
