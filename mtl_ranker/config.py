@@ -813,7 +813,15 @@ class Exploration(Settings):
 
 
 class Scoring(Settings):
-    candidates: str | None = Field(None, description="folder or file of user, item, context")
+    candidates: str | None = Field(
+        None,
+        description="file, or folder of days in the log's layout, of user, item and context",
+    )
+    eligible: Name | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Boolean column of the item table; only items with a true value are candidates",
+    )
     top_k: int = Field(20, ge=1)
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
     weights: dict[str, float] = Field(
@@ -961,8 +969,13 @@ class Project(Settings):
         return self
 
     def _check_rules(self) -> None:
-        """Raise ValueError for a column of `[scoring.rules]` that candidates do not have."""
+        """Raise ValueError for a column of `[scoring]` that candidates do not have."""
         log, rules = self.log, self.scoring.rules
+        if self.scoring.eligible is not None and log.items is None:
+            raise ValueError(
+                f"scoring.eligible: {self.scoring.eligible!r}; allowed: a column of the item "
+                "table, log.items, which is not set"
+            )
         tables = [table.columns for table in (log.users, log.items) if table is not None]
         known = list(dict.fromkeys([*log.context, *(c for columns in tables for c in columns)]))
         for setting, column in rules.columns.items():

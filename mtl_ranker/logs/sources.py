@@ -196,29 +196,7 @@ class ParquetSource:
 
     def _folders(self) -> dict[date, Path]:
         """Day → its folder; empty for a log that is not divided into days."""
-        path, layout = self.path(), self.log.layout
-        if layout is None or not path.is_dir():
-            return {}
-        folders: dict[date, Path] = {}
-        for folder in sorted(
-            path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))
-        ):
-            text = folder.relative_to(path).as_posix()
-            if any(part.startswith(("_", ".")) for part in text.split("/")):
-                continue  # markers and temporary folders, as in `parquet_files`
-            try:
-                plain = text.removeprefix(f"{self.log.partition}=")
-                named = "%" not in (self.log.partition or "")
-                day = date.fromisoformat(plain) if named else datetime.strptime(text, layout).date()
-            except ValueError as error:
-                raise ProjectError(
-                    f"{folder}: partition {text.rpartition('=')[2]!r} is not a day; expected "
-                    f"{shown_layout(self.log)}"
-                ) from error
-            if day in folders:
-                raise ProjectError(f"{folder}: a second folder of {day}, beside {folders[day]}")
-            folders[day] = folder
-        return folders
+        return day_folders(self.path(), self.log)
 
     def _partitions(self) -> dict[date, Path]:
         """The days that have a file; with `log.ready`, those that have the marker."""
@@ -307,6 +285,34 @@ class ParquetSource:
         lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
         lazy = _canonical(lazy, self.log, files[0], self.setting)
         return lazy.with_columns(local.alias("date"))
+
+
+def day_folders(path: Path, log: Log) -> dict[date, Path]:
+    """Day → its folder below a path, in the layout of `log.partition`; empty without such folders.
+
+    Raises ProjectError for a folder that names no day, and for two of one day.
+    """
+    layout = log.layout
+    if layout is None or not path.is_dir():
+        return {}
+    folders: dict[date, Path] = {}
+    for folder in sorted(path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))):
+        text = folder.relative_to(path).as_posix()
+        if any(part.startswith(("_", ".")) for part in text.split("/")):
+            continue  # markers and temporary folders, as in `parquet_files`
+        try:
+            plain = text.removeprefix(f"{log.partition}=")
+            named = "%" not in (log.partition or "")
+            day = date.fromisoformat(plain) if named else datetime.strptime(text, layout).date()
+        except ValueError as error:
+            raise ProjectError(
+                f"{folder}: partition {text.rpartition('=')[2]!r} is not a day; expected "
+                f"{shown_layout(log)}"
+            ) from error
+        if day in folders:
+            raise ProjectError(f"{folder}: a second folder of {day}, beside {folders[day]}")
+        folders[day] = folder
+    return folders
 
 
 def shown_layout(log: Log) -> str:
