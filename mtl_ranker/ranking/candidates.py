@@ -30,7 +30,7 @@ from mtl_ranker.logs.sources import (
 EVIDENCE = 500_000  # rows of a day from which it is read what context depends on
 LESS = 0.8  # share of the variation within a user, below which that within an item is smaller
 CONSTANT = 0.05  # share of the variation, up to which context is the same within a request
-LEAST_ROWS = 20  # in requests of several impressions, for that to be judged
+TOGETHER = 0.5  # share of impressions in requests of several, for that to be judged
 
 
 def prepared_candidates(context: Context, day: date, checked: bool = False) -> pl.LazyFrame:
@@ -315,10 +315,10 @@ def generated_context(context: Context, day: date) -> list[ContextSource]:
     """Where the candidates that are generated for day D have each context column from.
 
     A column of the item table too is the table's. Otherwise it depends on the item if it varies
-    within a request (a value of `log.request`, or one user and moment). If no request has several
-    impressions, it does if it varies less within an item than within a user. Variation is the
-    variance of floating-point numbers, and of other values the probability that two impressions
-    have different ones.
+    within a request (a value of `log.request`, or one user and moment). Where most impressions are
+    alone in their request, it does if it varies less within an item than within a user. Variation
+    is the variance of floating-point numbers, and of other values the probability that two
+    impressions have different ones.
     """
     log, (last, _) = context.project.log, _recent_events(context, day)
     table = set(log.items.joined) if log.items is not None else set()
@@ -326,7 +326,7 @@ def generated_context(context: Context, day: date) -> list[ContextSource]:
     judged = [c for c in log.context if c not in table and not schema[c].is_nested()]
     request = [log.request] if log.request is not None else ["user_id", "timestamp"]
     keys: dict[str, list[str]] = {"user": ["user_id"], "item": ["item_id"], "request": request}
-    measures = [pl.len().over(request).gt(1).sum().alias("together")]
+    measures = [pl.len().over(request).gt(1).mean().alias("together")]
     for column in judged:
         number = schema[column].is_float()
         for name, key in (("all", []), *keys.items()):
@@ -338,7 +338,7 @@ def generated_context(context: Context, day: date) -> list[ContextSource]:
             sources.append(ContextSource(column, "item table" if column in table else "user"))
             continue
         whole, user, item = (found[f"{name} {column}"] or 0.0 for name in ("all", "user", "item"))
-        if found["together"] >= LEAST_ROWS:
+        if (found["together"] or 0.0) > TOGETHER:
             of_item = (found[f"request {column}"] or 0.0) > CONSTANT * whole
         else:
             of_item = item < LESS * user
