@@ -80,11 +80,11 @@ def names_id(name: str, of: frozenset[str]) -> float:
     if not base or base[-1] not in of:
         return 0.0
     if len(base) == len(parts):
-        return 2.0 if len(parts) == 1 else 0.0
+        return (2.0 if len(parts) == 1 else 1.5) if of.issuperset(base) else 0.0
     return 3.0 if len(base) == 1 else 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Files of one kind: days' folders, a folder of files, or a file.
 
@@ -199,6 +199,16 @@ class Time:
     unit: TimestampUnit
     hours: int = 0
     tolerance: int = 0
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The columns of a request's lists; `clicked` may be missing, and lists may be text."""
+
+    shown: str
+    clicked: str | None = None
+    separator: str | None = None
+    mark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -326,22 +336,30 @@ def events_of(data: Dataset, user: str | None = None, item: str | None = None) -
         return None
     lists = _request(data, (user, time.column))
     if lists is not None and (item is None or item not in schema):
-        return Events(data, user, time, **lists)
+        return Events(
+            data,
+            user,
+            time,
+            shown=lists.shown,
+            clicked=lists.clicked,
+            separator=lists.separator,
+            mark=lists.mark,
+        )
     item = item if item in schema else key_of(schema, ITEM, (user, time.column))
     return None if item is None else Events(data, user, time, item)
 
 
-def _request(data: Dataset, without: Sequence[str]) -> dict[str, str | None] | None:
-    """The lists of a request: one that holds all of another, a marked one, or the only one."""
+def _request(data: Dataset, without: Sequence[str]) -> Lists | None:
+    """The lists of a request: one that holds all of another, of clicks, or a marked one."""
     lists: dict[str, tuple[pl.Series, str | None]] = {}
     for name, dtype in data.sample.schema.items():
         if name in without:
             continue
         column = data.sample[name]
         if dtype == pl.String and _marked(column):
-            return {"shown": name, "separator": " ", "mark": "-"}
+            return Lists(name, separator=" ", mark="-")
         inner = dtype.inner if isinstance(dtype, pl.List) else None
-        if inner is not None and (inner == pl.String or inner.is_integer()):  # type: ignore[union-attr]
+        if inner is not None and (inner == pl.String or inner.is_integer()):
             lists[name] = (column, None)
         elif dtype == pl.String:
             separator = separator_of(column)
@@ -357,8 +375,7 @@ def _request(data: Dataset, without: Sequence[str]) -> dict[str, str | None] | N
             frame = pl.DataFrame({"shown": shown, "clicks": clicks}).drop_nulls()
             rest = frame.select(pl.col("clicks").list.set_difference("shown").list.len() == 0)
             if frame.height and rest.to_series().mean() >= 0.95 and whole > 1:  # type: ignore[operator]
-                found: dict[str, str | None] = {"shown": other, "clicked": name}
-                return found | {"separator": separator or by}
+                return Lists(other, name, separator or by)
     return None
 
 
@@ -452,8 +469,8 @@ def discover(root: Path, hints: Hints | None = None) -> Found:
         seen = "; ".join(f"{d.path} ({', '.join(d.sample.columns)})" for d in given)
         raise ProjectError(
             f"{root}: no Parquet files with a user, an item (or a list of items) and a time; "
-            f"found: {seen or 'no Parquet file'}{''.join(f'; {note}' for note in notes)}. --user and "
-            "--item name columns"
+            f"found: {'; '.join([seen or 'no Parquet file', *notes])}. --user and --item name "
+            "columns"
         )
     log = max(events, key=_impressions)
     streams = []

@@ -135,7 +135,9 @@ def log_columns(log: Events, identity: str | None) -> LogColumns:
     """
     sample = log.data.sample
     request = _request_id(log)
-    labels, context, unknown = [], [], []
+    labels: list[Label] = []
+    context: list[str] = []
+    unknown: list[str] = []
     position = random = None
     for name in sample.columns:
         if name in log.columns or name in (identity, request, "date"):
@@ -143,7 +145,10 @@ def log_columns(log: Events, identity: str | None) -> LogColumns:
         column, parts = sample[name], set(words(name))
         flag = _is_flag(column)
         if parts & {"rand", "random", "randomised", "randomized", "explore", "exploration"}:
-            random, unknown = (name, unknown) if flag and not random else (random, [*unknown, name])
+            if flag and random is None:
+                random = name
+            else:
+                unknown.append(name)
         elif parts & {"propensity", "prob", "probability"} or (log.shown and parts & OUTCOME):
             unknown.append(name)
         elif parts & OUTCOME and (flag or _is_number(column)) and not parts & KEY:
@@ -238,7 +243,7 @@ def table_columns(table: TableFound | None, taken: Sequence[str], items: bool) -
             found.derived.append(name)
         elif isinstance(dtype, pl.List):
             inner = dtype.inner
-            fits = inner == pl.String or inner.is_integer()  # type: ignore[union-attr]
+            fits = inner == pl.String or inner.is_integer()
             (found.native if fits else found.unused).append(name)
         elif dtype == pl.String and (separator := separator_of(column)) is not None:
             found.lists[name] = separator

@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from mtl_ranker.commands.check import check_project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.aggregates import aggregate_day
+from mtl_ranker.features.audit import audit_day
+from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.logs.actions import join_actions
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.requests import shown_items
 from mtl_ranker.logs.sources import open_context
 from tests.conftest import FIRST, tiny_events, write_day
+from tests.nights import run_night
 from tests.projects import TINY, WITHOUT, merged, project, write_project
 
 NEWS: dict[str, Any] = {
@@ -220,6 +224,17 @@ def daily(root: Path, days: int = 6) -> None:
         write_day(root, day, requests)
 
 
+@pytest.mark.slow
+def test_a_night_on_requests(tmp_path):
+    daily(tmp_path)
+    log = {"items": "inview", "clicked": "hits", "item": "i", "ranges": WITHOUT}
+    objectives = [{"name": "click", "group": "engagement", "label": "clicked"}]
+    write_project(tmp_path, log=log, objectives=objectives)
+    night = run_night(tmp_path)
+    assert night.ranked.rows > 0
+    assert night.suite.held_out.frame["position"].max() == 4
+
+
 def test_check_tries_a_night_on_requests(tmp_path):
     daily(tmp_path)
     log = {"items": "inview", "clicked": "hits", "item": "i", "ranges": WITHOUT}
@@ -253,3 +268,31 @@ def test_actions_find_the_item_of_their_request(tmp_path):
     assert (report.joined, report.alone) == (2, {"its impression is of another user or item": 1})
     joined = context.workspace.scan("actions/like", [FIRST]).collect()
     assert joined.filter(pl.col("reason").is_null()).sort("item_id")["row"].to_list() == [1, 2]
+
+
+def test_the_audit_finds_the_item_of_a_request(tmp_path):
+    """Aggregates of likes by the id of their request, against the audit's own join."""
+    daily(tmp_path)
+    for n in range(6):
+        day = FIRST + timedelta(days=n)
+        folder = tmp_path / "log" / f"date={day}"
+        rows = pl.read_parquet(folder / "part-0.parquet", hive_partitioning=False)
+        rows = rows.with_columns(pl.col("r") + 100 * n)
+        write_day(tmp_path, day, rows.drop("hits"))
+        likes = rows.select("r", "u", pl.col("ts") + 60_000, pl.col("inview").list.last())
+        (tmp_path / f"likes/date={day}").mkdir(parents=True)
+        likes.rename({"inview": "i"}).write_parquet(tmp_path / f"likes/date={day}/0.parquet")
+    action = {"name": "like", "path": "likes", "impression": "r", "window": "1h"}
+    log = {"items": "inview", "item": "i", "request": "r", "impression": "r", "actions": [action]}
+    objectives = [{"name": "liked", "group": "satisfaction", "label": '"like"'}]
+    write_project(tmp_path, log={**log, "ranges": WITHOUT}, objectives=objectives)
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    last = context.last_day()
+    for day in context.source.days():
+        ingest_day(context, day)
+        (report,) = join_actions(context, day)
+        assert (report.rows, report.joined) == (10, 10)
+    for day in context.source.days():
+        aggregate_day(context, day)
+    build_examples(context, last)
+    assert audit_day(context, last, 40).differences == []
