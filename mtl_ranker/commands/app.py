@@ -137,7 +137,10 @@ def nightly(
     if dry_run:
         _dry_run(context, day)
         return
+    from mtl_ranker.ranking.candidates import check_candidates
+
     chosen = _chosen(context, day, logged=not wait_minutes, late=True)
+    check_candidates(context, chosen + timedelta(days=1))  # before a server starts
     flow = _flow("nightly", "nightly", workspace)
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
