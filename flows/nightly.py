@@ -32,7 +32,11 @@ from mtl_ranker.nightly import history
 from mtl_ranker.nightly.history import NightRecord, record_of
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
-from mtl_ranker.ranking.candidates import describe_candidates
+from mtl_ranker.ranking.candidates import (
+    check_candidates,
+    describe_candidates,
+    describe_generated,
+)
 from mtl_ranker.ranking.rules import check_rules
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.reports.history import publish_index
@@ -75,6 +79,7 @@ def nightly(
     mark_lost_runs()
     chosen = chosen_day(context, day)
     tomorrow = chosen + timedelta(days=1)
+    check_candidates(context, tomorrow)
     began = time.monotonic()
     with in_turn(context.workspace, f"nightly {chosen}", wait_minutes):
         try:
@@ -210,15 +215,20 @@ def _settled(sizes: Sequence[FileSize]) -> bool:
 
 
 def look_at_candidates(context: Context, day: date) -> None:
-    """Check a given candidate set before the training, and announce how much of it is unknown.
+    """Check a given candidate set before the training, and announce what it covers.
+
+    Of candidates that are generated it is announced where their context is from.
 
     A problem is announced at once. The night goes on, as the model is needed when the set has been
     repaired; `score` then fails with the same sentence.
     """
-    if context.project.scoring.candidates is None:
-        return
     try:
-        announce("candidates", describe_candidates(context, day))
+        if context.project.scoring.candidates is not None:
+            announce("candidates", describe_candidates(context, day))
+            return
+        for line in describe_generated(context, day):
+            level = logging.WARNING if line.startswith("warning: ") else logging.INFO
+            announce("candidates", line.removeprefix("warning: "), level)
     except ProjectError as problem:
         announce("candidates", problem, logging.ERROR)
 

@@ -28,6 +28,7 @@ from mtl_ranker.errors import ProjectError
 Place = tuple[int | str, ...]  # of a key in the project file
 IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 GIVEN = "timestamp given"  # whether the log has a timestamp, valid or not
+STRAY = "clicked and not shown"  # whether a row is a click on no item of its request
 CANONICAL = ("user_id", "item_id", "timestamp", "date", "position", "propensity")
 
 
@@ -64,6 +65,12 @@ def _layout(value: str | None) -> str | None:
     """A name or pattern of folders of days, which must tell days apart."""
     if value is None or "%" not in value:
         return value
+    finer = sorted(set(re.findall(r"%[HIMSfpXc]", value)))
+    if finer:
+        raise ValueError(
+            f"{value!r} has {', '.join(finer)}; allowed: %Y, %m and %d. Folders below a day's, "
+            "such as hour=07, are read without a pattern"
+        )
     day = date(2026, 10, 31)
     try:
         read = datetime.strptime(day.strftime(value), value).date()
@@ -189,6 +196,50 @@ class Action(Settings):
         return None if self.value and self.reduce in ("max", "first", "last") else 0.0
 
 
+class Requests(Settings):
+    """A log of one row a request, with lists of its items; an impression is an item of a row.
+
+    Lists are native ones (List or Array), or text with a separator.
+    """
+
+    items: Name = Field(description="column of the list of items, in the order shown")
+    clicked: Name | None = Field(
+        None,
+        description="column of the list of items that were clicked; a missing list gives missing "
+        "labels, an empty one labels of 0",
+    )
+    mark: str | None = Field(
+        None,
+        min_length=1,
+        description="in place of `clicked`: text between an item and its label, such as '-' in "
+        "'N55689-1 N35729-0'",
+    )
+    label: str = Field("clicked", description="column of the labels: 1 if clicked, 0 if not")
+    separator: str = Field(" ", min_length=1, description="of the items of a text")
+    per_item: list[Name] = Field(
+        [], description="further lists with a value for each item, such as its price"
+    )
+
+    _check_label = field_validator("label")(_identifier)
+
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> Requests:
+        if self.clicked is not None and self.mark is not None:
+            raise ValueError("mark: not with clicked; allowed: one of them")
+        lists = [name for name in (self.items, self.clicked, *self.per_item) if name is not None]
+        if len(set(lists)) < len(lists):
+            raise ValueError(f"columns of lists are {lists}; allowed: each once")
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the log itself says what was clicked."""
+        return self.clicked is not None or self.mark is not None
+
+
+REQUEST = "request"  # the column of the number of a request that has no id in the log
+
+
 class Log(Settings):
     """Where the impression log is stored and what its columns mean."""
 
@@ -246,8 +297,51 @@ class Log(Settings):
         None, description="column of an id by which actions name their impression"
     )
     actions: list[Action] = Field([], description="streams whose names are columns of impressions")
+    requests: Requests | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="a row is a request. Without a table of items, log.items and log.clicked may "
+        "be its columns",
+    )
     users: Table | None = None
     items: Table | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_requests(cls, value: Any) -> Any:
+        """`items` as a text is `requests.items`; a request is a list, with positions."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("items"), str):
+            if value.get("requests") is not None:
+                raise ValueError(
+                    f"items: {value['items']!r} beside requests; allowed: requests.items"
+                )
+            value["requests"] = {"items": value.pop("items")}
+            if "clicked" in value:
+                value["requests"]["clicked"] = value.pop("clicked")
+        if isinstance(value.get("requests"), dict):
+            value = {"request": REQUEST, "position": "position"} | value
+        return value
+
+    @model_validator(mode="after")
+    def _check_requests(self) -> Log:
+        if self.requests is None:
+            return self
+        lists = [self.requests.items, self.requests.clicked]
+        for setting in ("user", "item", "timestamp", "position", "request", "impression"):
+            if getattr(self, setting) is not None and getattr(self, setting) in lists:
+                raise ValueError(
+                    f"{setting}: {getattr(self, setting)!r} is a list of requests; allowed: "
+                    "another column"
+                )
+        if self.requests.label in (self.user, self.item, self.timestamp, *CANONICAL):
+            raise ValueError(
+                f"requests.label: {self.requests.label!r} is the name of another column; allowed: "
+                "any other name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_list(self) -> Log:
@@ -791,7 +885,15 @@ class Exploration(Settings):
 
 
 class Scoring(Settings):
-    candidates: str | None = Field(None, description="folder or file of user, item, context")
+    candidates: str | None = Field(
+        None,
+        description="file, or folder of days in the log's layout, of user, item and context",
+    )
+    eligible: Name | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Boolean column of the item table; only items with a true value are candidates",
+    )
     top_k: int = Field(20, ge=1)
     blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
     weights: dict[str, float] = Field(
@@ -949,8 +1051,13 @@ class Project(Settings):
         return self
 
     def _check_rules(self) -> None:
-        """Raise ValueError for a column of `[scoring.rules]` that candidates do not have."""
+        """Raise ValueError for a column of `[scoring]` that candidates do not have."""
         log, rules = self.log, self.scoring.rules
+        if self.scoring.eligible is not None and log.items is None:
+            raise ValueError(
+                f"scoring.eligible: {self.scoring.eligible!r}; allowed: a column of the item "
+                "table, log.items, which is not set"
+            )
         tables = [table.columns for table in (log.users, log.items) if table is not None]
         known = list(dict.fromkeys([*log.context, *(c for columns in tables for c in columns)]))
         for setting, column in rules.columns.items():

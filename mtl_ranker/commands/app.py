@@ -104,6 +104,7 @@ EXAMPLES = {
     "explain": "mtl-ranker explain -c feed.toml -d /logs --user 42 --item 7 --date 2026-11-25",
     "export": "mtl-ranker export -c feed.toml -d /logs --snapshot --out ranker-2026-11-25",
     "serve": 'mtl-ranker serve -c feed.toml -d /logs -w /work --nightly-cron "30 2 * * *"',
+    "init": "mtl-ranker init -d /logs -o feed.toml",
     "check": "mtl-ranker check -c feed.toml -d /logs",
     "simulate": "mtl-ranker simulate -o feed --impressions 1000000 --days 28",
     "ui": "mtl-ranker ui -w /work",
@@ -136,7 +137,10 @@ def nightly(
     if dry_run:
         _dry_run(context, day)
         return
+    from mtl_ranker.ranking.candidates import check_candidates
+
     chosen = _chosen(context, day, logged=not wait_minutes, late=True)
+    check_candidates(context, chosen + timedelta(days=1))  # before a server starts
     flow = _flow("nightly", "nightly", workspace)
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
@@ -478,6 +482,23 @@ def serve(
     arguments += ["--score-cron", score_cron] if score_cron else []
     arguments += ["--tune-cron", tune_cron, "--tune-model", tune_model] if tune_model else []
     raise typer.Exit(serve_command(workspace, port, arguments))
+
+
+@command("init", SETUP)
+def init(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Project file to write.")] = Path(
+        "feed.toml"
+    ),
+    user: Annotated[str | None, typer.Option(help="Column of the user.")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of the item.")] = None,
+) -> None:
+    """Write a first project file for a folder of Parquet files, with questions as comments."""
+    from mtl_ranker.commands.init import write_project_file
+    from mtl_ranker.logs.discover import Hints
+
+    for line in write_project_file(data, out, Hints(user, item)):
+        typer.echo(line)
 
 
 @command("check", SETUP)

@@ -35,6 +35,7 @@ from mtl_ranker.logs.contract import (
     derived_columns,
     label_actions,
     unusable_labels,
+    used_columns,
 )
 from mtl_ranker.logs.ingest import mark_repeated
 from mtl_ranker.logs.sources import open_source
@@ -70,8 +71,9 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     counts = f"{len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
     yield f"ok  split: {counts}"
     checked = yield from _contract(project, source, last)
+    yield from _begun(project, source, days)
     rows = join_tables(tables_as_of(source, last), checked.good)
-    yield from _features(project, checked, rows.collect_schema())
+    yield from _features(project, source, checked, rows.collect_schema())
     yield from _tables(project, source, days)
     yield from _rules(project, source)
     # After the cheap checks, as these import torch and MLflow.
@@ -113,6 +115,18 @@ def _contract(project: Project, source: Source, day: date) -> Generator[str, Non
     yield f"ok  contract on {day}: {checked.rows:,} rows, {checked.bad.height:,} quarantined"
     yield from lines
     return checked
+
+
+def _begun(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
+    """Columns that begin within the split's days."""
+    have = {day: set(source.columns(day)) for day in days.all}
+    for column in sorted(used_columns(project) & have[days.all[-1]]):
+        with_it = [day for day in days.all if column in have[day]]
+        if with_it[0] > days.all[0]:
+            yield (
+                f"    column {column!r} begins on {with_it[0]}; it is missing in the rows of "
+                "earlier days"
+            )
 
 
 def _advice(project: Project, checked: Checked) -> Iterator[str]:

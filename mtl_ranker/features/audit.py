@@ -368,11 +368,15 @@ class _Past:
         if log.impression is not None and action.impression is not None:
             named = actions.filter(pl.col("impression").is_not_null())
             named = named.cast({"impression": schema["id"]}, strict=False)
-            ids = impressions.sort("impression_day", "row").group_by("id").first()
-            exact = named.lazy().join(ids, left_on="impression", right_on="id", suffix=" of id")
-            fits = (pl.col("shown") <= pl.col("timestamp")) & pl.all_horizontal(
-                pl.col(key) == pl.col(f"{key} of id") for key in PAIR
+            exact = named.lazy().join(
+                impressions, left_on="impression", right_on="id", suffix=" of id"
             )
+            same = pl.all_horizontal(pl.col(key) == pl.col(f"{key} of id") for key in PAIR)
+            exact = exact.with_columns(same.fill_null(False).alias("same"))
+            # An id of a request is that of several items.
+            ranked = exact.sort(~pl.col("same"), "impression_day", "row")
+            exact = ranked.group_by("action").first()
+            fits = (pl.col("shown") <= pl.col("timestamp")) & pl.col("same")
             own_id = exact.select("action", *(pl.when(fits).then(c).alias(c) for c in places))
             chosen_ids = own_id.collect()
             others = found.join(chosen_ids, on="action", how="anti")

@@ -103,6 +103,9 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
         which: _at_current_path(getattr(project.log, which), getattr(current.log, which))
         for which in ("users", "items")
     }
+    if tables["items"] is None and current.log.items and current.scoring.eligible:
+        keys: dict[str, Any] = {"columns": [], "lists": {}, "published": None}
+        tables["items"] = current.log.items.model_copy(update=keys)
     # A label may read an action that the project file no longer names.
     names = {action.name for action in current.log.actions}
     removed = [action for action in project.log.actions if action.name not in names]

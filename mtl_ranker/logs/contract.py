@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from mtl_ranker.config import GIVEN, Action, Log, Objective, Project, Range
+from mtl_ranker.config import GIVEN, STRAY, Action, Log, Objective, Project, Range
 from mtl_ranker.errors import ProjectError, first_line
 
 if TYPE_CHECKING:
@@ -254,6 +254,8 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
         rules["timestamp missing"] = Rule(pl.col(GIVEN))
         rules["timestamp is no valid time"] = Rule(timestamp.is_not_null() | ~pl.col(GIVEN))
     rules["timestamp outside the day"] = Rule(inside_day(log, day), timestamp)
+    if STRAY in schema:
+        rules["clicked, but no item of its request"] = Rule(~pl.col(STRAY), pl.col("item_id"))
     columns = ", ".join(log.unique)
     key = pl.concat_str(pl.col(log.unique).cast(pl.String), separator=" ")
     first = pl.struct(log.unique).is_first_distinct()
@@ -309,7 +311,7 @@ def check_events(
             f"{place}: column 'reason' has the name of the quarantine's column; rename it in "
             "the log"
         )
-    own = [name for name in schema.names() if name not in (GIVEN, REPEATED)]
+    own = [name for name in schema.names() if name not in (GIVEN, REPEATED, STRAY)]
     check_expressions(project, schema, place, columns or own)
     rows = lazy.select(pl.len()).collect(engine="streaming").item()
     contract = event_schema(project, schema, day)

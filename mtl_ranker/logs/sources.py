@@ -21,6 +21,7 @@ import polars as pl
 from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
 from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError, first_line
+from mtl_ranker.logs.requests import shown_items
 from mtl_ranker.workspace import FileSize, Workspace, file_content, fingerprint
 
 
@@ -104,15 +105,72 @@ class ParquetSource:
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError.
 
+        A column that the log has only from a later day on is null, unless a row without it is bad.
+
         Args:
             used: columns beside the canonical ones; None for all.
         """
         files = self._day_files(day)
         if self._folders():
-            lazy = scan_files(files, self._read(used)).with_columns(pl.lit(day).alias("date"))
-            return _canonical(lazy, self.log, files[0], self.setting)
-        rows = self._undivided(files, self._read(used))
+            lazy = self._impressions(files, self._read(used), self._begun_later(day))
+            return _canonical(
+                lazy.with_columns(pl.lit(day).alias("date")), self.log, files[0], self.setting
+            )
+        rows = self._undivided(files, self._read(used), self._added_in_files())
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
+
+    def _begun_later(self, day: date) -> dict[str, pl.DataType]:
+        """Columns that neither D nor the day before has, but the log's last day; with their type.
+
+        What the day before has and D has not is missing on D.
+        """
+        partitions = self._partitions()
+        days = sorted(partitions)
+        around = [*[d for d in days if d <= day][-2:], days[-1]]
+        schemas = {d: parquet_schema(f) for d in around for f in parquet_files(partitions[d])[:1]}
+        own = {n for f in parquet_files(partitions[day]) for n in parquet_schema(f)}
+        earlier = own.union(*(schemas[d] for d in around[:-1]))
+        return self._optional(schemas[days[-1]], earlier)
+
+    def _added_in_files(self) -> dict[str, pl.DataType]:
+        """Columns that the files of an undivided log have from a day on, with their type."""
+        days = {
+            file: [day for day in own if day is not None]
+            for file, own in self._days_of_files().items()
+        }
+        dated = sorted((own[-1], file) for file, own in days.items() if own)
+        if not dated:
+            return {}
+        schemas = {file: parquet_schema(file) for _, file in dated}
+        mixed = set()
+        for name, absent in ((n, f) for n in schemas[dated[-1][1]] for _, f in dated):
+            if name not in schemas[absent]:
+                having = [days[file][0] for file in schemas if name in schemas[file]]
+                first, last = days[absent][0], days[absent][-1]
+                mixed |= {name} if min(having) <= first or min(having) < last else set()
+        return self._optional(schemas[dated[-1][1]], mixed)
+
+    def _optional(
+        self, schema: Mapping[str, pl.DataType], without: Collection[str]
+    ) -> dict[str, pl.DataType]:
+        """The columns that need not have a value, with the type they are read as."""
+        log = self.log
+        needed = {log.user, log.item, log.timestamp, log.position, log.propensity, log.partition}
+        needed |= {log.impression, log.random_exposure, *log.required, *log.unique}
+        needed |= {*log.list_columns, *without}
+        if log.requests is not None:
+            needed |= {log.requests.items, log.requests.clicked, *log.requests.per_item}
+        return {name: wide_type(t) for name, t in schema.items() if name not in needed}
+
+    def _impressions(
+        self,
+        files: list[Path],
+        used: Collection[str] | None,
+        added: Mapping[str, pl.DataType] | None = None,
+    ) -> pl.LazyFrame:
+        """The rows of files, of requests one for each item."""
+        lazy = scan_files(files, used, added)
+        return lazy if self.log.requests is None else shown_items(lazy, self.log, f"{files[0]}")
 
     def _read(self, used: Collection[str] | None) -> set[str] | None:
         """The columns to read: the used ones, and those that the log's settings name."""
@@ -121,6 +179,8 @@ class ParquetSource:
         log = self.log
         mapped = [log.user, log.item, log.timestamp, log.position, log.propensity, log.partition]
         mapped += [log.impression, log.random_exposure]
+        if log.requests is not None:
+            mapped += [log.requests.items, log.requests.clicked, *log.requests.per_item]
         further = [*log.context, *log.required, *log.ranges, *log.unique, *log.list_columns]
         return {name for name in (*used, *mapped, *further) if name is not None}
 
@@ -212,29 +272,7 @@ class ParquetSource:
 
     def _folders(self) -> dict[date, Path]:
         """Day → its folder; empty for a log that is not divided into days."""
-        path, layout = self.path(), self.log.layout
-        if layout is None or not path.is_dir():
-            return {}
-        folders: dict[date, Path] = {}
-        for folder in sorted(
-            path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))
-        ):
-            text = folder.relative_to(path).as_posix()
-            if any(part.startswith(("_", ".")) for part in text.split("/")):
-                continue  # markers and temporary folders, as in `parquet_files`
-            try:
-                plain = text.removeprefix(f"{self.log.partition}=")
-                named = "%" not in (self.log.partition or "")
-                day = date.fromisoformat(plain) if named else datetime.strptime(text, layout).date()
-            except ValueError as error:
-                raise ProjectError(
-                    f"{folder}: partition {text.rpartition('=')[2]!r} is not a day; expected "
-                    f"{shown_layout(self.log)}"
-                ) from error
-            if day in folders:
-                raise ProjectError(f"{folder}: a second folder of {day}, beside {folders[day]}")
-            folders[day] = folder
-        return folders
+        return day_folders(self.path(), self.log)
 
     def _partitions(self) -> dict[date, Path]:
         """The days that have a file; with `log.ready`, those that have the marker."""
@@ -277,8 +315,13 @@ class ParquetSource:
 
     def _days_of_file(self, file: Path) -> list[date | None]:
         def read() -> list[str | None]:
-            days = self._undivided([file], self._read([])).select(pl.col("date").unique().sort())
-            return [day and day.isoformat() for day in days.collect()["date"]]
+            own = self._own_days(parquet_schema(file))
+            if own is None:  # raises an error that names the column
+                own, rows = pl.col("date"), self._undivided([file], self._read([]))
+            else:
+                rows = scan_files([file], {self.log.timestamp, self.log.partition or ""})
+            days = rows.select(own.unique().sort().alias("date")).collect()
+            return [day and day.isoformat() for day in days["date"]]
 
         if self.workspace is None:
             found = read()
@@ -287,19 +330,65 @@ class ParquetSource:
             found = self.workspace.cached(f"days of {file.resolve()}", stamp, read)
         return [None if day is None else date.fromisoformat(day) for day in found]
 
-    def _undivided(self, files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
-        lazy = scan_files(files, used)
-        schema = lazy.collect_schema()
+    def _own_days(self, schema: pl.Schema) -> pl.Expr | None:
+        """The day of each row by the log's own columns; None where there is no such column."""
         name = self.log.partition
         if name is not None and name in schema:
             day = pl.col(name)
-            day = day.str.to_date(strict=False) if schema[name] == pl.String else day.cast(pl.Date)
-            lazy = lazy.with_columns(day.alias("date"))
+            text = schema[name] == pl.String
+            return day.str.to_date(strict=False) if text else day.cast(pl.Date)
+        name = self.log.timestamp
+        if name not in schema:
+            return None
+        wide = wide_type(schema[name])
+        time = utc_timestamp(self.log, wide, f"{self.path()}", f"{self.setting}.timestamp")
+        return time.dt.convert_time_zone(self.log.timezone).dt.date()
+
+    def _undivided(
+        self,
+        files: list[Path],
+        used: Collection[str] | None = None,
+        added: Mapping[str, pl.DataType] | None = None,
+    ) -> pl.LazyFrame:
+        lazy = self._impressions(files, used, added)
+        schema = lazy.collect_schema()
+        name = self.log.partition
+        own = self._own_days(schema)
+        if own is not None and name is not None and name in schema:
+            lazy = lazy.with_columns(own.alias("date"))
             return _canonical(lazy, self.log, files[0], self.setting)
         local = pl.col("timestamp").dt.convert_time_zone(self.log.timezone).dt.date()
         lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
         lazy = _canonical(lazy, self.log, files[0], self.setting)
         return lazy.with_columns(local.alias("date"))
+
+
+def day_folders(path: Path, log: Log) -> dict[date, Path]:
+    """Day → its folder below a path, in the layout of `log.partition`; empty without such folders.
+
+    Raises ProjectError for a folder that names no day, and for two of one day.
+    """
+    layout = log.layout
+    if layout is None or not path.is_dir():
+        return {}
+    folders: dict[date, Path] = {}
+    for folder in sorted(path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))):
+        text = folder.relative_to(path).as_posix()
+        if any(part.startswith(("_", ".")) for part in text.split("/")):
+            continue  # markers and temporary folders, as in `parquet_files`
+        try:
+            plain = text.removeprefix(f"{log.partition}=")
+            named = "%" not in (log.partition or "")
+            day = date.fromisoformat(plain) if named else datetime.strptime(text, layout).date()
+        except ValueError as error:
+            raise ProjectError(
+                f"{folder}: partition {text.rpartition('=')[2]!r} is not a day; expected "
+                f"{shown_layout(log)}"
+            ) from error
+        if day in folders:
+            raise ProjectError(f"{folder}: a second folder of {day}, beside {folders[day]}")
+        folders[day] = folder
+    return folders
 
 
 def shown_layout(log: Log) -> str:
@@ -325,29 +414,49 @@ def parquet_files(path: Path) -> list[Path]:
     ]
 
 
-def scan_files(files: list[Path], used: Collection[str] | None = None) -> pl.LazyFrame:
+def scan_files(
+    files: list[Path],
+    used: Collection[str] | None = None,
+    added: Mapping[str, pl.DataType] | None = None,
+) -> pl.LazyFrame:
     """Scan files with one type for each column.
 
     Files may differ in the width of numbers, and in columns that are not `used`. All footers are
     read first, so that an error names the file.
+
+    Args:
+        used: the columns; None for all.
+        added: columns, with their type, that are null in a file without them.
     """
     schemas = {file: parquet_schema(file) for file in files}
-    names = dict.fromkeys(name for schema in schemas.values() for name in schema)
+    added = {} if added is None else added
+    names = dict.fromkeys([*(n for schema in schemas.values() for n in schema), *added])
     columns = [name for name in names if used is None or name in used]
     casts: dict[str, pl.DataType] = {}
     for name in columns:
         absent = [file for file in files if name not in schemas[file]]
-        if absent:
+        if absent and name not in added:
             present = next(file for file in files if name in schemas[file])
             raise ProjectError(f"{absent[0]}: column {name!r} is missing, but {present} has it")
-        casts[name] = _type_in_files(name, {file: schemas[file][name] for file in files})
+        types = {file: schemas[file].get(name, pl.Null()) for file in files}
+        common = _type_in_files(name, types)
+        casts[name] = added[name] if common == pl.Null and name in added else common
     if len({tuple(schema.items()) for schema in schemas.values()}) == 1:
-        rows = pl.scan_parquet(files, glob=False).select(columns)
-        return rows.with_columns(_casts(next(iter(schemas.values())), casts))
+        return _one_type(pl.scan_parquet(files, glob=False), schemas[files[0]], casts)
     return pl.concat(
-        pl.scan_parquet(file, glob=False).select(columns).with_columns(_casts(schema, casts))
+        _one_type(pl.scan_parquet(file, glob=False), schema, casts)
         for file, schema in schemas.items()
     )
+
+
+def _one_type(
+    rows: pl.LazyFrame, schema: pl.Schema, casts: Mapping[str, pl.DataType]
+) -> pl.LazyFrame:
+    """The columns of `casts` in their types, null where the rows have none."""
+    present = {name: dtype for name, dtype in casts.items() if name in schema}
+    absent = [pl.lit(None, casts[name]).alias(name) for name in casts if name not in schema]
+    rows = rows.select(list(present)).with_columns(_casts(schema, present))
+    return rows.with_columns(absent).select(list(casts)) if absent else rows
 
 
 def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]:

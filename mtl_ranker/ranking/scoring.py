@@ -123,7 +123,9 @@ def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> Ranki
     candidates = prepared_candidates(context, day)
     blocks = user_blocks(candidates, project.scoring.block_rows)
     if not blocks:
-        raise ProjectError(f"the candidate set of {day} holds no rows")
+        eligible = project.scoring.eligible
+        of = f" with a true {eligible!r} (scoring.eligible)" if eligible else ""
+        raise ProjectError(f"the candidate set of {day} holds no rows{of}")
     provenance = rankings_provenance(context, ranker, day)
     groups = grouped(blocks)
     key = {**provenance, "project": project.digest(), "blocks": fingerprint(*blocks)}

@@ -44,6 +44,8 @@ OFF_POLICY = ("evaluation/off_policy.py", "evaluation/test_off_policy.py")
 LOOP = ("training/loop.py", "training/test_loop.py")
 BALANCING = ("training/balancing.py", "training/test_balancing.py")
 OBJECTIVES = ("models/objectives.py", "models/test_objectives.py")
+REQUESTS = ("logs/requests.py", "logs/test_requests.py")
+CANDIDATES = ("ranking/candidates.py", "ranking/test_candidates.py")
 DRIFT = ("evaluation/drift.py", "evaluation/test_drift.py")
 
 
@@ -345,6 +347,45 @@ MUTANTS = [
         "of_experts.addcmul(",
         "models/test_gates.py",
         "formula",
+    ),
+    _in(
+        REQUESTS,
+        "positions of a request begin with 0",
+        r"pl\.int_ranges\(1, whole \+ 1\)",
+        "pl.int_ranges(0, whole)",
+    ),
+    Mutant(
+        "a click on no item of its request is an impression",
+        "logs/contract.py",
+        r"Rule\(~pl\.col\(STRAY\),",
+        "Rule(pl.col(STRAY) | True,",
+        "logs/test_requests.py",
+    ),
+    Mutant(
+        "an action goes to the first item of its request",
+        "logs/actions.py",
+        r"if first\.height < found\.height:",
+        "if False:",
+        "logs/test_requests.py",
+    ),
+    Mutant(
+        "a column that one day lacks is missing in its rows",
+        "logs/sources.py",
+        r"around = \[\*\[d for d in days if d <= day\]\[-2:\], days\[-1\]\]",
+        "around = [day, days[-1]]",
+        "logs/test_changes.py",
+    ),
+    _in(
+        CANDIDATES,
+        "context that varies within a request is the user's",
+        r"of_item = \(found\[f\"request \{column\}\"\] or 0\.0\) > CONSTANT \* whole",
+        "of_item = False",
+    ),
+    _in(
+        CANDIDATES,
+        "items of unknown stock are candidates",
+        r"table\.filter\(pl\.col\(column\)\.cast\(pl\.Boolean\)\)",
+        "table.filter(pl.col(column).cast(pl.Boolean).fill_null(True))",
     ),
 ]
 
