@@ -73,7 +73,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     checked = yield from _contract(project, source, last)
     yield from _begun(project, source, days)
     rows = join_tables(tables_as_of(source, last), checked.good)
-    yield from _features(project, source, checked, rows.collect_schema())
+    yield from _features(project, checked, rows.collect_schema())
     yield from _tables(project, source, days)
     yield from _rules(project, source)
     # After the cheap checks, as these import torch and MLflow.
