@@ -83,7 +83,7 @@ Cluster = Annotated[
     typer.Option(help="Dask cluster: `local`, or a scheduler's address such as tcp://host:8786."),
 ]
 
-ExportFormat = Literal["mlflow", "torch"]
+ExportFormat = Literal["mlflow", "torch", "onnx"]
 
 DEFAULT_WORK = Path("workspace")
 
@@ -417,7 +417,7 @@ def export(
     day: Ranked = None,
     form: Annotated[
         ExportFormat,
-        typer.Option("--format", help="An MLflow model, or a torch.export program."),
+        typer.Option("--format", help="An MLflow model, a torch.export program, or an ONNX model."),
     ] = "mlflow",
     snapshot: Annotated[
         bool,
