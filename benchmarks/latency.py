@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from benchmarks import markdown, results
-from mtl_ranker.config import parse_project, read_project_text
+from mtl_ranker.config import read_project_text
 from mtl_ranker.logs.simulate import Feed, simulate
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.build import build_split
@@ -31,9 +31,12 @@ FORMS = {"torch.export": (export_program, load_program), "ONNX": (export_onnx, l
 
 
 def trained(folder: Path, impressions: int) -> tuple[RankerArtifact, pl.DataFrame]:
-    """The winner of a night on a simulated feed with the preset's settings, and its test rows."""
+    """The winner of a night on a simulated feed, with trees, and its test rows."""
     feed = simulate(Feed(impressions=impressions, days=11), folder / "feed")
-    context = open_context("simulated", feed, folder / "workspace")
+    settings, _ = read_project_text("simulated")
+    project = folder / "project.toml"
+    project.write_text(settings.replace("[training]\n", "[training]\ntrees = 200\n"), "utf-8")
+    context = open_context(str(project), feed, folder / "workspace")
     day = context.last_day()
     build_split(context, day)
     suite = train_suite(context, day)
@@ -64,7 +67,6 @@ def main() -> None:
         forms["mtl_ranker, feature rows"] = asdict(measured["model, feature rows"])
     figures = {
         "items": request.height,
-        "model": artifact.model.spec.name,
         "objectives": len(artifact.tasks),
         "features": len(artifact.columns),
         "trees": 0 if artifact.trees is None else sum(artifact.trees.trees),
@@ -88,7 +90,9 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
 def summary(figures: Mapping[str, Any]) -> str:
     """For the table of the scripts."""
     forms = figures["forms"]
-    words = [f"{name} {found['p50']:.1f} ms (p99 {found['p99']:.1f})" for name, found in forms.items()]
+    words = [
+        f"{name} {found['p50']:.1f} ms (p99 {found['p99']:.1f})" for name, found in forms.items()
+    ]
     return f"{figures['items']} items, {figures['trees']} trees: {'; '.join(words)}"
 
 

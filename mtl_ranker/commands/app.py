@@ -15,7 +15,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -86,6 +86,8 @@ Cluster = Annotated[
 ExportFormat = Literal["mlflow", "torch", "onnx"]
 
 DEFAULT_WORK = Path("workspace")
+
+NIGHTLY = ("mlflow", "prefect")  # packages of the extra `nightly`
 
 EXAMPLES = {
     "nightly": "mtl-ranker nightly -c feed.toml -d /logs -w /work --wait-minutes 120",
@@ -889,20 +891,31 @@ def main() -> None:
 
 
 def run_app(program: Callable[[], Any]) -> None:
-    """Run a program; print a ProjectError as a message without a stack trace, with exit code 2."""
+    """Run a program; print a ProjectError as a message without a stack trace, with exit code 2.
+
+    A missing package of the extra `nightly` is such an error too.
+    """
     try:
         program()
     except ProjectError as error:
-        # The message may hold data, so it is not read as markup.
-        message = Text.assemble(("error", "bold red"), " ", str(error))
-        Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in NIGHTLY:
+            raise
+        _fail(f"{error.name} is not installed: pip install 'mtl_ranker[nightly]'")
     except Exception as error:
         if not is_outside(error):
             raise
         message = Text.assemble(("error", "bold red"), " ", first_line(error))
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(1)
+
+
+def _fail(words: str) -> NoReturn:
+    # The message may hold data, so it is not read as markup.
+    message = Text.assemble(("error", "bold red"), " ", words)
+    Console(stderr=True).print(message, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
