@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/sqlfluff lint sql
 
 docs: install
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(STAMP)
 

@@ -258,7 +258,8 @@ class RankerArtifact:
             items: of `items_of_pairs`.
             pairs: N rows with the features of pairs, those of `encoder.matches` too, and the
                 surface to calibrate by.
-            user, item: [N], each pair's row in `users` and `items`.
+            user: [N], each pair's row in `users`.
+            item: [N], each pair's row in `items`.
         """
         encoded = encoded_tensors(self.encoder.transform(self._padded(users)))
         sides = Sides(items.side, encoded)
