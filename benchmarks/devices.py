@@ -3,7 +3,7 @@
 float32 with torch's default kernels (MKL), and with `fast_matmul` (oneDNN where that is exact, see
 models/matmul.py), which trainings use; bfloat16 (autocast) and `torch.compile` on the CPU; and,
 where a CUDA device is found, float32, bfloat16, large batches and a CUDA graph of the whole step
-there. What cannot run on a machine is listed as skipped. Losses after equal steps stand beside the
+there. What cannot run on a machine is listed as skipped. Losses after equal steps are beside the
 rates.
 """
 

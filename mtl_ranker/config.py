@@ -162,7 +162,7 @@ class Log(Settings):
     ready: str | None = Field(
         None,
         description="file that marks a day's folder as complete, such as _SUCCESS; without one a "
-        "day is complete when its files no longer change",
+        "day is complete when its files have stopped changing",
     )
     day_tolerance_hours: float = Field(
         0.0, ge=0, le=24, description="how far outside its partition's day a timestamp may lie"
@@ -661,8 +661,8 @@ class Promotion(Settings):
     tolerance: float = Field(0.0, ge=0, description="see require_significance")
     require_spread: bool = Field(
         False,
-        description="the spread of training seeds must be known, so that no reseed is promoted by "
-        "luck; it takes two training.seeds, or training.spread_seeds of 1 or more",
+        description="the spread of training seeds must be known, so that no model is promoted by "
+        "the luck of its seed; it takes two training.seeds, or training.spread_seeds of 1 or more",
     )
     max_seconds_per_million: float = Field(
         120.0, gt=0, description="time to score a million raw rows, measured in a fresh process"

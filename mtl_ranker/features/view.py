@@ -101,7 +101,7 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
         which: _at_current_path(getattr(project.log, which), getattr(current.log, which))
         for which in ("users", "items")
     }
-    # A label may read an action that the project file no longer names.
+    # A label may read an action that the project file does not name any more.
     names = {action.name for action in current.log.actions}
     removed = [action for action in project.log.actions if action.name not in names]
     read = {"context": project.log.context, "actions": [*current.log.actions, *removed]}
