@@ -7,8 +7,11 @@ import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 import typer
 from pydantic import ValidationError
@@ -22,7 +25,6 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
     *sorted(DOCS.rglob("*.md")),
 ]
-LEFT_OUT = "…"  # of a command, in place of arguments
 
 
 def sections(page: str) -> dict[str, str]:
@@ -52,6 +54,15 @@ def test_the_librarys_page_trains_on_frames_and_tensors(tmp_path, monkeypatch, c
     assert (tmp_path / "gates.png").stat().st_size > 1_000
     assert (tmp_path / "losses.png").stat().st_size > 1_000
     run("library.md", "Train on a polars frame", "Train on tensors")
+
+
+def test_the_readme_trains_a_model():
+    """With frames of the columns that it names."""
+    (code,) = (text for page, text in blocks("python") if page == "README.md")
+    rows = pl.DataFrame({"price": [0.1 * n for n in range(200)], "click": [0, 1] * 100})
+    names: dict[str, Any] = {"train": rows[:150], "validate": rows[150:]}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["model"].predict(rows).columns == ["click"]
 
 
 @pytest.mark.slow
@@ -91,15 +102,17 @@ def command_lines(program: str) -> Iterator[tuple[str, str]]:
             yield str(page.relative_to(ROOT)), arguments
 
 
-def parse(arguments: str) -> None:
-    """Parse a command line of `mtl-ranker` as typer does; raises its error.
+@cache
+def program() -> Any:
+    return typer.main.get_command(app)
 
-    Incomplete ones, in inline code or with an ellipsis, are looked up only: command and options.
-    """
+
+def parse(arguments: str) -> None:
+    """Raise AssertionError for a command line of `mtl-ranker` whose command or option is none."""
     words = shlex.split(arguments, comments=True)
     if words and words[0].startswith("-"):
         return  # of the program itself: --help
-    command = typer.main.get_command(app)
+    command = program()
     while hasattr(command, "commands") and words:
         name, *words = words
         for each in name.split("|"):
