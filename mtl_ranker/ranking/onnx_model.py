@@ -88,8 +88,9 @@ def _searchsorted(points: Any, values: Any, **ignored: Any) -> Any:
 
     ONNX has no binary search.
     """
-    from onnxscript import opset18 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset18
     last = op.Constant(value_ints=[-1])
     below = op.Less(points, op.Unsqueeze(values, last))
     return op.ReduceSum(op.Cast(below, to=INT64), last, keepdims=0)
