@@ -1,9 +1,9 @@
 """A shop's log with known true probabilities: how much of what can be learned is learned.
 
-The strongest signal is whether an item's category is among its user's favourites. It lies in no
-column of the log, but in two tables whose columns share a vocabulary. The settings are those that a
-newcomer would write. Each model's AUC stands beside that of the true probabilities, and of item
-popularity; `share` is how far it is on the way from one to the other.
+The strongest signal is whether an item's category is among its user's favourites. It is in no
+column of the log, but in two tables whose columns share a vocabulary. The settings are defaults.
+Each model's AUC is printed beside that of the true probabilities, and of item popularity; `share`
+is how far it is on the way from one to the other.
 """
 
 from __future__ import annotations

@@ -181,11 +181,12 @@ SETTLED = 60.0  # seconds since the last change of a file that is not looked at 
 
 
 def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: float) -> None:
-    """Return once log and streams of actions contain the day and its files no longer grow.
+    """Return once log and streams of actions contain the day and its files have stopped growing.
 
-    With `log.ready` the marker says so. Otherwise files that have changed within the last minute
-    are looked at again, after `poll_seconds` or, without waiting, a second. Raises ProjectError
-    after `wait_minutes`. A day that is missing although nothing is waited for is left to `ingest`.
+    With `log.ready` that is when the marker exists. Otherwise files that have changed within the
+    last minute are looked at again, after `poll_seconds` or, without waiting, a second. Raises
+    ProjectError after `wait_minutes`. A day that is missing although nothing is waited for is left
+    to `ingest`.
     """
     deadline = time.monotonic() + 60 * wait_minutes
     previous: list[FileSize] = []

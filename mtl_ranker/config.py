@@ -57,8 +57,8 @@ def _time_zones() -> set[str]:
 class Range(Settings):
     """Closed interval a column's values must lie in; a missing end is open."""
 
-    min: float | None = None
-    max: float | None = None
+    min: float | None = Field(None, description="smallest allowed value; default: none")
+    max: float | None = Field(None, description="largest allowed value; default: none")
 
 
 def _layout(value: str | None) -> str | None:
@@ -91,8 +91,8 @@ class Table(Settings):
     today.
     """
 
-    path: str
-    key: str
+    path: str = Field(description="file or folder of Parquet, relative to the folder of the data")
+    key: str = Field(description="column with the user's or item's id, one row per id and day")
     partition: str | None = Field(
         None,
         description="of the folders of dated snapshots, as of log.partition; a row of day D has "
@@ -106,7 +106,9 @@ class Table(Settings):
     valid_to: Name | None = Field(
         None, description="column of the date or time at which that ends, null for never"
     )
-    columns: list[str] = []
+    columns: list[str] = Field(
+        [], description="columns that rows get; features name them as they name the log's"
+    )
     lists: dict[str, str] = Field({}, description="text column -> separator; becomes a list column")
     published: str | None = Field(
         None, description="date column from which an age in days is computed"
@@ -148,11 +150,11 @@ class Action(Settings):
     none if it is known (happened and arrived) more than `window` after that.
     """
 
-    name: Name
+    name: Name = Field(description="name of the column that impressions get")
     path: str = Field(description="files or folders of days, as of the log")
     user: Name | None = Field(None, description="default: the log's; item and timestamp, too")
-    item: Name | None = None
-    timestamp: Name | None = None
+    item: Name | None = Field(None, description="default: the log's")
+    timestamp: Name | None = Field(None, description="default: the log's")
     timestamp_unit: TimestampUnit | None = Field(None, description="default: the log's")
     impression: Name | None = Field(None, description="column of the impression's id")
     window: str = Field("1d", description="a number with s, m, h or d")
@@ -243,13 +245,19 @@ REQUEST = "request"  # the column of the number of a request that has no id in t
 class Log(Settings):
     """Where the impression log is stored and what its columns mean."""
 
-    format: Literal["parquet", "census-income"] = "parquet"
-    path: str = "log"
-    user: Name = "user_id"
-    item: Name = "item_id"
-    timestamp: Name = "timestamp"
-    timestamp_unit: TimestampUnit = "ms"
-    timezone: str = "UTC"
+    format: Literal["parquet", "census-income"] = Field(
+        "parquet", description="census-income: the files of the UCI data set, for the studies"
+    )
+    path: str = Field(
+        "log", description="folder or file of the impressions, relative to the folder of the data"
+    )
+    user: Name = Field("user_id", description="column with the user's id")
+    item: Name = Field("item_id", description="column with the item's id")
+    timestamp: Name = Field("timestamp", description="column with the time of the impression")
+    timestamp_unit: TimestampUnit = Field(
+        "ms", description="unit of a number, or datetime (a column of that type), or iso (text)"
+    )
+    timezone: str = Field("UTC", description="IANA name of the zone in which days begin")
     partition: str | None = Field(
         "date",
         description="of the days' folders: a name, for NAME=YYYY-MM-DD, or a pattern with %Y, %m "
@@ -258,12 +266,15 @@ class Log(Settings):
     ready: str | None = Field(
         None,
         description="file that marks a day's folder as complete, such as _SUCCESS; without one a "
-        "day is complete when its files no longer change",
+        "day is complete when its files have stopped changing",
     )
     day_tolerance_hours: float = Field(
         0.0, ge=0, le=24, description="how far outside its partition's day a timestamp may lie"
     )
-    position: str | None = None
+    position: str | None = Field(
+        None,
+        description="position in the shown list, from 0 or 1; the model learns its bias",
+    )
     propensity: str | None = Field(
         None, description="probability in (0, 1]; off-policy estimates need a position too"
     )
@@ -275,7 +286,9 @@ class Log(Settings):
     random_exposure: str | None = Field(
         None, description="flag column, 1 where the item was chosen at random"
     )
-    context: list[str] = []
+    context: list[str] = Field(
+        [], description="columns known before the impression, which candidates have too"
+    )
     list_by: list[Name] = Field(
         ["user_id"],
         alias="list",
@@ -288,11 +301,18 @@ class Log(Settings):
         "without one is a list of its own",
     )
     required: list[str] = Field([], description="further columns that may not be null")
-    ranges: dict[str, Range] = {}
+    ranges: dict[str, Range] = Field(
+        {}, description="column -> allowed values; a row outside is quarantined"
+    )
     unique: list[str] = Field(
         ["user_id", "item_id", "timestamp"], description="two events equal here are duplicates"
     )
-    max_bad_share: float = Field(0.05, ge=0, le=1)
+    max_bad_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="a day with a larger share of quarantined rows is not published",
+    )
     impression: Name | None = Field(
         None, description="column of an id by which actions name their impression"
     )
@@ -303,8 +323,8 @@ class Log(Settings):
         description="a row is a request. Without a table of items, log.items and log.clicked may "
         "be its columns",
     )
-    users: Table | None = None
-    items: Table | None = None
+    users: Table | None = Field(None, description="table of users")
+    items: Table | None = Field(None, description="table of items")
 
     @model_validator(mode="before")
     @classmethod
@@ -421,13 +441,21 @@ class Log(Settings):
 class Objective(Settings):
     """One task: what is predicted, on which rows, and how much it matters."""
 
-    name: Name
-    group: Literal["engagement", "satisfaction"]
-    kind: Literal["binary", "regression", "watch_time", "ordinal"] = "binary"
+    name: Name = Field(description="name of the prediction's column")
+    group: Literal["engagement", "satisfaction"] = Field(
+        description="engagement or satisfaction, between which blends trade off"
+    )
+    kind: Literal["binary", "regression", "watch_time", "ordinal"] = Field(
+        "binary",
+        description="of the label: 0 or 1, a number, seconds >= 0 (watch_time), or a level",
+    )
     label: str = Field(min_length=1, description="a column or a SQL expression over the event")
     where: str | None = Field(None, description="SQL condition; elsewhere the label is missing")
     weight: float = Field(1.0, gt=0, description="weight of this objective's loss")
-    transform: Literal["identity", "log1p"] = "identity"
+    transform: Literal["identity", "log1p"] = Field(
+        "identity",
+        description="of the label of a regression in training; predictions are in its unit",
+    )
     conditional_on: str | None = Field(
         None, description="binary objective without which this one cannot happen"
     )
@@ -487,17 +515,17 @@ class Objective(Settings):
 
 
 class Categorical(Settings):
-    column: str
+    column: str = Field(description="column of the log, its context or a table")
     min_count: int = Field(1, ge=1, description="rarer values share the unknown bucket")
     hash_buckets: int | None = Field(None, ge=2, description="hash instead of a vocabulary")
     share: str | None = Field(None, description="columns with one name here share embeddings")
 
 
 class ListColumn(Settings):
-    column: str
-    min_count: int = Field(1, ge=1)
+    column: str = Field(description="column of lists, of the log or a table")
+    min_count: int = Field(1, ge=1, description="rarer values share the unknown bucket")
     share: str | None = Field(None, description="as of categoricals")
-    max_length: int = Field(8, ge=1)
+    max_length: int = Field(8, ge=1, description="first values of a list that are read")
 
 
 class History(Settings):
@@ -517,23 +545,30 @@ class History(Settings):
 
 
 class Features(Settings):
-    windows: list[Annotated[int, Field(ge=1, le=365)]] = [1, 7]
+    windows: list[Annotated[int, Field(ge=1, le=365)]] = Field(
+        [1, 7], description="lengths in days of the windows over which events are summed"
+    )
     smoothing: float = Field(20.0, gt=0, description="pseudo-impressions at the global rate")
     rates: Literal["absolute", "relative"] = Field(
         "absolute",
         description="relative: divided by the rate of all events in the window, so that a rate "
         "does not depend on the overall level, which changes from day to day; for signals >= 0",
     )
-    entities: list[list[str]] = [["user_id"], ["item_id"]]
+    entities: list[list[str]] = Field(
+        [["user_id"], ["item_id"]],
+        description='keys, such as ["user_id"] or ["user_id", "topic"], whose events are summed',
+    )
     signals: dict[str, str] = Field({}, description="further SQL sums to aggregate: name -> expr")
-    categoricals: list[Categorical] = []
+    categoricals: list[Categorical] = Field([], description="features with an embedding per value")
     numerics: list[str] = Field([], description="numbers, Booleans, and dates, as age in days")
     derived: dict[str, str] = Field(
         {},
         description="further numbers: name -> SQL expression over log.context and columns of the "
         "user and item tables, such as '1 - price_shown / price'; missing where it is not finite",
     )
-    lists: list[ListColumn] = []
+    lists: list[ListColumn] = Field(
+        [], description="features that are lists of values; a list's embedding is their mean"
+    )
     histories: list[History] = Field(
         [], description="each user's latest positive impressions, as far back as the longest window"
     )
@@ -548,8 +583,15 @@ class Features(Settings):
     block_rows: int = Field(
         1_000_000, ge=1, description="rows of whole users of a day that are joined at a time"
     )
-    numeric_encoding: Literal["piecewise_linear", "standardise"] = "piecewise_linear"
-    bins: int = Field(8, ge=2, le=256)
+    numeric_encoding: Literal["piecewise_linear", "standardise"] = Field(
+        "piecewise_linear", description="piecewise linear in bins, or mean 0 and variance 1"
+    )
+    bins: int = Field(
+        8,
+        ge=2,
+        le=256,
+        description="of the piecewise-linear encoding, with about equal numbers of rows",
+    )
     tail_edges: int = Field(4, ge=0, le=16, description="further edges at most in each long tail")
 
     @field_validator("windows")
@@ -605,28 +647,34 @@ class Split(Settings):
     """Days counted back from the training date D (the last one is the newest)."""
 
     warmup_days: int = Field(2, ge=0, description="first days of a log: features only, no rows")
-    train_days: int = Field(7, ge=1)
-    validate_days: int = Field(1, ge=1)
-    test_days: int = Field(1, ge=1)
+    train_days: int = Field(7, ge=1, description="days of the training rows")
+    validate_days: int = Field(
+        1, ge=1, description="days on which models stop, are chosen and calibrated"
+    )
+    test_days: int = Field(
+        1, ge=1, description="last days, on which the winner and the champion are compared"
+    )
 
 
 class Training(Settings):
-    seeds: list[int] = [0]
+    seeds: list[int] = Field([0], description="each model is trained once with each seed")
     spread_seeds: int = Field(
         1,
         ge=0,
         description="with one seed: further trainings of the winner's model with other seeds, "
         "whose spread keeps promotion from taking luck for a gain",
     )
-    batch_size: int = Field(2048, ge=1)
+    batch_size: int = Field(2048, ge=1, description="rows of a step")
     epochs: int = Field(
         30,
         ge=1,
         description="at most; a training stops `patience` epochs after its best one. The learning "
         "rate falls linearly to 0 over all of them",
     )
-    patience: int = Field(2, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    patience: int = Field(
+        2, ge=1, description="epochs without a better validation loss after which a training stops"
+    )
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW at the start")
     weight_decay: float = Field(1e-4, ge=0, description="of matrices")
     unknown_rate: float = Field(
         0.01,
@@ -646,7 +694,9 @@ class Training(Settings):
         ge=1,
         description="trainings in parallel; default: up to one per core where that is faster",
     )
-    balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
+    balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = Field(
+        "fixed", description="how the losses of objectives are weighted; fixed: by their weight"
+    )
     pairwise: float = Field(
         0.0,
         ge=0,
@@ -710,7 +760,9 @@ class Training(Settings):
         ge=0,
         description="boosted trees per objective at most; predictions are averaged with theirs",
     )
-    position_dropout: float = Field(0.1, ge=0, lt=1)
+    position_dropout: float = Field(
+        0.1, ge=0, lt=1, description="probability that a row's position is hidden in training"
+    )
     sparse_rows: int = Field(
         200_000,
         ge=1,
@@ -734,7 +786,9 @@ class Training(Settings):
 class Calibrating(Settings):
     """How predictions are calibrated on the validation days."""
 
-    method: Literal["platt", "isotonic", "none"] = "platt"
+    method: Literal["platt", "isotonic", "none"] = Field(
+        "platt", description="of binary objectives: a line on log-odds, steps, or no calibration"
+    )
     by: str | None = Field(None, description="context column; one calibration map per value")
     min_positives: int = Field(
         50,
@@ -760,7 +814,7 @@ class Calibrating(Settings):
 class Promotion(Settings):
     """What a challenger must show before it becomes champion."""
 
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval and verdict")
     max_calibration_ratio: float = Field(
         1.5, gt=1, description="r: sum of predictions over sum of labels lies in [1 / r, r]"
     )
@@ -773,8 +827,8 @@ class Promotion(Settings):
     tolerance: float = Field(0.0, ge=0, description="see require_significance")
     require_spread: bool = Field(
         False,
-        description="the spread of training seeds must be known, so that no reseed is promoted by "
-        "luck; it takes two training.seeds, or training.spread_seeds of 1 or more",
+        description="the spread of training seeds must be known, so that no model is promoted by "
+        "the luck of its seed; it takes two training.seeds, or training.spread_seeds of 1 or more",
     )
     max_seconds_per_million: float = Field(
         120.0, gt=0, description="time to score a million raw rows, measured in a fresh process"
@@ -786,13 +840,21 @@ class DriftRules(Settings):
     """Thresholds at which a held-out day's drift from the training days warns or fails."""
 
     warn_volume: float = Field(0.5, gt=0, description="relative change of a day's rows")
-    fail_volume: float | None = Field(None, gt=0)
+    fail_volume: float | None = Field(
+        None, gt=0, description="above it the training is refused; default: never"
+    )
     warn_label: float = Field(0.5, gt=0, description="relative change of a label's mean")
-    fail_label: float | None = Field(None, gt=0)
+    fail_label: float | None = Field(
+        None, gt=0, description="above it the training is refused; default: never"
+    )
     warn_nulls: float = Field(0.2, gt=0, description="rise of a feature's share of missing values")
-    fail_nulls: float | None = Field(None, gt=0)
+    fail_nulls: float | None = Field(
+        None, gt=0, description="above it the training is refused; default: never"
+    )
     warn_psi: float = Field(0.25, gt=0, description="population stability index")
-    fail_psi: float | None = Field(None, gt=0)
+    fail_psi: float | None = Field(
+        None, gt=0, description="above it the training is refused; default: never"
+    )
 
 
 class OffPolicy(Settings):
@@ -822,16 +884,16 @@ class ListTable(Settings):
 class AtMost(Settings):
     """At most `count` items with one value of a column in any `within` consecutive ranks."""
 
-    column: Name
-    count: int = Field(ge=1)
-    within: int = Field(ge=2)
+    column: Name = Field(description="context column, or column of the item table")
+    count: int = Field(ge=1, description="most items with one value")
+    within: int = Field(ge=2, description="ranks in a row")
 
 
 class Fresh(Settings):
     """At least `count` of the ranks 1 to `within`, of the next `within`, … are fresh items."""
 
-    count: int = Field(ge=1)
-    within: int = Field(ge=1)
+    count: int = Field(ge=1, description="least fresh items")
+    within: int = Field(ge=1, description="ranks of a window")
     days: int = Field(ge=0, description="age up to which an item is fresh (log.items.published)")
 
     @model_validator(mode="after")
@@ -844,7 +906,7 @@ class Fresh(Settings):
 class Diversity(Settings):
     """Maximal marginal relevance on a column: items with a value that is shown rank lower."""
 
-    column: Name
+    column: Name = Field(description="of values, which are alike if they are equal")
     weight: float = Field(gt=0, lt=1, description="of diversity; 1 - weight is the score's")
 
 
@@ -856,9 +918,9 @@ class Rules(Settings):
     )
     block: list[ListTable] = Field([], description="drop candidates that match a row")
     allow: list[ListTable] = Field([], description="drop candidates that match no row")
-    at_most: list[AtMost] = []
-    fresh: Fresh | None = None
-    mmr: Diversity | None = None
+    at_most: list[AtMost] = Field([], description="bounds on items with one value; each a table")
+    fresh: Fresh | None = Field(None, description="least number of fresh items")
+    mmr: Diversity | None = Field(None, description="a list of different values")
 
     @property
     def columns(self) -> dict[str, str]:
@@ -881,7 +943,7 @@ class Exploration(Settings):
         description="of the noise, in standard deviations of the scores of a user's candidates",
     )
     share: float = Field(0.05, gt=0, le=1, description="of the users, drawn anew every day")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of the noise")
 
 
 class Scoring(Settings):
@@ -894,8 +956,10 @@ class Scoring(Settings):
         exclude_if=lambda value: value is None,
         description="Boolean column of the item table; only items with a true value are candidates",
     )
-    top_k: int = Field(20, ge=1)
-    blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
+    top_k: int = Field(20, ge=1, description="length of each user's ranked list")
+    blend: Literal["weighted_sum", "weighted_product"] = Field(
+        "weighted_sum", description="sum of weight x prediction, or product of prediction ^ weight"
+    )
     weights: dict[str, float] = Field(
         {},
         description="objective -> weight; missing ones weigh 1. What is bad counts against: it has "
@@ -925,9 +989,15 @@ class Scoring(Settings):
         ge=1,
         description="most shown recent items, for each user, where no candidates are given",
     )
-    generated_users: int | None = Field(None, ge=1)
-    rules: Rules = Rules()
-    exploration: Exploration | None = None
+    generated_users: int | None = Field(
+        None,
+        ge=1,
+        description="of those with most impressions on the last day; default: all",
+    )
+    rules: Rules = Field(Rules(), description="what lists must fulfil")
+    exploration: Exploration | None = Field(
+        None, description="randomised lists for a share of the users; default: none"
+    )
 
     @model_validator(mode="after")
     def _check_keep(self) -> Scoring:
@@ -959,11 +1029,13 @@ class Scoring(Settings):
 class Project(Settings):
     """All settings of a project."""
 
-    name: Name = "project"
-    log: Log = Log()
-    objectives: list[Objective] = Field(min_length=1)
-    features: Features = Features()
-    split: Split = Split()
+    name: Name = Field(
+        "project", description="name of the registered model and of the experiment in MLflow"
+    )
+    log: Log = Field(Log(), description="where the log is and what its columns mean")
+    objectives: list[Objective] = Field(min_length=1, description="what is predicted")
+    features: Features = Field(Features(), description="what predictions are made from")
+    split: Split = Field(Split(), description="days of training, validation and test")
     models: dict[str, dict[str, Any]] = Field(
         default={
             "single_task": {"preset": "single_task"},
@@ -972,13 +1044,14 @@ class Project(Settings):
             "mmoe": {"preset": "mmoe"},
         },
         min_length=1,
+        description="NAME -> preset and its sizes (docs/models.md)",
     )
-    training: Training = Training()
-    calibration: Calibrating = Calibrating()
-    promotion: Promotion = Promotion()
-    off_policy: OffPolicy = OffPolicy()
-    drift: DriftRules = DriftRules()
-    scoring: Scoring = Scoring()
+    training: Training = Field(Training(), description="how models are trained")
+    calibration: Calibrating = Field(Calibrating(), description="how predictions are calibrated")
+    promotion: Promotion = Field(Promotion(), description="when a challenger becomes champion")
+    off_policy: OffPolicy = Field(OffPolicy(), description="when an off-policy estimate is printed")
+    drift: DriftRules = Field(DriftRules(), description="which changes of the data warn or fail")
+    scoring: Scoring = Field(Scoring(), description="how candidates are ranked")
 
     _source_text: str = PrivateAttr("")
     _check_name = field_validator("name")(_identifier)

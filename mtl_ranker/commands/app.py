@@ -15,7 +15,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -83,9 +83,11 @@ Cluster = Annotated[
     typer.Option(help="Dask cluster: `local`, or a scheduler's address such as tcp://host:8786."),
 ]
 
-ExportFormat = Literal["mlflow", "torch"]
+ExportFormat = Literal["mlflow", "torch", "onnx"]
 
 DEFAULT_WORK = Path("workspace")
+
+NIGHTLY = ("mlflow", "prefect")  # packages of the extra `nightly`
 
 EXAMPLES = {
     "nightly": "mtl-ranker nightly -c feed.toml -d /logs -w /work --wait-minutes 120",
@@ -421,7 +423,7 @@ def export(
     day: Ranked = None,
     form: Annotated[
         ExportFormat,
-        typer.Option("--format", help="An MLflow model, or a torch.export program."),
+        typer.Option("--format", help="An MLflow model, a torch.export program, or an ONNX model."),
     ] = "mlflow",
     snapshot: Annotated[
         bool,
@@ -910,20 +912,31 @@ def main() -> None:
 
 
 def run_app(program: Callable[[], Any]) -> None:
-    """Run a program; print a ProjectError as a message without a stack trace, with exit code 2."""
+    """Run a program; print a ProjectError as a message without a stack trace, with exit code 2.
+
+    A missing package of the extra `nightly` is such an error too.
+    """
     try:
         program()
     except ProjectError as error:
-        # The message may hold data, so it is not read as markup.
-        message = Text.assemble(("error", "bold red"), " ", str(error))
-        Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in NIGHTLY:
+            raise
+        _fail(f"{error.name} is not installed: pip install 'mtl_ranker[nightly]'")
     except Exception as error:
         if not is_outside(error):
             raise
         message = Text.assemble(("error", "bold red"), " ", first_line(error))
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(1)
+
+
+def _fail(words: str) -> NoReturn:
+    # The message may hold data, so it is not read as markup.
+    message = Text.assemble(("error", "bold red"), " ", words)
+    Console(stderr=True).print(message, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
     if tables["items"] is None and current.log.items and current.scoring.eligible:
         keys: dict[str, Any] = {"columns": [], "lists": {}, "published": None}
         tables["items"] = current.log.items.model_copy(update=keys)
-    # A label may read an action that the project file no longer names.
+    # A label may read an action that the project file does not name any more.
     names = {action.name for action in current.log.actions}
     removed = [action for action in project.log.actions if action.name not in names]
     read = {"context": project.log.context, "actions": [*current.log.actions, *removed]}

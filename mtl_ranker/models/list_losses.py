@@ -109,7 +109,7 @@ def combined_pair_loss(rows: _Rows) -> Tensor:
     """RankNet's loss on pairs of the whole batch (Lin et al., KDD 2024, eq. 5: Combined-Pair).
 
     The weighted mean of log(1 + exp(z_j − z_i)) over all pairs of a positive i and a negative j,
-    for objectives so rare that hardly a list has both labels.
+    for objectives so rare that few lists have both labels.
     """
     positive = rows.positive.nonzero().squeeze(1)
     negative = (~rows.positive).nonzero().squeeze(1)

@@ -274,7 +274,8 @@ class RankerArtifact:
             items: of `items_of_pairs`.
             pairs: N rows with the features of pairs, those of `encoder.matches` too, and the
                 surface to calibrate by.
-            user, item: [N], each pair's row in `users` and `items`.
+            user: [N], each pair's row in `users`.
+            item: [N], each pair's row in `items`.
         """
         device = self.model.device
         encoded = self._on_device(encoded_tensors(self.encoder.transform(self._padded(users))))

@@ -325,7 +325,7 @@ def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | 
 def record_decision(project: Project, version: str, decision: Decision) -> None:
     """Store the decision as tags of the version, and make it champion if it was promoted."""
     client = mlflow.MlflowClient()
-    if decision.promoted:  # first, so that no tag says so of a version that is not champion
+    if decision.promoted:  # first: a version that is not champion must not have the tag
         _set_champions(project, [*champions(project), version])
         if rolled_back(project, version):  # accepted by hand
             client.delete_model_version_tag(project.name, version, ROLLED_BACK_TAG)

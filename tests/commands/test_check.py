@@ -190,7 +190,7 @@ def test_objectives_without_labels_on_the_last_day_are_left_out_of_its_verdicts(
     assert {gain.objective for gain in night.suite.gains} == {"play"}
     compared = night.decision.differences.items()
     assert {name for name, each in compared if not np.isnan(each.low)} == {"play"}
-    assert "without a say: click (0 positives of 0 users" in night.decision.reason
+    assert "not counted: click (0 positives of 0 users" in night.decision.reason
     assert night.decision.blended.value == 0.0
 
 
