@@ -114,7 +114,8 @@ def record(
 ) -> None:
     """Add the lists to the night's report, record the night and rebuild the page of all nights.
 
-    Never raises, as the ranking is published: a problem is announced.
+    The report is replaced here and in MLflow. Never raises, as the ranking is published: a problem
+    is announced.
 
     Args:
         began: when the night began, by the monotonic clock.
@@ -124,7 +125,11 @@ def record(
     place = f"reports/{day}.html"
     try:
         page = (workspace.root / place).read_text("utf-8")
-        workspace.publish_file(place, with_lists(page, ranked_day, ranked.effects))
+        page = with_lists(page, ranked_day, ranked.effects)
+        workspace.publish_file(place, page)
+        challenger = registry.alias_version(context.project, "challenger")
+        if ranked.effects and challenger is not None:
+            registry.replace_report(context.project, challenger, page)
         champion = registry.champion(context.project)
         found = record_of(context, suite, decision, champion, ranked)
         history.store(workspace, replace(found, seconds=time.monotonic() - began))

@@ -5,7 +5,8 @@ The truth is that of the feed (`logs/simulate.py`), with what a ranking changes:
 - **lists**: a user with a ranking sees its list, others the logging policy's slates;
 - **fatigue**: interest in an item falls with the impressions of it that the user has had on the
   last days and earlier on the day, as 1 / (1 + fatigue · impressions);
-- **drift**: tastes turn slowly towards other tastes, after the last day of the feed's own log;
+- **drift**: after the last day of the feed's own log, tastes turn slowly towards other tastes; the
+  random walk of a feed with `drift` goes on;
 - **returns**: users come more often the more they liked of what they saw on the last days, and as
   often as before when they have been away (after KuaiSim's retention, Zhao et al., NeurIPS 2023);
 - **new items** and new users, up to the feed's horizon.
@@ -38,6 +39,7 @@ from mtl_ranker.logs.simulate import (
     proposed_items,
     truth,
 )
+from mtl_ranker.logs.simulate import world_on as feed_world_on
 from mtl_ranker.workspace import Workspace
 
 FEED = "feed.json"
@@ -110,7 +112,7 @@ def respond(folder: Path, rankings: Path) -> Path:
             f"{rankings}: {ranking.height - known.height} rows have a user or an item that the "
             f"feed in {folder} does not have"
         )
-    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 4, number]))
+    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 7, number]))
     recent = _recent(folder, day)
     visits = rng.poisson(visit_rates(simulated, world, number, recent))
     shown = _shown(simulated, (world, number), rng, (ranking, visits))
@@ -133,8 +135,9 @@ def respond(folder: Path, rankings: Path) -> Path:
 
 
 def world_on(simulated: SimulatedFeed, number: int) -> World:
-    """The world on a numbered day, with tastes turned since the end of the feed's own log."""
-    feed, world = simulated.feed, make_world(simulated.feed)
+    """The world on a numbered day: the feed's own, with tastes turned since its log ended."""
+    feed = simulated.feed
+    world = feed_world_on(feed, make_world(feed), number)
     angle = simulated.behaviour.drift * max(0, number - feed.days + 1)
     rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 5]))
     topics = rng.normal(size=(TOPICS, TASTES))
@@ -170,7 +173,7 @@ def write_candidates(simulated: SimulatedFeed, folder: Path, number: int) -> Non
     """
     if not simulated.candidates:
         return
-    feed, world = simulated.feed, make_world(simulated.feed)
+    feed, world = simulated.feed, world_on(simulated, number)
     rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 6, number]))
     user = np.flatnonzero(world.user_joins <= number).repeat(simulated.candidates)
     item = proposed_items(feed, world, rng, (number, user))

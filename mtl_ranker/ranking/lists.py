@@ -8,15 +8,16 @@ among those that the rules allow there:
 - at least m fresh items in the ranks 1 to k, k + 1 to 2k, …: once as many ranks are left in the
   window as fresh items are missing, only fresh items are allowed, if there are any;
 - maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): the utility of a candidate is
-  (1 - w) u / s - w [a higher rank has its value], with s the standard deviation of the scores of
-  the user's candidates.
+  (1 - w) u / s - w max_j sim(i, j) over the higher ranks j, with s the standard deviation of the
+  scores of the user's candidates. The similarity of two items is [they have the same value], or the
+  cosine of their vectors where it is positive; 0 without a value.
 
 Equal utilities are in the order of the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,14 +82,62 @@ class Quota:
 
 @dataclass(frozen=True)
 class Repetition:
-    """A row with the code of a higher rank loses `weight`, and utility counts 1 - weight.
+    """Similarity 1 to rows with the same code.
 
     Attributes:
         code: as of `Limit`.
+        weight: w of the module's formula.
     """
 
     code: np.ndarray
     weight: float
+
+    def of_rows(self, rows: np.ndarray) -> Repetition:
+        return replace(self, code=self.code[rows])
+
+    def similarity(self, user: np.ndarray) -> Generator[np.ndarray, np.ndarray, None]:
+        """See `Closeness.similarity`."""
+        repeated = np.zeros(_codes(self.code), bool)
+        row = np.zeros(0, np.int64)
+        while True:
+            repeated[_known(self.code[row])] = True
+            row = yield (self.code != NO_VALUE) & repeated[self.code]
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Similarity of vectors: their cosine where it is positive.
+
+    Attributes:
+        code: row [N] of `vectors`; NO_VALUE for none.
+        vectors: [M, D], of length 1 or 0.
+        weight: w of the module's formula.
+    """
+
+    code: np.ndarray
+    vectors: np.ndarray
+    weight: float
+
+    def of_rows(self, rows: np.ndarray) -> Closeness:
+        return replace(self, code=self.code[rows])
+
+    def similarity(self, user: np.ndarray) -> Generator[np.ndarray, np.ndarray, None]:
+        """A generator of the largest similarity [N] of each row to its user's list so far.
+
+        It is sent the rows that are added to lists, one at most of each user.
+
+        Args:
+            user: [N], ascending from 0; each occurs.
+        """
+        known = self.code != NO_VALUE
+        own = np.where(known[:, None], self.vectors[self.code], 0)
+        nearest = np.zeros(len(user), own.dtype)
+        shown = np.zeros((int(user.max(initial=-1)) + 1, own.shape[1]), own.dtype)
+        while True:
+            row = yield nearest
+            shown[:] = 0  # of lists that have ended
+            shown[user[row]] = own[row]
+            np.maximum(nearest, np.einsum("nd,nd->n", own, shown[user]), out=nearest)
 
 
 @dataclass(frozen=True)
@@ -97,17 +146,21 @@ class ListRules:
 
     limits: Sequence[Limit] = ()
     quota: Quota | None = None
-    repetition: Repetition | None = None
+    diversity: Repetition | Closeness | None = None
 
     def of_rows(self, rows: np.ndarray) -> ListRules:
         """The same rules for some of the rows, given by index."""
         return ListRules(
             [replace(limit, code=limit.code[rows]) for limit in self.limits],
             None if self.quota is None else replace(self.quota, flag=self.quota.flag[rows]),
-            None
-            if self.repetition is None
-            else replace(self.repetition, code=self.repetition.code[rows]),
+            None if self.diversity is None else self.diversity.of_rows(rows),
         )
+
+
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [M, D] divided by their length; those of length 0 as they are."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
 
 
 def choose(
@@ -123,9 +176,9 @@ def choose(
         top_k: length of the lists at most.
     """
     relevance = utility.astype(np.float64)
-    if rules.repetition is not None:
+    if rules.diversity is not None:
         spread = candidates.spread[candidates.user]
-        relevance = (1 - rules.repetition.weight) * relevance / spread
+        relevance = (1 - rules.diversity.weight) * relevance / spread
     near = _best_rows(candidates, relevance, rules, POOL * top_k)
     row, rank, certain = _fill(candidates.user, relevance, (rules, near), top_k)
     if not certain.all():
@@ -167,7 +220,7 @@ def _fill(
     """Rows and ranks of lists that are filled from some rows, and which users' are certain [U].
 
     A list is certain if no other row could have been chosen: at each rank the chosen one is better
-    than the best of the other rows would be if it were allowed and not repeated.
+    than the best of the other rows would be if it were allowed and like no row of the list.
 
     Args:
         user, relevance: [N], of all rows.
@@ -185,7 +238,8 @@ def _fill(
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     certain, alive = np.ones(users, bool), np.ones(len(user), bool)
     shown = [np.zeros(_codes(limit.code), np.int32) for limit in rules.limits]
-    repeated = np.zeros(0 if rules.repetition is None else _codes(rules.repetition.code), bool)
+    likeness = None if rules.diversity is None else rules.diversity.similarity(user)
+    similarity = np.zeros(0) if likeness is None else next(likeness)
     missing = np.zeros(users, np.int64)  # flagged rows that the window still needs
     chosen: list[np.ndarray] = []
     for step in range(top_k if len(user) else 0):
@@ -206,9 +260,8 @@ def _fill(
             bound &= has_fresh
             allowed = np.where(bound[user], fresh, allowed)
         value = relevance
-        if rules.repetition is not None:
-            again = (rules.repetition.code != NO_VALUE) & repeated[rules.repetition.code]
-            value = relevance - rules.repetition.weight * again
+        if rules.diversity is not None:
+            value = relevance - rules.diversity.weight * similarity
         value = np.where(allowed, value, -np.inf)
         best = np.maximum.reduceat(value, starts)
         other = np.where(bound, flagged, outside)
@@ -226,8 +279,8 @@ def _fill(
             np.add.at(count, _known(limit.code[row]), 1)
         if rules.quota is not None:
             missing[user[row]] -= rules.quota.flag[row]
-        if rules.repetition is not None:
-            repeated[_known(rules.repetition.code[row])] = True
+        if likeness is not None:
+            similarity = likeness.send(row)
         chosen.append(row)
     ranks = np.repeat(np.arange(1, len(chosen) + 1), [len(step) for step in chosen])
     rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)

@@ -9,7 +9,7 @@ summed over all users.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
@@ -22,18 +22,20 @@ from mtl_ranker.config import ListTable, Project, Scoring
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import EXPLORATION_COLUMNS
-from mtl_ranker.features.tables import static_tables, survives
+from mtl_ranker.features.tables import new_columns, static_tables, survives
 from mtl_ranker.logs.sources import parquet_schema, scan_files
 from mtl_ranker.ranking import exploration
 from mtl_ranker.ranking.candidates import prepared_candidates
 from mtl_ranker.ranking.lists import (
     NO_VALUE,
     Candidates,
+    Closeness,
     Limit,
     ListRules,
     Quota,
     Repetition,
     choose,
+    unit_vectors,
 )
 from mtl_ranker.workspace import file_content, fingerprint
 
@@ -42,6 +44,7 @@ ORDER = ["user_id", "score", "item_id"]  # of rows, users ascending and each one
 DESCENDING = [False, True, False]
 PUBLISHED = "item_id_published_day"  # of the item table, in days since 1970
 PROPENSITY, SEED = EXPLORATION_COLUMNS
+LISTS, VECTORS = "lists.json", "vectors.npy"
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def check_rules(context: Context) -> None:
     for setting, table in rules.tables:
         _read_list(context, setting, table)
     if rules.columns or rules.fresh is not None:
-        static_tables(context.source)
+        for rows in static_tables(context.source).values():
+            _check_types(context.project, rows)
 
 
 def rules_provenance(context: Context, day: date) -> dict[str, str]:
@@ -190,27 +194,35 @@ class DayLists:
         project: whose settings of `[scoring]` apply.
         drops: step → rows that drop (or, of an allow list, keep) the candidates they match.
         columns: frames with the columns that the rules read, each with its key.
+        vectors: [M, D], of length 1 or 0, of `scoring.rules.mmr` on a column of vectors, which has
+            the row of its vector in `columns`.
     """
 
     project: Project
     day: date
     drops: dict[str, pl.DataFrame]
     columns: list[tuple[list[str], pl.DataFrame]]
+    vectors: np.ndarray | None = None
 
     @classmethod
     def build(
-        cls, context: Context, day: date, users: Callable[[pl.LazyFrame], pl.LazyFrame]
+        cls,
+        context: Context,
+        day: date,
+        users: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows,
+        given: Collection[str] = (),
     ) -> DayLists | None:
         """None where lists are the best candidates by score.
 
         Args:
             context: of the project, not of the model.
             users: keeps the rows of the users to be ranked.
+            given: columns that the scored rows have, which are not read here.
 
         Raises ProjectError as `check_rules` does.
         """
         project, rules = context.project, context.project.scoring.rules
-        if rules == type(rules)() and project.scoring.exploration is None:
+        if not rules.names and project.scoring.exploration is None:
             return None
         drops = {}
         if rules.seen_days:
@@ -223,8 +235,55 @@ class DayLists:
         wanted = set(rules.columns.values())
         wanted |= {key for frame in drops.values() for key in frame.columns}
         wanted |= {PUBLISHED} if rules.fresh is not None else set()
-        wanted -= set(PAIR)
-        return cls(project, day, drops, list(_columns(context, day, wanted, users)))
+        wanted -= {*PAIR, *given}
+        return cls.of(project, day, drops, list(_columns(context, day, wanted, users)))
+
+    @classmethod
+    def of(
+        cls,
+        project: Project,
+        day: date,
+        drops: dict[str, pl.DataFrame],
+        columns: list[tuple[list[str], pl.DataFrame]],
+    ) -> DayLists:
+        """Of frames with the columns that the rules read, vectors among them.
+
+        Raises ProjectError for columns as `check_rules` does.
+        """
+        return cls(project, day, drops, *_vectors(project, columns))
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads into a new folder."""
+        folder.mkdir(parents=True)
+        frames = [*self.drops.values(), *(frame for _, frame in self.columns)]
+        for number, frame in enumerate(frames):
+            frame.write_parquet(folder / f"{number}.parquet")
+        if self.vectors is not None:
+            np.save(folder / VECTORS, self.vectors)
+        content = {
+            "day": str(self.day),
+            "project": self.project.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            "drops": list(self.drops),
+            "keys": [key for key, _ in self.columns],
+        }
+        (folder / LISTS).write_text(json.dumps(content, indent=1), "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> DayLists:
+        content = json.loads((folder / LISTS).read_text("utf-8"))
+        steps, keys = content["drops"], content["keys"]
+        count = len(steps) + len(keys)
+        frames = [pl.read_parquet(folder / f"{number}.parquet") for number in range(count)]
+        project = Project.model_validate(content["project"])
+        drops = dict(zip(steps, frames, strict=False))
+        columns = list(zip(keys, frames[len(steps) :], strict=True))
+        vectors = np.load(folder / VECTORS) if (folder / VECTORS).is_file() else None
+        return cls(project, date.fromisoformat(content["day"]), drops, columns, vectors)
+
+    @property
+    def explores(self) -> bool:
+        """Whether lists of some users are randomised, and the ranking has propensities."""
+        return self.project.scoring.exploration is not None
 
     def ranked(self, scored: pl.DataFrame) -> tuple[pl.DataFrame, list[Effect]]:
         """The lists of whole users, with rank and, with exploration, propensity and seed.
@@ -241,7 +300,7 @@ class DayLists:
         rules = list(self._list_rules(carried))
         chosen, more = self._chosen(candidates, rules)
         effects += more
-        if self.project.scoring.exploration is None:
+        if not self.explores:
             row, rank = chosen
             return self._finished(rows[row], rank), effects
         explorer = _Explorer(self.project.scoring, self.day, candidates, rows)
@@ -258,9 +317,8 @@ class DayLists:
     def _with_columns(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows with the columns that the rules read."""
         for key, frame in self.columns:
-            new = [c for c in frame.columns if c in key or c not in rows.columns]
-            frame = frame.select(new).cast({k: rows.schema[k] for k in key})
-            rows = rows.join(frame, on=key, how="left", maintain_order="left")
+            new = new_columns(frame.lazy(), key, rows.schema).collect()
+            rows = rows.join(new, on=key, how="left", maintain_order="left")
         return rows
 
     def _dropped(self, rows: pl.DataFrame) -> tuple[pl.Series, list[Effect]]:
@@ -297,9 +355,14 @@ class DayLists:
             rules = replace(rules, quota=quota)
             yield "fresh", rules
         if settings.mmr is not None:
-            code = _value_codes(rows, settings.mmr.column)
-            rules = replace(rules, repetition=Repetition(code, settings.mmr.weight))
-            yield "mmr", rules
+            column, weight = settings.mmr.column, settings.mmr.weight
+            diversity: Repetition | Closeness
+            if self.vectors is None:
+                diversity = Repetition(_value_codes(rows, column), weight)
+            else:
+                row = rows[column].fill_null(NO_VALUE).to_numpy()
+                diversity = Closeness(row, self.vectors, weight)
+            yield "mmr", replace(rules, diversity=diversity)
 
     def _chosen(
         self, candidates: Candidates, steps: Sequence[tuple[str, ListRules]]
@@ -397,6 +460,54 @@ def _columns(
         columns = [c for c in table.collect_schema() if c in wanted and c not in own]
         if columns:
             yield [key], table.select(key, *columns).collect()
+
+
+def _check_types(project: Project, table: pl.LazyFrame) -> None:
+    """Raise ProjectError for a column of a table that its rule cannot compare."""
+    schema = table.collect_schema()
+    for setting, column in project.scoring.rules.columns.items():
+        if not schema.get(column, pl.Null()).is_nested():
+            continue
+        inner = getattr(schema[column], "inner", None)
+        if not setting.startswith("mmr") or inner is None or not inner.is_numeric():
+            raise ProjectError(
+                f"scoring.rules.{setting}: {column!r} is {schema[column]}; allowed: single values"
+                + (", or lists of numbers" if setting.startswith("mmr") else "")
+            )
+        lengths = table.select(pl.col(column).cast(pl.List(inner)).list.len()).drop_nulls()
+        found = lengths.unique().sort(column).collect()[column].to_list()
+        if len(found) > 1 or 0 in found:
+            raise ProjectError(
+                f"scoring.rules.{setting}: vectors in {column!r} have "
+                f"{', '.join(map(str, found[:5]))} numbers; allowed: one length of at least 1"
+            )
+
+
+def _vectors(
+    project: Project, columns: list[tuple[list[str], pl.DataFrame]]
+) -> tuple[list[tuple[list[str], pl.DataFrame]], np.ndarray | None]:
+    """The frames with row numbers in place of the vectors of MMR, and the vectors.
+
+    Raises ProjectError for vectors as `check_rules` does, and for a number that is not finite.
+    """
+    mmr = project.scoring.rules.mmr
+    frames, vectors = [], None
+    for key, frame in columns:
+        _check_types(project, frame.lazy())
+        if mmr is not None and mmr.column in frame and frame[mmr.column].dtype.is_nested():
+            given = frame[mmr.column].cast(pl.List(pl.Float32))
+            known = given.is_not_null()
+            numbers = given.filter(known).explode(empty_as_null=False).to_numpy()
+            if not np.isfinite(numbers).all():
+                raise ProjectError(
+                    f"scoring.rules.mmr.column: vectors in {mmr.column!r} hold "
+                    f"{numbers[~np.isfinite(numbers)][0]}; allowed: finite numbers"
+                )
+            vectors = unit_vectors(numbers.reshape(int(known.sum()), -1))
+            row = pl.when(known).then(known.cum_sum().cast(pl.Int64) - 1)
+            frame = frame.with_columns(row.alias(mmr.column))
+        frames.append((key, frame))
+    return frames, vectors
 
 
 def _as_ids(step: str, frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:

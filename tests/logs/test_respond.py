@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mtl_ranker.logs.respond import (
     write_candidates,
 )
 from mtl_ranker.logs.simulate import EXAMINATION, Feed, make_world, simulate, truth
+from mtl_ranker.logs.simulate import world_on as feed_world_on
 
 FIRST = date(2026, 3, 2)
 FEED = Feed(impressions=9_000, days=4, users=150, items=120, first_day=FIRST, horizon=8)
@@ -139,6 +141,24 @@ def test_tastes_turn_after_the_feeds_own_days_and_keep_their_spread():
     assert np.corrcoef(same.ravel(), near.ravel())[0, 1] > 0.98
     assert np.corrcoef(same.ravel(), far.ravel())[0, 1] < 0.95
     assert far.std() == pytest.approx(same.std(), rel=0.15)
+
+
+def test_the_random_walk_of_a_drifting_feed_goes_on(tmp_path):
+    feed = replace(FEED, drift=0.05)
+    simulated = SimulatedFeed(feed, Behaviour(drift=0.0), candidates=30)
+    for number in (2, 4, 8):
+        expected = feed_world_on(feed, make_world(feed), number).user_taste
+        np.testing.assert_array_equal(world_on(simulated, number).user_taste, expected)
+    assert not np.array_equal(expected, make_world(feed).user_taste)
+    # Answers are those of the walk: clicks without fatigue have the day's probabilities.
+    simulate(feed, tmp_path)
+    replace(simulated, behaviour=Behaviour(fatigue=0.0, drift=0.0)).save(tmp_path)
+    log = pl.read_parquet(respond(tmp_path, ranking(tmp_path)))
+    hidden = pl.read_parquet(tmp_path / f"truth/date={DAY}/part-0.parquet")
+    today = feed_world_on(feed, make_world(feed), 4)
+    examined = EXAMINATION[log["position"].to_numpy() - 1]
+    click, _, _ = truth(today, log["user"].to_numpy(), log["item"].to_numpy(), examined)
+    np.testing.assert_allclose(hidden["click_probability"], click)
 
 
 def test_what_is_no_ranking_of_the_feed_is_refused(tmp_path):
