@@ -130,14 +130,15 @@ class Closeness:
             user: [N], ascending from 0; each occurs.
         """
         known = self.code != NO_VALUE
-        own = np.where(known[:, None], self.vectors[self.code], 0)
+        own = self.vectors[self.code]
+        own[~known] = 0
         nearest = np.zeros(len(user), own.dtype)
         shown = np.zeros((int(user.max(initial=-1)) + 1, own.shape[1]), own.dtype)
         while True:
             row = yield nearest
             shown[:] = 0  # of lists that have ended
             shown[user[row]] = own[row]
-            np.maximum(nearest, np.einsum("nd,nd->n", own, shown[user]), out=nearest)
+            np.maximum(nearest, np.vecdot(own, shown[user]), out=nearest)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,14 @@ class ListRules:
             None if self.quota is None else replace(self.quota, flag=self.quota.flag[rows]),
             None if self.diversity is None else self.diversity.of_rows(rows),
         )
+
+    def compact(self) -> ListRules:
+        """The same rules with codes of values from 0 without gaps."""
+        diversity = self.diversity
+        if isinstance(diversity, Repetition):
+            diversity = replace(diversity, code=_compact(diversity.code))
+        limits = [replace(limit, code=_compact(limit.code)) for limit in self.limits]
+        return replace(self, limits=limits, diversity=diversity)
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
@@ -234,7 +243,7 @@ def _fill(
         rest = rules.quota.flag & ~near
         np.maximum.at(flagged, user[rest], relevance[rest])
     place = np.flatnonzero(near)
-    user, relevance, rules = user[place], relevance[place], rules.of_rows(place)
+    user, relevance, rules = user[place], relevance[place], rules.of_rows(place).compact()
     starts = np.flatnonzero(np.diff(user, prepend=-1))
     certain, alive = np.ones(users, bool), np.ones(len(user), bool)
     shown = [np.zeros(_codes(limit.code), np.int32) for limit in rules.limits]
@@ -285,6 +294,13 @@ def _fill(
     ranks = np.repeat(np.arange(1, len(chosen) + 1), [len(step) for step in chosen])
     rows = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
     return place[rows], ranks, certain
+
+
+def _compact(code: np.ndarray) -> np.ndarray:
+    known = code != NO_VALUE
+    result = np.full(len(code), NO_VALUE)
+    result[known] = np.unique(code[known], return_inverse=True)[1]
+    return result
 
 
 def _codes(code: np.ndarray) -> int:

@@ -44,6 +44,7 @@ ORDER = ["user_id", "score", "item_id"]  # of rows, users ascending and each one
 DESCENDING = [False, True, False]
 PUBLISHED = "item_id_published_day"  # of the item table, in days since 1970
 PROPENSITY, SEED = EXPLORATION_COLUMNS
+CODE = "code of "  # before the name of a column of values
 LISTS, VECTORS = "lists.json", "vectors.npy"
 
 
@@ -250,7 +251,16 @@ class DayLists:
 
         Raises ProjectError for columns as `check_rules` does.
         """
-        return cls(project, day, drops, *_vectors(project, columns))
+        frames, vectors = _vectors(project, columns)
+        read = {key for frame in drops.values() for key in frame.columns}
+        coded = {*project.scoring.rules.columns.values()}
+        if vectors is not None and project.scoring.rules.mmr is not None:
+            coded.remove(project.scoring.rules.mmr.column)
+        for number, (key, frame) in enumerate(frames):
+            own = [column for column in frame.columns if column in coded]
+            frame = frame.with_columns(_dense(frame, c).alias(CODE + c) for c in own)
+            frames[number] = key, frame.drop(c for c in own if c not in read)
+        return cls(project, day, drops, frames, vectors)
 
     def save(self, folder: Path) -> None:
         """Write what `load` reads into a new folder."""
@@ -291,22 +301,26 @@ class DayLists:
         Args:
             scored: each pair of a user and an item once, with score.
         """
-        rows = scored.sort(ORDER, descending=DESCENDING)
-        carried = self._with_columns(rows)
-        kept, effects = self._dropped(carried)
-        carried, rows = carried.filter(kept), rows.filter(kept)
-        code = (rows["user_id"].rle_id()).to_numpy().astype(np.int64)
-        candidates = Candidates(code, rows["score"].to_numpy().astype(np.float64))
-        rules = list(self._list_rules(carried))
+        order = scored.select(pl.arg_sort_by(ORDER, descending=DESCENDING)).to_series()
+        used = {*PAIR, *self.project.scoring.rules.columns.values(), PUBLISHED}
+        used |= {key for frame in self.drops.values() for key in frame.columns}
+        rows = self._with_columns(scored.select(c for c in scored.columns if c in used)[order])
+        score = scored["score"].gather(order).to_numpy().astype(np.float64)
+        kept, effects = self._dropped(rows, Candidates(_codes_of(rows["user_id"]), score))
+        if not kept.all():
+            mask = pl.Series(kept)
+            rows, order, score = rows.filter(mask), order.filter(mask), score[kept]
+        candidates = Candidates(_codes_of(rows["user_id"]), score)
+        rules = list(self._list_rules(rows, candidates))
         chosen, more = self._chosen(candidates, rules)
         effects += more
         if not self.explores:
             row, rank = chosen
-            return self._finished(rows[row], rank), effects
+            return self._finished(scored[order[row]], rank), effects
         explorer = _Explorer(self.project.scoring, self.day, candidates, rows)
         last = rules[-1][1] if rules else ListRules()
         (row, rank), propensity, effect = explorer.explored(chosen, last)
-        ranking = self._finished(rows[row], rank).with_columns(
+        ranking = self._finished(scored[order[row]], rank).with_columns(
             pl.Series(PROPENSITY, propensity),
             pl.when(pl.Series(explorer.explores[candidates.user[row]]))
             .then(pl.lit(explorer.settings.seed, pl.Int64))
@@ -321,29 +335,29 @@ class DayLists:
             rows = rows.join(new, on=key, how="left", maintain_order="left")
         return rows
 
-    def _dropped(self, rows: pl.DataFrame) -> tuple[pl.Series, list[Effect]]:
-        """Which rows no step drops, and each step's effect."""
-        kept = pl.repeat(True, rows.height, eager=True)
-        effects, before = [], _best(rows, kept, self.project.scoring.top_k)
-        left = rows.height
-        lists = rows["user_id"].n_unique()
+    def _dropped(
+        self, rows: pl.DataFrame, candidates: Candidates
+    ) -> tuple[np.ndarray, list[Effect]]:
+        """Which rows [N] no step drops, and each step's effect."""
+        top, lists = self.project.scoring.top_k, len(candidates.starts)
+        kept = np.ones(rows.height, bool)
+        effects: list[Effect] = []
+        before, left = (_best(candidates, kept, top) if self.drops else ListScore()), rows.height
         for step, frame in self.drops.items():
-            key = frame.columns
-            frame = _as_ids(step, frame, rows.schema).with_columns(pl.lit(True).alias("matches"))
-            matched = rows.select(key).join(frame, on=key, how="left", maintain_order="left")
-            matches = matched["matches"].fill_null(False)
-            still = kept & (matches if step.startswith("allow") else ~matches)
-            after = _best(rows, still, self.project.scoring.top_k)
-            count = int(still.to_numpy().sum())
+            matches = _matches(rows, _as_ids(step, frame, rows.schema))
+            kept = kept & (matches if step.startswith("allow") else ~matches)
+            after, count = _best(candidates, kept, top), int(kept.sum())
             effects.append(Effect(step, left - count, lists, before, after))
-            kept, before, left = still, after, count
+            before, left = after, count
         return kept, effects
 
-    def _list_rules(self, rows: pl.DataFrame) -> Iterator[tuple[str, ListRules]]:
+    def _list_rules(
+        self, rows: pl.DataFrame, candidates: Candidates
+    ) -> Iterator[tuple[str, ListRules]]:
         """The rules on the whole list, each step with those before it."""
         settings, rules = self.project.scoring.rules, ListRules()
         for n, limit in enumerate(settings.at_most):
-            code = _value_codes(rows, limit.column)
+            code = _value_codes(rows, limit.column, candidates)
             limits = [*rules.limits, Limit(code, limit.count, limit.within)]
             rules = replace(rules, limits=limits)
             yield f"at_most[{n}]", rules
@@ -358,7 +372,7 @@ class DayLists:
             column, weight = settings.mmr.column, settings.mmr.weight
             diversity: Repetition | Closeness
             if self.vectors is None:
-                diversity = Repetition(_value_codes(rows, column), weight)
+                diversity = Repetition(_value_codes(rows, column, candidates), weight)
             else:
                 row = rows[column].fill_null(NO_VALUE).to_numpy()
                 diversity = Closeness(row, self.vectors, weight)
@@ -526,19 +540,45 @@ def _as_ids(step: str, frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
     return frame
 
 
-def _value_codes(rows: pl.DataFrame, column: str) -> np.ndarray:
+def _matches(rows: pl.DataFrame, frame: pl.DataFrame) -> np.ndarray:
+    """Which rows [N] match a row of a frame, in all of the frame's columns."""
+    key = frame.columns
+    if len(key) == 1:
+        found = rows[key[0]].is_in(frame[key[0]].implode())
+    else:
+        if "user_id" in key:  # of the other users' rows nothing is needed
+            user = rows["user_id"]
+            frame = frame.filter(pl.col("user_id").is_between(user.min(), user.max()))
+        frame = frame.with_columns(pl.lit(True).alias("matches"))
+        found = rows.select(key).join(frame, on=key, how="left", maintain_order="left")["matches"]
+    return found.fill_null(False).to_numpy()
+
+
+def _codes_of(user: pl.Series) -> np.ndarray:
+    """Numbers [N] from 0 of users in whole groups."""
+    return user.rle_id().to_numpy().astype(np.int64)
+
+
+def _value_codes(rows: pl.DataFrame, column: str, candidates: Candidates) -> np.ndarray:
     """Codes [N] of each user's values of a column; NO_VALUE where it is missing."""
-    code = rows.select(pl.struct("user_id", column).rank("dense").cast(pl.Int64) - 1).to_series()
-    known = rows[column].is_not_null().to_numpy()
-    return np.where(known, code.to_numpy(), NO_VALUE)
+    coded = CODE + column in rows
+    code = rows[CODE + column] if coded else _dense(rows, column)
+    number = code.fill_null(NO_VALUE).to_numpy()
+    own = candidates.user * (number.max(initial=0) + 1) + number
+    return np.where(number == NO_VALUE, NO_VALUE, own)
 
 
-def _best(rows: pl.DataFrame, kept: pl.Series, top_k: int) -> ListScore:
+def _dense(frame: pl.DataFrame, column: str) -> pl.Series:
+    """The values of a column as numbers from 0; null where they are missing."""
+    return frame[column].rank("dense").cast(pl.Int64) - 1
+
+
+def _best(candidates: Candidates, kept: np.ndarray, top_k: int) -> ListScore:
     """The score of the best rows of each user among the kept ones, best first."""
-    best = rows.select("user_id", "score").filter(kept)
-    rank = pl.int_range(1, pl.len() + 1).over("user_id")
-    best = best.select("score", rank.alias("rank")).filter(pl.col("rank") <= top_k)
-    return _score(best["score"].to_numpy().astype(np.float64), best["rank"].to_numpy())
+    before = np.cumsum(kept) - kept  # kept rows above each row
+    place = before - before[candidates.starts][candidates.user]
+    best = kept & (place < top_k)
+    return _score(candidates.score[best], place[best] + 1)
 
 
 def _score(score: np.ndarray, rank: np.ndarray) -> ListScore:
