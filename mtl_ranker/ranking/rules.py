@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mtl_ranker.config import ListTable, Project, Scoring
+from mtl_ranker.config import Exploration, ListTable, Project, Scoring
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import EXPLORATION_COLUMNS
 from mtl_ranker.features.tables import new_columns, static_tables, survives
 from mtl_ranker.logs.sources import parquet_schema, scan_files
-from mtl_ranker.ranking import exploration
+from mtl_ranker.ranking import exploration, lists
 from mtl_ranker.ranking.candidates import prepared_candidates
 from mtl_ranker.ranking.lists import (
     NO_VALUE,
@@ -35,6 +35,7 @@ from mtl_ranker.ranking.lists import (
     Quota,
     Repetition,
     choose,
+    rows_needed,
     unit_vectors,
 )
 from mtl_ranker.workspace import file_content, fingerprint
@@ -44,6 +45,9 @@ ORDER = ["user_id", "score", "item_id"]  # of rows, users ascending and each one
 DESCENDING = [False, True, False]
 PUBLISHED = "item_id_published_day"  # of the item table, in days since 1970
 PROPENSITY, SEED = EXPLORATION_COLUMNS
+# Columns of scored rows: their number, whether no step drops them, and whether they count as fresh
+# and may be in a list.
+ROW, KEPT, FRESH, NEAR = "row", "is kept", "is fresh", "is near"
 CODE = "code of "  # before the name of a column of values
 LISTS, VECTORS = "lists.json", "vectors.npy"
 
@@ -301,32 +305,72 @@ class DayLists:
         Args:
             scored: each pair of a user and an item once, with score.
         """
-        order = scored.select(pl.arg_sort_by(ORDER, descending=DESCENDING)).to_series()
-        used = {*PAIR, *self.project.scoring.rules.columns.values(), PUBLISHED}
+        used = {*PAIR, "score", *self.project.scoring.rules.columns.values(), PUBLISHED}
         used |= {key for frame in self.drops.values() for key in frame.columns}
-        rows = self._with_columns(scored.select(c for c in scored.columns if c in used)[order])
-        score = scored["score"].gather(order).to_numpy().astype(np.float64)
-        kept, effects = self._dropped(rows, Candidates(_codes_of(rows["user_id"]), score))
-        if not kept.all():
-            mask = pl.Series(kept)
-            rows, order, score = rows.filter(mask), order.filter(mask), score[kept]
-        candidates = Candidates(_codes_of(rows["user_id"]), score)
-        rules = list(self._list_rules(rows, candidates))
-        chosen, more = self._chosen(candidates, rules)
-        effects += more
+        rows = self._with_columns(scored.select(c for c in scored.columns if c in used))
+        masks = self._masks(rows)
+        kept = masks[-1] if masks else np.ones(rows.height, bool)
+        fresh = self._is_fresh(rows)
+        rows = rows.with_row_index(ROW).with_columns(pl.Series(KEPT, kept), fresh.alias(FRESH))
+        users = rows["user_id"].unique().sort()
+        whole = self._explored(users)
+        while True:
+            near = rows.with_columns(self._near(whole).alias(NEAR))
+            block = _Block.of(near, masks)
+            rules = list(self._list_rules(block))
+            chosen, certain, effects = self._chosen(block, rules)
+            if certain.all():
+                break
+            whole = pl.concat([whole, block.users.filter(pl.Series(~certain))])
+        effects = [*self._dropped(block, rows, masks), *effects]
         if not self.explores:
             row, rank = chosen
-            return self._finished(scored[order[row]], rank), effects
-        explorer = _Explorer(self.project.scoring, self.day, candidates, rows)
+            return self._finished(scored[block.rows[ROW][row]], rank), effects
+        explorer = _Explorer(self.project.scoring, self.day, block.candidates, block.rows)
         last = rules[-1][1] if rules else ListRules()
         (row, rank), propensity, effect = explorer.explored(chosen, last)
-        ranking = self._finished(scored[order[row]], rank).with_columns(
+        ranking = self._finished(scored[block.rows[ROW][row]], rank).with_columns(
             pl.Series(PROPENSITY, propensity),
-            pl.when(pl.Series(explorer.explores[candidates.user[row]]))
+            pl.when(pl.Series(explorer.explores[block.candidates.user[row]]))
             .then(pl.lit(explorer.settings.seed, pl.Int64))
             .alias(SEED),
         )
         return ranking, [*effects, effect]
+
+    def _explored(self, users: pl.Series) -> pl.Series:
+        """The users whose lists are randomised."""
+        exploring = self.project.scoring.exploration
+        if exploring is None:
+            return users.clear()
+        return users.filter(pl.Series(explored_users(exploring, self.day, users)))
+
+    def _near(self, whole: pl.Series) -> pl.Expr:
+        """Whether rows may be in a list: those of the best scores, or of the best fresh ones.
+
+        A user with few candidates has all, as those in `whole`. Rows that are dropped are among
+        them, by their score, to tell what dropping them changes.
+        """
+        top, rule = self.project.scoring.top_k, self.project.scoring.rules.fresh
+        count = lists.POOL * top
+        kept, fresh, score = pl.col(KEPT), pl.col(FRESH), pl.col("score")
+
+        def best(which: pl.Expr, count: int) -> pl.Expr:
+            least = pl.when(which).then(score).top_k(count).min().over("user_id")
+            return (score >= least).fill_null(False)
+
+        near = best(kept, count) | (kept.sum().over("user_id") <= count)
+        if rule is not None:
+            needed = lists.POOL * rows_needed(rule.count, rule.within, top)
+            near |= fresh & best(kept & fresh, needed)
+        return near | pl.col("user_id").is_in(whole.implode())
+
+    def _is_fresh(self, rows: pl.DataFrame) -> pl.Series:
+        """Whether rows count for the quota of fresh items."""
+        rule = self.project.scoring.rules.fresh
+        if rule is None:
+            return pl.repeat(False, rows.height, eager=True)
+        today = (self.day - date(1970, 1, 1)).days
+        return rows[PUBLISHED].is_between(today - rule.days, today).fill_null(False)
 
     def _with_columns(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows with the columns that the rules read."""
@@ -335,26 +379,30 @@ class DayLists:
             rows = rows.join(new, on=key, how="left", maintain_order="left")
         return rows
 
-    def _dropped(
-        self, rows: pl.DataFrame, candidates: Candidates
-    ) -> tuple[np.ndarray, list[Effect]]:
-        """Which rows [N] no step drops, and each step's effect."""
-        top, lists = self.project.scoring.top_k, len(candidates.starts)
-        kept = np.ones(rows.height, bool)
-        effects: list[Effect] = []
-        before, left = (_best(candidates, kept, top) if self.drops else ListScore()), rows.height
+    def _masks(self, rows: pl.DataFrame) -> list[np.ndarray]:
+        """Which rows [N] are left after each step that drops some."""
+        masks: list[np.ndarray] = []
         for step, frame in self.drops.items():
             matches = _matches(rows, _as_ids(step, frame, rows.schema))
-            kept = kept & (matches if step.startswith("allow") else ~matches)
-            after, count = _best(candidates, kept, top), int(kept.sum())
-            effects.append(Effect(step, left - count, lists, before, after))
-            before, left = after, count
-        return kept, effects
+            left = matches if step.startswith("allow") else ~matches
+            masks.append(left & masks[-1] if masks else left)
+        return masks
 
-    def _list_rules(
-        self, rows: pl.DataFrame, candidates: Candidates
-    ) -> Iterator[tuple[str, ListRules]]:
+    def _dropped(
+        self, block: _Block, rows: pl.DataFrame, masks: Sequence[np.ndarray]
+    ) -> Iterator[Effect]:
+        """The effect of each step that drops some rows."""
+        top, users = self.project.scoring.top_k, rows["user_id"].n_unique()
+        left = rows.height
+        before = block.best(np.ones(rows.height, bool), top) if masks else ListScore()
+        for step, mask in zip(self.drops, masks, strict=True):
+            after, count = block.best(mask, top), int(mask.sum())
+            yield Effect(step, left - count, users, before, after)
+            before, left = after, count
+
+    def _list_rules(self, block: _Block) -> Iterator[tuple[str, ListRules]]:
         """The rules on the whole list, each step with those before it."""
+        rows, candidates = block.rows, block.candidates
         settings, rules = self.project.scoring.rules, ListRules()
         for n, limit in enumerate(settings.at_most):
             code = _value_codes(rows, limit.column, candidates)
@@ -362,9 +410,7 @@ class DayLists:
             rules = replace(rules, limits=limits)
             yield f"at_most[{n}]", rules
         if settings.fresh is not None:
-            today = (self.day - date(1970, 1, 1)).days
-            fresh = rows[PUBLISHED].is_between(today - settings.fresh.days, today)
-            flag = fresh.fill_null(False).to_numpy()
+            flag = rows[FRESH].to_numpy()
             quota = Quota(flag, settings.fresh.count, settings.fresh.within)
             rules = replace(rules, quota=quota)
             yield "fresh", rules
@@ -379,22 +425,102 @@ class DayLists:
             yield "mmr", replace(rules, diversity=diversity)
 
     def _chosen(
-        self, candidates: Candidates, steps: Sequence[tuple[str, ListRules]]
-    ) -> tuple[tuple[np.ndarray, np.ndarray], list[Effect]]:
-        """Rows and ranks of the lists without exploration, and each rule's effect."""
-        top, score = self.project.scoring.top_k, candidates.score
+        self, block: _Block, steps: Sequence[tuple[str, ListRules]]
+    ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, list[Effect]]:
+        """Rows and ranks of the lists without exploration, and each rule's effect.
+
+        Between them, which users' lists [U] are certain, of each step.
+        """
+        candidates, top, score = (
+            block.candidates,
+            self.project.scoring.top_k,
+            block.candidates.score,
+        )
         place = np.arange(len(score)) - candidates.starts[candidates.user]
         chosen = np.flatnonzero(place < top), place[place < top] + 1
+        certain = np.ones(len(candidates.spread), bool)
         effects, before = [], _score(score[chosen[0]], chosen[1])
         for step, rules in steps:
-            chosen = choose(candidates, score, rules, top)
-            after = _score(score[chosen[0]], chosen[1])
-            effects.append(Effect(step, 0, len(candidates.starts), before, after))
+            row, rank, own = choose(candidates, score, rules, top)
+            chosen = row, rank
+            certain &= own
+            after = _score(score[row], rank)
+            effects.append(Effect(step, 0, len(certain), before, after))
             before = after
-        return chosen, effects
+        return chosen, certain, effects
 
     def _finished(self, rows: pl.DataFrame, rank: np.ndarray) -> pl.DataFrame:
         return rows.with_columns(pl.Series("rank", rank.astype(np.int32)))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows that may be in lists, sorted by user, each one's best first.
+
+    Attributes:
+        every: N rows, those that are dropped included.
+        rows, candidates: those that are not dropped.
+        users: [U], of the candidates.
+    """
+
+    every: pl.DataFrame
+    rows: pl.DataFrame
+    candidates: Candidates
+    users: pl.Series
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, masks: Sequence[np.ndarray]) -> _Block:
+        """Of all rows of some users, with KEPT, FRESH and NEAR.
+
+        Args:
+            masks: whether some rows may not be kept, if not empty.
+        """
+        near, score = pl.col(NEAR), pl.col("score")
+        every = rows.filter(near).sort(ORDER, descending=DESCENDING)
+        kept = every.filter(KEPT) if masks else every
+        facts = (
+            rows.lazy()
+            .filter(KEPT)
+            .group_by("user_id")
+            .agg(
+                score.cast(pl.Float64).std(ddof=0).alias("spread"),
+                score.cast(pl.Float64).mean().alias("mean"),
+                score.filter(~near).max().cast(pl.Float64).fill_null(-np.inf).alias("outside"),
+                score.filter(~near & pl.col(FRESH))
+                .max()
+                .cast(pl.Float64)
+                .fill_null(-np.inf)
+                .alias("flagged"),
+            )
+            .sort("user_id")
+            .collect()
+        )
+        spread, mean = facts["spread"].to_numpy(), facts["mean"].to_numpy()
+        # Scores that are equal up to rounding have no spread.
+        spread = np.where(spread > 1e-12 * np.maximum(np.abs(mean), 1e-300), spread, 1.0)
+        candidates = Candidates(
+            _codes_of(kept["user_id"]),
+            kept["score"].to_numpy().astype(np.float64),
+            spread,
+            facts["outside"].to_numpy(),
+            facts["flagged"].to_numpy(),
+        )
+        return cls(every, kept, candidates, facts["user_id"])
+
+    def best(self, mask: np.ndarray, top_k: int) -> ListScore:
+        """The score of each user's best rows among some of all rows, given by a mask."""
+        left = self.every.filter(pl.Series(mask[self.every[ROW]]))
+        user = _codes_of(left["user_id"])
+        starts = np.flatnonzero(np.diff(user, prepend=-1))
+        place = np.arange(len(user)) - starts[user]
+        best = place < top_k
+        return _score(left["score"].to_numpy()[best].astype(np.float64), place[best] + 1)
+
+
+def explored_users(settings: Exploration, day: date, users: pl.Series) -> np.ndarray:
+    """Which users' lists [U] are randomised on a day."""
+    keys = exploration.with_ids(exploration.day_key(settings.seed, day), users)
+    return exploration.uniform(keys, exploration.EXPLORED) < settings.share
 
 
 class _Explorer:
@@ -407,8 +533,7 @@ class _Explorer:
         self.settings, self.top_k, self.candidates = scoring.exploration, scoring.top_k, candidates
         users = rows["user_id"].gather(candidates.starts)
         keys = exploration.with_ids(exploration.day_key(self.settings.seed, day), users)
-        share = exploration.uniform(keys, exploration.EXPLORED)
-        self.explores = share < self.settings.share  # [U]
+        self.explores = explored_users(self.settings, day, users)  # [U]
         self.rows = np.flatnonzero(self.explores[candidates.user])  # of users that explore
         items = rows["item_id"].gather(self.rows)
         self.keys = exploration.with_ids(keys[candidates.user[self.rows]], items)
@@ -431,10 +556,10 @@ class _Explorer:
         row, rank = chosen
         explores = self.explores[self.candidates.user[row]]
         before = _score(score[row[explores]], rank[explores])
-        _, user = np.unique(self.candidates.user[self.rows], return_inverse=True)
-        own = Candidates(user, score[self.rows])
+        _, own = self.candidates.of_users(self.explores)
+        user = own.user
         noisy = own.score + self.scale * exploration.gumbel(self.keys, exploration.ITEMS)
-        drawn, place = choose(own, noisy, rules.of_rows(self.rows), self.top_k)
+        drawn, place, _ = choose(own, noisy, rules.of_rows(self.rows), self.top_k)
         noise = exploration.gumbel(self.keys[drawn], exploration.ORDER)
         logit = own.score[drawn] / self.scale[drawn]
         order = np.lexsort((-(logit + noise), user[drawn]))
@@ -571,14 +696,6 @@ def _value_codes(rows: pl.DataFrame, column: str, candidates: Candidates) -> np.
 def _dense(frame: pl.DataFrame, column: str) -> pl.Series:
     """The values of a column as numbers from 0; null where they are missing."""
     return frame[column].rank("dense").cast(pl.Int64) - 1
-
-
-def _best(candidates: Candidates, kept: np.ndarray, top_k: int) -> ListScore:
-    """The score of the best rows of each user among the kept ones, best first."""
-    before = np.cumsum(kept) - kept  # kept rows above each row
-    place = before - before[candidates.starts][candidates.user]
-    best = kept & (place < top_k)
-    return _score(candidates.score[best], place[best] + 1)
 
 
 def _score(score: np.ndarray, rank: np.ndarray) -> ListScore:
