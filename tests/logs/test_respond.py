@@ -14,6 +14,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.respond import (
     Behaviour,
     SimulatedFeed,
+    presence,
     respond,
     visit_rates,
     world_on,
@@ -131,6 +132,38 @@ def test_users_who_like_more_come_more_often():
     assert rates[0] / calm[0] == pytest.approx(np.sqrt(25 / 60 * 4))
     assert rates[1] / calm[1] == pytest.approx(np.sqrt(5 / 60 * 4))
     assert rates[2] == pytest.approx(calm[2])
+
+
+def test_who_did_not_like_the_last_sessions_stays_away_longer():
+    """Odds of not coming are l / (1 - l) / r^k with the last three days that had visits."""
+    simulated = SimulatedFeed(FEED, Behaviour(leaving=0.2, retention=2.0))
+    days = [DAY - timedelta(days=n) for n in (20, 19, 18, 4)]
+    # User 0 liked everything on its first day, which three later days follow; user 1 a third.
+    rows = [
+        *({"user": 0, "item": 0, "like": int(n == 0), "date": day} for n, day in enumerate(days)),
+        *({"user": 1, "item": 0, "like": int(n == 0), "date": days[1]} for n in range(3)),
+    ]
+    past = pl.DataFrame(rows * 20)
+    found = presence(simulated, past)
+    mean = 20 / 120  # of the rows that count: 60 of each user
+    for user, likes in ((0, 0), (1, 20)):
+        relative = (likes + 20 * mean) / 80 / mean
+        assert found[user] == pytest.approx(1 / (1 + 0.25 / relative**2))
+    assert found[2:] == pytest.approx(0.8)
+    assert found[0] < 0.5 < found[1]
+
+
+def test_users_come_on_the_days_that_their_satisfaction_says(tmp_path):
+    """With leaving near 1 hardly anybody comes, but those who come do so more often."""
+    shares = {}
+    for leaving in (0.0, 0.8):
+        folder = tmp_path / str(leaving)
+        made(folder, Behaviour(drift=0.0, leaving=leaving, retention=0.0))
+        log = pl.read_parquet(respond(folder, ranking(folder)))
+        shares[leaving] = log["user"].n_unique()
+        visits = log.filter(pl.col("position") == 1).height
+        assert visits == pytest.approx(FEED.impressions / 40, rel=0.35)
+    assert shares[0.8] < 0.5 * shares[0.0]
 
 
 def test_tastes_turn_after_the_feeds_own_days_and_keep_their_spread():
