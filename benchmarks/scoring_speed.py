@@ -112,11 +112,12 @@ def scoring_with_rules(place: str, day: str) -> dict[str, Any]:
     source = open_source(project, context.source.root, context.workspace)
     context = replace(context, project=project, source=source)
     ranker = RegisteredRanker(RankerArtifact.load(Path(place) / "model"), "benchmark")
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     ranked = score_day(context, ranker, date.fromisoformat(day))
-    spent = time.perf_counter() - began
+    spent, cpu = time.perf_counter() - began, time.process_time() - cpu
     effects = [str(effect) for effect in ranked.effects]
-    return {"rows": ranked.candidates, "seconds": spent, "effects": effects}
+    found = {"rows": ranked.candidates, "ranked": ranked.rows, "effects": effects}
+    return found | {"seconds": spent, "cpu_seconds": cpu}
 
 
 def pandas_and_deepctr(place: str, day: str) -> dict[str, Any]:
@@ -215,11 +216,22 @@ def main() -> None:
                 CONSOLE.print(f"[dim]{stage.__name__} …[/]")
                 run = in_process(stage, given | {"day": day})
                 best = found.setdefault(stage.__name__, run)
-                found[stage.__name__] = min(best, run, key=lambda each: each["seconds"])
+                least = min(best, run, key=lambda each: each["seconds"])
+                if "cpu_seconds" in run:  # on a busy machine of another run than the wall time
+                    least |= {"cpu_seconds": min(best["cpu_seconds"], run["cpu_seconds"])}
+                found[stage.__name__] = least
     finally:
         shutil.rmtree(place)
     table = Table(title=f"{found['prepare']['inputs']} features, {torch.get_num_threads()} threads")
-    for heading in ("way", "candidates", "seconds", "candidates/s", "peak MB", "ours is"):
+    for heading in (
+        "way",
+        "candidates",
+        "seconds",
+        "CPU seconds",
+        "candidates/s",
+        "peak MB",
+        "ours is",
+    ):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     ours = found["scoring"]["seconds"] / found["scoring"]["rows"]
     for name, title in shown(found):
@@ -230,12 +242,18 @@ def main() -> None:
             title,
             f"{values['rows']:,}",
             f"{values['seconds']:.1f}",
+            f"{values['cpu_seconds']:.1f}" if "cpu_seconds" in values else "–",
             f"{1 / each:,.0f}",
             f"{values['peak_mb']:,.0f}",
             f"{each / ours:.1f}x",
         )
     CONSOLE.print(table)
-    for effect in found["scoring_with_rules"]["effects"]:
+    plain, ruled = found["scoring"], found["scoring_with_rules"]
+    CONSOLE.print(
+        f"rules take {ruled['cpu_seconds'] / plain['cpu_seconds'] - 1:+.0%} CPU time",
+        highlight=False,
+    )
+    for effect in ruled["effects"]:
         CONSOLE.print(effect, highlight=False)
     if chosen.peer:
         peer = found["pandas_and_deepctr"]

@@ -12,7 +12,7 @@ The truth is that of the feed (`logs/simulate.py`), with what a ranking changes:
 - **leaving**: the odds that a user comes at all on a day grow with how much it liked of its last
   days with visits, however long ago. The days until it returns are then geometric with a parameter
   that depends on the satisfaction of its last sessions: the structure of KuaiSim's retention model
-  (Zhao et al., NeurIPS 2023, section 4.3), with the rate of likes as satisfaction;
+  (Zhao et al., NeurIPS 2023), with the rate of likes as satisfaction;
 - **new items** and new users, up to the feed's horizon.
 
 Random numbers come from the feed's seed and the day, so the same ranking has the same answers.
