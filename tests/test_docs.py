@@ -1,4 +1,4 @@
-"""The documentation's Python code runs."""
+"""The documentation's Python code runs, and its automations are those of a night."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from prefect.events.schemas.automations import AutomationCore, Posture
+
+from flows.nightly import ALARM, raise_alarms
+from tests.projects import project
+from tests.reports.test_history import with_trouble
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -54,3 +60,24 @@ def test_every_section_with_code_is_run():
         "Train on tensors",
         "A night, step by step",
     ]
+
+
+def test_the_automations_of_the_operations_page_expect_the_events_of_a_night():
+    text = (DOCS / "operations.md").read_text("utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    made = [AutomationCore.model_validate(each) for each in yaml.safe_load(block)["automations"]]
+    alarm, missed = (each.trigger for each in made)
+    assert alarm.expect == {ALARM}
+    assert alarm.posture is Posture.Reactive
+    assert (missed.posture, missed.within.total_seconds()) == (Posture.Proactive, 26 * 3600)
+    assert f"`{ALARM}`" in text
+
+
+def test_alarms_of_a_night_are_printed(capsys):
+    records = with_trouble(12)
+    raise_alarms(project(), records[-1].day, records)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "alarm AUC of click 0.6800 [0.6700, 0.6900]" in printed
+    assert "alarm predictions of long are 1.80 times the labels" in printed
+    raise_alarms(project(), records[-3].day, records)
+    assert not capsys.readouterr().out
