@@ -31,6 +31,7 @@ from datetime import date, timedelta
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -364,7 +365,6 @@ def shown_values(
         "likes": float(likes.sum()) / users,
         "clicks_per_row": float(clicks.mean()),
         "likes_per_row": float(likes.mean()),
-        "value_per_row": float(clicks.mean() + WEIGHTS["like"] * likes.mean()),
         "visits": float((here["position"] == 1).sum()) / users,
         "present": len(came) / users,
         "returned": len(came - yesterday) / max(users - len(yesterday), 1),
@@ -494,6 +494,15 @@ def policies_of(figures: Mapping[str, Any]) -> list[str]:
     return [policy for policy in POLICIES if policy in figures["worlds"][0]]
 
 
+def measures_of(figures: Mapping[str, Any]) -> list[str]:
+    """The measures that were taken."""
+    return [name for name in MEASURES if name in figures["worlds"][0][REFERENCE]["nights"][0]]
+
+
+def headings(figures: Mapping[str, Any]) -> list[str]:
+    return ["policy", *(MEASURES[name] for name in measures_of(figures))]
+
+
 def mean_of(world: Mapping[str, Any], policy: str, measure: str) -> float:
     return float(np.mean([each[measure] for each in world[policy]["nights"]]))
 
@@ -503,7 +512,7 @@ def table_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     worlds, rows = figures["worlds"], []
     for policy in policies_of(figures):
         cells = [policy]
-        for measure in MEASURES:
+        for measure in measures_of(figures):
             values = np.array([mean_of(world, policy, measure) for world in worlds])
             text = f"{values.mean():.3f}"
             if measure in COMPARED and policy != REFERENCE and len(worlds) > 1:
@@ -568,15 +577,20 @@ def challenger_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def row_value(night: Mapping[str, float]) -> float:
+    """The true value of an impression, clicks and likes weighted as in the blend."""
+    return WEIGHTS["click"] * night["clicks_per_row"] + WEIGHTS["like"] * night["likes_per_row"]
+
+
 def homogeneity_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     """Homogeneity beside the value of an impression, first and last third of the nights."""
     rows = []
     for policy in policies_of(figures):
         cells = [policy]
-        for measure in ("homogeneity", "value_per_row"):
+        for pick in (itemgetter("homogeneity"), row_value):
             parts = []
             for world in figures["worlds"]:
-                values = [each[measure] for each in world[policy]["nights"]]
+                values = [pick(each) for each in world[policy]["nights"]]
                 third = -(-len(values) // 3)
                 parts.append((np.mean(values[:third]), np.mean(values[-third:])))
             first, last = np.mean(parts, 0)
@@ -605,7 +619,6 @@ def by_night(figures: Mapping[str, Any], measure: str) -> str:
     return markdown.table([measure, *(f"night {n + 1}" for n in chosen)], rows)
 
 
-HEADINGS = ["policy", *MEASURES.values()]
 ESTIMATES = ["policy", "objective", "nights", "refused", "SNIPS covers", "DR covers"]
 CHALLENGERS = [
     *("challengers", "number", "true gain of their lists", "better by the truth"),
@@ -618,15 +631,18 @@ HOMOGENEITY = [
 
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "closed_loop": markdown.table(HEADINGS, table_rows(figures)),
+    found = {
+        "closed_loop": markdown.table(headings(figures), table_rows(figures)),
         "closed_loop regret": by_night(figures, "regret"),
         "closed_loop clicks": by_night(figures, "clicks"),
         "closed_loop likes": by_night(figures, "likes"),
         "closed_loop homogeneity": markdown.table(HOMOGENEITY, homogeneity_rows(figures)),
-        "closed_loop challengers": markdown.table(CHALLENGERS, challenger_rows(figures)),
         "closed_loop estimates": markdown.table(ESTIMATES, estimate_rows(figures)),
     }
+    if any(world.get(PROMOTED, {}).get("challengers") for world in figures["worlds"]):
+        rows = challenger_rows(figures)
+        found["closed_loop challengers"] = markdown.table(CHALLENGERS, rows)
+    return found
 
 
 def summary(figures: Mapping[str, Any]) -> str:
@@ -652,12 +668,12 @@ def printed(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 def main() -> None:
     options = results.parser(__doc__)
-    options.add_argument("--seeds", type=int, default=3, help="worlds")
-    options.add_argument("--nights", type=int, default=5)
-    options.add_argument("--users", type=int, default=300)
-    options.add_argument("--items", type=int, default=400)
-    options.add_argument("--impressions", type=int, default=24_000, help="of the feed's own log")
-    options.add_argument("--candidates", type=int, default=60, help="of each user and day")
+    options.add_argument("--seeds", type=int, default=4, help="worlds")
+    options.add_argument("--nights", type=int, default=4)
+    options.add_argument("--users", type=int, default=200)
+    options.add_argument("--items", type=int, default=300)
+    options.add_argument("--impressions", type=int, default=16_000, help="of the feed's own log")
+    options.add_argument("--candidates", type=int, default=40, help="of each user and day")
     options.add_argument("--jobs", type=int, default=1, help="worlds at a time")
     chosen = results.parse(options)
     size = {"days": 8, "nights": chosen.nights, "users": chosen.users, "items": chosen.items}
@@ -668,7 +684,11 @@ def main() -> None:
         CONSOLE.print("without LightGBM: not installed (pip install 'mtl_ranker[studies]')")
     began = time.perf_counter()
     figures: dict[str, Any] = {"size": size, "worlds": worlds(chosen, size, policies)}
-    printed("Means over nights; difference to mmoe, paired by seed", HEADINGS, table_rows(figures))
+    printed(
+        "Means over nights; difference to mmoe, paired by seed",
+        headings(figures),
+        table_rows(figures),
+    )
     printed("Homogeneity and value", HOMOGENEITY, homogeneity_rows(figures))
     printed(f"Challengers of {PROMOTED}", CHALLENGERS, challenger_rows(figures))
     printed("Off-policy estimates and the truth", ESTIMATES, estimate_rows(figures))
