@@ -147,7 +147,7 @@ class Closeness:
         if users * size * size <= PAIRS:
             padded = np.zeros((users * size, own.shape[1]))
             padded[cell] = own
-            padded = padded.reshape(users, size, -1)
+            padded = padded.reshape(users, size, own.shape[1])
             pairs = (padded @ padded.transpose(0, 2, 1)).astype(np.float32).reshape(-1, size)
         while True:
             row = yield nearest

@@ -139,8 +139,12 @@ FRESH = {"count": 2, "within": 4, "days": 3}
 )
 @pytest.mark.parametrize("pool", [1, 4])
 def test_lists_are_those_of_a_loop_over_users(rules, pool, monkeypatch):
-    """Also where lists are first filled from as few rows as they have ranks."""
+    """Also where lists are first filled from as few rows as they have ranks.
+
+    The cosines of all pairs of a user's rows are in memory, or those with the last row only.
+    """
     monkeypatch.setattr("mtl_ranker.ranking.lists.POOL", pool)
+    monkeypatch.setattr("mtl_ranker.ranking.lists.PAIRS", 0 if pool == 1 else 1 << 25)
     rng = np.random.default_rng(0)
     settings = project(WITH_ITEMS, scoring={"top_k": 7, "rules": rules})
     table, rows = items(rng, 30), scored(rng, 40, 30)
