@@ -148,7 +148,8 @@ class Closeness:
             padded = np.zeros((users * size, own.shape[1]))
             padded[cell] = own
             padded = padded.reshape(users, size, own.shape[1])
-            pairs = (padded @ padded.transpose(0, 2, 1)).astype(np.float32).reshape(-1, size)
+            pairs = (padded @ padded.transpose(0, 2, 1)).astype(np.float32)
+            pairs = pairs.reshape(users * size, size)
         while True:
             row = yield nearest
             # Lists that have ended keep 0.
