@@ -36,6 +36,7 @@ from mtl_ranker.models.presets import make
 from mtl_ranker.nightly.contenders import Contender, refit, train_model
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.dataset import Dataset, fit_encoder
+from mtl_ranker.workspace import fingerprint
 
 LAST_DAY = "last day"
 SHOWN = ("gauc", "auc", "log_loss", "ece")
@@ -58,7 +59,8 @@ def by_lists(project: Project, parts: Dataset, days: int, share: float) -> Datas
         part: encode_examples(encoder, frame, labels, parts.list_keys)
         for part, frame in frames.items()
     }
-    return replace(parts, encoder=encoder, frames=frames, examples=examples)
+    digest = fingerprint(parts.digest, days, share)
+    return replace(parts, encoder=encoder, frames=frames, examples=examples, digest=digest)
 
 
 def train(name: str, project: Project, parts: Dataset, seeds: int) -> list[Predictions]:

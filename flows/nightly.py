@@ -12,6 +12,7 @@ from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows.backfill import run_days
@@ -24,6 +25,7 @@ from flows.promote import promote
 from flows.schedule import in_turn, mark_lost_runs, scheduled_yesterday
 from flows.score import score
 from flows.train import train
+from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.features.days import last_final_day, needed_days, needed_history, split_days
@@ -44,6 +46,8 @@ from mtl_ranker.reports.page import with_lists
 from mtl_ranker.tracking import registry
 from mtl_ranker.training.specs import model_specs
 from mtl_ranker.workspace import FileSize
+
+ALARM = "mtl_ranker.night.alarm"  # the event of a night with alarms
 
 
 def run_name() -> str:
@@ -119,7 +123,8 @@ def record(
 ) -> None:
     """Add the lists to the night's report, record the night and rebuild the page of all nights.
 
-    Never raises, as the ranking is published: a problem is announced.
+    The report is replaced here and in MLflow. Never raises, as the ranking is published: a problem
+    is announced.
 
     Args:
         began: when the night began, by the monotonic clock.
@@ -129,13 +134,34 @@ def record(
     place = f"reports/{day}.html"
     try:
         page = (workspace.root / place).read_text("utf-8")
-        workspace.publish_file(place, with_lists(page, ranked_day, ranked.effects))
+        page = with_lists(page, ranked_day, ranked.effects)
+        workspace.publish_file(place, page)
+        challenger = registry.alias_version(context.project, "challenger")
+        if ranked.effects and challenger is not None:
+            registry.replace_report(context.project, challenger, page)
         champion = registry.champion(context.project)
         found = record_of(context, suite, decision, champion, ranked)
         history.store(workspace, replace(found, seconds=time.monotonic() - began))
         announce("history", publish_index(workspace, context.project))
+        raise_alarms(context.project, day, history.stored(workspace))
     except Exception as problem:
         announce("history", f"the night is not recorded: {first_line(problem)}", logging.ERROR)
+
+
+def raise_alarms(project: Project, day: date, records: list[NightRecord]) -> None:
+    """Announce what stands out on a night, and send it as one event for Prefect's automations.
+
+    Without a flow run no event is sent.
+    """
+    lines = history.alarms(records, project)[day]
+    for line in lines:
+        announce("alarm", line, logging.WARNING)
+    if lines and flow_run.id is not None:
+        resource = {
+            "prefect.resource.id": f"mtl_ranker.project.{project.name}",
+            "prefect.resource.name": project.name,
+        }
+        emit_event(ALARM, resource=resource, payload={"day": str(day), "alarms": lines})
 
 
 def record_failure(context: Context, day: date, failure: Exception) -> None:

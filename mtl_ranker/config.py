@@ -904,9 +904,12 @@ class Fresh(Settings):
 
 
 class Diversity(Settings):
-    """Maximal marginal relevance on a column: items with a value that is shown rank lower."""
+    """Maximal marginal relevance on a column: items like those that are shown rank lower."""
 
-    column: Name = Field(description="of values, which are alike if they are equal")
+    column: Name = Field(
+        description="of values, which are alike if they are equal, or of the item table's content "
+        "embeddings, lists of numbers, which are alike as their cosine says"
+    )
     weight: float = Field(gt=0, lt=1, description="of diversity; 1 - weight is the score's")
 
 
@@ -933,6 +936,17 @@ class Rules(Settings):
         """The block and allow lists, each with its setting."""
         named = {"block": self.block, "allow": self.allow}
         return [(f"{how}[{n}]", table) for how, all in named.items() for n, table in enumerate(all)]
+
+    @property
+    def names(self) -> list[str]:
+        """The rules that are set."""
+        return [name for name, value in self if value]
+
+    @property
+    def read(self) -> dict[str, list[str]]:
+        """Setting → the columns that it reads, of every rule."""
+        keys = {f"{setting}.key": table.key for setting, table in self.tables}
+        return keys | {setting: [column] for setting, column in self.columns.items()}
 
 
 class Exploration(Settings):

@@ -1,4 +1,4 @@
-"""The code of the documentation: Python runs, commands and settings exist."""
+"""The code of the documentation: Python runs, commands, settings and automations exist."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from typing import Any
 import polars as pl
 import pytest
 import typer
+import yaml
+from prefect.events.schemas.automations import AutomationCore, Posture
 from pydantic import ValidationError
 
+from flows.nightly import ALARM, raise_alarms
 from mtl_ranker.commands.app import app
 from mtl_ranker.config import Project
+from tests.projects import project
+from tests.reports.test_history import with_trouble
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -161,3 +166,24 @@ def test_every_setting_of_an_example_exists(page, text):
             e["loc"] for e in error.errors() if e["type"] in ("extra_forbidden", "literal_error")
         ]
         assert unknown == [], page
+
+
+def test_the_automations_of_the_operations_page_expect_the_events_of_a_night():
+    text = (DOCS / "operations.md").read_text("utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    made = [AutomationCore.model_validate(each) for each in yaml.safe_load(block)["automations"]]
+    alarm, missed = (each.trigger for each in made)
+    assert alarm.expect == {ALARM}
+    assert alarm.posture is Posture.Reactive
+    assert (missed.posture, missed.within.total_seconds()) == (Posture.Proactive, 26 * 3600)
+    assert f"`{ALARM}`" in text
+
+
+def test_alarms_of_a_night_are_printed(capsys):
+    records = with_trouble(12)
+    raise_alarms(project(), records[-1].day, records)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "alarm AUC of click 0.6800 [0.6700, 0.6900]" in printed
+    assert "alarm predictions of long are 1.80 times the labels" in printed
+    raise_alarms(project(), records[-3].day, records)
+    assert not capsys.readouterr().out

@@ -298,14 +298,13 @@ def _against(project: Project) -> Iterator[str]:
 def _rules(project: Project, source: Source) -> Iterator[str]:
     """The rules on lists, and that their tables can be read."""
     rules = project.scoring.rules
-    if rules == type(rules)():
+    if not rules.names:
         return
     from mtl_ranker.ranking.rules import check_rules
 
     with tempfile.TemporaryDirectory(prefix="mtl-ranker-check-") as folder:
         check_rules(Context(project, source, Workspace(Path(folder))))
-    given = [name for name, value in rules if value]
-    yield f"ok  scoring.rules: {', '.join(given)}"
+    yield f"ok  scoring.rules: {', '.join(rules.names)}"
 
 
 def _few_keys(project: Project, rows: pl.LazyFrame) -> Iterator[str]:

@@ -69,10 +69,20 @@ def _write(
     context: Context, champion: RegisteredRanker, export: Export, folder: Path
 ) -> dict[str, Any]:
     """Write the files into a new folder; prints and returns what is known of them."""
+    scoring = context.project.scoring
+    steps = [f"scoring.rules.{name}" for name in scoring.rules.names]
+    steps += ["scoring.exploration"] if scoring.exploration is not None else []
     if export.snapshot:
         pyfunc.export_ranking(context, champion, export.day, folder)
         console.print(f"ranks candidates with the features as of {export.day}")
-        return {"day": str(export.day)}
+        if steps:
+            console.print(f"lists are made under {', '.join(steps)}, as of that day too")
+        return {"day": str(export.day), "rules": steps}
+    if steps:
+        console.print(
+            f"predicts and blends rows; {', '.join(steps)} are about whole lists, which only "
+            "`--snapshot` makes"
+        )
     rows = _example_rows(context, champion)
     if export.form == "mlflow":
         pyfunc.export_model(champion, rows.head(5), folder)

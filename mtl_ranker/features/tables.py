@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 import polars as pl
@@ -36,9 +36,20 @@ def join_tables(tables: Mapping[str, pl.LazyFrame], rows: pl.LazyFrame) -> pl.La
         schema = rows.collect_schema()
         if key not in schema:
             continue
-        new = [c for c in table.collect_schema().names() if c == key or c not in schema]
-        rows = rows.join(table.select(new).cast({key: schema[key]}), on=key, how="left")
+        rows = rows.join(new_columns(table, [key], schema), on=key, how="left")
     return rows
+
+
+def new_columns(
+    table: pl.LazyFrame, keys: Sequence[str], schema: Mapping[str, pl.DataType]
+) -> pl.LazyFrame:
+    """A table with its keys in the types of rows to be joined, and the columns they do not have.
+
+    Args:
+        schema: of the rows.
+    """
+    new = [c for c in table.collect_schema().names() if c in keys or c not in schema]
+    return table.select(new).cast({key: schema[key] for key in keys})
 
 
 def local_date(project: Project) -> pl.Expr:

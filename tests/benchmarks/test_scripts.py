@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,13 @@ def test_closed_loop(tmp_path):
     # The first night's lists are of the same model; then half of the lists are explored.
     plain, exploring = (world[p]["nights"][0] for p in ("mmoe", "mmoe, exploration"))
     assert exploring["items"] > plain["items"]
+    assert world["mmoe"]["nights"][0] == world["mmoe, promoted"]["nights"][0]
+    (challenger,) = world["mmoe, promoted"]["challengers"]  # the first model has no champion
+    assert challenger["promoted"] == (world["mmoe, promoted"]["models"] == 2)
+    assert -0.5 < challenger["true_gain"] < 0.5
+    assert ("LightGBM" in world) == (find_spec("lightgbm") is not None)
+    assert ("without LightGBM" in printed) == ("LightGBM" not in world)
+    assert all(facts["present"] < 0.9 for own in world.values() for facts in own["nights"])
     later = world["mmoe"]["estimates"][2:]
     assert all("no list was randomised" in each["refused"] for each in later)
     assert f"{exploring['regret']:.3f}"[:3] in printed
