@@ -505,6 +505,10 @@ def simulate(
     candidates: Annotated[
         int, typer.Option(min=0, help="Candidates of each user to write for every ranked day.")
     ] = 0,
+    streams: Annotated[
+        bool,
+        typer.Option("--streams", help="Write impressions and, with delays, a stream per action."),
+    ] = False,
     answered: Annotated[
         Path | None,
         typer.Option("--respond", help="Let the users of --out answer this rankings/date=D."),
@@ -527,6 +531,7 @@ def simulate(
         users=round(4_000 * scale**0.7),
         items=round(3_000 * scale**0.5),
         horizon=horizon,
+        streams=streams,
     )
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("simulating impressions", total=impressions)
