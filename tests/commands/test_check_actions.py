@@ -47,6 +47,14 @@ def test_streams_labels_and_their_wait_are_said(tmp_path):
     assert "warning: click begins" not in found
 
 
+def test_labels_that_an_action_may_lower_are_named(tmp_path):
+    root = streams(tmp_path)
+    edit_project(root, training={"immature": "positives"})
+    assert "a further action may change" not in checked(root)
+    edit_project(root, log={"actions": [CLICK | {"reduce": "last"}]})
+    assert "a further action may change a 1, or a number, of click; so" in checked(root)
+
+
 def test_a_stream_that_begins_later_and_values_that_no_label_has(tmp_path):
     root = streams(tmp_path, first=2, twice=True)
     edit_project(root, log={"actions": [CLICK | {"reduce": "sum"}]})
