@@ -51,7 +51,11 @@ app.add_typer(study, name="study", rich_help_panel=ANALYSE)
 
 Config = Annotated[
     str,
-    typer.Option("--config", "-c", help="Preset (simulated, kuairand, census) or project file."),
+    typer.Option(
+        "--config",
+        "-c",
+        help="Preset (simulated, streams, shop, kuairand, census) or project file.",
+    ),
 ]
 
 Data = Annotated[
@@ -82,6 +86,8 @@ Cluster = Annotated[
     str | None,
     typer.Option(help="Dask cluster: `local`, or a scheduler's address such as tcp://host:8786."),
 ]
+
+Simulated = Literal["simulated", "streams", "shop"]
 
 ExportFormat = Literal["mlflow", "torch"]
 
@@ -505,16 +511,16 @@ def simulate(
     candidates: Annotated[
         int, typer.Option(min=0, help="Candidates of each user to write for every ranked day.")
     ] = 0,
-    streams: Annotated[
-        bool,
-        typer.Option("--streams", help="Write impressions and, with delays, a stream per action."),
-    ] = False,
+    preset: Annotated[
+        Simulated,
+        typer.Option(help="What to simulate: a feed, a feed with a stream of each action, a shop."),
+    ] = "simulated",
     answered: Annotated[
         Path | None,
         typer.Option("--respond", help="Let the users of --out answer this rankings/date=D."),
     ] = None,
 ) -> None:
-    """Simulate the log of a feed with known true probabilities, or its answer to a ranking."""
+    """Simulate a log with known true probabilities, or the answer of a feed to a ranking."""
     from mtl_ranker.logs import respond
     from mtl_ranker.logs import simulate as simulation
 
@@ -523,6 +529,13 @@ def simulate(
         return
     from rich.progress import Progress
 
+    if preset == "shop":
+        from mtl_ranker.logs import shop
+
+        found = shop.make_shop(shop.Size(impressions, seed, days, delayed=True))
+        shop.write_streams(found, out, seed)
+        typer.echo(f"{out}: {days} days from {shop.FIRST}; true probabilities in {out / 'truth'}")
+        return
     scale = max(1.0, impressions / 150_000)
     feed = simulation.Feed(
         impressions,
@@ -531,7 +544,7 @@ def simulate(
         users=round(4_000 * scale**0.7),
         items=round(3_000 * scale**0.5),
         horizon=horizon,
-        streams=streams,
+        streams=preset == "streams",
     )
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("simulating impressions", total=impressions)

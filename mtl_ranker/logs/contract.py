@@ -160,14 +160,12 @@ def may_fall(project: Project, objective: Objective) -> bool:
     """Whether a further action can make another value of a label that is 1; True for numbers.
 
     A label that is 1 stays 1 if it does so wherever one action's value rises. This is tried with
-    the values at, below and above each number of the label's expressions. A value can fall itself
-    with `reduce` first or last, and with a sum of values, which may be negative.
+    the values at, below and above each number of the label's expressions. A value itself can fall
+    with `reduce` first or last, and as a sum, as values may be negative.
     """
     actions = label_actions(project, [objective])
-    if objective.kind != "binary" or any(
-        a.reduce in ("first", "last") or (a.reduce == "sum" and a.value is not None)
-        for a in actions
-    ):
+    falling = [a for a in actions if a.value and a.reduce in ("first", "last", "sum")]
+    if objective.kind != "binary" or falling:
         return True
     label = _label(objective, objective.name)
     texts = f"{objective.label} {objective.where or ''}"
@@ -175,10 +173,10 @@ def may_fall(project: Project, objective: Objective) -> bool:
     values: dict[str, list[Any]] = {}
     for action in actions:
         near = {max(0.0, n + step) for n in numbers for step in (-1, -0.5, 0, 0.5, 1)}
-        if action.reduce == "any":
-            near = {0.0, 1.0}
-        elif action.value is None:
+        if action.value is None and action.reduce == "sum":  # a number of actions
             near = {float(math.ceil(n)) for n in near}
+        elif action.value is None or action.reduce == "any":
+            near = {0.0, 1.0}
         values[action.name] = [*([] if action.missing == 0 else [None]), *sorted(near)]
     others = [name for name in label.meta.root_names() if name not in values]
     words = [*re.findall(r"'([^']*)'", texts), "another"]

@@ -99,7 +99,7 @@ def respond(folder: Path, rankings: Path) -> Path:
     if feed.streams:
         raise ProjectError(
             f"{folder}: a feed of streams, to which no answers can be added; allowed: a feed of "
-            "joined rows (`mtl-ranker simulate` without --streams)"
+            "joined rows (`mtl-ranker simulate --preset simulated`)"
         )
     day, ranking = _read(rankings)
     number = (day - feed.first_day).days

@@ -17,7 +17,7 @@ the same bytes, and memory depends on the size of a chunk, not on the number of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -206,7 +206,8 @@ def simulate(feed: Feed, folder: Path, progress: Callable[[int], None] | None = 
                 }
             for name, frame in files.items():
                 if name in STREAMS:
-                    _write_by_day(feed, folder / name, chunk, frame)
+                    days = Days(feed.first_day, feed.days, (chunk.day,))
+                    write_by_day(folder / name, frame, days, f"part-{chunk.day}-{chunk.number}")
                 else:
                     write_part(
                         folder, folder / name / date_folder / f"part-{number}.parquet", frame
@@ -244,18 +245,28 @@ def _streams(feed: Feed, chunk: Chunk, log: pl.DataFrame) -> dict[str, pl.DataFr
     }
 
 
-def _write_by_day(feed: Feed, target: Path, chunk: Chunk, actions: pl.DataFrame) -> None:
-    """Write a chunk's actions to the days on which they happen, up to the last day of the log.
+@dataclass(frozen=True)
+class Days:
+    """The days of a log, and those, numbered from 0, that get a file also without a row."""
 
-    The chunk's own day gets a file without any as well.
-    """
-    number = (pl.col("at_ms") - midnight_ms(feed, 0)) // (24 * HOUR_MS)
-    own = {int(key[0]): rows for key, rows in actions.group_by(number, maintain_order=True)}
-    for day in sorted({chunk.day, *own}):
-        if day < feed.days:
-            folder = target / f"date={feed.first_day + timedelta(days=day)}"
-            rows = own.get(day, actions.clear()).sort("at_ms", maintain_order=True)
-            write_part(target.parent, folder / f"part-{chunk.day}-{chunk.number}.parquet", rows)
+    first: date
+    count: int
+    present: Sequence[int]
+
+
+def write_by_day(target: Path, rows: pl.DataFrame, days: Days, part: str) -> None:
+    """Write rows to the days of their `at_ms`, up to the last day of the log."""
+    start = (days.first - date(1970, 1, 1)).days
+    number = pl.col("at_ms") // (24 * HOUR_MS) - start
+    own = rows.with_columns(number.alias("number")).partition_by(
+        "number", maintain_order=True, as_dict=True, include_key=False
+    )
+    by_day = {int(key[0]): found for key, found in own.items()}
+    for day in sorted({*days.present, *by_day}):
+        if day < days.count:
+            folder = target / f"date={days.first + timedelta(days=day)}"
+            found = by_day.get(day, rows.clear()).sort("at_ms", maintain_order=True)
+            write_part(target.parent, folder / f"{part}.parquet", found)
 
 
 def write_part(folder: Path, target: Path, frame: pl.DataFrame) -> None:

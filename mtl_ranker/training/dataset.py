@@ -290,6 +290,13 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
         place: for messages.
         part: train, validate or test.
     """
+    columns = examples.collect_schema().names()
+    observed = {
+        o.name: pl.coalesce(p + o.name for p in (LABEL, OPEN) if p + o.name in columns)
+        for o in project.objectives
+    }
+    if part == "train":  # what is observed of labels that are not final is trained on
+        examples = examples.with_columns(each.alias(LABEL + n) for n, each in observed.items())
     row = _label_counts(project, examples)
     if row["example_count"] == 0:
         raise ProjectError(f"split.{part}_days: {place} hold no rows")
@@ -307,11 +314,7 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
                 f"where = {objective.where!r}); allowed: at least one"
             )
         if objective.conditional_on is not None:
-            observed = examples.collect_schema().names()
-            child, parent = (
-                pl.coalesce(prefix + n for prefix in (LABEL, OPEN) if prefix + n in observed)
-                for n in (objective.name, objective.conditional_on)
-            )
+            child, parent = observed[objective.name], observed[objective.conditional_on]
             contradicting = examples.filter((child == 1) & ~(parent == 1).fill_null(False))
             orphans = contradicting.select(pl.len()).collect(engine="streaming").item()
             if orphans:
