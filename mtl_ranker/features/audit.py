@@ -307,7 +307,9 @@ class _Past:
 
     def _known(self, action: Action) -> pl.DataFrame:
         log, workspace = self.context.project.log, self.context.workspace
-        late, longest = reach(log, action), self.context.project.features.windows[-1]
+        # An impression that a later action of another kind changes has its own actions before it.
+        late = max(reach(log, each) for each in log.actions)
+        longest = self.context.project.features.windows[-1]
         first, published = (
             self.day - timedelta(days=longest + 2 * late + 2),
             workspace.days("events"),

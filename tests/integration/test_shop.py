@@ -1,4 +1,4 @@
-"""A night of the simulated shop with its preset, and a night on soft labels of the feed's streams."""
+"""A night of the simulated shop with its preset, and one on soft labels of the feed's streams."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def preset(folder: Path, name: str, **changes: Any) -> Path:
 
 @pytest.mark.slow
 def test_a_night_of_the_shop(tmp_path):
-    size = Size(40_000, days=DAYS, delayed=True)
+    size = Size(24_000, days=DAYS, delayed=True)
     write_streams(make_shop(size), tmp_path, 0)
     preset(tmp_path, "shop")
     said = "\n".join(check_project(str(tmp_path / "project.toml"), tmp_path))
@@ -42,7 +42,6 @@ def test_a_night_of_the_shop(tmp_path):
     assert context.last_day() == last
     assert night.suite.days.test == [last]
     assert audit_day(context, last, 20).differences == []
-    assert {a.objective for a in night.suite.arrivals} == set()  # of the train flow, not of a suite
     labels = dict(
         zip((t.name for t in night.suite.tasks), night.suite.held_out.labels.T, strict=True)
     )
