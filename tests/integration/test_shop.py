@@ -34,7 +34,7 @@ def preset(folder: Path, name: str, **changes: Any) -> Path:
 def test_a_night_of_the_shop(tmp_path):
     size = Size(24_000, days=DAYS, delayed=True)
     write_streams(make_shop(size), tmp_path, 0)
-    preset(tmp_path, "shop")
+    preset(tmp_path, "shop", models={"mmoe": {"preset": "mmoe"}})
     said = "\n".join(check_project(str(tmp_path / "project.toml"), tmp_path))
     assert "ok  returned: " in said
     night = run_night(tmp_path)
