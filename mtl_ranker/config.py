@@ -704,11 +704,13 @@ class Training(Settings):
         "without their own list_loss",
     )
     sample_weight: str | None = Field(None, description="column or SQL expression over the event")
-    immature: Literal["wait", "positives"] = Field(
+    immature: Literal["wait", "positives", "soft"] = Field(
         "wait",
         description="days on which actions of a label may still become known. wait: they are in "
         "no part of the split; positives: labels that may still change are missing, which for a "
-        "binary one are those that are 0",
+        "binary one that actions only raise are those that are 0; soft: such a 0 counts in "
+        "training as positive with the probability that its action has yet to come, and held-out "
+        "rows are judged on labels that are final",
     )
     audit_rows: int = Field(
         20,

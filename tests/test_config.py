@@ -20,7 +20,7 @@ def objective(index: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_presets_load_and_their_models_are_known():
-    assert preset_names() == ["census", "kuairand", "simulated"]
+    assert preset_names() == ["census", "kuairand", "shop", "simulated", "streams"]
     for name in preset_names():
         project = load_project(name)
         assert set(model_specs(project)) == {"single_task", "shared_bottom", "omoe", "mmoe"}
@@ -140,7 +140,7 @@ def test_model_errors(change, fragments):
 
 
 def test_unknown_file(tmp_path: Path):
-    with pytest.raises(ProjectError, match="presets: census, kuairand, simulated"):
+    with pytest.raises(ProjectError, match="presets: census, kuairand, shop, simulated, streams"):
         load_project(str(tmp_path / "nothing.toml"))
 
 

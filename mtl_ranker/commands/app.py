@@ -51,7 +51,11 @@ app.add_typer(study, name="study", rich_help_panel=ANALYSE)
 
 Config = Annotated[
     str,
-    typer.Option("--config", "-c", help="Preset (simulated, kuairand, census) or project file."),
+    typer.Option(
+        "--config",
+        "-c",
+        help="Preset (simulated, streams, shop, kuairand, census) or project file.",
+    ),
 ]
 
 Data = Annotated[
@@ -84,6 +88,7 @@ Cluster = Annotated[
 ]
 
 ExportFormat = Literal["mlflow", "torch", "onnx"]
+Simulated = Literal["simulated", "streams", "shop"]
 
 DEFAULT_WORK = Path("workspace")
 
@@ -528,12 +533,16 @@ def simulate(
     candidates: Annotated[
         int, typer.Option(min=0, help="Candidates of each user to write for every ranked day.")
     ] = 0,
+    preset: Annotated[
+        Simulated,
+        typer.Option(help="What to simulate: a feed, a feed with a stream of each action, a shop."),
+    ] = "simulated",
     answered: Annotated[
         Path | None,
         typer.Option("--respond", help="Let the users of --out answer this rankings/date=D."),
     ] = None,
 ) -> None:
-    """Simulate the log of a feed with known true probabilities, or its answer to a ranking."""
+    """Simulate a log with known true probabilities, or the answer of a feed to a ranking."""
     from mtl_ranker.logs import respond
     from mtl_ranker.logs import simulate as simulation
 
@@ -542,6 +551,13 @@ def simulate(
         return
     from rich.progress import Progress
 
+    if preset == "shop":
+        from mtl_ranker.logs import shop
+
+        found = shop.make_shop(shop.Size(impressions, seed, days, delayed=True))
+        shop.write_streams(found, out, seed)
+        typer.echo(f"{out}: {days} days from {shop.FIRST}; true probabilities in {out / 'truth'}")
+        return
     scale = max(1.0, impressions / 150_000)
     feed = simulation.Feed(
         impressions,
@@ -550,6 +566,7 @@ def simulate(
         users=round(4_000 * scale**0.7),
         items=round(3_000 * scale**0.5),
         horizon=horizon,
+        streams=preset == "streams",
     )
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("simulating impressions", total=impressions)

@@ -34,6 +34,7 @@ from mtl_ranker.logs.contract import (
     check_expressions,
     derived_columns,
     label_actions,
+    may_fall,
     unusable_labels,
     used_columns,
 )
@@ -240,6 +241,17 @@ def _streams(project: Project, source: Source, available: Sequence[date]) -> Ite
             f"    labels are final {wait.days} days later; until then, "
             f"training.immature = {project.training.immature!r}"
         )
+    if wait.days and project.training.immature != "wait":
+        falling = [
+            o.name
+            for o in project.objectives
+            if label_actions(project, [o]) and may_fall(project, o)
+        ]
+        if falling:
+            yield (
+                f"    a further action may change a 1, or a number, of {', '.join(falling)}; so "
+                "these labels are missing until they are final"
+            )
 
 
 def _actions(context: Context, days: SplitDays) -> Iterator[str]:

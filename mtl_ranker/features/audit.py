@@ -310,9 +310,19 @@ class _Past:
         """
         return {action.name: self._known(action) for action in self.context.project.log.actions}
 
+    @property
+    def _latest_action(self) -> int:
+        """Days after an impression in which it may change; its earlier actions, of any kind, count.
+
+        That of all actions: a return reads the purchase before it.
+        """
+        log = self.context.project.log
+        return max(reach(log, action) for action in log.actions)
+
     def _known(self, action: Action) -> pl.DataFrame:
         log, workspace = self.context.project.log, self.context.workspace
-        late, longest = reach(log, action), self.context.project.features.windows[-1]
+        late = self._latest_action
+        longest = self.context.project.features.windows[-1]
         first, published = (
             self.day - timedelta(days=longest + 2 * late + 2),
             workspace.days("events"),
@@ -344,7 +354,7 @@ class _Past:
     ) -> pl.DataFrame:
         """The actions with `impression_day` and `row`, null for those without an impression."""
         log, parts = self.context.project.log, []
-        back = self.context.project.features.windows[-1] + 3 * reach(log, action) + 2
+        back = self.context.project.features.windows[-1] + 3 * self._latest_action + 2
         first = self.day - timedelta(days=back)
         first = min(first, published[-1])
         for own in [d for d in published if d >= first and d <= self.day + timedelta(days=1)]:

@@ -11,6 +11,7 @@ from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.logs.actions import EVENT
 
 LABEL = "label_"
+OPEN = "open_label_"  # of a label as observed while actions may change it; null once it is final
 
 SAMPLE_WEIGHT = "sample_weight"
 
@@ -130,7 +131,7 @@ def feature_columns(project: Project) -> list[str]:
 def check_feature_columns(project: Project, schema: pl.Schema) -> None:
     """Raise ProjectError unless every configured feature exists with a fitting type."""
     features = project.features
-    available = [c for c in schema.names() if not c.startswith(LABEL)]
+    available = [c for c in schema.names() if not c.startswith((LABEL, OPEN))]
     wanted = {f"features.categoricals ({c.column})": c.column for c in features.categoricals}
     wanted |= {f"features.lists ({c.column})": c.column for c in features.lists}
     wanted |= {f"features.numerics ({c})": c for c in features.numerics}
@@ -163,7 +164,7 @@ def generated_columns(project: Project) -> set[str]:
     names = set(numeric_features(project)) - set(project.features.numerics)
     for history in project.features.histories:
         names |= set(history_features(history))
-    return names | {LABEL + o.name for o in project.objectives} | {EVENT}
+    return names | {p + o.name for o in project.objectives for p in (LABEL, OPEN)} | {EVENT}
 
 
 def check_names(project: Project, columns: Collection[str]) -> None:

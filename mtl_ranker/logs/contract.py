@@ -5,6 +5,8 @@ A bad row is quarantined with every reason that applies to it; it is never repai
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -151,6 +153,58 @@ def label_actions(project: Project, objectives: Sequence[Objective] | None = Non
     named = [text for text in texts if text is not None]
     read = {name for text in named for name in label_expression(text, text).meta.root_names()}
     return [action for action in project.log.actions if action.name in read]
+
+
+MOST_CASES = 100_000
+
+
+def may_fall(project: Project, objective: Objective) -> bool:
+    """Whether a further action can make another value of a label that is 1; True for numbers.
+
+    A label that is 1 stays 1 if it does so wherever one action's value rises. This is tried with
+    the values at, below and above each number of the label's expressions. A value itself can fall
+    with `reduce` first or last, and as a sum, as values may be negative.
+    """
+    actions = label_actions(project, [objective])
+    falling = [a for a in actions if a.value and a.reduce in ("first", "last", "sum")]
+    if objective.kind != "binary" or falling:
+        return True
+    label = _label(objective, objective.name)
+    texts = f"{objective.label} {objective.where or ''}"
+    numbers = {float(found) for found in re.findall(r"\d+(?:\.\d+)?", texts)} | {0.0, 1.0}
+    values: dict[str, list[Any]] = {}
+    for action in actions:
+        near = {max(0.0, n + step) for n in numbers for step in (-1, -0.5, 0, 0.5, 1)}
+        if action.value is None and action.reduce == "sum":  # a number of actions
+            near = {float(math.ceil(n)) for n in near}
+        elif action.value is None or action.reduce == "any":
+            near = {0.0, 1.0}
+        values[action.name] = [*([] if action.missing == 0 else [None]), *sorted(near)]
+    others = [name for name in label.meta.root_names() if name not in values]
+    words = [*re.findall(r"'([^']*)'", texts), "another"]
+    for given in (sorted({n + step for n in numbers for step in (-1, 0, 1)}), words):
+        grid = values | dict.fromkeys(others, given)
+        if math.prod(len(each) for each in grid.values()) > MOST_CASES:
+            return True
+        cases = pl.DataFrame()
+        for name, column in grid.items():
+            own = pl.DataFrame({name: column})
+            cases = own if cases.is_empty() else cases.join(own, how="cross")
+        try:
+            cases = cases.with_columns((label == 1).fill_null(False).alias("is 1"))
+        except pl.exceptions.PolarsError:  # the other columns are of another type
+            continue
+        return any(_falls(cases, action.name) for action in actions)
+    return True
+
+
+def _falls(cases: pl.DataFrame, action: str) -> bool:
+    """Whether a label is 1 for a value of an action, and not for a higher one of the same case."""
+    fixed = [name for name in cases.columns if name not in (action, "is 1")]
+    before = pl.col("is 1").cast(pl.Int8).cum_max()
+    was = before.over(fixed) if fixed else before
+    ordered = cases.sort(action, nulls_last=False, maintain_order=True)
+    return bool(ordered.select((was.cast(pl.Boolean) & ~pl.col("is 1")).any()).item())
 
 
 def unusable_labels(project: Project) -> dict[str, pl.Expr]:

@@ -107,6 +107,11 @@ def respond(folder: Path, rankings: Path) -> Path:
     """
     simulated = SimulatedFeed.load(folder)
     feed = simulated.feed
+    if feed.streams:
+        raise ProjectError(
+            f"{folder}: a feed of streams, to which no answers can be added; allowed: a feed of "
+            "joined rows (`mtl-ranker simulate --preset simulated`)"
+        )
     day, ranking = _read(rankings)
     number = (day - feed.first_day).days
     before = folder / f"log/date={day - timedelta(days=1)}"

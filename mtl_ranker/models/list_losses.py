@@ -153,7 +153,8 @@ def list_losses(
 
     Args:
         logits: [..., B, T].
-        labels: [B, T]; rows with a missing label (NaN) do not count.
+        labels: [B, T]; rows with a missing label (NaN) do not count. A label y between 0 and 1 is a
+            positive of weight y and a negative of weight 1 − y.
         lists: [B] integers, equal for rows of the same list; None makes one list of each row.
         sample_weight: [B], or None for 1.
     """
@@ -166,14 +167,21 @@ def list_losses(
         codes = torch.unique(lists, return_inverse=True)[1]
     by_task = []
     for t, task in enumerate(tasks):
-        known = (~torch.isnan(labels[:, t])).nonzero().squeeze(1)
+        y = labels[:, t]
+        known = (~torch.isnan(y)).nonzero().squeeze(1)
         if task.list_loss is None or not len(known):
             by_task.append(logits.new_zeros(()))
             continue
+        soft = ((y > 0) & (y < 1)).nonzero().squeeze(1)
+        share = torch.where((y > 0) & (y < 1), y, torch.ones_like(y))
+        known = torch.cat([known, soft])
+        own = torch.cat([share[known[: len(known) - len(soft)]], 1 - y[soft]])
+        positive = y[known] > 0
+        positive[len(known) - len(soft) :] = False
         rows = _Rows(
             z=logits[..., known, t],
-            positive=labels[known, t] > 0.5,
-            weight=weight[known],
+            positive=positive,
+            weight=weight[known] * own,
             lists=codes[known],
             count=len(labels),
             total=weight.sum(),

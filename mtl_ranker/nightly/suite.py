@@ -79,7 +79,7 @@ def train_suite(
     project, workspace = context.project, context.workspace
     model_specs(project)
     continuing = None if plan.start is None else plan.start.continuing
-    dataset = load_dataset(context, day, world, continuing)
+    dataset = load_dataset(context, day, world, continuing, plan.prior)
     refuse_drift(_health(project, dataset))
     runs = train_all(project, dataset, callbacks, world, plan)
     choice = _winner(project, dataset, runs, callbacks, world)

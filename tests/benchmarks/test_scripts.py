@@ -279,3 +279,18 @@ def test_combine(tmp_path):
         assert set(by_mode) == {"inference", "training"}
         assert all(milliseconds > 0 for pair in by_mode.values() for milliseconds in pair)
     assert "times faster in training" in printed
+
+
+@pytest.mark.slow
+def test_delays(tmp_path):
+    """Soft labels are better calibrated than positives alone, which lack the recent negatives."""
+    sizes = ("--impressions", "24000", "--days", "10", "--epochs", "2", "--seeds", "2")
+    figures, printed = run_sized("delays", tmp_path, *sizes, "--threads", "1")
+    ways = figures["ways"]
+    ratio = {way: found["ratio"][0] for way, found in ways.items()}
+    assert ratio["soft, p the base rate"] < ratio["positives"]
+    assert ratio["as observed"] < ratio["soft, p the base rate"]
+    assert (ways["wait"]["last_day"], ways["positives"]["last_day"]) == (-4, -1)
+    for found in ways.values():
+        assert 0.5 < found["auc"][0] < figures["true"][0]
+    assert f"{ways['wait']['auc'][0]:.4f}" in printed
