@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Test files side by side, one thread each: as many at once as there are cores.
 SIDE_BY_SIDE = -n auto --dist loadfile
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow lint docs install clean
 
 demo: install
 ifeq ($(strip $(DATA)),)
@@ -30,13 +30,16 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint sql
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): 2.4 GB, a few minutes"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,servers,studies,cluster,stores]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,nightly,servers,studies,cluster,stores,onnx,docs]'
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(WORKSPACE)
+	rm -rf $(VENV) $(WORKSPACE) site

@@ -1,16 +1,16 @@
 """A shop's log with known true probabilities: how much of what can be learned is learned.
 
-The strongest signal is whether an item's category is among its user's favourites. It lies in no
-column of the log, but in two tables whose columns share a vocabulary. The settings are those that a
-newcomer would write. Each model's AUC stands beside that of the true probabilities, and of item
-popularity; `share` is how far it is on the way from one to the other.
+The shop is that of mtl_ranker/logs/shop.py, as one log of joined rows. The strongest signal is
+whether an item's category is among its user's favourites. It is in no column of the log, but in two
+tables whose columns share a vocabulary. The settings are defaults. Each model's AUC is printed
+beside that of the true probabilities, and of item popularity; `share` is how far it is on the way
+from one to the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -19,13 +19,13 @@ import numpy as np
 import polars as pl
 from rich.progress import Progress
 from rich.table import Table
-from scipy.special import expit
 
 from benchmarks import markdown, results
 from benchmarks.prepared import examples_of
 from benchmarks.quality import CONSOLE, Predictions, compare, logistic, ranker, trees
 from mtl_ranker.config import Project, parse_project
 from mtl_ranker.evaluation.metrics import evaluate_all
+from mtl_ranker.logs.shop import Shop, Size, make_shop, write_log
 from mtl_ranker.nightly.results import baselines
 from mtl_ranker.studies.search import Budget
 from mtl_ranker.training.dataset import Dataset
@@ -81,86 +81,6 @@ preset = "mmoe"
 epochs = {epochs}
 trees = 200
 """
-FIRST = date(2026, 3, 2)
-DAYS = 11
-CATEGORIES = [f"category {n}" for n in range(15)]
-PAGES = ["home", "search", "offers"]
-
-
-@dataclass(frozen=True)
-class Shop:
-    """The tables and the log of a shop, with the probabilities that made it."""
-
-    users: pl.DataFrame
-    items: pl.DataFrame
-    log: pl.DataFrame
-
-
-def make_shop(impressions: int, seed: int) -> Shop:
-    """A shop whose numbers of users and items grow with the root of its impressions."""
-    rng = np.random.default_rng(seed)
-    n_users, n_items = round(10 * impressions**0.5), round(3 * impressions**0.5)
-    favourites = [rng.choice(len(CATEGORIES), rng.integers(1, 4), False) for _ in range(n_users)]
-    likes = np.zeros((n_users, len(CATEGORIES)), bool)
-    for row, own in zip(likes, favourites, strict=True):
-        row[own] = True
-    budget, price = rng.normal(0, 1, n_users), rng.normal(0, 1, n_items)
-    category = rng.integers(0, len(CATEGORIES), n_items)
-    brand = rng.integers(0, max(3, n_items // 10), n_items)
-    quality = rng.normal(0, 0.5, brand.max() + 1)[brand] + rng.normal(0, 0.4, n_items)
-    eager = rng.normal(0, 0.6, n_users)
-    user: np.ndarray = rng.integers(0, n_users, impressions)
-    item: np.ndarray = rng.integers(0, n_items, impressions)
-    page = rng.integers(0, len(PAGES), impressions)
-    match = likes[user, category[item]]
-    distance = np.abs(budget[user] - price[item])
-    click = expit(-2.2 + 1.8 * match + 0.6 * quality[item] + eager[user] - 0.3 * (page == 2))
-    bought = expit(-1.5 + 0.8 * match + 0.6 * quality[item] - 0.5 * distance)
-    clicked = rng.random(impressions) < click
-    purchased = clicked & (rng.random(impressions) < bought)
-    day = np.sort(rng.integers(0, DAYS, impressions))
-    start = np.datetime64(FIRST, "ms").astype(np.int64)
-    shown_at = start + day * 86_400_000 + rng.integers(0, 86_400_000, impressions)
-    users = pl.DataFrame(
-        {
-            "user": np.arange(n_users),
-            "country": rng.choice(["de", "fr", "it", "es"], n_users),
-            "budget": budget,
-            "favourites": [",".join(CATEGORIES[c] for c in own) for own in favourites],
-        }
-    )
-    items = pl.DataFrame(
-        {
-            "item": np.arange(n_items),
-            "category": [CATEGORIES[c] for c in category],
-            "brand": [f"brand {b}" for b in brand],
-            "price": price,
-        }
-    )
-    log = pl.DataFrame(
-        {
-            "day": day,
-            "user": user,
-            "item": item,
-            "shown_at": shown_at,
-            "page": [PAGES[p] for p in page],
-            "click": clicked.astype(np.int64),
-            "purchase": purchased.astype(np.int64),
-            "true_click": click,
-            "true_purchase": click * bought,
-        }
-    )
-    return Shop(users, items, log)
-
-
-def write_shop(shop: Shop, folder: Path) -> None:
-    """The log without its probabilities, and the tables."""
-    shop.users.write_parquet(folder / "users.parquet")
-    shop.items.write_parquet(folder / "items.parquet")
-    for (number,), rows in shop.log.group_by("day"):
-        target = folder / f"log/date={FIRST + timedelta(days=int(str(number)))}"
-        target.mkdir(parents=True)
-        rows.drop("day", "true_click", "true_purchase").write_parquet(target / "part-0.parquet")
 
 
 def truth(shop: Shop, parts: Dataset) -> np.ndarray:
@@ -190,8 +110,8 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0, help="of the shop")
     chosen = results.parse(options)
     folder = Path(mkdtemp(prefix="benchmark-shop-"))
-    shop = make_shop(chosen.impressions, chosen.seed)
-    write_shop(shop, folder)
+    shop = make_shop(Size(chosen.impressions, chosen.seed))
+    write_log(shop, folder)
     plain, project = (project_of(how, chosen.epochs) for how in ("none", "auto"))
     without, parts = examples_of(plain, folder), examples_of(project, folder)
     budget = Budget(chosen.trials, range(chosen.seeds))

@@ -32,7 +32,7 @@ from mtl_ranker.features.columns import LABEL, entity_name, feature_columns
 from mtl_ranker.features.days import split_days
 from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
-from mtl_ranker.features.tables import static_tables
+from mtl_ranker.features.tables import tables_as_of
 from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.simulate import Feed
@@ -84,11 +84,11 @@ def by_hand(place: str) -> dict[str, Any]:
     context = opened(place)
     project, workspace = context.project, context.workspace
     target = Path(place) / "by-hand"
-    static = static_tables(context.source)
+    tables = tables_as_of(context.source, context.last_day())
     signals = derived_columns(project)
     for day in context.source.days():
         events = workspace.scan("events", [day])
-        for key, table in static.items():
+        for key, table in tables.items():
             events = events.join(table, on=key, how="left", suffix="_table")
         for keys in [[], *project.features.entities]:
             sums = [
@@ -190,10 +190,10 @@ def scoring(place: str, day: str) -> dict[str, Any]:
     context = opened(place)
     context = replace(context, project=with_candidates(context.project))
     ranker = RegisteredRanker(RankerArtifact.load(Path(place) / "model"), "benchmark")
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     ranked = score_day(context, ranker, date.fromisoformat(day))
-    spent = time.perf_counter() - began
-    return {"rows": ranked.candidates, "ranked": ranked.rows, "seconds": spent}
+    spent, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"rows": ranked.candidates, "ranked": ranked.rows, "seconds": spent, "cpu_seconds": cpu}
 
 
 def with_candidates(project: Project) -> Project:

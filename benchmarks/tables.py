@@ -78,7 +78,7 @@ def updated(text: str, found: Mapping[tuple[str, str], str]) -> str:
 
 
 def update(paths: Iterable[Path], found: Mapping[tuple[str, str], str], write: bool) -> list[Path]:
-    """The pages that differ from the results, which are written where `write` says so."""
+    """The pages that differ from the results, which are written if `write`."""
     differing = []
     for path in paths:
         old = path.read_text("utf-8")

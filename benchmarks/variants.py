@@ -206,7 +206,7 @@ Column = Callable[[Mapping[str, Any]], str]
 
 def columns_of(figures: Mapping[str, Any], more: Mapping[str, Column] | None = None) -> str:
     """Variants as rows of Markdown: every objective's quality, with a significant gain in brackets,
-    then `more` columns, whose values of several data sets stand side by side.
+    then `more` columns, whose values of several data sets are side by side.
     """
     sets = {data: figures[data] for data in TITLES if data in figures}
     first = next(iter(sets.values()))["models"]

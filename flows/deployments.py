@@ -50,7 +50,7 @@ def main() -> int:
         print(f"error {error}", file=sys.stderr)
         return 2
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", *sys.argv[1:]]
-    # prefect.yaml lies beside flows/.
+    # prefect.yaml is beside flows/.
     root = Path(__file__).parents[1]
     return subprocess.run(command, env=os.environ | variables, cwd=root, check=False).returncode
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows.backfill import run_days
@@ -24,6 +25,7 @@ from flows.promote import promote
 from flows.schedule import in_turn, mark_lost_runs, scheduled_yesterday
 from flows.score import score
 from flows.train import train
+from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.features.days import last_final_day, needed_days, needed_history, split_days
@@ -32,7 +34,11 @@ from mtl_ranker.nightly import history
 from mtl_ranker.nightly.history import NightRecord, record_of
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
-from mtl_ranker.ranking.candidates import describe_candidates
+from mtl_ranker.ranking.candidates import (
+    check_candidates,
+    describe_candidates,
+    describe_generated,
+)
 from mtl_ranker.ranking.rules import check_rules
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.reports.history import publish_index
@@ -40,6 +46,8 @@ from mtl_ranker.reports.page import with_lists
 from mtl_ranker.tracking import registry
 from mtl_ranker.training.specs import model_specs
 from mtl_ranker.workspace import FileSize
+
+ALARM = "mtl_ranker.night.alarm"  # the event of a night with alarms
 
 
 def run_name() -> str:
@@ -75,6 +83,7 @@ def nightly(
     mark_lost_runs()
     chosen = chosen_day(context, day)
     tomorrow = chosen + timedelta(days=1)
+    check_candidates(context, tomorrow)
     began = time.monotonic()
     with in_turn(context.workspace, f"nightly {chosen}", wait_minutes):
         try:
@@ -114,7 +123,8 @@ def record(
 ) -> None:
     """Add the lists to the night's report, record the night and rebuild the page of all nights.
 
-    Never raises, as the ranking is published: a problem is announced.
+    The report is replaced here and in MLflow. Never raises, as the ranking is published: a problem
+    is announced.
 
     Args:
         began: when the night began, by the monotonic clock.
@@ -124,13 +134,34 @@ def record(
     place = f"reports/{day}.html"
     try:
         page = (workspace.root / place).read_text("utf-8")
-        workspace.publish_file(place, with_lists(page, ranked_day, ranked.effects))
+        page = with_lists(page, ranked_day, ranked.effects)
+        workspace.publish_file(place, page)
+        challenger = registry.alias_version(context.project, "challenger")
+        if ranked.effects and challenger is not None:
+            registry.replace_report(context.project, challenger, page)
         champion = registry.champion(context.project)
         found = record_of(context, suite, decision, champion, ranked)
         history.store(workspace, replace(found, seconds=time.monotonic() - began))
         announce("history", publish_index(workspace, context.project))
+        raise_alarms(context.project, day, history.stored(workspace))
     except Exception as problem:
         announce("history", f"the night is not recorded: {first_line(problem)}", logging.ERROR)
+
+
+def raise_alarms(project: Project, day: date, records: list[NightRecord]) -> None:
+    """Announce what stands out on a night, and send it as one event for Prefect's automations.
+
+    Without a flow run no event is sent.
+    """
+    lines = history.alarms(records, project)[day]
+    for line in lines:
+        announce("alarm", line, logging.WARNING)
+    if lines and flow_run.id is not None:
+        resource = {
+            "prefect.resource.id": f"mtl_ranker.project.{project.name}",
+            "prefect.resource.name": project.name,
+        }
+        emit_event(ALARM, resource=resource, payload={"day": str(day), "alarms": lines})
 
 
 def record_failure(context: Context, day: date, failure: Exception) -> None:
@@ -176,11 +207,12 @@ SETTLED = 60.0  # seconds since the last change of a file that is not looked at 
 
 
 def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: float) -> None:
-    """Return once log and streams of actions contain the day and its files no longer grow.
+    """Return once log and streams of actions contain the day and its files have stopped growing.
 
-    With `log.ready` the marker says so. Otherwise files that have changed within the last minute
-    are looked at again, after `poll_seconds` or, without waiting, a second. Raises ProjectError
-    after `wait_minutes`. A day that is missing although nothing is waited for is left to `ingest`.
+    With `log.ready` that is when the marker exists. Otherwise files that have changed within the
+    last minute are looked at again, after `poll_seconds` or, without waiting, a second. Raises
+    ProjectError after `wait_minutes`. A day that is missing although nothing is waited for is left
+    to `ingest`.
     """
     deadline = time.monotonic() + 60 * wait_minutes
     previous: list[FileSize] = []
@@ -210,15 +242,20 @@ def _settled(sizes: Sequence[FileSize]) -> bool:
 
 
 def look_at_candidates(context: Context, day: date) -> None:
-    """Check a given candidate set before the training, and announce how much of it is unknown.
+    """Check a given candidate set before the training, and announce what it covers.
+
+    Of candidates that are generated it is announced where their context is from.
 
     A problem is announced at once. The night goes on, as the model is needed when the set has been
     repaired; `score` then fails with the same sentence.
     """
-    if context.project.scoring.candidates is None:
-        return
     try:
-        announce("candidates", describe_candidates(context, day))
+        if context.project.scoring.candidates is not None:
+            announce("candidates", describe_candidates(context, day))
+            return
+        for line in describe_generated(context, day):
+            level = logging.WARNING if line.startswith("warning: ") else logging.INFO
+            announce("candidates", line.removeprefix("warning: "), level)
     except ProjectError as problem:
         announce("candidates", problem, logging.ERROR)
 

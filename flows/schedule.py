@@ -1,4 +1,4 @@
-"""What a run that a schedule starts needs: its day, its turn, and news of runs that died.
+"""What a run that a schedule starts needs: its day, its turn, and marks on lost runs.
 
 Why no Prefect limit keeps runs apart: docs/decisions/0008-dead-workers.md.
 """
@@ -70,7 +70,7 @@ def in_turn(
 
 
 def mark_lost_runs(quiet: timedelta = QUIET) -> list[FlowRun]:
-    """Mark earlier runs of this run's deployment crashed whose process has died without a word.
+    """Mark earlier runs of this run's deployment crashed whose process ended unreported.
 
     Such a run is Pending for longer than `quiet`, or Running without a heartbeat for that long.
     Their sub-flows are marked too, and `MTL_RANKER_ON_FAILURE` is called for each: a killed process

@@ -29,6 +29,7 @@ from mtl_ranker.errors import ProjectError
 Place = tuple[int | str, ...]  # of a key in the project file
 IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 GIVEN = "timestamp given"  # whether the log has a timestamp, valid or not
+STRAY = "clicked and not shown"  # whether a row is a click on no item of its request
 CANONICAL = ("user_id", "item_id", "timestamp", "date", "position", "propensity")
 
 
@@ -39,6 +40,7 @@ def _identifier(value: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class Settings(BaseModel):
@@ -56,8 +58,31 @@ def _time_zones() -> set[str]:
 class Range(Settings):
     """Closed interval a column's values must lie in; a missing end is open."""
 
-    min: float | None = None
-    max: float | None = None
+    min: float | None = Field(None, description="smallest allowed value; default: none")
+    max: float | None = Field(None, description="largest allowed value; default: none")
+
+
+def _layout(value: str | None) -> str | None:
+    """A name or pattern of folders of days, which must tell days apart."""
+    if value is None or "%" not in value:
+        return value
+    finer = sorted(set(re.findall(r"%[HIMSfpXc]", value)))
+    if finer:
+        raise ValueError(
+            f"{value!r} has {', '.join(finer)}; allowed: %Y, %m and %d. Folders below a day's, "
+            "such as hour=07, are read without a pattern"
+        )
+    day = date(2026, 10, 31)
+    try:
+        read = datetime.strptime(day.strftime(value), value).date()
+    except ValueError:
+        read = None
+    if read != day:
+        raise ValueError(
+            f"{value!r} does not tell days apart; allowed: a name such as 'date', or a pattern "
+            "with %Y, %m and %d such as 'dt=%Y%m%d' or 'year=%Y/month=%m/day=%d'"
+        )
+    return value
 
 
 TableFormat = Literal["parquet", "delta", "iceberg"]
@@ -84,16 +109,56 @@ class Versioned(Settings):
 
 
 class Table(Versioned):
-    """A static table joined to the events by its key (one row per key)."""
+    """A table of users or items, joined to rows by its key: one row per key and day.
+
+    Without `partition` and `valid_from`, rows of all days have the values that the table has
+    today.
+    """
 
     format: TableFormat | None = Field(None, description="default: the log's")
-    path: str
-    key: str
-    columns: list[str] = []
+    path: str = Field(
+        description="file or folder of Parquet, relative to the folder of the data, or a Delta or "
+        "Iceberg table"
+    )
+    key: str = Field(description="column with the user's or item's id, one row per id and day")
+    partition: str | None = Field(
+        None,
+        description="of the folders of dated snapshots, as of log.partition; a row of day D has "
+        "the values of the latest snapshot of a day before D",
+    )
+    valid_from: Name | None = Field(
+        None,
+        description="column of the date or time from which on a row of the table is valid, null "
+        "for always; a row of day D has the values that are valid at the start of D",
+    )
+    valid_to: Name | None = Field(
+        None, description="column of the date or time at which that ends, null for never"
+    )
+    columns: list[str] = Field(
+        [], description="columns that rows get; features name them as they name the log's"
+    )
     lists: dict[str, str] = Field({}, description="text column -> separator; becomes a list column")
     published: str | None = Field(
         None, description="date column from which an age in days is computed"
     )
+
+    _check_partition = field_validator("partition")(_layout)
+
+    @model_validator(mode="after")
+    def _one_kind_of_date(self) -> Table:
+        if self.valid_to is not None and self.valid_from is None:
+            raise ValueError(f"valid_to: {self.valid_to!r}; allowed: with valid_from")
+        if self.partition is not None and self.valid_from is not None:
+            raise ValueError(
+                f"partition: {self.partition!r}, and valid_from = {self.valid_from!r}; allowed: "
+                "one of them"
+            )
+        return self
+
+    @property
+    def dated(self) -> bool:
+        """Whether the table tells the values of past days."""
+        return self.partition is not None or self.valid_from is not None
 
     @property
     def joined(self) -> list[str]:
@@ -113,12 +178,12 @@ class Action(Versioned):
     none if it is known (happened and arrived) more than `window` after that.
     """
 
-    name: Name
+    name: Name = Field(description="name of the column that impressions get")
     format: TableFormat | None = Field(None, description="default: the log's")
     path: str = Field(description="files or folders of days, as of the log")
     user: Name | None = Field(None, description="default: the log's; item and timestamp, too")
-    item: Name | None = None
-    timestamp: Name | None = None
+    item: Name | None = Field(None, description="default: the log's")
+    timestamp: Name | None = Field(None, description="default: the log's")
     timestamp_unit: TimestampUnit | None = Field(None, description="default: the log's")
     impression: Name | None = Field(None, description="column of the impression's id")
     window: str = Field("1d", description="a number with s, m, h or d")
@@ -162,16 +227,68 @@ class Action(Versioned):
         return None if self.value and self.reduce in ("max", "first", "last") else 0.0
 
 
+class Requests(Settings):
+    """A log of one row a request, with lists of its items; an impression is an item of a row.
+
+    Lists are native ones (List or Array), or text with a separator.
+    """
+
+    items: Name = Field(description="column of the list of items, in the order shown")
+    clicked: Name | None = Field(
+        None,
+        description="column of the list of items that were clicked; a missing list gives missing "
+        "labels, an empty one labels of 0",
+    )
+    mark: str | None = Field(
+        None,
+        min_length=1,
+        description="in place of `clicked`: text between an item and its label, such as '-' in "
+        "'N55689-1 N35729-0'",
+    )
+    label: str = Field("clicked", description="column of the labels: 1 if clicked, 0 if not")
+    separator: str = Field(" ", min_length=1, description="of the items of a text")
+    per_item: list[Name] = Field(
+        [], description="further lists with a value for each item, such as its price"
+    )
+
+    _check_label = field_validator("label")(_identifier)
+
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> Requests:
+        if self.clicked is not None and self.mark is not None:
+            raise ValueError("mark: not with clicked; allowed: one of them")
+        lists = [name for name in (self.items, self.clicked, *self.per_item) if name is not None]
+        if len(set(lists)) < len(lists):
+            raise ValueError(f"columns of lists are {lists}; allowed: each once")
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the log itself says what was clicked."""
+        return self.clicked is not None or self.mark is not None
+
+
+REQUEST = "request"  # the column of the number of a request that has no id in the log
+
+
 class Log(Versioned):
     """Where the impression log is stored and what its columns mean."""
 
-    format: Literal["parquet", "delta", "iceberg", "census-income"] = "parquet"
-    path: str = "log"
-    user: Name = "user_id"
-    item: Name = "item_id"
-    timestamp: Name = "timestamp"
-    timestamp_unit: TimestampUnit = "ms"
-    timezone: str = "UTC"
+    format: Literal["parquet", "delta", "iceberg", "census-income"] = Field(
+        "parquet", description="census-income: the files of the UCI data set, for the studies"
+    )
+    path: str = Field(
+        "log",
+        description="folder or file of the impressions, relative to the folder of the data, or a "
+        "Delta or Iceberg table",
+    )
+    user: Name = Field("user_id", description="column with the user's id")
+    item: Name = Field("item_id", description="column with the item's id")
+    timestamp: Name = Field("timestamp", description="column with the time of the impression")
+    timestamp_unit: TimestampUnit = Field(
+        "ms", description="unit of a number, or datetime (a column of that type), or iso (text)"
+    )
+    timezone: str = Field("UTC", description="IANA name of the zone in which days begin")
     partition: str | None = Field(
         "date",
         description="of the days' folders: a name, for NAME=YYYY-MM-DD, or a pattern with %Y, %m "
@@ -180,12 +297,15 @@ class Log(Versioned):
     ready: str | None = Field(
         None,
         description="file that marks a day's folder as complete, such as _SUCCESS; without one a "
-        "day is complete when its files no longer change",
+        "day is complete when its files have stopped changing",
     )
     day_tolerance_hours: float = Field(
         0.0, ge=0, le=24, description="how far outside its partition's day a timestamp may lie"
     )
-    position: str | None = None
+    position: str | None = Field(
+        None,
+        description="position in the shown list, from 0 or 1; the model learns its bias",
+    )
     propensity: str | None = Field(
         None, description="probability in (0, 1]; off-policy estimates need a position too"
     )
@@ -197,7 +317,9 @@ class Log(Versioned):
     random_exposure: str | None = Field(
         None, description="flag column, 1 where the item was chosen at random"
     )
-    context: list[str] = []
+    context: list[str] = Field(
+        [], description="columns known before the impression, which candidates have too"
+    )
     list_by: list[Name] = Field(
         ["user_id"],
         alias="list",
@@ -210,17 +332,67 @@ class Log(Versioned):
         "without one is a list of its own",
     )
     required: list[str] = Field([], description="further columns that may not be null")
-    ranges: dict[str, Range] = {}
+    ranges: dict[str, Range] = Field(
+        {}, description="column -> allowed values; a row outside is quarantined"
+    )
     unique: list[str] = Field(
         ["user_id", "item_id", "timestamp"], description="two events equal here are duplicates"
     )
-    max_bad_share: float = Field(0.05, ge=0, le=1)
+    max_bad_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="a day with a larger share of quarantined rows is not published",
+    )
     impression: Name | None = Field(
         None, description="column of an id by which actions name their impression"
     )
     actions: list[Action] = Field([], description="streams whose names are columns of impressions")
-    users: Table | None = None
-    items: Table | None = None
+    requests: Requests | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="a row is a request. Without a table of items, log.items and log.clicked may "
+        "be its columns",
+    )
+    users: Table | None = Field(None, description="table of users")
+    items: Table | None = Field(None, description="table of items")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_requests(cls, value: Any) -> Any:
+        """`items` as a text is `requests.items`; a request is a list, with positions."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("items"), str):
+            if value.get("requests") is not None:
+                raise ValueError(
+                    f"items: {value['items']!r} beside requests; allowed: requests.items"
+                )
+            value["requests"] = {"items": value.pop("items")}
+            if "clicked" in value:
+                value["requests"]["clicked"] = value.pop("clicked")
+        if isinstance(value.get("requests"), dict):
+            value = {"request": REQUEST, "position": "position"} | value
+        return value
+
+    @model_validator(mode="after")
+    def _check_requests(self) -> Log:
+        if self.requests is None:
+            return self
+        lists = [self.requests.items, self.requests.clicked]
+        for setting in ("user", "item", "timestamp", "position", "request", "impression"):
+            if getattr(self, setting) is not None and getattr(self, setting) in lists:
+                raise ValueError(
+                    f"{setting}: {getattr(self, setting)!r} is a list of requests; allowed: "
+                    "another column"
+                )
+        if self.requests.label in (self.user, self.item, self.timestamp, *CANONICAL):
+            raise ValueError(
+                f"requests.label: {self.requests.label!r} is the name of another column; allowed: "
+                "any other name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_list(self) -> Log:
@@ -259,22 +431,7 @@ class Log(Versioned):
             raise ValueError(f"{value!r} is no IANA time zone{_hint(near)}")
         return value
 
-    @field_validator("partition")
-    @classmethod
-    def _partition(cls, value: str | None) -> str | None:
-        if value is None or "%" not in value:
-            return value
-        day = date(2026, 10, 31)
-        try:
-            read = datetime.strptime(day.strftime(value), value).date()
-        except ValueError:
-            read = None
-        if read != day:
-            raise ValueError(
-                f"{value!r} does not tell days apart; allowed: a name such as 'date', or a pattern "
-                "with %Y, %m and %d such as 'dt=%Y%m%d' or 'year=%Y/month=%m/day=%d'"
-            )
-        return value
+    _check_partition = field_validator("partition")(_layout)
 
     @model_validator(mode="after")
     def _check_formats(self) -> Log:
@@ -294,13 +451,23 @@ class Log(Versioned):
         named += [("users.", self.users), ("items.", self.items)]
         named += [(f"actions[{n}].", action) for n, action in enumerate(self.actions)]
         for place, rows in named:
-            if rows is not None and rows.version is not None:
-                own = rows.format or self.format
-                if own not in ("delta", "iceberg"):
-                    raise ValueError(
-                        f"{place}version: {rows.version} with format = {own!r}; allowed: with "
-                        "'delta' or 'iceberg'"
-                    )
+            if rows is None:
+                continue
+            own = rows.format or self.format
+            if rows.version is not None and own not in ("delta", "iceberg"):
+                raise ValueError(
+                    f"{place}version: {rows.version} with format = {own!r}; allowed: with "
+                    "'delta' or 'iceberg'"
+                )
+            if (
+                isinstance(rows, Table)
+                and rows.partition is not None
+                and own in ("delta", "iceberg")
+            ):
+                raise ValueError(
+                    f"{place}partition: {rows.partition!r} with format = {own!r}; allowed: with "
+                    "'parquet'. A Delta or Iceberg table tells past values by valid_from"
+                )
         return self
 
     @property
@@ -345,17 +512,32 @@ class Log(Versioned):
 class Objective(Settings):
     """One task: what is predicted, on which rows, and how much it matters."""
 
-    name: Name
-    group: Literal["engagement", "satisfaction"]
-    kind: Literal["binary", "regression", "watch_time", "ordinal"] = "binary"
+    name: Name = Field(description="name of the prediction's column")
+    group: Literal["engagement", "satisfaction"] = Field(
+        description="engagement or satisfaction, between which blends trade off"
+    )
+    kind: Literal["binary", "regression", "watch_time", "ordinal"] = Field(
+        "binary",
+        description="of the label: 0 or 1, a number, seconds >= 0 (watch_time), or a level",
+    )
     label: str = Field(min_length=1, description="a column or a SQL expression over the event")
     where: str | None = Field(None, description="SQL condition; elsewhere the label is missing")
     weight: float = Field(1.0, gt=0, description="weight of this objective's loss")
-    transform: Literal["identity", "log1p"] = "identity"
+    transform: Literal["identity", "log1p"] = Field(
+        "identity",
+        description="of the label of a regression in training; predictions are in its unit",
+    )
     conditional_on: str | None = Field(
         None, description="binary objective without which this one cannot happen"
     )
-    levels: int = Field(0, ge=0, description="of an ordinal label: 0, 1, …, levels - 1")
+    levels: Annotated[int, Field(ge=0)] | list[int] = Field(
+        0,
+        description="of an ordinal label: their number, for 0, 1, …, levels - 1, or all of them, "
+        "such as [1, 2, 3, 4, 5]; the label that is learned and predicted counts from 0",
+    )
+    good: bool = Field(
+        True, description="false: the less the better, so its blend weight counts against"
+    )
     list_loss: Literal["none", "pairs", "rcr", "jrc", "combined_pair"] | None = Field(
         None,
         description="loss on the order of a list's rows, of a binary objective; default: pairs, "
@@ -367,7 +549,14 @@ class Objective(Settings):
     def _fits_its_kind(self) -> Objective:
         if self.transform != "identity" and self.kind != "regression":
             raise ValueError(f"transform = {self.transform!r} is for kind = 'regression' only")
-        if (self.kind == "ordinal") != (self.levels > 0) or self.levels == 1:
+        if isinstance(self.levels, list):
+            first = self.levels[0] if self.levels else 0
+            if self.levels != list(range(first, first + len(self.levels))):
+                raise ValueError(
+                    f"levels: {self.levels}; allowed: a number, or whole numbers one after the "
+                    "other, such as [1, 2, 3, 4, 5]"
+                )
+        if (self.kind == "ordinal") != (self.level_count > 0) or self.level_count == 1:
             raise ValueError("levels: needed, and at least 2, for kind = 'ordinal' only")
         if self.conditional_on is not None and self.kind != "binary":
             raise ValueError(
@@ -385,19 +574,29 @@ class Objective(Settings):
 
     _check_name = field_validator("name")(_identifier)
 
+    @property
+    def level_count(self) -> int:
+        """Number of levels of an ordinal label; 0 for other kinds."""
+        return len(self.levels) if isinstance(self.levels, list) else self.levels
+
+    @property
+    def lowest(self) -> int:
+        """The value of the lowest level."""
+        return self.levels[0] if isinstance(self.levels, list) and self.levels else 0
+
 
 class Categorical(Settings):
-    column: str
+    column: str = Field(description="column of the log, its context or a table")
     min_count: int = Field(1, ge=1, description="rarer values share the unknown bucket")
     hash_buckets: int | None = Field(None, ge=2, description="hash instead of a vocabulary")
     share: str | None = Field(None, description="columns with one name here share embeddings")
 
 
 class ListColumn(Settings):
-    column: str
-    min_count: int = Field(1, ge=1)
+    column: str = Field(description="column of lists, of the log or a table")
+    min_count: int = Field(1, ge=1, description="rarer values share the unknown bucket")
     share: str | None = Field(None, description="as of categoricals")
-    max_length: int = Field(8, ge=1)
+    max_length: int = Field(8, ge=1, description="first values of a list that are read")
 
 
 class History(Settings):
@@ -417,18 +616,30 @@ class History(Settings):
 
 
 class Features(Settings):
-    windows: list[Annotated[int, Field(ge=1, le=365)]] = [1, 7]
+    windows: list[Annotated[int, Field(ge=1, le=365)]] = Field(
+        [1, 7], description="lengths in days of the windows over which events are summed"
+    )
     smoothing: float = Field(20.0, gt=0, description="pseudo-impressions at the global rate")
     rates: Literal["absolute", "relative"] = Field(
         "absolute",
         description="relative: divided by the rate of all events in the window, so that a rate "
         "does not depend on the overall level, which changes from day to day; for signals >= 0",
     )
-    entities: list[list[str]] = [["user_id"], ["item_id"]]
+    entities: list[list[str]] = Field(
+        [["user_id"], ["item_id"]],
+        description='keys, such as ["user_id"] or ["user_id", "topic"], whose events are summed',
+    )
     signals: dict[str, str] = Field({}, description="further SQL sums to aggregate: name -> expr")
-    categoricals: list[Categorical] = []
-    numerics: list[str] = []
-    lists: list[ListColumn] = []
+    categoricals: list[Categorical] = Field([], description="features with an embedding per value")
+    numerics: list[str] = Field([], description="numbers, Booleans, and dates, as age in days")
+    derived: dict[str, str] = Field(
+        {},
+        description="further numbers: name -> SQL expression over log.context and columns of the "
+        "user and item tables, such as '1 - price_shown / price'; missing where it is not finite",
+    )
+    lists: list[ListColumn] = Field(
+        [], description="features that are lists of values; a list's embedding is their mean"
+    )
     histories: list[History] = Field(
         [], description="each user's latest positive impressions, as far back as the longest window"
     )
@@ -443,8 +654,15 @@ class Features(Settings):
     block_rows: int = Field(
         1_000_000, ge=1, description="rows of whole users of a day that are joined at a time"
     )
-    numeric_encoding: Literal["piecewise_linear", "standardise"] = "piecewise_linear"
-    bins: int = Field(8, ge=2, le=256)
+    numeric_encoding: Literal["piecewise_linear", "standardise"] = Field(
+        "piecewise_linear", description="piecewise linear in bins, or mean 0 and variance 1"
+    )
+    bins: int = Field(
+        8,
+        ge=2,
+        le=256,
+        description="of the piecewise-linear encoding, with about equal numbers of rows",
+    )
     tail_edges: int = Field(4, ge=0, le=16, description="further edges at most in each long tail")
 
     @field_validator("windows")
@@ -500,28 +718,34 @@ class Split(Settings):
     """Days counted back from the training date D (the last one is the newest)."""
 
     warmup_days: int = Field(2, ge=0, description="first days of a log: features only, no rows")
-    train_days: int = Field(7, ge=1)
-    validate_days: int = Field(1, ge=1)
-    test_days: int = Field(1, ge=1)
+    train_days: int = Field(7, ge=1, description="days of the training rows")
+    validate_days: int = Field(
+        1, ge=1, description="days on which models stop, are chosen and calibrated"
+    )
+    test_days: int = Field(
+        1, ge=1, description="last days, on which the winner and the champion are compared"
+    )
 
 
 class Training(Settings):
-    seeds: list[int] = [0]
+    seeds: list[int] = Field([0], description="each model is trained once with each seed")
     spread_seeds: int = Field(
         1,
         ge=0,
         description="with one seed: further trainings of the winner's model with other seeds, "
         "whose spread keeps promotion from taking luck for a gain",
     )
-    batch_size: int = Field(2048, ge=1)
+    batch_size: int = Field(2048, ge=1, description="rows of a step")
     epochs: int = Field(
         30,
         ge=1,
         description="at most; a training stops `patience` epochs after its best one. The learning "
         "rate falls linearly to 0 over all of them",
     )
-    patience: int = Field(2, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
+    patience: int = Field(
+        2, ge=1, description="epochs without a better validation loss after which a training stops"
+    )
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW at the start")
     weight_decay: float = Field(1e-4, ge=0, description="of matrices")
     unknown_rate: float = Field(
         0.01,
@@ -530,13 +754,20 @@ class Training(Settings):
         description="share of categorical values replaced by the unknown value in training, so "
         "that the embedding of unseen ids is trained",
     )
+    device: Device = Field(
+        "auto",
+        description="of trainings. auto: a CUDA device where there is one, else the CPU. On a GPU "
+        "trainings run one after the other",
+    )
     threads: int | None = Field(None, ge=1, description="of a training; default: cores / jobs")
     jobs: int | None = Field(
         None,
         ge=1,
         description="trainings in parallel; default: up to one per core where that is faster",
     )
-    balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = "fixed"
+    balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = Field(
+        "fixed", description="how the losses of objectives are weighted; fixed: by their weight"
+    )
     pairwise: float = Field(
         0.0,
         ge=0,
@@ -544,11 +775,13 @@ class Training(Settings):
         "without their own list_loss",
     )
     sample_weight: str | None = Field(None, description="column or SQL expression over the event")
-    immature: Literal["wait", "positives"] = Field(
+    immature: Literal["wait", "positives", "soft"] = Field(
         "wait",
         description="days on which actions of a label may still become known. wait: they are in "
         "no part of the split; positives: labels that may still change are missing, which for a "
-        "binary one are those that are 0",
+        "binary one that actions only raise are those that are 0; soft: such a 0 counts in "
+        "training as positive with the probability that its action has yet to come, and held-out "
+        "rows are judged on labels that are final",
     )
     audit_rows: int = Field(
         20,
@@ -600,7 +833,9 @@ class Training(Settings):
         ge=0,
         description="boosted trees per objective at most; predictions are averaged with theirs",
     )
-    position_dropout: float = Field(0.1, ge=0, lt=1)
+    position_dropout: float = Field(
+        0.1, ge=0, lt=1, description="probability that a row's position is hidden in training"
+    )
     sparse_rows: int = Field(
         200_000,
         ge=1,
@@ -624,7 +859,9 @@ class Training(Settings):
 class Calibrating(Settings):
     """How predictions are calibrated on the validation days."""
 
-    method: Literal["platt", "isotonic", "none"] = "platt"
+    method: Literal["platt", "isotonic", "none"] = Field(
+        "platt", description="of binary objectives: a line on log-odds, steps, or no calibration"
+    )
     by: str | None = Field(None, description="context column; one calibration map per value")
     min_positives: int = Field(
         50,
@@ -650,7 +887,7 @@ class Calibrating(Settings):
 class Promotion(Settings):
     """What a challenger must show before it becomes champion."""
 
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval and verdict")
     max_calibration_ratio: float = Field(
         1.5, gt=1, description="r: sum of predictions over sum of labels lies in [1 / r, r]"
     )
@@ -663,8 +900,8 @@ class Promotion(Settings):
     tolerance: float = Field(0.0, ge=0, description="see require_significance")
     require_spread: bool = Field(
         False,
-        description="the spread of training seeds must be known, so that no reseed is promoted by "
-        "luck; it takes two training.seeds, or training.spread_seeds of 1 or more",
+        description="the spread of training seeds must be known, so that no model is promoted by "
+        "the luck of its seed; it takes two training.seeds, or training.spread_seeds of 1 or more",
     )
     max_seconds_per_million: float = Field(
         120.0, gt=0, description="time to score a million raw rows, measured in a fresh process"
@@ -676,13 +913,21 @@ class DriftRules(Settings):
     """Thresholds at which a held-out day's drift from the training days warns or fails."""
 
     warn_volume: float = Field(0.5, gt=0, description="relative change of a day's rows")
-    fail_volume: float | None = Field(None, gt=0)
+    fail_volume: float | None = Field(
+        None, gt=0, description="above it the training is refused; default: never"
+    )
     warn_label: float = Field(0.5, gt=0, description="relative change of a label's mean")
-    fail_label: float | None = Field(None, gt=0)
+    fail_label: float | None = Field(
+        None, gt=0, description="above it the training is refused; default: never"
+    )
     warn_nulls: float = Field(0.2, gt=0, description="rise of a feature's share of missing values")
-    fail_nulls: float | None = Field(None, gt=0)
+    fail_nulls: float | None = Field(
+        None, gt=0, description="above it the training is refused; default: never"
+    )
     warn_psi: float = Field(0.25, gt=0, description="population stability index")
-    fail_psi: float | None = Field(None, gt=0)
+    fail_psi: float | None = Field(
+        None, gt=0, description="above it the training is refused; default: never"
+    )
 
 
 class OffPolicy(Settings):
@@ -712,16 +957,16 @@ class ListTable(Settings):
 class AtMost(Settings):
     """At most `count` items with one value of a column in any `within` consecutive ranks."""
 
-    column: Name
-    count: int = Field(ge=1)
-    within: int = Field(ge=2)
+    column: Name = Field(description="context column, or column of the item table")
+    count: int = Field(ge=1, description="most items with one value")
+    within: int = Field(ge=2, description="ranks in a row")
 
 
 class Fresh(Settings):
     """At least `count` of the ranks 1 to `within`, of the next `within`, … are fresh items."""
 
-    count: int = Field(ge=1)
-    within: int = Field(ge=1)
+    count: int = Field(ge=1, description="least fresh items")
+    within: int = Field(ge=1, description="ranks of a window")
     days: int = Field(ge=0, description="age up to which an item is fresh (log.items.published)")
 
     @model_validator(mode="after")
@@ -732,9 +977,12 @@ class Fresh(Settings):
 
 
 class Diversity(Settings):
-    """Maximal marginal relevance on a column: items with a value that is shown rank lower."""
+    """Maximal marginal relevance on a column: items like those that are shown rank lower."""
 
-    column: Name
+    column: Name = Field(
+        description="of values, which are alike if they are equal, or of the item table's content "
+        "embeddings, lists of numbers, which are alike as their cosine says"
+    )
     weight: float = Field(gt=0, lt=1, description="of diversity; 1 - weight is the score's")
 
 
@@ -746,9 +994,9 @@ class Rules(Settings):
     )
     block: list[ListTable] = Field([], description="drop candidates that match a row")
     allow: list[ListTable] = Field([], description="drop candidates that match no row")
-    at_most: list[AtMost] = []
-    fresh: Fresh | None = None
-    mmr: Diversity | None = None
+    at_most: list[AtMost] = Field([], description="bounds on items with one value; each a table")
+    fresh: Fresh | None = Field(None, description="least number of fresh items")
+    mmr: Diversity | None = Field(None, description="a list of different values")
 
     @property
     def columns(self) -> dict[str, str]:
@@ -762,6 +1010,17 @@ class Rules(Settings):
         named = {"block": self.block, "allow": self.allow}
         return [(f"{how}[{n}]", table) for how, all in named.items() for n, table in enumerate(all)]
 
+    @property
+    def names(self) -> list[str]:
+        """The rules that are set."""
+        return [name for name, value in self if value]
+
+    @property
+    def read(self) -> dict[str, list[str]]:
+        """Setting → the columns that it reads, of every rule."""
+        keys = {f"{setting}.key": table.key for setting, table in self.tables}
+        return keys | {setting: [column] for setting, column in self.columns.items()}
+
 
 class Exploration(Settings):
     """Rankings by scores with Gumbel noise, for a share of the users (docs/lists.md)."""
@@ -771,7 +1030,7 @@ class Exploration(Settings):
         description="of the noise, in standard deviations of the scores of a user's candidates",
     )
     share: float = Field(0.05, gt=0, le=1, description="of the users, drawn anew every day")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="of the noise")
 
 
 class Scoring(Settings):
@@ -780,11 +1039,23 @@ class Scoring(Settings):
         description="folder or address (s3://, gs://, az://) of a Delta table that each day's "
         "ranking is written to as well (docs/stores.md)",
     )
-    candidates: str | None = Field(None, description="folder or file of user, item, context")
-    top_k: int = Field(20, ge=1)
-    blend: Literal["weighted_sum", "weighted_product"] = "weighted_sum"
+    candidates: str | None = Field(
+        None,
+        description="file, or folder of days in the log's layout, of user, item and context",
+    )
+    eligible: Name | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="Boolean column of the item table; only items with a true value are candidates",
+    )
+    top_k: int = Field(20, ge=1, description="length of each user's ranked list")
+    blend: Literal["weighted_sum", "weighted_product"] = Field(
+        "weighted_sum", description="sum of weight x prediction, or product of prediction ^ weight"
+    )
     weights: dict[str, float] = Field(
-        {}, description="objective -> weight, below 0 for what is bad; missing ones weigh 1"
+        {},
+        description="objective -> weight; missing ones weigh 1. What is bad counts against: it has "
+        "good = false, or a weight below 0",
     )
     conditional: list[Name] = Field(
         [],
@@ -801,6 +1072,7 @@ class Scoring(Settings):
         description="the other group -> least share of its NDCG@10 under `weights` that the chosen "
         "weights must have",
     )
+    device: Device = Field("auto", description="of the network's predictions; see training.device")
     block_rows: int = Field(
         131_072, ge=1, description="rows of candidates, of whole users, scored at a time per core"
     )
@@ -809,9 +1081,15 @@ class Scoring(Settings):
         ge=1,
         description="most shown recent items, for each user, where no candidates are given",
     )
-    generated_users: int | None = Field(None, ge=1)
-    rules: Rules = Rules()
-    exploration: Exploration | None = None
+    generated_users: int | None = Field(
+        None,
+        ge=1,
+        description="of those with most impressions on the last day; default: all",
+    )
+    rules: Rules = Field(Rules(), description="what lists must fulfil")
+    exploration: Exploration | None = Field(
+        None, description="randomised lists for a share of the users; default: none"
+    )
 
     @model_serializer(mode="wrap")
     def _as_set(self, handler: Any) -> dict[str, Any]:
@@ -848,11 +1126,13 @@ class Scoring(Settings):
 class Project(Settings):
     """All settings of a project."""
 
-    name: Name = "project"
-    log: Log = Log()
-    objectives: list[Objective] = Field(min_length=1)
-    features: Features = Features()
-    split: Split = Split()
+    name: Name = Field(
+        "project", description="name of the registered model and of the experiment in MLflow"
+    )
+    log: Log = Field(Log(), description="where the log is and what its columns mean")
+    objectives: list[Objective] = Field(min_length=1, description="what is predicted")
+    features: Features = Field(Features(), description="what predictions are made from")
+    split: Split = Field(Split(), description="days of training, validation and test")
     models: dict[str, dict[str, Any]] = Field(
         default={
             "single_task": {"preset": "single_task"},
@@ -861,13 +1141,14 @@ class Project(Settings):
             "mmoe": {"preset": "mmoe"},
         },
         min_length=1,
+        description="NAME -> preset and its sizes (docs/models.md)",
     )
-    training: Training = Training()
-    calibration: Calibrating = Calibrating()
-    promotion: Promotion = Promotion()
-    off_policy: OffPolicy = OffPolicy()
-    drift: DriftRules = DriftRules()
-    scoring: Scoring = Scoring()
+    training: Training = Field(Training(), description="how models are trained")
+    calibration: Calibrating = Field(Calibrating(), description="how predictions are calibrated")
+    promotion: Promotion = Field(Promotion(), description="when a challenger becomes champion")
+    off_policy: OffPolicy = Field(OffPolicy(), description="when an off-policy estimate is printed")
+    drift: DriftRules = Field(DriftRules(), description="which changes of the data warn or fail")
+    scoring: Scoring = Field(Scoring(), description="how candidates are ranked")
 
     _source_text: str = PrivateAttr("")
     _check_name = field_validator("name")(_identifier)
@@ -922,6 +1203,13 @@ class Project(Settings):
             _identifier(signal)
             if signal in names:
                 raise ValueError(f"features.signals: {signal!r} is already an objective")
+        for name in self.features.derived:
+            _identifier(name)
+            if name in self.features.numerics:
+                raise ValueError(
+                    f"features.derived: {name!r} is also in features.numerics; allowed: in one of "
+                    "them, as derived features are numbers"
+                )
         for index, history in enumerate(self.features.histories):
             if history.signal not in {*names, *self.features.signals}:
                 raise ValueError(
@@ -933,8 +1221,13 @@ class Project(Settings):
         return self
 
     def _check_rules(self) -> None:
-        """Raise ValueError for a column of `[scoring.rules]` that candidates do not have."""
+        """Raise ValueError for a column of `[scoring]` that candidates do not have."""
         log, rules = self.log, self.scoring.rules
+        if self.scoring.eligible is not None and log.items is None:
+            raise ValueError(
+                f"scoring.eligible: {self.scoring.eligible!r}; allowed: a column of the item "
+                "table, log.items, which is not set"
+            )
         tables = [table.columns for table in (log.users, log.items) if table is not None]
         known = list(dict.fromkeys([*log.context, *(c for columns in tables for c in columns)]))
         for setting, column in rules.columns.items():
@@ -968,7 +1261,15 @@ class Project(Settings):
 
     @property
     def blend_weights(self) -> dict[str, float]:
-        return {o.name: self.scoring.weights.get(o.name, 1.0) for o in self.objectives}
+        """Objective → weight in the blend, not above 0 for one with `good = false`."""
+        given = {o.name: self.scoring.weights.get(o.name, 1.0) for o in self.objectives}
+        return {o.name: given[o.name] if o.good else -abs(given[o.name]) for o in self.objectives}
+
+    @property
+    def bad(self) -> set[str]:
+        """The objectives that count against a ranking."""
+        weights = self.blend_weights
+        return {o.name for o in self.objectives if not o.good or weights[o.name] < 0}
 
 
 def preset_names() -> list[str]:

@@ -45,6 +45,8 @@ class Place(Protocol):
 
     def __lt__(self, other: Any, /) -> bool: ...
 
+    def __hash__(self) -> int: ...
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -82,8 +84,8 @@ class Source(Protocol):
     def state(self, day: date) -> list[str]:
         """Name and content's hash of each file that the day's rows are read from."""
 
-    def tables_state(self) -> list[str]:
-        """The same for the user and item tables, including how they are read."""
+    def tables_state(self, day: date) -> list[str]:
+        """The same for the user and item tables as of D, including how they are read."""
 
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError.
@@ -95,8 +97,15 @@ class Source(Protocol):
     def columns(self, day: date) -> list[str]:
         """The log's own columns on a day, for messages."""
 
-    def table(self, which: str) -> pl.LazyFrame | None:
-        """The "users" or "items" table keyed by `user_id` or `item_id`, or None."""
+    def table(self, which: str, day: date) -> pl.LazyFrame | None:
+        """The "users" or "items" table keyed by `user_id` or `item_id`, or None.
+
+        Args:
+            day: D, at whose start the values are known; a table without dates has others on no day.
+        """
+
+    def snapshots(self, which: str) -> list[date]:
+        """Days of which there are snapshots of a table, ascending; empty for one without."""
 
 
 class NoSource:

@@ -1,7 +1,7 @@
 """Defaults of the commands for Prefect and MLflow, set before either is imported.
 
 Variables that the user has set take precedence. Telemetry is off. Without PREFECT_API_URL, a
-Prefect server runs for the length of a command. Its SQLite database lies in the workspace, and the
+Prefect server runs for the length of a command. Its SQLite database is in the workspace, and the
 background services that a single run does not need are off (they cause `database is locked` in
 SQLite, PrefectHQ/prefect#18934).
 """

@@ -41,8 +41,9 @@ class Data:
         validate: rows on which early stopping is decided; None trains all epochs.
         objectives: label column → kind (binary, regression, watch_time or ordinal), or a `Task`
             whose name is the column. A null or NaN label is missing.
-        categoricals, numerics, lists: feature columns. A categorical value that is not in the
-            training rows is unknown, and a numeric may be missing.
+        categoricals: feature columns. A value that is not in the training rows is unknown.
+        numerics: feature columns. A value may be missing.
+        lists: feature columns that hold lists of categories.
         user: the column that groups rows for GAUC and NDCG; None where every row is one group.
 
     Raises ProjectError for a column that is missing and for a kind that does not exist.

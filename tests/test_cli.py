@@ -43,6 +43,16 @@ def test_completion_offers_the_commands():
     assert done.output.split() == ["rollback"]
 
 
+def test_a_night_with_broken_candidates_ends_before_anything_starts(tiny):
+    write_project(tiny, scoring={"candidates": "next.parquet"})
+    pl.DataFrame({"u": [1], "thing": [2]}).write_parquet(tiny / "next.parquet")
+    options = ["-c", str(tiny / "project.toml"), "-d", str(tiny), "-w", str(tiny / "ws")]
+    done = CliRunner().invoke(app, ["nightly", *options])
+    assert isinstance(done.exception, ProjectError)
+    assert "column 'i' (the item) is missing; it has: u, thing" in str(done.exception)
+    assert not (tiny / "ws" / "prefect").exists()
+
+
 def test_history_prints_the_nights_and_writes_what_other_tools_read(tmp_path):
     write_project(tmp_path)
     options = ["history", "-c", str(tmp_path / "project.toml"), "-w", str(tmp_path / "ws")]

@@ -20,7 +20,7 @@ def objective(index: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_presets_load_and_their_models_are_known():
-    assert preset_names() == ["census", "kuairand", "simulated"]
+    assert preset_names() == ["census", "kuairand", "shop", "simulated", "streams"]
     for name in preset_names():
         project = load_project(name)
         assert set(model_specs(project)) == {"single_task", "shared_bottom", "omoe", "mmoe"}
@@ -53,6 +53,11 @@ def test_presets_load_and_their_models_are_known():
             ["objectives[1].conditional_on", "depend on each other"],
         ),
         (objective(1, where=WITHOUT, kind="ordinal"), ["objectives[1]", "levels"]),
+        (
+            objective(1, where=WITHOUT, kind="ordinal", levels=[1, 3]),
+            ["objectives[1]", "levels: [1, 3]; allowed: a number, or whole numbers one after"],
+        ),
+        (objective(1, where=WITHOUT, kind="ordinal", levels=[5]), ["levels", "at least 2"]),
         (objective(1, where=WITHOUT, transform="log1p"), ["objectives[1]", "regression"]),
         (
             {"features": {"histories": [{"signal": "click", "columns": ["play"]}]}},
@@ -135,7 +140,7 @@ def test_model_errors(change, fragments):
 
 
 def test_unknown_file(tmp_path: Path):
-    with pytest.raises(ProjectError, match="presets: census, kuairand, simulated"):
+    with pytest.raises(ProjectError, match="presets: census, kuairand, shop, simulated, streams"):
         load_project(str(tmp_path / "nothing.toml"))
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -51,7 +51,11 @@ app.add_typer(study, name="study", rich_help_panel=ANALYSE)
 
 Config = Annotated[
     str,
-    typer.Option("--config", "-c", help="Preset (simulated, kuairand, census) or project file."),
+    typer.Option(
+        "--config",
+        "-c",
+        help="Preset (simulated, streams, shop, kuairand, census) or project file.",
+    ),
 ]
 
 Data = Annotated[
@@ -83,9 +87,12 @@ Cluster = Annotated[
     typer.Option(help="Dask cluster: `local`, or a scheduler's address such as tcp://host:8786."),
 ]
 
-ExportFormat = Literal["mlflow", "torch"]
+ExportFormat = Literal["mlflow", "torch", "onnx"]
+Simulated = Literal["simulated", "streams", "shop"]
 
 DEFAULT_WORK = Path("workspace")
+
+NIGHTLY = ("mlflow", "prefect")  # packages of the extra `nightly`
 
 EXAMPLES = {
     "nightly": "mtl-ranker nightly -c feed.toml -d /logs -w /work --wait-minutes 120",
@@ -104,6 +111,7 @@ EXAMPLES = {
     "explain": "mtl-ranker explain -c feed.toml -d /logs --user 42 --item 7 --date 2026-11-25",
     "export": "mtl-ranker export -c feed.toml -d /logs --snapshot --out ranker-2026-11-25",
     "serve": 'mtl-ranker serve -c feed.toml -d /logs -w /work --nightly-cron "30 2 * * *"',
+    "init": "mtl-ranker init -d /logs -o feed.toml",
     "check": "mtl-ranker check -c feed.toml -d /logs",
     "simulate": "mtl-ranker simulate -o feed --impressions 1000000 --days 28",
     "ui": "mtl-ranker ui -w /work",
@@ -136,7 +144,10 @@ def nightly(
     if dry_run:
         _dry_run(context, day)
         return
+    from mtl_ranker.ranking.candidates import check_candidates
+
     chosen = _chosen(context, day, logged=not wait_minutes, late=True)
+    check_candidates(context, chosen + timedelta(days=1))  # before a server starts
     flow = _flow("nightly", "nightly", workspace)
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
@@ -417,7 +428,7 @@ def export(
     day: Ranked = None,
     form: Annotated[
         ExportFormat,
-        typer.Option("--format", help="An MLflow model, or a torch.export program."),
+        typer.Option("--format", help="An MLflow model, a torch.export program, or an ONNX model."),
     ] = "mlflow",
     snapshot: Annotated[
         bool,
@@ -480,6 +491,23 @@ def serve(
     raise typer.Exit(serve_command(workspace, port, arguments))
 
 
+@command("init", SETUP)
+def init(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Project file to write.")] = Path(
+        "feed.toml"
+    ),
+    user: Annotated[str | None, typer.Option(help="Column of the user.")] = None,
+    item: Annotated[str | None, typer.Option(help="Column of the item.")] = None,
+) -> None:
+    """Write a first project file for a folder of Parquet files, with questions as comments."""
+    from mtl_ranker.commands.init import write_project_file
+    from mtl_ranker.logs.discover import Hints
+
+    for line in write_project_file(data, out, Hints(user, item)):
+        typer.echo(line)
+
+
 @command("check", SETUP)
 def check(config: Config, data: Data, write: Write = None) -> None:
     """Verify a project file against its data, without training or writing anything."""
@@ -505,12 +533,16 @@ def simulate(
     candidates: Annotated[
         int, typer.Option(min=0, help="Candidates of each user to write for every ranked day.")
     ] = 0,
+    preset: Annotated[
+        Simulated,
+        typer.Option(help="What to simulate: a feed, a feed with a stream of each action, a shop."),
+    ] = "simulated",
     answered: Annotated[
         Path | None,
         typer.Option("--respond", help="Let the users of --out answer this rankings/date=D."),
     ] = None,
 ) -> None:
-    """Simulate the log of a feed with known true probabilities, or its answer to a ranking."""
+    """Simulate a log with known true probabilities, or the answer of a feed to a ranking."""
     from mtl_ranker.logs import respond
     from mtl_ranker.logs import simulate as simulation
 
@@ -519,6 +551,13 @@ def simulate(
         return
     from rich.progress import Progress
 
+    if preset == "shop":
+        from mtl_ranker.logs import shop
+
+        found = shop.make_shop(shop.Size(impressions, seed, days, delayed=True))
+        shop.write_streams(found, out, seed)
+        typer.echo(f"{out}: {days} days from {shop.FIRST}; true probabilities in {out / 'truth'}")
+        return
     scale = max(1.0, impressions / 150_000)
     feed = simulation.Feed(
         impressions,
@@ -527,6 +566,7 @@ def simulate(
         users=round(4_000 * scale**0.7),
         items=round(3_000 * scale**0.5),
         horizon=horizon,
+        streams=preset == "streams",
     )
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("simulating impressions", total=impressions)
@@ -889,20 +929,31 @@ def main() -> None:
 
 
 def run_app(program: Callable[[], Any]) -> None:
-    """Run a program; print a ProjectError as a message without a stack trace, with exit code 2."""
+    """Run a program; print a ProjectError as a message without a stack trace, with exit code 2.
+
+    A missing package of the extra `nightly` is such an error too.
+    """
     try:
         program()
     except ProjectError as error:
-        # The message may hold data, so it is not read as markup.
-        message = Text.assemble(("error", "bold red"), " ", str(error))
-        Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in NIGHTLY:
+            raise
+        _fail(f"{error.name} is not installed: pip install 'mtl_ranker[nightly]'")
     except Exception as error:
         if not is_outside(error):
             raise
         message = Text.assemble(("error", "bold red"), " ", first_line(error))
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(1)
+
+
+def _fail(words: str) -> NoReturn:
+    # The message may hold data, so it is not read as markup.
+    message = Text.assemble(("error", "bold red"), " ", words)
+    Console(stderr=True).print(message, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from mtl_ranker.config import Project, load_project
+from mtl_ranker.config import Project, Table, load_project
 from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import (
@@ -24,8 +24,9 @@ from mtl_ranker.features.columns import (
     numeric_features,
 )
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
+from mtl_ranker.features.derived import check_derived
 from mtl_ranker.features.examples import labelled_events
-from mtl_ranker.features.tables import join_tables, static_tables
+from mtl_ranker.features.tables import join_tables, tables_as_of
 from mtl_ranker.logs.actions import final_day, join_actions
 from mtl_ranker.logs.contract import (
     Checked,
@@ -33,7 +34,9 @@ from mtl_ranker.logs.contract import (
     check_expressions,
     derived_columns,
     label_actions,
+    may_fall,
     unusable_labels,
+    used_columns,
 )
 from mtl_ranker.logs.ingest import mark_repeated
 from mtl_ranker.logs.sources import open_source
@@ -58,6 +61,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     model_specs(project)
     yield f"ok  {config}: {len(project.objectives)} objectives, {len(project.models)} models"
     yield from _blend_lines(project)
+    yield from _against(project)
     source = open_source(project, data)
     available = source.days()
     if not available:
@@ -68,8 +72,10 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     counts = f"{len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
     yield f"ok  split: {counts}"
     checked = yield from _contract(project, source, last)
-    rows = join_tables(static_tables(source), checked.good)
-    yield from _features(project, source, checked, rows.collect_schema())
+    yield from _begun(project, source, days)
+    rows = join_tables(tables_as_of(source, last), checked.good)
+    yield from _features(project, checked, rows.collect_schema())
+    yield from _tables(project, source, days)
     yield from _rules(project, source)
     # After the cheap checks, as these import torch and MLflow.
     from mtl_ranker.commands.rehearsal import SAMPLE_ROWS, rehearse, sampled_context
@@ -112,6 +118,18 @@ def _contract(project: Project, source: Source, day: date) -> Generator[str, Non
     return checked
 
 
+def _begun(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
+    """Columns that begin within the split's days."""
+    have = {day: set(source.columns(day)) for day in days.all}
+    for column in sorted(used_columns(project) & have[days.all[-1]]):
+        with_it = [day for day in days.all if column in have[day]]
+        if with_it[0] > days.all[0]:
+            yield (
+                f"    column {column!r} begins on {with_it[0]}; it is missing in the rows of "
+                "earlier days"
+            )
+
+
 def _advice(project: Project, checked: Checked) -> Iterator[str]:
     """What to do about labels that are not allowed."""
     for index, objective in enumerate(project.objectives):
@@ -124,27 +142,21 @@ def _advice(project: Project, checked: Checked) -> Iterator[str]:
             "its other labels; where only this label is unusable, exclude it with `where`"
         )
         if objective.kind == "ordinal":
-            levels = objective.levels
+            first, count = objective.lowest, objective.level_count
             text += (
-                f". levels = {levels} allows 0 to {levels - 1}; for values from 1 to {levels}, "
-                f'write label = "{objective.label} - 1", or levels = {levels + 1}'
+                f". levels = {objective.levels} allows {first} to {first + count - 1}; for values "
+                "from 1 to 5, write levels = [1, 2, 3, 4, 5]"
             )
         yield text
 
 
-def _features(
-    project: Project, source: Source, checked: Checked, schema: pl.Schema
-) -> Iterator[str]:
+def _features(project: Project, checked: Checked, schema: pl.Schema) -> Iterator[str]:
     """Names and types of features and keys.
 
     Args:
         schema: of the last day's rows, with user and item table.
     """
     check_known_beforehand(project, checked.good.collect_schema().names())
-    for which in ("users", "items"):
-        table = source.table(which)
-        if table is not None:
-            yield f"ok  {which} table: {table.select(pl.len()).collect().item():,} rows"
     for keys in project.features.entities:
         for key in keys:
             if key not in schema:
@@ -152,9 +164,36 @@ def _features(
                     f"features.entities: no column {key!r}; allowed: {', '.join(schema)}"
                 )
     check_names(project, schema.names())
+    check_derived(project, schema)
     computed = set(numeric_features(project)) - set(project.features.numerics)
     check_feature_columns(project, pl.Schema(schema | dict.fromkeys(computed, pl.Float32())))
     yield f"ok  features: {len(numeric_features(project))} numeric"
+
+
+def _tables(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
+    """Rows of the user and item tables, and of which days they tell the values."""
+    undated = []
+    for which in ("users", "items"):
+        settings: Table | None = getattr(project.log, which)
+        if settings is None:
+            continue
+        table = source.table(which, days.all[-1] + timedelta(days=1))
+        assert table is not None
+        count, snapshots = table.select(pl.len()).collect().item(), source.snapshots(which)
+        dates = f"; snapshots: {len(snapshots)}, {span(snapshots)}" if snapshots else ""
+        yield f"ok  {which} table: {count:,} rows{dates}"
+        if snapshots and days.all[0] <= snapshots[0]:
+            yield (
+                f"warning: log.{which}: the first snapshot is of {snapshots[0]}, so rows up to "
+                "that day have no values of the table"
+            )
+        if not settings.dated:
+            undated.append(f"log.{which}")
+    if undated:
+        yield (
+            f"    {' and '.join(undated)}: without dates (partition or valid_from); the values of "
+            "today are joined to the rows of all past days"
+        )
 
 
 def _labels(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
@@ -202,6 +241,17 @@ def _streams(project: Project, source: Source, available: Sequence[date]) -> Ite
             f"    labels are final {wait.days} days later; until then, "
             f"training.immature = {project.training.immature!r}"
         )
+    if wait.days and project.training.immature != "wait":
+        falling = [
+            o.name
+            for o in project.objectives
+            if label_actions(project, [o]) and may_fall(project, o)
+        ]
+        if falling:
+            yield (
+                f"    a further action may change a 1, or a number, of {', '.join(falling)}; so "
+                "these labels are missing until they are final"
+            )
 
 
 def _actions(context: Context, days: SplitDays) -> Iterator[str]:
@@ -250,17 +300,23 @@ def _blend_lines(project: Project) -> Iterator[str]:
         )
 
 
+def _against(project: Project) -> Iterator[str]:
+    """The objectives that count against."""
+    for name, weight in project.blend_weights.items():
+        if name in project.bad:
+            yield f"    {name} is bad: it enters the blend with weight {weight:g}"
+
+
 def _rules(project: Project, source: Source) -> Iterator[str]:
     """The rules on lists, and that their tables can be read."""
     rules = project.scoring.rules
-    if rules == type(rules)():
+    if not rules.names:
         return
     from mtl_ranker.ranking.rules import check_rules
 
     with tempfile.TemporaryDirectory(prefix="mtl-ranker-check-") as folder:
         check_rules(Context(project, source, Workspace(Path(folder))))
-    given = [name for name, value in rules if value]
-    yield f"ok  scoring.rules: {', '.join(given)}"
+    yield f"ok  scoring.rules: {', '.join(rules.names)}"
 
 
 def _few_keys(project: Project, rows: pl.LazyFrame) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 
@@ -62,11 +63,15 @@ def plan_night(context: Context, day: date) -> Iterator[tuple[str, str]]:
     for line in plan_days(context, days, day):
         yield "build", line
     settings = project.training
-    names, seeds = dict.fromkeys(each.name for each in contenders_of(project)), settings.seeds
-    more = ", one more seed of the winner" if len(seeds) == 1 and settings.spread_seeds else ""
+    counts = Counter(each.name for each in contenders_of(project))
+    models = ", ".join(f"{name} ({n} seed{'s' * (n > 1)})" for name, n in counts.items())
+    further = settings.spread_seeds if len(settings.seeds) == 1 else 0
+    more = f", {further} more of the winner" if further else ""
+    if settings.start == "champion":
+        more += f"; between full trainings, every {settings.full_every} days, the champion alone"
     yield (
         "train",
-        f"train    {', '.join(names)}: {len(seeds)} seeds each{more}, on {span(split.train)}, "
+        f"train    {models}{more}, on {span(split.train)}, "
         f"validate {span(split.validate)}, test {span(split.test)}",
     )
     yield "rank", plan_ranking(context, day + timedelta(days=1))

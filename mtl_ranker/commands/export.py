@@ -14,7 +14,8 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.view import examples_dataset
 from mtl_ranker.ranking.artifact import RegisteredRanker
-from mtl_ranker.ranking.program import export_program, latencies
+from mtl_ranker.ranking.onnx_model import check_installed, export_onnx, load_onnx
+from mtl_ranker.ranking.program import export_program, latencies, load_program
 from mtl_ranker.reports.console import console
 from mtl_ranker.tracking import connection, pyfunc, registry
 
@@ -28,12 +29,13 @@ class Export:
 
     Attributes:
         target: a path that does not exist.
-        form: `mlflow`, a pyfunc model; `torch`, a `torch.export` program of encoded rows.
+        form: `mlflow`, a pyfunc model; `torch`, a `torch.export` program of encoded rows; `onnx`,
+            the same program as an ONNX model.
         snapshot: with the features as of `day`; reads user, item and context instead of features.
     """
 
     target: Path
-    form: Literal["mlflow", "torch"]
+    form: Literal["mlflow", "torch", "onnx"]
     snapshot: bool
     day: date
 
@@ -41,13 +43,15 @@ class Export:
 def export_command(context: Context, export: Export) -> dict[str, Any]:
     """Export the champion; prints and returns what was written.
 
-    Raises ProjectError if the target exists, for a snapshot in another form than `mlflow`, and
-    without a champion or published examples of its features.
+    Raises ProjectError if the target exists, for a snapshot in another form than `mlflow`, for
+    `onnx` without its packages, and without a champion or published examples of its features.
     """
     if export.target.exists():
         raise ProjectError(f"--out {export.target}: it exists; allowed: a path that does not")
     if export.snapshot and export.form != "mlflow":
         raise ProjectError(f"--snapshot --format {export.form}: allowed: --format mlflow")
+    if export.form == "onnx":
+        check_installed()
     connection.connect(context.workspace)
     champion = registry.load_artifact(context.project, "champion")
     version = champion.version
@@ -65,18 +69,31 @@ def _write(
     context: Context, champion: RegisteredRanker, export: Export, folder: Path
 ) -> dict[str, Any]:
     """Write the files into a new folder; prints and returns what is known of them."""
+    scoring = context.project.scoring
+    steps = [f"scoring.rules.{name}" for name in scoring.rules.names]
+    steps += ["scoring.exploration"] if scoring.exploration is not None else []
     if export.snapshot:
         pyfunc.export_ranking(context, champion, export.day, folder)
         console.print(f"ranks candidates with the features as of {export.day}")
-        return {"day": str(export.day)}
+        if steps:
+            console.print(f"lists are made under {', '.join(steps)}, as of that day too")
+        return {"day": str(export.day), "rules": steps}
+    if steps:
+        console.print(
+            f"predicts and blends rows; {', '.join(steps)} are about whole lists, which only "
+            "`--snapshot` makes"
+        )
     rows = _example_rows(context, champion)
     if export.form == "mlflow":
         pyfunc.export_model(champion, rows.head(5), folder)
         return {}
     folder.mkdir()
-    worst = export_program(champion.artifact, rows, folder)
+    write, load = (
+        (export_onnx, load_onnx) if export.form == "onnx" else (export_program, load_program)
+    )
+    worst = write(champion.artifact, rows, folder)
     request = pl.concat([rows] * -(-REQUEST_ROWS // rows.height)).head(REQUEST_ROWS)
-    measured = latencies(champion.artifact, request, folder)
+    measured = latencies(champion.artifact, request, load(folder))
     console.print(f"largest difference from the model's predictions: {worst:.2g}")
     console.print(f"milliseconds for one user's {REQUEST_ROWS} items, median and 99th percentile:")
     for name, latency in measured.items():

@@ -19,10 +19,12 @@ from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import shown_layout
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.candidates import (
     candidate_days,
     describe_candidates,
+    describe_generated,
     prepared_candidates,
 )
 from mtl_ranker.ranking.scoring import score_day
@@ -75,8 +77,8 @@ class Sample:
     def state(self, day: date) -> list[str]:
         return [str(size) for size in self.sizes(day)]
 
-    def tables_state(self) -> list[str]:
-        given = {w: self.source.table(w) for w in ("users", "items")}
+    def tables_state(self, day: date) -> list[str]:
+        given = {w: self.source.table(w, day) for w in ("users", "items")}
         return [which for which, table in given.items() if table is not None]
 
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
@@ -85,8 +87,11 @@ class Sample:
     def columns(self, day: date) -> list[str]:
         return self.source.columns(day)
 
-    def table(self, which: str) -> pl.LazyFrame | None:
-        return self.source.table(which)
+    def table(self, which: str, day: date) -> pl.LazyFrame | None:
+        return self.source.table(which, day)
+
+    def snapshots(self, which: str) -> list[date]:
+        return self.source.snapshots(which)
 
 
 def sampled_context(project: Project, source: Source, folder: Path) -> Context:
@@ -148,19 +153,22 @@ def _rank(context: Context, artifact: RankerArtifact, day: date) -> Iterator[str
     project, scoring = context.project, context.project.scoring
     if scoring.candidates is None:
         few: dict[str, Any] = {"generated_users": RANKED, "generated_items": RANKED}
-        found = "generated from the log"
+        found, *warnings = describe_generated(context, day)
+        yield from warnings
     else:
         path = context.source.root / scoring.candidates
         if not path.exists():
             raise ProjectError(
                 f"{path}: not found (scoring.candidates = {scoring.candidates!r}); allowed: a "
-                "Parquet file, or a folder of date=YYYY-MM-DD"
+                f"Parquet file, or a folder of {shown_layout(project.log)}"
             )
         wanted = day
         if path.is_dir():
             given = candidate_days(context)
             if not given:
-                raise ProjectError(f"{path}: no folder date=YYYY-MM-DD with a Parquet file")
+                raise ProjectError(
+                    f"{path}: no folder {shown_layout(project.log)} with a Parquet file"
+                )
             day = day if day in given else given[-1]
         if day != wanted:
             yield f"warning: {path} has no set for {wanted}, which a night on the last day ranks"

@@ -58,7 +58,7 @@ def server(workspace: Path, port: int) -> Iterator[dict[str, str]]:
 def start_api(workspace: Path) -> Callable[[], None]:
     """Start a Prefect API that ends with this process, unless PREFECT_API_URL names one.
 
-    Its database lies in the workspace. The server starts beside this process, which can import the
+    Its database is in the workspace. The server starts beside this process, which can import the
     flows in the meantime. Must be called after `prepare` and before Prefect is imported, which
     reads PREFECT_API_URL then.
 

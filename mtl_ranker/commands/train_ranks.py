@@ -64,7 +64,7 @@ def main(
     if not built:
         raise ProjectError(f"{workspace}: no examples; run `mtl-ranker features` first")
     last = day.date() if day else work.days("events")[-1]
-    with ranks() as world:
+    with ranks(project.training.device) as world:
         context = without_log(project, work)
         suite = train_suite(context, last, world=world)
         if world.rank == 0:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtl_ranker.evaluation.metrics import auc_of_own_group
+from mtl_ranker.evaluation.metrics import auc_of_own_group, lists_with_both
 
 LEAST = 10  # rows of the rarer label, and users with such a row, below which there is no interval
 
@@ -127,13 +127,6 @@ class LabelledRows:
             both = lists_with_both(own, users.lists)
             of_lists = support_of(kind, own[both], users.where(both), " in lists with both labels")
         return cls(kind, known, own, users, support_of(kind, own, users), of_lists)
-
-
-def lists_with_both(label: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """Which rows [n] are in a list with a positive and a negative label."""
-    codes = np.unique(lists, return_inverse=True)[1]
-    rows, positives = np.bincount(codes), np.bincount(codes, weights=label > 0.5)
-    return ((positives > 0) & (positives < rows))[codes]
 
 
 def support_of(kind: str, label: np.ndarray, clusters: Clusters, where: str = "") -> Support:

@@ -65,11 +65,18 @@ class ListCount:
 def count_lists(label: np.ndarray, lists: np.ndarray) -> ListCount:
     """Of a binary objective's labels [N] (NaN = missing) in lists [N]."""
     known = ~np.isnan(label)
-    codes = np.unique(lists[known], return_inverse=True)[1]
-    rows = np.bincount(codes)
-    positives = np.bincount(codes, weights=label[known] > 0.5)
-    both = (positives > 0) & (positives < rows)
-    return ListCount(len(rows), int(both.sum()), int(known.sum()), int(rows[both].sum()))
+    own = lists[known]
+    both = lists_with_both(label[known], own)
+    return ListCount(
+        len(np.unique(own)), len(np.unique(own[both])), int(known.sum()), int(both.sum())
+    )
+
+
+def lists_with_both(label: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """Which rows [n] are in a list with a positive and a negative label, none missing."""
+    codes = np.unique(lists, return_inverse=True)[1]
+    rows, positives = np.bincount(codes), np.bincount(codes, weights=label > 0.5)
+    return ((positives > 0) & (positives < rows))[codes]
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:

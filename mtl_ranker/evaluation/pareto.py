@@ -87,12 +87,12 @@ def gains(project: Project, labels: np.ndarray) -> np.ndarray:
     """The gain of each impression for each objective [N, T], from labels [N, T].
 
     The label, or 0 where the objective's condition does not hold and it enters the blend times the
-    probability of that (ranking/blend.py). An objective with a negative weight is bad: its gain is
-    its largest label minus the label.
+    probability of that (ranking/blend.py). For a bad objective it is the largest label minus the
+    label.
     """
-    found = label_matrix_of_values(project, labels)
-    for t, weight in enumerate(project.blend_weights.values()):
-        if weight < 0 and not np.isnan(found[:, t]).all():
+    found, bad = label_matrix_of_values(project, labels), project.bad
+    for t, objective in enumerate(project.objectives):
+        if objective.name in bad and not np.isnan(found[:, t]).all():
             found[:, t] = np.nanmax(found[:, t]) - found[:, t]
     return found
 
@@ -112,7 +112,8 @@ def trial_weights(
     """
     names = [o.name for o in project.objectives]
     spread = np.maximum(value_matrix(project, prediction).std(0), 1e-9)
-    sign = np.array([-1.0 if weight < 0 else 1.0 for weight in project.blend_weights.values()])
+    bad = project.bad
+    sign = np.array([-1.0 if name in bad else 1.0 for name in names])
     shares = list(np.eye(len(names)))
     satisfied = np.array([o.group == "satisfaction" for o in project.objectives])
     if satisfied.any() and not satisfied.all():

@@ -24,7 +24,7 @@ from mtl_ranker.features.tables import (
     join_tables,
     local_date,
     scan_events,
-    static_tables,
+    tables_as_of,
     tables_fingerprint,
 )
 from mtl_ranker.features.view import AGGREGATE_SQL, aggregate_dataset, history_dataset, view_sql
@@ -113,7 +113,7 @@ class _DayRows:
         project = context.project
         if context.workspace.published_fingerprint("events", day) is None:
             raise ProjectError(f"events of {day} are not published; run `mtl-ranker ingest` first")
-        events = join_tables(static_tables(context.source), shown_events(context, day))
+        events = join_tables(tables_as_of(context.source, day), shown_events(context, day))
         schema = events.collect_schema()
         check_names(project, [name for name in schema if name not in _action_names(project)])
         return cls(context, day, events, schema, signal_expressions(project))
@@ -155,6 +155,11 @@ def _daily(rows: _DayRows) -> dict[str, _Daily]:
     }
     if project.log.actions:
         common["actions"] = _known_actions(context, day)
+        published = context.workspace.days("events")
+        changed = [d for d in neighbours(context, day) if d < day and d in published]
+        common["rows of the tables on days that actions change"] = fingerprint(
+            *(tables_fingerprint(context, own) for own in changed)
+        )
     template, daily = ENTITY_SQL, {}
     provenance = {**common, f"sql/{template}": fingerprint(sql[template])}
     for keys in [[], *project.features.entities]:
@@ -263,7 +268,7 @@ def changes_of_day(
         signals: name → expression over the event.
         keys: columns of events and tables that are kept.
     """
-    tables, log, number = static_tables(context.source), context.project.log, day_number(day)
+    log, number = context.project.log, day_number(day)
     earlier = [d for d in context.workspace.days("events") if d < day]
     since = day_number(earlier[-1]) if earlier else number
     counted = pl.col("counted")
@@ -279,7 +284,7 @@ def changes_of_day(
     kept = list(dict.fromkeys(["user_id", "item_id", "timestamp", *keys]))
 
     def signalled(rows: pl.LazyFrame, own: date) -> pl.LazyFrame:
-        return join_tables(tables, rows).select(
+        return join_tables(tables_as_of(context.source, own), rows).select(
             pl.lit(number, pl.Int32).alias("day"),
             pl.lit(day_number(own), pl.Int32).alias("impression_day"),
             EVENT,

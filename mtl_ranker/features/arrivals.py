@@ -24,6 +24,7 @@ class Arrival:
     Attributes:
         days: on which they are counted; their labels are final.
         positives: their number.
+        rows: number of impressions with the label.
         shares: share of them that is known at the end of the impression's day, a day later, and so
             on.
     """
@@ -31,7 +32,13 @@ class Arrival:
     objective: str
     days: Sequence[date]
     positives: int
+    rows: int
     shares: list[float]
+
+    @property
+    def rate(self) -> float:
+        """The share of positives."""
+        return self.positives / self.rows if self.rows else float("nan")
 
     def __str__(self) -> str:
         known = ", ".join(f"{share:.1%} after {age} days" for age, share in enumerate(self.shares))
@@ -58,15 +65,18 @@ def arrivals(context: Context, night: date) -> list[Arrival]:
         if not ended:
             continue
         ages = (final_day(project, actions, ended[-1]) - ended[-1]).days
-        positive = (labels[objective.name] == 1).sum()
-        counts = [0] * (ages + 1)
+        positive = (labels[objective.name] == 1).sum().alias("positive")
+        present = labels[objective.name].is_not_null().sum().alias("present")
+        counts, labelled = [0] * (ages + 1), 0
         for day in ended:
             events = scan_events(context, [day]).with_row_index(EVENT)
             for age in range(ages + 1):
                 known = pl.col("known") <= day_number(day + timedelta(days=age))
                 rows = with_actions(context, events, day, known)
-                counts[age] += rows.select(positive).collect(engine="streaming").item()
+                found_now = rows.select(positive, present).collect(engine="streaming").row(0)
+                counts[age] += found_now[0]
+            labelled += found_now[1]
         total = counts[-1]
         shares = [count / total if total else float("nan") for count in counts]
-        found.append(Arrival(objective.name, ended, total, shares))
+        found.append(Arrival(objective.name, ended, total, labelled, shares))
     return found

@@ -21,8 +21,9 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import signal_expressions
 from mtl_ranker.features.columns import entity_name, history_features, numeric_features
-from mtl_ranker.features.sql import day_number
-from mtl_ranker.features.tables import join_tables, local_date, scan_events, static_tables
+from mtl_ranker.features.derived import with_computed
+from mtl_ranker.features.sql import date_of, day_number
+from mtl_ranker.features.tables import join_tables, local_date, scan_events, tables_as_of
 from mtl_ranker.features.view import examples_dataset
 from mtl_ranker.logs.actions import EVENT, PAIR, day_of, end_of, reach, read_actions, reduced
 
@@ -120,7 +121,7 @@ class _Past:
         project = self.context.project
         own = [c for c in rows.columns if c in ("user_id", "item_id", *project.log.context)]
         numbered = rows.lazy().select(own).with_row_index("place")
-        joined_tables = join_tables(static_tables(self.context.source), numbered)
+        joined_tables = join_tables(tables_as_of(self.context.source, self.as_of), numbered)
         keyed = joined_tables.sort("place").drop("place").collect()
         entities, histories = project.features.entities, project.features.histories
         sums: list[list[pl.DataFrame]] = [[] for _ in [[], *entities]]
@@ -141,7 +142,8 @@ class _Past:
                     & ~(pl.col(f"{history.signal} before") > 0).fill_null(False)
                 )
                 each.append(turned.join(rows.select("user_id"), on="user_id", how="semi"))
-        parts = [self._of_tables(keyed, rows, own)]
+        computed = with_computed(project, keyed.lazy(), self.as_of).collect()
+        parts = [self._of_tables(computed, rows, own)]
         overall = _added(sums[0], ["all"])
         for keys, found in zip(entities, sums[1:], strict=True):
             own_sums = _added(found, keys)
@@ -152,7 +154,7 @@ class _Past:
         return pl.concat(parts, how="horizontal")
 
     def _of_tables(self, keyed: pl.DataFrame, rows: pl.DataFrame, own: list[str]) -> pl.DataFrame:
-        """Columns of the user and item tables, and the item's age."""
+        """Columns of the user and item tables, derived features, and the item's age."""
         columns = [pl.col(c).cast(rows.schema[c]) for c in keyed.columns if c in rows.columns]
         if "item_age_days" in numeric_features(self.context.project):
             age = pl.lit(day_number(self.as_of)) - pl.col("item_id_published_day")
@@ -225,7 +227,9 @@ class _Past:
             if action.organic and alone.height:
                 value = pl.col("value") if action.reduce != "any" else pl.col("value") != 0
                 own_value = value.cast(pl.Float64).alias(action.name)
-                yield self._organic(alone.select(*PAIR, "timestamp", "day", own_value))
+                filed = alone.select(*PAIR, "timestamp", "day", own_value).drop_nulls("day")
+                for (number,), part in filed.group_by("day", maintain_order=True):
+                    yield self._organic(part, date_of(number))
 
     def _ledger(self, rows: pl.DataFrame, partition: int) -> pl.DataFrame:
         log = self.context.project.log
@@ -251,25 +255,26 @@ class _Past:
                 states = states.with_columns(pl.col(action.name).fill_null(action.missing))
         states = states.join(rows.drop("day"), on=EVENT, maintain_order="left")
         is_birth = pl.col("day") == pl.col("born")
-        return self._signalled(states, is_birth.cast(pl.Int64), counted=True)
+        joined = join_tables(tables_as_of(self.context.source, date_of(partition)), states.lazy())
+        return self._signalled(joined, is_birth.cast(pl.Int64), counted=True)
 
-    def _organic(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def _organic(self, rows: pl.DataFrame, day: date) -> pl.DataFrame:
         events = scan_events(self.context, [self.context.workspace.days("events")[-1]])
         blank = events.with_row_index(EVENT).head(0).collect()
         blank = blank.with_columns(
             pl.lit(None, pl.Float64).alias(action.name)
             for action in self.context.project.log.actions
         )
-        joined = pl.concat([blank, rows], how="diagonal_relaxed")
+        actions = pl.concat([blank, rows], how="diagonal_relaxed").lazy()
+        joined = join_tables(tables_as_of(self.context.source, day), actions)
         return self._signalled(joined, pl.lit(0, pl.Int64), counted=False)
 
-    def _signalled(self, rows: pl.DataFrame, impressions: pl.Expr, counted: bool) -> pl.DataFrame:
-        """A ledger of rows.
+    def _signalled(self, joined: pl.LazyFrame, impressions: pl.Expr, counted: bool) -> pl.DataFrame:
+        """A ledger of rows, which are joined to the tables.
 
         Args:
             counted: whether the rows are impressions, in order of their changes.
         """
-        joined = join_tables(static_tables(self.context.source), rows.lazy())
         signals = signal_expressions(self.context.project)
         features = self.context.project.features
         keys = {"user_id", "item_id", *(key for keys in features.entities for key in keys)}
@@ -305,9 +310,19 @@ class _Past:
         """
         return {action.name: self._known(action) for action in self.context.project.log.actions}
 
+    @property
+    def _latest_action(self) -> int:
+        """Days after an impression in which it may change; its earlier actions, of any kind, count.
+
+        That of all actions: a return reads the purchase before it.
+        """
+        log = self.context.project.log
+        return max(reach(log, action) for action in log.actions)
+
     def _known(self, action: Action) -> pl.DataFrame:
         log, workspace = self.context.project.log, self.context.workspace
-        late, longest = reach(log, action), self.context.project.features.windows[-1]
+        late = self._latest_action
+        longest = self.context.project.features.windows[-1]
         first, published = (
             self.day - timedelta(days=longest + 2 * late + 2),
             workspace.days("events"),
@@ -339,7 +354,7 @@ class _Past:
     ) -> pl.DataFrame:
         """The actions with `impression_day` and `row`, null for those without an impression."""
         log, parts = self.context.project.log, []
-        back = self.context.project.features.windows[-1] + 3 * reach(log, action) + 2
+        back = self.context.project.features.windows[-1] + 3 * self._latest_action + 2
         first = self.day - timedelta(days=back)
         first = min(first, published[-1])
         for own in [d for d in published if d >= first and d <= self.day + timedelta(days=1)]:
@@ -363,11 +378,15 @@ class _Past:
         if log.impression is not None and action.impression is not None:
             named = actions.filter(pl.col("impression").is_not_null())
             named = named.cast({"impression": schema["id"]}, strict=False)
-            ids = impressions.sort("impression_day", "row").group_by("id").first()
-            exact = named.lazy().join(ids, left_on="impression", right_on="id", suffix=" of id")
-            fits = (pl.col("shown") <= pl.col("timestamp")) & pl.all_horizontal(
-                pl.col(key) == pl.col(f"{key} of id") for key in PAIR
+            exact = named.lazy().join(
+                impressions, left_on="impression", right_on="id", suffix=" of id"
             )
+            same = pl.all_horizontal(pl.col(key) == pl.col(f"{key} of id") for key in PAIR)
+            exact = exact.with_columns(same.fill_null(False).alias("same"))
+            # An id of a request is that of several items.
+            ranked = exact.sort(~pl.col("same"), "impression_day", "row")
+            exact = ranked.group_by("action").first()
+            fits = (pl.col("shown") <= pl.col("timestamp")) & pl.col("same")
             own_id = exact.select("action", *(pl.when(fits).then(c).alias(c) for c in places))
             chosen_ids = own_id.collect()
             others = found.join(chosen_ids, on="action", how="anti")

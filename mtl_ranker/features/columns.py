@@ -7,10 +7,11 @@ from collections.abc import Collection
 import polars as pl
 
 from mtl_ranker.config import History, Project
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.logs.actions import EVENT
 
 LABEL = "label_"
+OPEN = "open_label_"  # of a label as observed while actions may change it; null once it is final
 
 SAMPLE_WEIGHT = "sample_weight"
 
@@ -34,8 +35,8 @@ def aggregate_feature_names(project: Project, keys: list[str]) -> list[str]:
 
 
 def numeric_features(project: Project) -> list[str]:
-    """Every numeric model input: configured columns, item age, and the windowed aggregates."""
-    names = list(project.features.numerics)
+    """Every numeric input: configured columns, derived ones, item age, and aggregates."""
+    names = [*project.features.numerics, *project.features.derived]
     if project.log.items is not None and project.log.items.published:
         names.append("item_age_days")
     for keys in project.features.entities:
@@ -49,17 +50,38 @@ def table_sides(project: Project) -> dict[str, str]:
     return {c: side for table, side in tables if table is not None for c in table.joined}
 
 
+def derived_features(project: Project) -> dict[str, pl.Expr]:
+    """Name → expression of each derived feature. Raises ProjectError for text that is no SQL."""
+    found = {}
+    for name, text in project.features.derived.items():
+        try:
+            found[name] = pl.sql_expr(text)
+        except pl.exceptions.PolarsError as error:
+            raise ProjectError(
+                f"features.derived.{name}: {text!r} is no SQL expression ({first_line(error)})"
+            ) from error
+    return found
+
+
+def columns_of_derived(project: Project) -> dict[str, list[str]]:
+    """Derived feature → the columns that it reads."""
+    derived = derived_features(project).items()
+    return {name: list(dict.fromkeys(e.meta.root_names())) for name, e in derived}
+
+
 def keys_of_numerics(project: Project) -> dict[str, list[str]]:
     """Numeric feature → the columns whose values it is a function of on a day.
 
-    Features of the user or item table have the table's key, aggregates the entity's keys, and a
-    context column itself.
+    Features of the user or item table have the table's key, aggregates the entity's keys, a context
+    column itself, and derived features the keys of the columns that they read.
     """
     tables = ((project.log.users, "user_id"), (project.log.items, "item_id"))
     keys = {column: [key] for table, key in tables if table is not None for column in table.columns}
     keys["item_age_days"] = ["item_id"]
     for entity in project.features.entities:
         keys |= dict.fromkeys(aggregate_feature_names(project, entity), entity)
+    for name, read in columns_of_derived(project).items():
+        keys[name] = list(dict.fromkeys(k for column in read for k in keys.get(column, [column])))
     return {name: keys.get(name, [name]) for name in numeric_features(project)}
 
 
@@ -109,7 +131,7 @@ def feature_columns(project: Project) -> list[str]:
 def check_feature_columns(project: Project, schema: pl.Schema) -> None:
     """Raise ProjectError unless every configured feature exists with a fitting type."""
     features = project.features
-    available = [c for c in schema.names() if not c.startswith(LABEL)]
+    available = [c for c in schema.names() if not c.startswith((LABEL, OPEN))]
     wanted = {f"features.categoricals ({c.column})": c.column for c in features.categoricals}
     wanted |= {f"features.lists ({c.column})": c.column for c in features.lists}
     wanted |= {f"features.numerics ({c})": c for c in features.numerics}
@@ -120,7 +142,8 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
         kind, dtype = place.partition(" ")[0].removeprefix("features."), schema[column]
         value = dtype.inner if kind == "lists" and isinstance(dtype, pl.List) else dtype
         number = value.is_numeric() or value in (pl.Boolean, pl.Null)
-        fits = (number or value == pl.String) if kind != "numerics" else number
+        is_date = value == pl.Date or isinstance(value, pl.Datetime)
+        fits = (number or value == pl.String) if kind != "numerics" else number or is_date
         if kind == "lists" and not isinstance(dtype, pl.List):
             fits = dtype == pl.Null
         if not fits:
@@ -130,7 +153,7 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
 # What a feature may be, by the setting that names it.
 FITTING = {
     "categoricals": "text, a number or a Boolean; a list column belongs in features.lists",
-    "numerics": "a number or a Boolean, one per row; text belongs in features.categoricals",
+    "numerics": "a number, a Boolean or a date, one per row; text belongs in features.categoricals",
     "lists": "a list of text, numbers or Booleans; text with a separator becomes one by "
     "log.items.lists or log.users.lists",
 }
@@ -141,7 +164,7 @@ def generated_columns(project: Project) -> set[str]:
     names = set(numeric_features(project)) - set(project.features.numerics)
     for history in project.features.histories:
         names |= set(history_features(history))
-    return names | {LABEL + o.name for o in project.objectives} | {EVENT}
+    return names | {p + o.name for o in project.objectives for p in (LABEL, OPEN)} | {EVENT}
 
 
 def check_names(project: Project, columns: Collection[str]) -> None:

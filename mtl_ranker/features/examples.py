@@ -21,6 +21,7 @@ from mtl_ranker.features.blocks import Block, user_blocks
 from mtl_ranker.features.columns import (
     EVENT,
     LABEL,
+    OPEN,
     SAMPLE_WEIGHT,
     check_feature_columns,
     check_known_beforehand,
@@ -41,6 +42,7 @@ from mtl_ranker.logs.contract import (
     derived_columns,
     label_actions,
     label_expression,
+    may_fall,
     unusable_labels,
 )
 from mtl_ranker.workspace import VERSION, fingerprint
@@ -174,8 +176,9 @@ def _relabelled(context: Context, plan: ExamplesPlan) -> pl.LazyFrame:
     columns = published.collect_schema().names()
     names = _label_columns(context.project)
     labels = labelled_events(context, plan.day, plan.night).select(EVENT, *names)
-    kept = published.drop(names).join(labels, on=EVENT, how="left", maintain_order="left")
-    return kept.select(columns)
+    features = [c for c in columns if not c.startswith((LABEL, OPEN)) and c not in names]
+    kept = published.select(features).join(labels, on=EVENT, how="left", maintain_order="left")
+    return kept.select(*features, *names)
 
 
 def _warn_of_labels(context: Context, plan: ExamplesPlan) -> None:
@@ -211,27 +214,51 @@ def _with_known_actions(context: Context, day: date, night: date) -> pl.LazyFram
 
 def _label_columns(project: Project) -> list[str]:
     names = [LABEL + o.name for o in project.objectives]
+    names += [OPEN + name for name in soft_objectives(project)]
     return names if project.training.sample_weight is None else [*names, SAMPLE_WEIGHT]
+
+
+def soft_objectives(project: Project) -> list[str]:
+    """Objectives with soft labels: binary ones whose label reads actions that only raise it.
+
+    None without `training.immature = "soft"`.
+    """
+    if project.training.immature != "soft":
+        return []
+    return [
+        objective.name
+        for objective in project.objectives
+        if objective.kind == "binary"
+        and label_actions(project, [objective])
+        and not may_fall(project, objective)
+    ]
 
 
 def labelled_events(context: Context, day: date, night: date) -> pl.LazyFrame:
     """A day's events with `EVENT`, labels and sample weights, as known at the end of D.
 
-    With `training.immature = "positives"`, a binary label is missing while it is 0 and the window
-    of its actions is open, and any other label while the window is open.
+    With `training.immature = "positives"`, a binary label that actions only raise is missing while
+    it is 0 and the window of its actions is open, and any other label while the window is open.
+    With `"soft"`, every label is missing while the window is open; what is observed of the labels
+    of `soft_objectives` is in columns of their own (`OPEN`), which only trainings read.
 
     Args:
         night: D.
     """
     project, labels = context.project, derived_columns(context.project)
-    columns = []
+    softened, columns = soft_objectives(project), []
     for objective in project.objectives:
         label, actions = labels[objective.name], label_actions(project, [objective])
-        if actions and project.training.immature == "positives":
+        if actions and project.training.immature != "wait":
             late = max(action.span for action in actions)
             late += timedelta(hours=2 * project.log.day_tolerance_hours)  # as in `final_day`
             is_open = pl.col("timestamp") + late >= end_of(project.log, night)
-            may_change = is_open & (label == 0) if objective.kind == "binary" else is_open
+            may_change = is_open
+            if objective.name in softened:
+                observed = pl.when(is_open).then(label).cast(pl.Float32)
+                columns.append(observed.alias(OPEN + objective.name))
+            elif project.training.immature == "positives" and not may_fall(project, objective):
+                may_change = is_open & (label == 0)
             label = pl.when(~may_change).then(label)
         columns.append(label.cast(pl.Float32).alias(LABEL + objective.name))
     if project.training.sample_weight is not None:
@@ -278,6 +305,7 @@ def examples_provenance(context: Context, day: date, night: date | None = None) 
     made = {
         **with_labels,
         **(of_histories if features.histories else {}),
+        **({"setting features.derived": fingerprint(features.derived)} if features.derived else {}),
         **({"setting log.list or log.request": fingerprint(further)} if further else {}),
         "events": workspace.published_fingerprint("events", day) or "",
         "aggregates of earlier days": history_fingerprint(context, day),

@@ -1,7 +1,7 @@
 """Match features: whether a user's value is an item's, where both come from one vocabulary.
 
 Models without such a feature must learn the product of two embeddings to find that an item's
-category is among a user's favourites, which takes many more rows than a number that says so.
+category is among a user's favourites, which takes many more rows than a number that compares them.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def find_matches(
 ) -> list[Match]:
     """The pairs of a user's and an item's column that share a vocabulary.
 
-    They do if they say so (`share`), or if both hold text and at least half of the known values of
-    the column with fewer of them, and two at least, are known values of the other.
+    They do if they have the same `share`, or if both hold text and at least half of the known
+    values of the column with fewer of them, and two at least, are known values of the other.
 
     Args:
         sides: column → "user" or "item".
-        declared: only those that say so.
+        declared: only those with the same `share`.
     """
     found = []
     fields = [(v, False) for v in categoricals] + [(v, True) for v in lists]

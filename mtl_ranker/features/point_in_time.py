@@ -24,8 +24,9 @@ from mtl_ranker.features.columns import (
     numeric_features,
     signal_names,
 )
+from mtl_ranker.features.derived import check_derived, columns_of_derived, with_computed
 from mtl_ranker.features.sql import day_number, run_sql
-from mtl_ranker.features.tables import join_tables, local_date, static_tables
+from mtl_ranker.features.tables import join_tables, local_date, tables_as_of
 from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 
 
@@ -61,8 +62,9 @@ class AsOf:
             known: the aggregated days to read, of those before D; None for all in the windows.
         """
         features = context.project.features
-        static = static_tables(context.source)
-        schema = join_tables(static, rows).collect_schema()
+        given = tables_as_of(context.source, day)
+        schema = join_tables(given, rows).collect_schema()
+        check_derived(context.project, schema)
         filters = {"user_id", "item_id"} & {key for keys in features.entities for key in keys}
         filters |= {"user_id"} if features.histories else set()
         uniques = [rows.select(key).unique() for key in filters if key in rows.collect_schema()]
@@ -82,20 +84,22 @@ class AsOf:
             for keys, table in zip(features.entities, tables, strict=True)
         ]
         entities += [_history(context, lookback, history) for history in features.histories]
-        return cls(context.project, day, static, entities, view_sql(context))
+        return cls(context.project, day, given, entities, view_sql(context))
 
     def join(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
         """Join features to `rows`: impressions, candidates, or some columns of candidates.
 
-        The user and the item table are joined where the rows have their key.
+        The user and the item table are joined where the rows have their key, and derived features
+        are computed where they have the columns.
 
         Args:
             only: names of the entities to join; None for all.
         """
-        return self.join_windows(join_tables(self.tables, rows), only)
+        joined = with_computed(self.project, join_tables(self.tables, rows), self.day)
+        return self.join_windows(joined, only)
 
     def join_windows(self, rows: pl.LazyFrame, only: Collection[str] | None = None) -> pl.LazyFrame:
-        """The same without the user and item tables."""
+        """The same without the user and item tables, and derived features."""
         chosen = [e for e in self.entities if only is None or e.name in only]
         frames = {"rows": rows} | {e.name: e.table.lazy() for e in chosen}
         items = self.project.log.items
@@ -213,6 +217,7 @@ class FeatureSides:
         features: feature column → "user", "item" or "pair".
         entities: name of an entity → "user", "item" or "pair".
         pair_keys: keys of the entities that depend on the pair.
+        derived: derived feature that depends on the pair → the columns that it reads.
     """
 
     user_keys: list[str]
@@ -220,6 +225,7 @@ class FeatureSides:
     features: dict[str, str]
     entities: dict[str, str]
     pair_keys: list[str]
+    derived: dict[str, list[str]]
 
 
 def feature_sides(
@@ -248,6 +254,10 @@ def feature_sides(
         sources |= {feature: {"user_id"} for feature in history_features(history)}
         entity_sources[history.name] = {"user_id"}
 
+    derived = columns_of_derived(project)
+    for name, read in derived.items():
+        sources[name] = set().union(*(sources[column] for column in read))
+
     def side(source: set[str]) -> str:
         if "item_id" not in source:
             return "user"
@@ -268,6 +278,7 @@ def feature_sides(
         features=features,
         entities=entities,
         pair_keys=sorted(pair_keys),
+        derived={name: read for name, read in derived.items() if features[name] == "pair"},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta
 from functools import cache
 from pathlib import Path
 
@@ -36,3 +36,8 @@ def _template(text: str) -> jinja2.Template:
 def day_number(day: date) -> int:
     """Days since 1970-01-01, the unit of every `day` column."""
     return (day - date(1970, 1, 1)).days
+
+
+def date_of(number: int) -> date:
+    """The day of a `day_number`."""
+    return date(1970, 1, 1) + timedelta(days=number)

@@ -1,11 +1,11 @@
-"""The static user and item tables, joined to rows."""
+"""The user and item tables as of a day, joined to rows."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
-from datetime import date
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
 
 import polars as pl
 
@@ -16,14 +16,18 @@ from mtl_ranker.logs.contract import used_columns
 from mtl_ranker.workspace import fingerprint
 
 
-def static_tables(source: Source) -> dict[str, pl.LazyFrame]:
-    """The user and the item table by their key, where the project has them."""
-    tables = {"user_id": source.table("users"), "item_id": source.table("items")}
+def tables_as_of(source: Source, day: date) -> dict[str, pl.LazyFrame]:
+    """The user and the item table by their key, where the project has them.
+
+    Args:
+        day: D, at whose start the values are known.
+    """
+    tables = {"user_id": source.table("users", day), "item_id": source.table("items", day)}
     return {key: table for key, table in tables.items() if table is not None}
 
 
 def join_tables(tables: Mapping[str, pl.LazyFrame], rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Join rows to the static user and item tables.
+    """Join rows to user and item tables.
 
     A table is skipped where the rows have no column of its key. A column that the rows have already
     is not replaced.
@@ -32,9 +36,20 @@ def join_tables(tables: Mapping[str, pl.LazyFrame], rows: pl.LazyFrame) -> pl.La
         schema = rows.collect_schema()
         if key not in schema:
             continue
-        new = [c for c in table.collect_schema().names() if c == key or c not in schema]
-        rows = rows.join(table.select(new).cast({key: schema[key]}), on=key, how="left")
+        rows = rows.join(new_columns(table, [key], schema), on=key, how="left")
     return rows
+
+
+def new_columns(
+    table: pl.LazyFrame, keys: Sequence[str], schema: Mapping[str, pl.DataType]
+) -> pl.LazyFrame:
+    """A table with its keys in the types of rows to be joined, and the columns they do not have.
+
+    Args:
+        schema: of the rows.
+    """
+    new = [c for c in table.collect_schema().names() if c in keys or c not in schema]
+    return table.select(new).cast({key: schema[key] for key in keys})
 
 
 def local_date(project: Project) -> pl.Expr:
@@ -46,10 +61,13 @@ def tables_fingerprint(context: Context, day: date) -> str:
     """Hash of the rows of the user and item tables that the day's events join.
 
     Rows of other users and items do not count, so a refreshed table affects only the days whose
-    rows have changed.
+    rows have changed, and a snapshot only the days that see it.
     """
-    source, workspace = context.source, context.workspace
-    state = source.tables_state()
+    source, workspace, log = context.source, context.workspace, context.project.log
+    seen = [day]
+    if log.day_tolerance_hours and any(t is not None and t.dated for t in (log.users, log.items)):
+        seen.append(day - timedelta(days=1))  # of events with a timestamp of the day before
+    state = [text for own in seen for text in source.tables_state(own)]
     events = workspace.published_fingerprint("events", day)
     if not state or events is None:
         return fingerprint(*state)
@@ -57,7 +75,7 @@ def tables_fingerprint(context: Context, day: date) -> str:
     def rows_digest() -> str:
         rows = workspace.scan("events", [day])
         digest = hashlib.sha256()
-        for key, table in static_tables(source).items():
+        for key, table in [pair for own in seen for pair in tables_as_of(source, own).items()]:
             keys, dtype = rows.select(key).unique(), rows.collect_schema()[key]
             check_table_keys(context, key, table, dtype)
             joined = table.cast({key: dtype}).join(keys, on=key, how="semi")
@@ -66,7 +84,6 @@ def tables_fingerprint(context: Context, day: date) -> str:
             digest.update(content.getbuffer())
         return digest.hexdigest()
 
-    log = context.project.log
     subject = fingerprint("table rows", day, log.users, log.items)
     return workspace.cached(subject, fingerprint(events, *state), rows_digest)
 
@@ -89,9 +106,22 @@ def check_table_keys(context: Context, key: str, table: pl.LazyFrame, dtype: pl.
         )
 
 
+def read_as(column: str, given: pl.DataType, dtype: pl.DataType) -> pl.Expr:
+    """A column in another type, null where that is not possible; text may be a date or a time."""
+    value = pl.col(column)
+    if given == pl.String and dtype == pl.Date:
+        return value.str.to_date(strict=False)
+    if given == pl.String and isinstance(dtype, pl.Datetime):
+        zone = dtype.time_zone
+        return value.str.to_datetime(strict=False, time_unit=dtype.time_unit, time_zone=zone)
+    return value.cast(dtype, strict=False)
+
+
 def survives(column: str, given: pl.DataType, dtype: pl.DataType) -> pl.Expr:
     """Whether a value is the same after a cast to `dtype` and back: 1.9 is not user 1."""
-    cast = pl.col(column).cast(dtype, strict=False)
+    cast = read_as(column, given, dtype)
+    if given == pl.String and dtype.is_temporal():
+        return cast.is_not_null()
     same = (cast.cast(given, strict=False) == pl.col(column)).fill_null(False)
     if given.is_float() and dtype.is_integer():
         same &= pl.col(column).abs() <= 2**53  # beyond, floats do not hold every integer

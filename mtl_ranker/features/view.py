@@ -21,6 +21,8 @@ from mtl_ranker.workspace import fingerprint
 AGGREGATE_SQL = ("aggregates/entity.sql", "aggregates/history.sql")
 FEATURE_SQL = ("features/windows.sql", "features/join.sql", "features/history.sql")
 VIEWS = "views"
+# Settings of a table that say where its rows lie.
+PLACE = ("path", "format", "version", "partition", "valid_from", "valid_to")
 
 
 def view_sql(context: Context) -> dict[str, str]:
@@ -60,14 +62,15 @@ def view_digest(context: Context) -> str:
             "lists": [c.column for c in features.lists],
             "numerics": features.numerics,
             "context": context.project.log.context,
+            **({"derived": features.derived} if features.derived else {}),
             "sql": {name: sql[name] for name in FEATURE_SQL},
         }
     )
 
 
 def _columns(table: Table | None) -> dict[str, Any] | None:
-    """A table's settings without its place."""
-    return None if table is None else table.model_dump(exclude={"path", "format", "version"})
+    """A table's settings without its place and layout."""
+    return None if table is None else table.model_dump(exclude=set(PLACE))
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -101,7 +104,10 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
         which: _at_current_path(getattr(project.log, which), getattr(current.log, which))
         for which in ("users", "items")
     }
-    # A label may read an action that the project file no longer names.
+    if tables["items"] is None and current.log.items and current.scoring.eligible:
+        keys: dict[str, Any] = {"columns": [], "lists": {}, "published": None}
+        tables["items"] = current.log.items.model_copy(update=keys)
+    # A label may read an action that the project file does not name any more.
     names = {action.name for action in current.log.actions}
     removed = [action for action in project.log.actions if action.name not in names]
     read = {"context": project.log.context, "actions": [*current.log.actions, *removed]}
@@ -140,7 +146,7 @@ def views_of(
 
 
 def _at_current_path(table: Table | None, current: Table | None) -> Table | None:
-    """A table with the model's columns, read from its path in the project file."""
+    """A table with the model's columns, read from where and as the project file says."""
     if table is None or current is None:
         return table
-    return table.model_copy(update={"path": current.path})
+    return table.model_copy(update={name: getattr(current, name) for name in PLACE})

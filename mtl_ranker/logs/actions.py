@@ -367,13 +367,26 @@ def _impressions(context: Context, action: Action, day: date) -> pl.LazyFrame | 
 
 
 def _exact(actions: pl.DataFrame, impressions: pl.LazyFrame) -> pl.DataFrame:
-    """The impression of each action's id, where there is one; of several the first."""
+    """The impression of each action's id, where there is one.
+
+    Of several it is the first of the action's user and item, and if there is none the first. The
+    id of a request has one for each item.
+    """
     ids = actions.lazy().select(pl.col("impression").unique())
     found = impressions.join(ids, on="impression", how="semi").collect(engine="streaming")
-    first = found.sort("impression_day", "row").unique("impression", keep="first")
-    joined = actions.join(first, on="impression", suffix=" shown")
+    found = found.sort("impression_day", "row")
+    first = found.unique("impression", keep="first", maintain_order=True)
+    same = actions.clear().select("action", "timestamp")
+    parts = []
+    if first.height < found.height:
+        own = found.unique(["impression", *PAIR], keep="first", maintain_order=True)
+        same = actions.join(own, on=["impression", *PAIR])
+        parts.append(same.select(*FOUND_BEFORE, pl.lit(False).alias("other"), "shown"))
+    joined = actions.join(same, on="action", how="anti").join(
+        first, on="impression", suffix=" shown"
+    )
     other = pl.any_horizontal(pl.col(key).ne_missing(pl.col(f"{key} shown")) for key in PAIR)
-    return joined.select(*FOUND_BEFORE, other.alias("other"), "shown")
+    return pl.concat([*parts, joined.select(*FOUND_BEFORE, other.alias("other"), "shown")])
 
 
 FOUND_BEFORE = ("action", "impression_day", "row")

@@ -5,6 +5,8 @@ A bad row is quarantined with every reason that applies to it; it is never repai
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -13,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from mtl_ranker.config import GIVEN, Action, Log, Objective, Project, Range
+from mtl_ranker.config import GIVEN, STRAY, Action, Log, Objective, Project, Range
 from mtl_ranker.errors import ProjectError, first_line
 
 if TYPE_CHECKING:
@@ -119,6 +121,8 @@ def derived_columns(project: Project) -> dict[str, pl.Expr]:
 
 def _label(objective: Objective, place: str) -> pl.Expr:
     label = label_expression(objective.label, f"{place}.label")
+    if objective.lowest:
+        label = label - objective.lowest
     if objective.where is None:
         return label
     return pl.when(label_expression(objective.where, f"{place}.where") == 1.0).then(label)
@@ -129,8 +133,8 @@ def _allowed(objective: Objective, label: pl.Expr) -> tuple[pl.Expr, str]:
     if objective.kind == "binary":
         return label.is_in([0.0, 1.0]), "neither 0 nor 1"
     if objective.kind == "ordinal":
-        fits = label.is_in([float(n) for n in range(objective.levels)])
-        return fits, f"not in 0..{objective.levels - 1}"
+        fits = label.is_in([float(n) for n in range(objective.level_count)])
+        return fits, f"not in {objective.lowest}..{objective.lowest + objective.level_count - 1}"
     low = label > -1 if objective.transform == "log1p" else pl.lit(True)
     low = label >= 0 if objective.kind == "watch_time" else low
     return label.is_finite() & low, "not finite or out of range"
@@ -149,6 +153,58 @@ def label_actions(project: Project, objectives: Sequence[Objective] | None = Non
     named = [text for text in texts if text is not None]
     read = {name for text in named for name in label_expression(text, text).meta.root_names()}
     return [action for action in project.log.actions if action.name in read]
+
+
+MOST_CASES = 100_000
+
+
+def may_fall(project: Project, objective: Objective) -> bool:
+    """Whether a further action can make another value of a label that is 1; True for numbers.
+
+    A label that is 1 stays 1 if it does so wherever one action's value rises. This is tried with
+    the values at, below and above each number of the label's expressions. A value itself can fall
+    with `reduce` first or last, and as a sum, as values may be negative.
+    """
+    actions = label_actions(project, [objective])
+    falling = [a for a in actions if a.value and a.reduce in ("first", "last", "sum")]
+    if objective.kind != "binary" or falling:
+        return True
+    label = _label(objective, objective.name)
+    texts = f"{objective.label} {objective.where or ''}"
+    numbers = {float(found) for found in re.findall(r"\d+(?:\.\d+)?", texts)} | {0.0, 1.0}
+    values: dict[str, list[Any]] = {}
+    for action in actions:
+        near = {max(0.0, n + step) for n in numbers for step in (-1, -0.5, 0, 0.5, 1)}
+        if action.value is None and action.reduce == "sum":  # a number of actions
+            near = {float(math.ceil(n)) for n in near}
+        elif action.value is None or action.reduce == "any":
+            near = {0.0, 1.0}
+        values[action.name] = [*([] if action.missing == 0 else [None]), *sorted(near)]
+    others = [name for name in label.meta.root_names() if name not in values]
+    words = [*re.findall(r"'([^']*)'", texts), "another"]
+    for given in (sorted({n + step for n in numbers for step in (-1, 0, 1)}), words):
+        grid = values | dict.fromkeys(others, given)
+        if math.prod(len(each) for each in grid.values()) > MOST_CASES:
+            return True
+        cases = pl.DataFrame()
+        for name, column in grid.items():
+            own = pl.DataFrame({name: column})
+            cases = own if cases.is_empty() else cases.join(own, how="cross")
+        try:
+            cases = cases.with_columns((label == 1).fill_null(False).alias("is 1"))
+        except pl.exceptions.PolarsError:  # the other columns are of another type
+            continue
+        return any(_falls(cases, action.name) for action in actions)
+    return True
+
+
+def _falls(cases: pl.DataFrame, action: str) -> bool:
+    """Whether a label is 1 for a value of an action, and not for a higher one of the same case."""
+    fixed = [name for name in cases.columns if name not in (action, "is 1")]
+    before = pl.col("is 1").cast(pl.Int8).cum_max()
+    was = before.over(fixed) if fixed else before
+    ordered = cases.sort(action, nulls_last=False, maintain_order=True)
+    return bool(ordered.select((was.cast(pl.Boolean) & ~pl.col("is 1")).any()).item())
 
 
 def unusable_labels(project: Project) -> dict[str, pl.Expr]:
@@ -252,6 +308,8 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
         rules["timestamp missing"] = Rule(pl.col(GIVEN))
         rules["timestamp is no valid time"] = Rule(timestamp.is_not_null() | ~pl.col(GIVEN))
     rules["timestamp outside the day"] = Rule(inside_day(log, day), timestamp)
+    if STRAY in schema:
+        rules["clicked, but no item of its request"] = Rule(~pl.col(STRAY), pl.col("item_id"))
     columns = ", ".join(log.unique)
     key = pl.concat_str(pl.col(log.unique).cast(pl.String), separator=" ")
     first = pl.struct(log.unique).is_first_distinct()
@@ -265,7 +323,7 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
             continue
         fits, problem = _allowed(objective, label)
         name = f"label of {objective.name} {problem}"
-        rules[name] = Rule(label.is_null() | fits, label)
+        rules[name] = Rule(label.is_null() | fits, label + objective.lowest)
     if project.training.sample_weight is not None:
         weight = label_expression(project.training.sample_weight, "training.sample_weight")
         fits = (weight.is_finite() & (weight >= 0)).fill_null(False)
@@ -307,7 +365,7 @@ def check_events(
             f"{place}: column 'reason' has the name of the quarantine's column; rename it in "
             "the log"
         )
-    own = [name for name in schema.names() if name not in (GIVEN, REPEATED)]
+    own = [name for name in schema.names() if name not in (GIVEN, REPEATED, STRAY)]
     check_expressions(project, schema, place, columns or own)
     rows = lazy.select(pl.len()).collect(engine="streaming").item()
     contract = event_schema(project, schema, day)

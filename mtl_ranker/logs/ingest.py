@@ -84,7 +84,7 @@ def mark_repeated(project: Project, source: Source, rows: pl.LazyFrame, day: dat
     day is looked at, and of it the rows near midnight that do not break the contract there.
     """
     before, log = day - timedelta(days=1), project.log
-    known = set(log.unique) <= set(rows.collect_schema())  # if not, `check_events` says so
+    known = set(log.unique) <= set(rows.collect_schema())  # if not, `check_events` raises
     if not log.day_tolerance_hours or not known or before not in source.days():
         return rows
     earlier = source.scan_day(before, used_columns(project)).filter(in_both(log, day))

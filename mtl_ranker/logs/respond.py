@@ -5,9 +5,14 @@ The truth is that of the feed (`logs/simulate.py`), with what a ranking changes:
 - **lists**: a user with a ranking sees its list, others the logging policy's slates;
 - **fatigue**: interest in an item falls with the impressions of it that the user has had on the
   last days and earlier on the day, as 1 / (1 + fatigue · impressions);
-- **drift**: tastes turn slowly towards other tastes, after the last day of the feed's own log;
-- **returns**: users come more often the more they liked of what they saw on the last days, and as
-  often as before when they have been away (after KuaiSim's retention, Zhao et al., NeurIPS 2023);
+- **drift**: after the last day of the feed's own log, tastes turn slowly towards other tastes; the
+  random walk of a feed with `drift` goes on;
+- **returns**: on the days on which users come they come more often the more they liked of what
+  they saw on the last days, and as often as before when they have been away;
+- **leaving**: the odds that a user comes at all on a day grow with how much it liked of its last
+  days with visits, however long ago. The days until it returns are then geometric with a parameter
+  that depends on the satisfaction of its last sessions: the structure of KuaiSim's retention model
+  (Zhao et al., NeurIPS 2023), with the rate of likes as satisfaction;
 - **new items** and new users, up to the feed's horizon.
 
 Random numbers come from the feed's seed and the day, so the same ranking has the same answers.
@@ -38,10 +43,12 @@ from mtl_ranker.logs.simulate import (
     proposed_items,
     truth,
 )
+from mtl_ranker.logs.simulate import world_on as feed_world_on
 from mtl_ranker.workspace import Workspace
 
 FEED = "feed.json"
-RECENT = 3  # days of fatigue and returns
+RECENT = 3  # days of fatigue and returns; days with visits of leaving
+MEMORY = 28  # days after which visits are forgotten
 PRIOR = 20.0  # impressions at the mean rate of likes, for the rate of a user
 
 
@@ -53,11 +60,15 @@ class Behaviour:
         fatigue: see the module.
         drift: radians a day.
         returns: exponent of a user's relative rate of likes in the number of visits; 0 for none.
+        leaving: probability that a user with the mean rate of likes does not come on a day.
+        retention: exponent of the relative rate of likes in the odds of coming.
     """
 
     fatigue: float = 0.3
     drift: float = 0.02
     returns: float = 0.5
+    leaving: float = 0.3
+    retention: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,11 @@ def respond(folder: Path, rankings: Path) -> Path:
     """
     simulated = SimulatedFeed.load(folder)
     feed = simulated.feed
+    if feed.streams:
+        raise ProjectError(
+            f"{folder}: a feed of streams, to which no answers can be added; allowed: a feed of "
+            "joined rows (`mtl-ranker simulate --preset simulated`)"
+        )
     day, ranking = _read(rankings)
     number = (day - feed.first_day).days
     before = folder / f"log/date={day - timedelta(days=1)}"
@@ -110,9 +126,11 @@ def respond(folder: Path, rankings: Path) -> Path:
             f"{rankings}: {ranking.height - known.height} rows have a user or an item that the "
             f"feed in {folder} does not have"
         )
-    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 4, number]))
-    recent = _recent(folder, day)
-    visits = rng.poisson(visit_rates(simulated, world, number, recent))
+    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 7, number]))
+    recent = _log_before(folder, day, RECENT)
+    comes = rng.random(users) < presence(simulated, _log_before(folder, day, MEMORY))
+    rates = visit_rates(simulated, world, number, recent) / (1 - simulated.behaviour.leaving)
+    visits = rng.poisson(rates) * comes
     shown = _shown(simulated, (world, number), rng, (ranking, visits))
     counts = recent.group_by("user", "item").agg(pl.len().alias("impressions"))
     rows = shown.join(counts, on=["user", "item"], how="left", maintain_order="left")
@@ -133,8 +151,9 @@ def respond(folder: Path, rankings: Path) -> Path:
 
 
 def world_on(simulated: SimulatedFeed, number: int) -> World:
-    """The world on a numbered day, with tastes turned since the end of the feed's own log."""
-    feed, world = simulated.feed, make_world(simulated.feed)
+    """The world on a numbered day: the feed's own, with tastes turned since its log ended."""
+    feed = simulated.feed
+    world = feed_world_on(feed, make_world(feed), number)
     angle = simulated.behaviour.drift * max(0, number - feed.days + 1)
     rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 5]))
     topics = rng.normal(size=(TOPICS, TASTES))
@@ -155,11 +174,32 @@ def visit_rates(
     slates = feed.impressions / SLATE / feed.days
     here = world.user_joins <= number
     rate = slates * world.user_activity * here / world.user_activity[here].sum()
-    likes = np.bincount(recent["user"], recent["like"], minlength=feed.users)
-    impressions = np.bincount(recent["user"], minlength=feed.users)
-    mean = max(float(likes.sum() / max(impressions.sum(), 1)), 1e-3)
-    relative = (likes + PRIOR * mean) / (impressions + PRIOR) / mean
+    relative = relative_likes(recent, feed.users)
     return rate * np.clip(relative**simulated.behaviour.returns, 0.3, 3.0)
+
+
+def presence(simulated: SimulatedFeed, past: pl.DataFrame) -> np.ndarray:
+    """P(a user comes on a day) from its last days with visits: [users].
+
+    (1 - p) / p = l / (1 - l) · r^-k, with `leaving` l, `retention` k, and the rate of likes r
+    relative to the mean of all users; r = 1 of users without visits.
+
+    Args:
+        past: the log of the last `MEMORY` days.
+    """
+    behaviour = simulated.behaviour
+    last = past.filter(pl.col("date").rank("dense", descending=True).over("user") <= RECENT)
+    relative = relative_likes(last, simulated.feed.users)
+    odds = behaviour.leaving / (1 - behaviour.leaving) / relative**behaviour.retention
+    return 1 / (1 + odds)
+
+
+def relative_likes(rows: pl.DataFrame, users: int) -> np.ndarray:
+    """Each user's rate of likes relative to that of all, smoothed: [users]."""
+    likes = np.bincount(rows["user"], rows["like"], minlength=users)
+    impressions = np.bincount(rows["user"], minlength=users)
+    mean = max(float(likes.sum() / max(impressions.sum(), 1)), 1e-3)
+    return (likes + PRIOR * mean) / (impressions + PRIOR) / mean
 
 
 def write_candidates(simulated: SimulatedFeed, folder: Path, number: int) -> None:
@@ -170,7 +210,7 @@ def write_candidates(simulated: SimulatedFeed, folder: Path, number: int) -> Non
     """
     if not simulated.candidates:
         return
-    feed, world = simulated.feed, make_world(simulated.feed)
+    feed, world = simulated.feed, world_on(simulated, number)
     rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 6, number]))
     user = np.flatnonzero(world.user_joins <= number).repeat(simulated.candidates)
     item = proposed_items(feed, world, rng, (number, user))
@@ -204,11 +244,15 @@ def _read(rankings: Path) -> tuple[date, pl.DataFrame]:
         raise ProjectError(f"{file}: not a ranking of a simulated feed ({error})") from error
 
 
-def _recent(folder: Path, day: date) -> pl.DataFrame:
-    days = [day - timedelta(days=n) for n in range(1, RECENT + 1)]
-    files = [f for each in days for f in sorted((folder / f"log/date={each}").glob("*.parquet"))]
-    columns = ["user", "item", "like"]
-    return pl.concat([pl.read_parquet(file, columns=columns) for file in files])
+def _log_before(folder: Path, day: date, count: int) -> pl.DataFrame:
+    """Impressions of as many days before a day, as far as the log has them."""
+    frames = []
+    for number in range(1, count + 1):
+        before = day - timedelta(days=number)
+        for file in sorted((folder / f"log/date={before}").glob("*.parquet")):
+            rows = pl.read_parquet(file, columns=["user", "item", "like"])
+            frames.append(rows.with_columns(pl.lit(before).alias("date")))
+    return pl.concat(frames)
 
 
 def _shown(

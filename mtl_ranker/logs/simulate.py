@@ -6,13 +6,18 @@ positions; the probability of examination, and so of a click, falls with the pos
 every day, weekends are busier, and some users are new. Tastes may drift from day to day. The true
 probabilities are written beside the log, never into it.
 
+The log is one of joined rows, or with `Feed.streams` impressions and a stream of each action, with
+daily partitions by the action's own day. Both have the same impressions and the same answers.
+Actions follow their impression with a delay of a known distribution (`Delay`); what happens after
+the last day is in no stream.
+
 All random numbers come from `SeedSequence` of the seed, the day and the chunk: the same seed gives
 the same bytes, and memory depends on the size of a chunk, not on the number of impressions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -28,6 +33,35 @@ TOPICS = 12
 CHUNK_SLATES = 50_000
 SURFACES = np.array(["home", "following", "search"])
 EXAMINATION = 1.0 / np.arange(1, SLATE + 1) ** 0.5
+HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True)
+class Delay:
+    """The time from an impression to an action: exponential, given that it is below `most`.
+
+    Attributes:
+        mean: of the exponential distribution, in hours; that of the delay is lower.
+        most: in hours.
+    """
+
+    mean: float
+    most: float
+
+    def share(self, hours: float) -> float:
+        """The share F of actions that have happened after some hours."""
+        whole = -np.expm1(-self.most / self.mean)
+        return float(-np.expm1(-np.clip(hours, 0, self.most) / self.mean) / whole)
+
+    def draw(self, rng: np.random.Generator, rows: int) -> np.ndarray:
+        """Delays in milliseconds, [rows] integers below `most`."""
+        whole = -np.expm1(-self.most / self.mean)
+        hours = -self.mean * np.log1p(-rng.random(rows) * whole)
+        return np.minimum(hours * HOUR_MS, self.most * HOUR_MS - 1).astype(np.int64)
+
+
+CLICK_DELAY = Delay(20 / 3600, 0.1)
+LIKE_DELAY = Delay(24.0, 72.0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +72,8 @@ class Feed:
         horizon: days over which items appear and users join, where they are more than `days`: those
             that follow as answers to rankings (`logs/respond.py`).
         drift: standard deviation of the daily step of each user's taste, a random walk.
+        streams: whether impressions and actions are streams of their own.
+        like_hours: mean of the exponential delay of likes in streams (`LIKE_DELAY`).
     """
 
     impressions: int = 150_000
@@ -48,6 +84,8 @@ class Feed:
     items: int = 3_000
     drift: float = 0.0
     horizon: int = 0
+    streams: bool = False
+    like_hours: float = LIKE_DELAY.mean
 
     @property
     def last_day(self) -> int:
@@ -146,6 +184,9 @@ def truth(
 def simulate(feed: Feed, folder: Path, progress: Callable[[int], None] | None = None) -> Path:
     """Write `log/date=D/`, `users.parquet`, `items.parquet` and `truth/date=D/` to `folder`.
 
+    With `Feed.streams` in place of the log `impressions`, `clicks`, `watches` and `likes`, each
+    with `date=D/`; `truth` then has the labels as well, also those that come after the last day.
+
     Args:
         progress: called with the number of impressions written so far.
     """
@@ -158,14 +199,80 @@ def simulate(feed: Feed, folder: Path, progress: Callable[[int], None] | None = 
         for number, start in enumerate(range(0, slates, CHUNK_SLATES)):
             chunk = Chunk(day, number, min(CHUNK_SLATES, slates - start))
             log, hidden = _impressions(feed, today, chunk)
-            for name, frame in (("log", log), ("truth", hidden)):
-                target = folder / name / date_folder / f"part-{number}.parquet"
-                with Workspace(folder).staged(target) as temporary:
-                    frame.write_parquet(temporary)
+            files = {"log": log, "truth": hidden}
+            if feed.streams:
+                files = _streams(feed, chunk, log) | {
+                    "truth": hidden.with_columns(log[label] for label in ("click", "like"))
+                }
+            for name, frame in files.items():
+                if name in STREAMS:
+                    days = Days(feed.first_day, feed.days, (chunk.day,))
+                    write_by_day(folder / name, frame, days, f"part-{chunk.day}-{chunk.number}")
+                else:
+                    write_part(
+                        folder, folder / name / date_folder / f"part-{number}.parquet", frame
+                    )
             written += chunk.slates * SLATE
             if progress is not None:
                 progress(written)
     return folder
+
+
+STREAMS = ("clicks", "watches", "likes")
+
+
+def _streams(feed: Feed, chunk: Chunk, log: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Joined rows of a chunk as impressions and actions, each by its folder."""
+    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 8, chunk.day, chunk.number]))
+    first = (chunk.day * 1_000 + chunk.number) * CHUNK_SLATES * SLATE
+    log = log.with_columns(pl.int_range(first, first + log.height).alias("impression_id"))
+    click = CLICK_DELAY.draw(rng, log.height)
+    like = replace(LIKE_DELAY, mean=feed.like_hours).draw(rng, log.height)
+    keys = ["impression_id", "user", "item"]
+
+    def stream(happened: str, after: pl.Expr, *values: str) -> pl.DataFrame:
+        rows = log.filter(pl.col(happened) == 1)
+        return rows.select(*keys, (pl.col("shown_at_ms") + after).alias("at_ms"), *values)
+
+    log = log.with_columns(pl.Series("clicked after", click), pl.Series("liked after", like))
+    watched = pl.col("clicked after") + (pl.col("watch_seconds") * 1_000).cast(pl.Int64)
+    labels = ("click", "watch_seconds", "like", "clicked after", "liked after")
+    return {
+        "impressions": log.drop(labels),
+        "clicks": stream("click", pl.col("clicked after")),
+        "watches": stream("click", watched, "watch_seconds"),
+        "likes": stream("like", pl.col("liked after")),
+    }
+
+
+@dataclass(frozen=True)
+class Days:
+    """The days of a log, and those, numbered from 0, that get a file also without a row."""
+
+    first: date
+    count: int
+    present: Sequence[int]
+
+
+def write_by_day(target: Path, rows: pl.DataFrame, days: Days, part: str) -> None:
+    """Write rows to the days of their `at_ms`, up to the last day of the log."""
+    start = (days.first - date(1970, 1, 1)).days
+    number = pl.col("at_ms") // (24 * HOUR_MS) - start
+    own = rows.with_columns(number.alias("number")).partition_by(
+        "number", maintain_order=True, as_dict=True, include_key=False
+    )
+    by_day = {int(key[0]): found for key, found in own.items()}
+    for day in sorted({*days.present, *by_day}):
+        if day < days.count:
+            folder = target / f"date={days.first + timedelta(days=day)}"
+            found = by_day.get(day, rows.clear()).sort("at_ms", maintain_order=True)
+            write_part(target.parent, folder / f"{part}.parquet", found)
+
+
+def write_part(folder: Path, target: Path, frame: pl.DataFrame) -> None:
+    """Write a Parquet file below `folder`; a reader sees the whole file or none."""
+    with Workspace(folder).staged(target) as temporary:
+        frame.write_parquet(temporary)
 
 
 def _write_tables(feed: Feed, world: World, folder: Path) -> None:
@@ -195,8 +302,7 @@ def _write_tables(feed: Feed, world: World, folder: Path) -> None:
         }
     )
     for name, frame in (("users", users), ("items", items)):
-        with Workspace(folder).staged(folder / f"{name}.parquet") as temporary:
-            frame.write_parquet(temporary)
+        write_part(folder, folder / f"{name}.parquet", frame)
 
 
 def _impressions(feed: Feed, world: World, chunk: Chunk) -> tuple[pl.DataFrame, pl.DataFrame]:

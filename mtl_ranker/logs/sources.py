@@ -11,9 +11,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import polars as pl
 
@@ -29,10 +31,12 @@ from mtl_ranker.logs.places import (
     schema_of,
     size_of,
 )
+from mtl_ranker.logs.requests import shown_items
 from mtl_ranker.logs.table_formats import TableVersion, open_table
 from mtl_ranker.workspace import FileSize, Workspace, fingerprint
 
 TABLE_FORMATS = ("delta", "iceberg")
+AnyPlace = TypeVar("AnyPlace", bound=Place)
 
 
 @dataclass(frozen=True)
@@ -146,35 +150,75 @@ class ParquetSource:
         """Name and content's hash of each file that the day's rows are read from."""
         return [content_of(f, self.workspace) for f in self._day_files(day)]
 
-    def tables_state(self) -> list[str]:
-        """The same for the user and item tables, including how they are read."""
-        tables = [t for t in (self.log.users, self.log.items) if t is not None]
-        return [
-            f"{self._table_state(t)} {t.model_dump_json(exclude={'version', 'format'})}"
-            for t in tables
-        ]
-
-    def _table_state(self, settings: Table) -> str:
-        if self._format(settings):
-            table = self._open(settings)
-            return f"{self._format(settings)} {table.version} of {table.place}"
-        path = self.root / settings.path
-        if not path.is_file():
-            raise ProjectError(f"{path}: not found (log.users.path or log.items.path)")
-        return content_of(path, self.workspace)
+    def tables_state(self, day: date) -> list[str]:
+        """The same for the user and item tables as of D, including how they are read."""
+        states = []
+        for which in ("users", "items"):
+            settings: Table | None = getattr(self.log, which)
+            if settings is not None:
+                parts, _ = self._table_parts(which, day)
+                contents = [part.content(self.workspace) for part in parts]
+                states.append(" ".join([*contents, _reading(settings)]))
+        return states
 
     def scan_day(self, day: date, used: Collection[str] | None = None) -> pl.LazyFrame:
         """One day's rows in canonical columns, unchecked. Raises ProjectError.
+
+        A column that the log has only from a later day on is null, unless a row without it is bad.
 
         Args:
             used: columns beside the canonical ones; None for all.
         """
         files = self._day_files(day)
         if self._folders():
-            lazy = scan_files(files, self._read(used)).with_columns(pl.lit(day).alias("date"))
+            lazy = scan_files(files, self._read(used), self._begun_later(day))
+            lazy = self._shown(lazy, files[0]).with_columns(pl.lit(day).alias("date"))
             return _canonical(lazy, self.log, files[0], self.setting)
-        rows = self._undivided(files, self._read(used))
+        rows = self._undivided(files, self._read(used), self._added_in_files())
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
+
+    def _begun_later(self, day: date) -> dict[str, pl.DataType]:
+        """Columns that neither D nor the day before has, but the log's last day; with their type.
+
+        What the day before has and D has not is missing on D.
+        """
+        partitions = self._partitions()
+        days = sorted(partitions)
+        around = [*[d for d in days if d <= day][-2:], days[-1]]
+        schemas = {d: parquet_schema(f) for d in around for f in parquet_files(partitions[d])[:1]}
+        own = {n for f in parquet_files(partitions[day]) for n in parquet_schema(f)}
+        earlier = own.union(*(schemas[d] for d in around[:-1]))
+        return self._optional(schemas[days[-1]], earlier)
+
+    def _added_in_files(self) -> dict[str, pl.DataType]:
+        """Columns that the files of an undivided log have from a day on, with their type."""
+        days = {
+            file: [day for day in own if day is not None]
+            for file, own in self._days_of_files().items()
+        }
+        dated = sorted((own[-1], file) for file, own in days.items() if own)
+        if not dated:
+            return {}
+        schemas = {file: parquet_schema(file) for _, file in dated}
+        mixed = set()
+        for name, absent in ((n, f) for n in schemas[dated[-1][1]] for _, f in dated):
+            if name not in schemas[absent]:
+                having = [days[file][0] for file in schemas if name in schemas[file]]
+                first, last = days[absent][0], days[absent][-1]
+                mixed |= {name} if min(having) <= first or min(having) < last else set()
+        return self._optional(schemas[dated[-1][1]], mixed)
+
+    def _optional(
+        self, schema: Mapping[str, pl.DataType], without: Collection[str]
+    ) -> dict[str, pl.DataType]:
+        """The columns that need not have a value, with the type they are read as."""
+        log = self.log
+        needed = {log.user, log.item, log.timestamp, log.position, log.propensity, log.partition}
+        needed |= {log.impression, log.random_exposure, *log.required, *log.unique}
+        needed |= {*log.list_columns, *without}
+        if log.requests is not None:
+            needed |= {log.requests.items, log.requests.clicked, *log.requests.per_item}
+        return {name: wide_type(t) for name, t in schema.items() if name not in needed}
 
     def _read(self, used: Collection[str] | None) -> set[str] | None:
         """The columns to read: the used ones, and those that the log's settings name."""
@@ -183,6 +227,8 @@ class ParquetSource:
         log = self.log
         mapped = [log.user, log.item, log.timestamp, log.position, log.propensity, log.partition]
         mapped += [log.impression, log.random_exposure]
+        if log.requests is not None:
+            mapped += [log.requests.items, log.requests.clicked, *log.requests.per_item]
         further = [*log.context, *log.required, *log.ranges, *log.unique, *log.list_columns]
         return {name for name in (*used, *mapped, *further) if name is not None}
 
@@ -190,46 +236,97 @@ class ParquetSource:
         """The columns of a day's first file, for messages."""
         return parquet_schema(self._day_files(day)[0]).names()
 
-    def table(self, which: str) -> pl.LazyFrame | None:
-        """The users' or items' table keyed by `user_id` or `item_id`, or None."""
+    def table(self, which: str, day: date) -> pl.LazyFrame | None:
+        """The users' or items' table keyed by `user_id` or `item_id`, or None.
+
+        Raises ProjectError for a column that is missing, and for a key with several rows that are
+        valid at one time.
+
+        Args:
+            day: D. Of dated snapshots, the latest one of a day before D is read; of rows with
+                `valid_from`, those that are valid at the start of D.
+        """
         settings: Table | None = getattr(self.log, which)
         if settings is None:
             return None
-        key = {"users": "user_id", "items": "item_id"}[which]
-        where = f"log.{which}"
+        parts, every = self._table_parts(which, day)
+        if not parts:  # D is before the first snapshot
+            return _scan_table(settings, [], every, f"log.{which}", self.log).clear()
+        rows = self._read_table(which, settings, parts, every)
+        if settings.valid_from is None:
+            return rows
+        valid = _valid_at(settings, rows.collect_schema(), self.log, day)
+        return rows.filter(valid).drop(c for c in (FROM, TO) if c in rows.collect_schema())
+
+    def snapshots(self, which: str) -> list[date]:
+        """Days of which there are snapshots of a table, ascending; empty for one without."""
+        settings: Table | None = getattr(self.log, which)
+        dated = settings is not None and settings.partition is not None
+        return sorted(self._snapshots(which)) if dated else []
+
+    def _snapshots(self, which: str) -> dict[date, list[Place]]:
+        """Day → the files of a table's snapshot. Raises ProjectError where there is none."""
+        settings: Table = getattr(self.log, which)
+        log = Log(path=settings.path, partition=settings.partition, ready=self.log.ready)
+        folders = ParquetSource(log, self.root, self.workspace, f"log.{which}")._folders()
+        complete = [d for d, f in folders.items() if not log.ready or (f / log.ready).exists()]
+        files = {day: parquet_files(folders[day]) for day in complete}
+        found = {day: own for day, own in files.items() if own}
+        if not found:
+            raise ProjectError(
+                f"{self.root / settings.path}: holds no snapshot; log.{which}.partition = "
+                f"{settings.partition!r} needs folders {shown_layout(log)} with Parquet files"
+            )
+        return found
+
+    def _table_parts(self, which: str, day: date) -> tuple[list[TablePart], list[TablePart]]:
+        """The files of a table as of D, and those of all its snapshots, ascending.
+
+        There is none as of D where D is before the first snapshot. A Delta or Iceberg table is one
+        part.
+        """
+        settings: Table = getattr(self.log, which)
         if self._format(settings):
-            version = self._open(settings)
-            return _keyed(settings, widened(version.scan()), version.place, (key, where))
-        path = self.root / settings.path
-        if not path.is_file():
-            raise ProjectError(f"{path}: not found ({where}.path)")
-        return _keyed(settings, scan_files([path]), str(path), (key, where))
+            whole: list[TablePart] = [
+                VersionPart(f"{self._format(settings)}", self._open(settings))
+            ]
+            return whole, whole
+        if settings.partition is None:
+            path = self.root / settings.path
+            if not path.is_file():
+                hint = ""
+                if path.is_dir():
+                    hint = f"; a folder of dated snapshots needs log.{which}.partition"
+                raise ProjectError(f"{path}: not found (log.{which}.path){hint}")
+            return [FilePart(path)], [FilePart(path)]
+        parts = {own: [*map(FilePart, files)] for own, files in self._snapshots(which).items()}
+        every = [part for own in sorted(parts) for part in parts[own]]
+        earlier = [own for own in parts if own < day]
+        return [*parts[max(earlier)]] if earlier else [], [*every]
+
+    def _read_table(
+        self, which: str, settings: Table, parts: list[TablePart], every: list[TablePart]
+    ) -> pl.LazyFrame:
+        """A table's rows of all times in canonical columns, with its keys checked."""
+        rows = _scan_table(settings, parts, every, f"log.{which}", self.log)
+        place = f"{parts[0]}" if settings.partition is None else parts[0].folder
+
+        def problem() -> str | None:
+            return _key_problem(settings, rows, which, place)
+
+        if self.workspace is None:
+            found = problem()
+        else:
+            contents = [part.content(self.workspace) for part in parts]
+            stamp = fingerprint(*contents, _reading(settings))
+            found = self.workspace.cached(f"keys of {which} in {place}", stamp, problem)
+        if found is not None:
+            raise ProjectError(found)
+        return rows
 
     def _folders(self) -> dict[date, Place]:
         """Day → its folder; empty for a log that is not divided into days."""
-        path, layout = self.path(), self.log.layout
-        if layout is None or not path.is_dir():
-            return {}
-        folders: dict[date, Place] = {}
-        for folder in sorted(
-            path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))
-        ):
-            text = folder.relative_to(path).as_posix()
-            if any(part.startswith(("_", ".")) for part in text.split("/")):
-                continue  # markers and temporary folders, as in `parquet_files`
-            try:
-                plain = text.removeprefix(f"{self.log.partition}=")
-                named = "%" not in (self.log.partition or "")
-                day = date.fromisoformat(plain) if named else datetime.strptime(text, layout).date()
-            except ValueError as error:
-                raise ProjectError(
-                    f"{folder}: partition {text.rpartition('=')[2]!r} is not a day; expected "
-                    f"{shown_layout(self.log)}"
-                ) from error
-            if day in folders:
-                raise ProjectError(f"{folder}: a second folder of {day}, beside {folders[day]}")
-            folders[day] = folder
-        return folders
+        return day_folders(self.path(), self.log)
 
     def _partitions(self) -> dict[date, Place]:
         """The days that have a file; with `log.ready`, those that have the marker."""
@@ -272,8 +369,15 @@ class ParquetSource:
 
     def _days_of_file(self, file: Place) -> list[date | None]:
         def read() -> list[str | None]:
-            days = self._undivided([file], self._read([])).select(pl.col("date").unique().sort())
-            return [day and day.isoformat() for day in days.collect()["date"]]
+            schema, names = parquet_schema(file), (self.log.partition, self.log.timestamp)
+            name = next((name for name in names if name is not None and name in schema), None)
+            if name is None:  # raises an error that names the column
+                own, rows = pl.col("date"), self._undivided([file], self._read([]))
+            else:
+                own = self._day_of(name, schema[name], self.path())
+                rows = scan_files([file], {name})
+            days = rows.select(own.unique().sort().alias("date")).collect()
+            return [day and day.isoformat() for day in days["date"]]
 
         if self.workspace is None:
             found = read()
@@ -282,27 +386,71 @@ class ParquetSource:
             found = self.workspace.cached(f"days of {file.resolve()}", stamp, read)
         return [None if day is None else date.fromisoformat(day) for day in found]
 
-    def _undivided(self, files: list[Place], used: Collection[str] | None = None) -> pl.LazyFrame:
-        return self.dated(scan_files(files, used), files[0])
+    def _day_of(self, column: str, dtype: pl.DataType, place: Place | str) -> pl.Expr:
+        """The day of each row by `log.partition` or `log.timestamp`, one of which is the column."""
+        if column == self.log.partition:
+            day = pl.col(column)
+            return day.str.to_date(strict=False) if dtype == pl.String else day.cast(pl.Date)
+        time = utc_timestamp(self.log, wide_type(dtype), f"{place}", f"{self.setting}.timestamp")
+        return time.dt.convert_time_zone(self.log.timezone).dt.date()
 
-    def dated(self, lazy: pl.LazyFrame, place: Place | str) -> pl.LazyFrame:
-        """Rows of several days in canonical columns, each with its date.
+    def _undivided(
+        self,
+        files: list[Place],
+        used: Collection[str] | None = None,
+        added: Mapping[str, pl.DataType] | None = None,
+    ) -> pl.LazyFrame:
+        return self.dated(scan_files(files, used, added), files[0])
+
+    def _shown(self, rows: pl.LazyFrame, place: Place | str) -> pl.LazyFrame:
+        """Rows of the log; of requests one for each item."""
+        return rows if self.log.requests is None else shown_items(rows, self.log, f"{place}")
+
+    def dated(self, rows: pl.LazyFrame, place: Place | str) -> pl.LazyFrame:
+        """Rows of several days as impressions in canonical columns, each with its date.
 
         Args:
-            lazy: rows in the log's own columns.
+            rows: in the log's own columns.
             place: where they are, for messages.
         """
+        lazy = self._shown(rows, place)
         schema = lazy.collect_schema()
         name = self.log.partition
         if name is not None and name in schema:
-            day = pl.col(name)
-            day = day.str.to_date(strict=False) if schema[name] == pl.String else day.cast(pl.Date)
-            lazy = lazy.with_columns(day.alias("date"))
+            lazy = lazy.with_columns(self._day_of(name, schema[name], place).alias("date"))
             return _canonical(lazy, self.log, place, self.setting)
         local = pl.col("timestamp").dt.convert_time_zone(self.log.timezone).dt.date()
         lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
         lazy = _canonical(lazy, self.log, place, self.setting)
         return lazy.with_columns(local.alias("date"))
+
+
+def day_folders(path: AnyPlace, log: Log) -> dict[date, AnyPlace]:
+    """Day → its folder below a path, in the layout of `log.partition`; empty without such folders.
+
+    Raises ProjectError for a folder that names no day, and for two of one day.
+    """
+    layout = log.layout
+    if layout is None or not path.is_dir():
+        return {}
+    folders: dict[date, AnyPlace] = {}
+    for folder in sorted(path.glob(re.sub("(%[a-zA-Z])+", "*", layout.replace("%Y-%m-%d", "%Y")))):
+        text = folder.relative_to(path).as_posix()
+        if any(part.startswith(("_", ".")) for part in text.split("/")):
+            continue  # markers and temporary folders, as in `parquet_files`
+        try:
+            plain = text.removeprefix(f"{log.partition}=")
+            named = "%" not in (log.partition or "")
+            day = date.fromisoformat(plain) if named else datetime.strptime(text, layout).date()
+        except ValueError as error:
+            raise ProjectError(
+                f"{folder}: partition {text.rpartition('=')[2]!r} is not a day; expected "
+                f"{shown_layout(log)}"
+            ) from error
+        if day in folders:
+            raise ProjectError(f"{folder}: a second folder of {day}, beside {folders[day]}")
+        folders[day] = folder
+    return folders
 
 
 def shown_layout(log: Log) -> str:
@@ -313,7 +461,7 @@ def shown_layout(log: Log) -> str:
     return text
 
 
-def parquet_files(path: Place) -> list[Place]:
+def parquet_files(path: AnyPlace) -> list[AnyPlace]:
     """The Parquet files below a folder, or the file itself.
 
     Files and folders whose names start with `_` or `.` are left out: other engines write there
@@ -328,29 +476,48 @@ def parquet_files(path: Place) -> list[Place]:
     ]
 
 
-def scan_files(files: Sequence[Place], used: Collection[str] | None = None) -> pl.LazyFrame:
+def scan_files(
+    files: Sequence[Place],
+    used: Collection[str] | None = None,
+    added: Mapping[str, pl.DataType] | None = None,
+) -> pl.LazyFrame:
     """Scan files with one type for each column.
 
     Files may differ in the width of numbers, and in columns that are not `used`. All footers are
     read first, so that an error names the file.
+
+    Args:
+        used: the columns; None for all.
+        added: columns, with their type, that are null in a file without them.
     """
     schemas = {file: parquet_schema(file) for file in files}
-    names = dict.fromkeys(name for schema in schemas.values() for name in schema)
+    added = {} if added is None else added
+    names = dict.fromkeys([*(n for schema in schemas.values() for n in schema), *added])
     columns = [name for name in names if used is None or name in used]
     casts: dict[str, pl.DataType] = {}
     for name in columns:
         absent = [file for file in files if name not in schemas[file]]
-        if absent:
+        if absent and name not in added:
             present = next(file for file in files if name in schemas[file])
             raise ProjectError(f"{absent[0]}: column {name!r} is missing, but {present} has it")
-        casts[name] = _type_in_files(name, {file: schemas[file][name] for file in files})
+        types = {file: schemas[file].get(name, pl.Null()) for file in files}
+        common = _type_in_files(name, types)
+        casts[name] = added[name] if common == pl.Null and name in added else common
     if len({tuple(schema.items()) for schema in schemas.values()}) == 1:
-        rows = scan_places(files).select(columns)
-        return rows.with_columns(_casts(next(iter(schemas.values())), casts))
+        return _one_type(scan_places(files), schemas[files[0]], casts)
     return pl.concat(
-        scan_places([file]).select(columns).with_columns(_casts(schema, casts))
-        for file, schema in schemas.items()
+        _one_type(scan_places([file]), schema, casts) for file, schema in schemas.items()
     )
+
+
+def _one_type(
+    rows: pl.LazyFrame, schema: pl.Schema, casts: Mapping[str, pl.DataType]
+) -> pl.LazyFrame:
+    """The columns of `casts` in their types, null where the rows have none."""
+    present = {name: dtype for name, dtype in casts.items() if name in schema}
+    absent = [pl.lit(None, casts[name]).alias(name) for name in casts if name not in schema]
+    rows = rows.select(list(present)).with_columns(_casts(schema, present))
+    return rows.with_columns(absent).select(list(casts)) if absent else rows
 
 
 def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]:
@@ -368,6 +535,12 @@ def widened(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows.with_columns(_casts(schema, {n: wide_type(t) for n, t in schema.items()}))
 
 
+@lru_cache(maxsize=10_000)
+def _known_schema(file: Place, size: FileSize) -> pl.Schema:
+    """The columns of a file, read once while its size and time are the same."""
+    return parquet_schema(file)
+
+
 def parquet_schema(file: Place) -> pl.Schema:
     """The columns of a file. Raises ProjectError for one that is not Parquet."""
     if size_of(file).size == 0:
@@ -379,7 +552,7 @@ def parquet_schema(file: Place) -> pl.Schema:
         raise ProjectError(f"{file}: not a whole Parquet file ({reason})") from error
 
 
-def _type_in_files(name: str, types: Mapping[Place, pl.DataType]) -> pl.DataType:
+def _type_in_files(name: str, types: Mapping[Any, pl.DataType]) -> pl.DataType:
     """The type that a column of several files takes. Raises ProjectError naming two files."""
     common = common_type(types.values())
     if common is not None:
@@ -539,31 +712,107 @@ def _in_zone(local: pl.Expr, log: Log) -> pl.Expr:
     return local.dt.replace_time_zone(log.timezone, ambiguous="earliest", non_existent="null")
 
 
-def _keyed(settings: Table, lazy: pl.LazyFrame, path: str, use: tuple[str, str]) -> pl.LazyFrame:
-    """The user or item table with its key in canonical name, and the chosen columns.
+@dataclass(frozen=True)
+class FilePart:
+    """A file of a user or item table."""
+
+    file: Place
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    @property
+    def folder(self) -> str:
+        return str(self.file.parent)
+
+    def content(self, workspace: Workspace | None) -> str:
+        """What changes when the rows do."""
+        return content_of(self.file, workspace)
+
+    def schema(self) -> pl.Schema:
+        return _known_schema(self.file, size_of(self.file))
+
+    def rows(self) -> pl.LazyFrame:
+        return scan_places([self.file])
+
+
+@dataclass(frozen=True)
+class VersionPart:
+    """A Delta or Iceberg table as of one commit, as the only part of a user or item table."""
+
+    format: str
+    table: TableVersion
+
+    def __str__(self) -> str:
+        return self.table.place
+
+    @property
+    def folder(self) -> str:
+        return self.table.place
+
+    def content(self, workspace: Workspace | None) -> str:
+        """What changes when the rows do."""
+        return f"{self.format} {self.table.version} of {self.table.place}"
+
+    def schema(self) -> pl.Schema:
+        return self.table.scan().collect_schema()
+
+    def rows(self) -> pl.LazyFrame:
+        return self.table.scan()
+
+
+TablePart = FilePart | VersionPart
+
+
+def _reading(settings: Table) -> str:
+    """How a table's rows are read, given which they are."""
+    return settings.model_dump_json(exclude={"version", "format"})
+
+
+FROM, TO = "valid from", "valid to"  # of a row of a table
+
+
+def _scan_table(
+    settings: Table, parts: list[TablePart], every: list[TablePart], where: str, log: Log
+) -> pl.LazyFrame:
+    """A table's rows in canonical columns, with `FROM` and `TO` where it has `valid_from`.
+
+    A column has one type in all snapshots, and is null in those from before it was added. Raises
+    ProjectError for one that is missing in all, or in these files although earlier ones have it.
 
     Args:
-        path: where the rows are, for messages.
-        use: the canonical key, and the setting that names the table.
+        parts: to be read; none for a frame without rows.
+        every: of all snapshots, ascending.
+        where: the section of the project file, for messages.
     """
-    key, where = use
-    schema = lazy.collect_schema()
+    key = {"log.users": "user_id", "log.items": "item_id"}[where]
     named = [(f"{where}.key", settings.key), *((f"{where}.columns", c) for c in settings.columns)]
     named += [(f"{where}.lists", c) for c in settings.lists]
-    if settings.published:
-        named.append((f"{where}.published", settings.published))
+    for setting in ("published", "valid_from", "valid_to"):
+        if getattr(settings, setting) is not None:
+            named.append((f"{where}.{setting}", getattr(settings, setting)))
+    schemas = {part: part.schema() for part in every}
+    types: dict[str, pl.DataType] = {}
     for setting, column in named:
-        if column not in schema:
+        having = [part for part in every if column in schemas[part]]
+        lacking = [part for part in parts if column not in schemas[part]]
+        dropped = bool(having and lacking) and every.index(having[0]) < every.index(lacking[0])
+        if not having or dropped or (lacking and column == settings.key):
+            part = lacking[0] if lacking else every[-1]
+            hint = f"; {having[0]} has it" if having else ""
             raise ProjectError(
-                f"{path}: column {column!r} (named by {setting}) is missing; "
-                f"it has: {', '.join(schema.names())}"
+                f"{part}: column {column!r} (named by {setting}) is missing; "
+                f"it has: {', '.join(schemas[part].names())}{hint}"
             )
-    duplicates = lazy.select(pl.col(settings.key).is_duplicated().sum()).collect().item()
-    if duplicates:
-        raise ProjectError(
-            f"{path}: {duplicates} rows share their key {settings.key!r} with another row; "
-            "allowed: one row per key"
-        )
+        types[column] = _type_in_files(column, {part: schemas[part][column] for part in having})
+    frames = []
+    for part in parts:
+        absent = {c: pl.Null() for c in types if c not in schemas[part]}
+        casts = _casts(pl.Schema({**schemas[part], **absent}), types)
+        rows = part.rows().with_columns(pl.lit(None, pl.Null).alias(c) for c in absent)
+        frames.append(rows.select(*types).with_columns(casts))
+    lazy = pl.concat(frames) if frames else pl.LazyFrame(schema=types)
+    schema = pl.Schema(types)
     chosen = [pl.col(settings.key).alias(key), *(pl.col(c) for c in settings.columns)]
     for column, separator in settings.lists.items():
         chosen.append(pl.col(column).cast(pl.String).str.split(separator).alias(column))
@@ -572,7 +821,78 @@ def _keyed(settings: Table, lazy: pl.LazyFrame, path: str, use: tuple[str, str])
         day = pl.col(settings.published)
         day = day.str.to_date(strict=False) if text else day.cast(pl.Date)
         chosen.append(day.cast(pl.Int32).alias(f"{key}_published_day"))
+    for setting, name in (("valid_from", FROM), ("valid_to", TO)):
+        bound = getattr(settings, setting)
+        if bound is not None:
+            place = f"{parts[0]}: column {bound!r} ({where}.{setting})"
+            chosen.append(_bound(bound, schema[bound], place, log).alias(name))
     return lazy.select(chosen)
+
+
+def _bound(column: str, dtype: pl.DataType, place: str, log: Log) -> pl.Expr:
+    """An end of the time in which a row is valid: a date, or a time in the log's zone."""
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
+        return _in_zone(pl.col(column), log).cast(pl.Datetime("us", log.timezone))
+    if isinstance(dtype, pl.Datetime):
+        local = pl.col(column).dt.convert_time_zone(log.timezone)
+        return local.cast(pl.Datetime("us", log.timezone))
+    if dtype in (pl.Date, pl.Null):
+        return pl.col(column).cast(pl.Date)
+    raise ProjectError(f"{place} is {dtype}; allowed: Date or Datetime")
+
+
+def _valid_at(settings: Table, schema: pl.Schema, log: Log, day: date) -> pl.Expr:
+    """Whether a row of a table is valid at the start of D."""
+    start = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(log.timezone))
+
+    def at(name: str) -> pl.Expr:
+        return pl.lit(day) if schema[name] == pl.Date else pl.lit(start)
+
+    valid = pl.col(FROM).is_null() | (pl.col(FROM) <= at(FROM))
+    if settings.valid_to is not None:
+        valid &= pl.col(TO).is_null() | (pl.col(TO) > at(TO))
+    return valid
+
+
+def _key_problem(settings: Table, rows: pl.LazyFrame, which: str, place: str) -> str | None:
+    """What is wrong with a table's keys: two rows of one key that are valid at one time."""
+    key = {"users": "user_id", "items": "item_id"}[which]
+    if settings.valid_from is None:
+        duplicates = rows.select(pl.col(key).is_duplicated().sum()).collect().item()
+        if not duplicates:
+            return None
+        return (
+            f"{place}: {duplicates} rows share their key {settings.key!r} with another row; "
+            "allowed: one row per key; for several, of different times, see "
+            f"log.{which}.partition and log.{which}.valid_from"
+        )
+    start = pl.col(FROM)
+    end = pl.col(TO) if settings.valid_to is not None else pl.lit(None, pl.Date)
+    spans = rows.select(key, start, end.alias(TO)).filter(pl.col(key).is_not_null())
+    zone = rows.collect_schema()[FROM]
+    spans = spans.with_columns(pl.col(TO).cast(zone)).filter(
+        start.is_null() | start.ne_missing(pl.col(TO))
+    )
+    ordered = spans.sort(key, FROM, nulls_last=False).with_columns(
+        pl.col(key).shift(1).alias("key before"),
+        pl.col(FROM).shift(1).alias("from before"),
+        pl.col(TO).shift(1).alias("to before"),
+    )
+    overlap = (pl.col("key before") == pl.col(key)) & (
+        pl.col("to before").is_null() | start.is_null() | (start < pl.col("to before"))
+    )
+    wrong = ordered.filter(overlap | (start > pl.col(TO))).head(1).collect()
+    if wrong.is_empty():
+        return None
+    row = wrong.row(0, named=True)
+    shown = f"{row[FROM] or 'always'} to {row[TO] or 'open'}"
+    if row[FROM] is not None and row[TO] is not None and row[FROM] > row[TO]:
+        return f"{place}: key {settings.key!r} = {row[key]!r} is valid from {shown}"
+    return (
+        f"{place}: key {settings.key!r} = {row[key]!r} has two rows that are valid at one time: "
+        f"{row['from before'] or 'always'} to {row['to before'] or 'open'}, and {shown}; allowed: "
+        f"each row ends (log.{which}.valid_to) before or when the next one begins"
+    )
 
 
 # Formats other than Parquet, and the module whose `open_source` reads each.

@@ -16,7 +16,7 @@ import polars as pl
 from mtl_ranker.config import Log
 from mtl_ranker.context import Place
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.sources import ParquetSource, utc_timestamp, widened
+from mtl_ranker.logs.sources import ParquetSource, widened
 from mtl_ranker.logs.table_formats import DataFile, TableVersion, data_files, open_table
 from mtl_ranker.workspace import FileSize, Workspace, fingerprint
 
@@ -88,13 +88,6 @@ class TableSource(ParquetSource):
             )
         return self.log.timestamp, schema[self.log.timestamp]
 
-    def _day_of(self, column: str, dtype: pl.DataType, place: str) -> pl.Expr:
-        if column == self.log.partition:
-            day = pl.col(column)
-            return day.str.to_date(strict=False) if dtype == pl.String else day.cast(pl.Date)
-        time = utc_timestamp(self.log, dtype, place, f"{self.setting}.timestamp")
-        return time.dt.convert_time_zone(self.log.timezone).dt.date()
-
     def _spans(
         self, table: TableVersion
     ) -> list[tuple[DataFile, tuple[date, date] | tuple[None, None]]]:
@@ -132,12 +125,9 @@ class TableSource(ParquetSource):
         """The days of all rows, from the column that says them."""
 
         def read() -> list[str]:
-            rows = table.scan()
-            have = rows.collect_schema().names()
-            needed = self._read([]) or set()
-            rows = self.dated(widened(rows.select(c for c in have if c in needed)), table.place)
-            found = rows.select(pl.col("date").drop_nulls().unique()).collect(engine="streaming")
-            return [day.isoformat() for day in found["date"]]
+            day = self._day_of(*self._day_column(table), table.place)
+            days = table.scan().select(day.alias("date").drop_nulls().unique())
+            return [day.isoformat() for day in days.collect(engine="streaming")["date"]]
 
         if self.workspace is None:
             found = read()

@@ -95,17 +95,25 @@ class PiecewiseLinear(nn.Module):
         indicators = [f for f, flag in enumerate(missing) if flag]
         self.register_buffer("indicator", torch.tensor(indicators, dtype=torch.long))
         self.width = len(column) + len(indicators)
+        bins = {len(own) - 1 for own in edges}
+        self.bins = bins.pop() if len(bins) == 1 else 0  # of every feature, if they have the same
         self.sources = column + indicators  # which feature each output comes from
 
     def of(self, features: Sequence[int]) -> PiecewiseLinear:
         """The encoding of these features only."""
         edges = [self.edges[f] for f in features]
-        return PiecewiseLinear(edges, [self.missing[f] for f in features], self.standardise)
+        part = PiecewiseLinear(edges, [self.missing[f] for f in features], self.standardise)
+        return part.to(self.scale.device)
 
     def forward(self, numbers: Tensor) -> Tensor:
         # Batch last: selecting a feature's column for each of its bins then copies whole rows.
         x = numbers.t().contiguous()  # [F, B]
-        code = torch.addcmul(self.shift, x.index_select(0, self.column), self.scale)  # [bins, B]
+        if self.bins:
+            grid = (self.features, self.bins, 1)
+            code = torch.addcmul(self.shift.view(grid), x.unsqueeze(1), self.scale.view(grid))
+            code = code.flatten(0, 1)  # [bins, B]
+        else:
+            code = torch.addcmul(self.shift, x.index_select(0, self.column), self.scale)
         code = code if self.standardise else code.clamp_(0.0, 1.0)
         code = code.nan_to_num_(0.0)  # a missing value is still NaN here
         if not len(self.indicator):

@@ -77,7 +77,7 @@ def _pairs(rows: _Rows) -> tuple[Tensor, Tensor]:
     partners = in_list[rows.lists[positive]]
     first = start[rows.lists[positive]] - (partners.cumsum(0) - partners)
     better = positive.repeat_interleave(partners)
-    place = torch.arange(len(better)) + first.repeat_interleave(partners)
+    place = torch.arange(len(better), device=better.device) + first.repeat_interleave(partners)
     return better, negative[place]
 
 
@@ -109,15 +109,17 @@ def combined_pair_loss(rows: _Rows) -> Tensor:
     """RankNet's loss on pairs of the whole batch (Lin et al., KDD 2024, eq. 5: Combined-Pair).
 
     The weighted mean of log(1 + exp(z_j − z_i)) over all pairs of a positive i and a negative j,
-    for objectives so rare that hardly a list has both labels.
+    for objectives so rare that few lists have both labels.
     """
     positive = rows.positive.nonzero().squeeze(1)
     negative = (~rows.positive).nonzero().squeeze(1)
     if not len(positive) or not len(negative):
         return rows.z.new_zeros(())
     step = min(-(-len(positive) * len(negative) // MOST_PAIRS), len(negative))
-    spaced = torch.arange(0, len(negative) - step + 1, step)
-    worse = negative[torch.arange(len(positive)).unsqueeze(1) % step + spaced]  # [P, m]
+    device = rows.z.device
+    spaced = torch.arange(0, len(negative) - step + 1, step, device=device)
+    offset = torch.arange(len(positive), device=device).unsqueeze(1) % step
+    worse = negative[offset + spaced]  # [P, m]
     each = functional.softplus(rows.z[..., worse] - rows.z[..., positive].unsqueeze(-1))
     weight = rows.weight[positive].unsqueeze(1) * rows.weight[worse]
     return (each * weight).sum((-2, -1)).mean() / weight.sum().clamp(min=1e-12)
@@ -151,7 +153,8 @@ def list_losses(
 
     Args:
         logits: [..., B, T].
-        labels: [B, T]; rows with a missing label (NaN) do not count.
+        labels: [B, T]; rows with a missing label (NaN) do not count. A label y between 0 and 1 is a
+            positive of weight y and a negative of weight 1 − y.
         lists: [B] integers, equal for rows of the same list; None makes one list of each row.
         sample_weight: [B], or None for 1.
     """
@@ -159,19 +162,26 @@ def list_losses(
         log_p, log_not = chain_log_probability(logits, tasks)
         logits = log_p - log_not
     weight = logits.new_ones(len(labels)) if sample_weight is None else sample_weight
-    codes = torch.arange(len(labels))
+    codes = torch.arange(len(labels), device=labels.device)
     if lists is not None:
         codes = torch.unique(lists, return_inverse=True)[1]
     by_task = []
     for t, task in enumerate(tasks):
-        known = (~torch.isnan(labels[:, t])).nonzero().squeeze(1)
+        y = labels[:, t]
+        known = (~torch.isnan(y)).nonzero().squeeze(1)
         if task.list_loss is None or not len(known):
             by_task.append(logits.new_zeros(()))
             continue
+        soft = ((y > 0) & (y < 1)).nonzero().squeeze(1)
+        share = torch.where((y > 0) & (y < 1), y, torch.ones_like(y))
+        known = torch.cat([known, soft])
+        own = torch.cat([share[known[: len(known) - len(soft)]], 1 - y[soft]])
+        positive = y[known] > 0
+        positive[len(known) - len(soft) :] = False
         rows = _Rows(
             z=logits[..., known, t],
-            positive=labels[known, t] > 0.5,
-            weight=weight[known],
+            positive=positive,
+            weight=weight[known] * own,
             lists=codes[known],
             count=len(labels),
             total=weight.sum(),

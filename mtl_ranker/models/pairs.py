@@ -39,7 +39,9 @@ class ItemSide:
         if PAIR in part[:first]:
             raise ValueError("only numbers can belong to a pair; embed its other fields as rows")
         column_part = torch.tensor([part[field] for field in embedding.sources])
-        column_part[embedding.attended] = PAIR  # target attention depends on user and item
+        # Target attention depends on user and item.
+        column_part[embedding.attended.cpu()] = PAIR
+        column_part = column_part.to(embedding.table.weight.device)
         self.embedding, self.part = embedding, part
         self.columns = [(column_part == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
         self.rows = embedding(*items).row()[:, self.columns[ITEM]]  # [V, I_i]

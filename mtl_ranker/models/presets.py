@@ -220,6 +220,12 @@ PRESETS: dict[str, Callable[..., RankerSpec]] = {
 }
 
 
+def settings_of(preset: str) -> dict[str, Any]:
+    """A preset's own settings, besides `COMMON`: key → default."""
+    parameters = inspect.signature(PRESETS[preset]).parameters
+    return {key: p.default for key, p in parameters.items() if key != "objectives"}
+
+
 def make(
     place: str,
     settings: Mapping[str, Any],
@@ -239,8 +245,7 @@ def make(
     name = overrides.pop("preset", place.rsplit(".", 1)[-1])
     if name not in PRESETS:
         raise ValueError(f"{place}.preset: no preset {name!r}; allowed: {', '.join(PRESETS)}")
-    parameters = inspect.signature(PRESETS[name]).parameters
-    defaults = {key: p.default for key, p in parameters.items() if key != "objectives"}
+    defaults = settings_of(name)
     common_keys = {"embedding_dim"} if PRESETS[name] is linear else set(COMMON)
     allowed = defaults | {key: COMMON[key] for key in COMMON if key in common_keys}
     for key, value in overrides.items():

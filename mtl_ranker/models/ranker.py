@@ -18,6 +18,7 @@ from mtl_ranker.models.towers import PositionBias, Towers
 # Parts of names of parameters that are no matrix products, whatever their shape.
 NO_MATRICES = ("embedding.table", "position_bias", "steps", "biases", "recency", "native")
 CACHED_FLOATS = 1 << 19  # 2 MiB
+ACCELERATOR_ROWS = 1 << 17  # of a block; some 3 GB of activations of a wide model
 
 
 class Trace(NamedTuple):
@@ -129,8 +130,17 @@ class Ranker(nn.Module):
         return Trace(logits, gates, experts)
 
     @property
+    def device(self) -> torch.device:
+        return self.embedding.table.weight.device
+
+    @property
     def block_rows(self) -> int:
-        """Rows per block and core for fast prediction: the widest layer's outputs fit the cache."""
+        """Rows per block and core for fast prediction: the widest layer's outputs fit the cache.
+
+        Other devices than the CPU take one block of `ACCELERATOR_ROWS` at a time.
+        """
+        if self.device.type != "cpu":
+            return ACCELERATOR_ROWS
         widest = max(
             (layer.experts * max(layer.hidden) * self.spec.members for layer in self.spec.layers),
             default=self.embedding.outputs,

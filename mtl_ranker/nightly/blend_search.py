@@ -245,6 +245,8 @@ def predicted_by(artifact: RankerArtifact, frame: pl.DataFrame, project: Project
 def check_weights(project: Project, given: Mapping[str, float]) -> dict[str, float]:
     """Weights from the command line, 0 for other objectives.
 
+    Weights of objectives with `good = false` count against, whatever their sign.
+
     Raises ProjectError for an unknown objective, a weight that is no number, or if all are 0.
     """
     names = [o.name for o in project.objectives]
@@ -255,4 +257,5 @@ def check_weights(project: Project, given: Mapping[str, float]) -> dict[str, flo
             raise ProjectError(f"--set {name}: weight {weight:g}; allowed: a number")
     if not any(given.values()):
         raise ProjectError("--set: at least one weight must differ from 0")
-    return {name: float(given.get(name, 0.0)) for name in names}
+    found = {name: float(given.get(name, 0.0)) for name in names}
+    return {o.name: found[o.name] if o.good else -abs(found[o.name]) for o in project.objectives}

@@ -348,7 +348,7 @@ def _rows_of(
     """
     folder = dataset.workspace.root / ENCODED / fingerprint(again.name)
     if again.start is not None:
-        new = dataset.frames["validate"].lazy()
+        new = dataset.trained_on(dataset.frames["validate"]).lazy()
         # Of a streamed split `frames` has a sample.
         older = pl.scan_parquet(dataset.files["train"], missing_columns="insert", glob=False)
         encoder = again.start.encoder.extended(project.features, new)
@@ -362,7 +362,7 @@ def _rows_of(
         encoder = fit_encoder(project, lazy, SAMPLE_ROWS)
         write = partial(write_shards, encoder, files, labels, list_keys=dataset.list_keys)
         return encoder, written_once(write, folder, world)
-    frame = _frame_of(dataset, again.days)
+    frame = dataset.trained_on(_frame_of(dataset, again.days))
     encoder = fit_encoder(project, frame)
     return encoder, encode_examples(encoder, frame, labels, dataset.list_keys)
 

@@ -7,16 +7,18 @@ promoted, or was rolled back, leaves no trace in the next night's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
 from mtl_ranker.config import Project, Training
 from mtl_ranker.context import Context
 from mtl_ranker.features.days import SplitDays, last_final_day, needed_days, span, split_days
+from mtl_ranker.features.examples import soft_objectives
 from mtl_ranker.features.view import model_context
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import Continuing
 from mtl_ranker.training.network import tasks_of
+from mtl_ranker.training.soft_labels import Prior
 from mtl_ranker.training.specs import contender_specs
 
 # A model within one standard error of the best is near it (Breiman et al., Classification and
@@ -79,11 +81,15 @@ class TrainingPlan:
         start: what the night continues from; None for trainings from scratch.
         reason: why it is so, in words; empty where nothing else is asked for.
         left_out: model of the project → why it is not trained.
+        prior: what soft labels are estimated from; None without them, and without a champion.
+        prior_note: which model that is, or why there is none; empty without soft labels.
     """
 
     start: Start | None = None
     reason: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    prior: Prior | None = None
+    prior_note: str = ""
 
     @property
     def full(self) -> bool:
@@ -93,7 +99,7 @@ class TrainingPlan:
     @property
     def notes(self) -> list[str]:
         """The plan in sentences, for the report and the terminal."""
-        notes = [self.reason] if self.reason else []
+        notes = [text for text in (self.reason, self.prior_note) if text]
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
             by_reason.setdefault(reason, []).append(name)
@@ -125,6 +131,33 @@ def plan_training(
         split = split_days(project, available, day)
         return _continued(context, split, champion)
     return TrainingPlan(left_out=_never_near(project, earlier))
+
+
+def with_prior(
+    plan: TrainingPlan, context: Context, version: str, champion: RankerArtifact
+) -> TrainingPlan:
+    """The plan with the champion as the estimate of soft labels, where it can be.
+
+    It predicts objectives whose label it was trained on, from the features of this project.
+
+    Args:
+        version: the champion's, for the note.
+    """
+    own, project = champion.project, context.project
+    known = {o.name: (o.label, o.where, o.kind) for o in own.objectives}
+    same = [o.name for o in project.objectives if known.get(o.name) == (o.label, o.where, o.kind)]
+    obstacle = None
+    if not set(soft_objectives(project)) & set(same):
+        obstacle = "has no objective with the same label"
+    elif _actions(own)[0] != _actions(project)[0]:
+        obstacle = "was trained with other [[log.actions]]"
+    elif model_context(context, own, champion.sql).examples_in:
+        obstacle = "has other features"
+    if obstacle is not None:
+        note = f"soft labels by the base rate of closed days: version {version} {obstacle}"
+        return replace(plan, prior_note=note)
+    prior = Prior(champion.predict, same, champion.weights_digest)
+    return replace(plan, prior=prior, prior_note=f"soft labels by version {version}")
 
 
 def _due(settings: Training, earlier: Sequence[PastNight], day: date) -> str | None:
@@ -189,7 +222,7 @@ def _obstacle(context: Context, split: SplitDays, champion: Origin | None) -> st
     return None
 
 
-def _actions(project: Project) -> object:
+def _actions(project: Project) -> tuple[object, str]:
     """What decides the labels that actions make."""
     actions = [
         action.model_dump(exclude={"path", "format", "version"}) for action in project.log.actions

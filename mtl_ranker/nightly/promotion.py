@@ -165,7 +165,7 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     rule = project.promotion
     found = compare_models(evidence, rule.confidence)
     overall, worse = found.blended, found.worse
-    remark = f"; without a say: {', '.join(found.thin)}" if found.thin else ""
+    remark = f"; not counted: {', '.join(found.thin)}" if found.thin else ""
     if overall.note == ONE_SEED:
         remark += f"; the intervals cover users only ({ONE_SEED})"
     objections = []

@@ -52,6 +52,7 @@ from mtl_ranker.nightly.results import (
 )
 from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
+from mtl_ranker.training.device import device_of
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.process_pool import side_by_side
 from mtl_ranker.training.specs import contender_specs, model_specs
@@ -59,6 +60,7 @@ from mtl_ranker.training.specs import contender_specs, model_specs
 BLEND_TRIES = 60  # choices of weights in a night
 
 PARALLEL_FROM = 200_000  # rows x epochs of one training
+USUAL_EPOCHS = 8  # after which early stopping ends most trainings, whatever the cap
 
 
 def train_suite(
@@ -77,7 +79,7 @@ def train_suite(
     project, workspace = context.project, context.workspace
     model_specs(project)
     continuing = None if plan.start is None else plan.start.continuing
-    dataset = load_dataset(context, day, world, continuing)
+    dataset = load_dataset(context, day, world, continuing, plan.prior)
     refuse_drift(_health(project, dataset))
     runs = train_all(project, dataset, callbacks, world, plan)
     choice = _winner(project, dataset, runs, callbacks, world)
@@ -142,8 +144,11 @@ def contenders_of(project: Project, plan: TrainingPlan = FROM_SCRATCH) -> list[C
 
 
 def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:
-    """Starting a process takes seconds, longer than a small training."""
-    return len(dataset.train) * project.training.epochs >= PARALLEL_FROM
+    """Starting a process takes seconds, longer than a small training; a GPU is one for all."""
+    on_cpu = device_of(project.training.device).type == "cpu"
+    return (
+        on_cpu and len(dataset.train) * min(project.training.epochs, USUAL_EPOCHS) >= PARALLEL_FROM
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from hashlib import blake2b
@@ -111,6 +112,13 @@ class RankerArtifact:
             digest.update(tensors[name].contiguous().numpy())
         return digest.hexdigest()
 
+    def on(self, device: torch.device) -> RankerArtifact:
+        """The same ranker with a copy of its network and trees on this device."""
+        if device == self.model.device:
+            return self
+        trees = None if self.trees is None else deepcopy(self.trees).to(device)
+        return replace(self, model=deepcopy(self.model).to(device), trees=trees)
+
     def with_blend(self, choice: BlendChoice) -> RankerArtifact:
         """The same ranker with another blend; objectives without a weight get weight 1."""
         update = {
@@ -119,7 +127,13 @@ class RankerArtifact:
             "conditional": list(choice.conditional),
         }
         scoring = self.project.scoring.model_copy(update=update)
-        project = self.project.model_copy(update={"scoring": scoring})
+        # A choice has the signs of its weights, whatever the objectives say.
+        objectives = [
+            o.model_copy(update={"good": o.good or choice.weights.get(o.name, 0.0) > 0})
+            for o in self.project.objectives
+        ]
+        changed = {"scoring": scoring, "objectives": objectives}
+        project = self.project.model_copy(update=changed)
         return replace(self, project=project)
 
     @property
@@ -233,10 +247,12 @@ class RankerArtifact:
         names = [v.column for v in (*self.encoder.categoricals, *self.encoder.lists)]
         side_of = {**side_of, **{match.name: "pair" for match in self.encoder.matches}}
         sides = [SIDES.index(side_of[name]) for name in (*names, *self.encoder.numerics)]
-        encoded = encoded_tensors(self.encoder.transform(self._padded(items)))
+        encoded = self._on_device(encoded_tensors(self.encoder.transform(self._padded(items))))
         side = ItemSide(self.model.embedding, encoded, sides)
         # The trees read numbers, then categories.
-        column_sides = torch.tensor([*sides[len(names) :], *sides[: encoded[0].shape[1]]])
+        column_sides = torch.tensor(
+            [*sides[len(names) :], *sides[: encoded[0].shape[1]]], device=self.model.device
+        )
         columns = [(column_sides == s).nonzero().squeeze(1) for s in (USER, ITEM, PAIR)]
         return PairItems(
             side, columns, tree_numbers(encoded[0], encoded[2]).index_select(1, columns[ITEM])
@@ -258,9 +274,11 @@ class RankerArtifact:
             items: of `items_of_pairs`.
             pairs: N rows with the features of pairs, those of `encoder.matches` too, and the
                 surface to calibrate by.
-            user, item: [N], each pair's row in `users` and `items`.
+            user: [N], each pair's row in `users`.
+            item: [N], each pair's row in `items`.
         """
-        encoded = encoded_tensors(self.encoder.transform(self._padded(users)))
+        device = self.model.device
+        encoded = self._on_device(encoded_tensors(self.encoder.transform(self._padded(users))))
         sides = Sides(items.side, encoded)
         pair_numerics = [self.encoder.numerics[n] for n in items.side.pair_numbers]
         # A frame without columns has no rows either.
@@ -269,7 +287,10 @@ class RankerArtifact:
             if pair_numerics
             else torch.zeros(len(user), 0)
         )
-        user_rows, item_rows = (torch.from_numpy(np.asarray(i, np.int64)) for i in (user, item))
+        numbers = numbers.to(device)
+        user_rows, item_rows = (
+            torch.from_numpy(np.asarray(i, np.int64)).to(device) for i in (user, item)
+        )
         user_numbers = tree_numbers(encoded[0], encoded[2]).index_select(
             1, items.tree_columns[USER]
         )
@@ -297,11 +318,17 @@ class RankerArtifact:
     def raw(self, inputs: Inputs) -> np.ndarray:
         """Predictions of encoded rows before calibration: [N, T]."""
         self.model.eval()
+        device = self.model.device
         return self._predicted(
-            lambda rows: self.model(*(tensor[rows] for tensor in inputs)),
-            lambda rows: tree_numbers(inputs[0][rows], inputs[2][rows]),
+            lambda rows: self.model(*(t[rows].to(device) for t in inputs)),
+            lambda rows: tree_numbers(inputs[0][rows].to(device), inputs[2][rows].to(device)),
             len(inputs[0]),
         )
+
+    def _on_device(self, inputs: Inputs) -> Inputs:
+        """Encoded rows on the device of the network."""
+        categorical, bags, numeric = (tensor.to(self.model.device) for tensor in inputs)
+        return categorical, bags, numeric
 
     def _predicted(
         self,
@@ -317,7 +344,8 @@ class RankerArtifact:
                 return network
             return averaged(network, self.trees(tree_inputs(block)), self.tree_share)
 
-        return torch.cat(in_blocks(predict_block, rows, self.model.block_rows)).numpy()
+        blocks = in_blocks(predict_block, rows, self.model.block_rows, self.model.device)
+        return torch.cat(blocks).cpu().numpy()
 
     def _calibrated(self, values: np.ndarray, surface: pl.Series | None) -> pl.DataFrame:
         names = [task.name for task in self.tasks]

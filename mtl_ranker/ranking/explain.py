@@ -14,6 +14,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.point_in_time import join_features
+from mtl_ranker.features.tables import read_as
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.blend import blend_values
 from mtl_ranker.training.batches import encoded_tensors
@@ -152,7 +153,8 @@ def _candidate(project: Project, schema: pl.Schema, pair: Pair) -> pl.DataFrame:
                 raise ProjectError(f"--context {column}: is {schema[column]}, not one value")
             value = pl.Series(column, [None], schema[column])
         elif schema[column] != pl.String:
-            value = value.cast(schema[column], strict=False)
+            read = read_as(column, value.dtype, schema[column])
+            value = value.to_frame().select(read).to_series()
         if text is not None and value[0] is None:
             raise ProjectError(f"{column} {text!r}: is no {schema[column]}, the log's own type")
         values[column] = value

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -151,6 +152,8 @@ class ScoringProgram(nn.Module):
 
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+Run = Callable[[Inputs], np.ndarray]  # a program as it was read again: inputs → [N, T + 1]
+NAMES = ("categorical", "bags", "numeric", "surface")
 
 
 def program_inputs(artifact: RankerArtifact, surfaces: Sequence[str], rows: pl.DataFrame) -> Inputs:
@@ -164,51 +167,84 @@ def program_inputs(artifact: RankerArtifact, surfaces: Sequence[str], rows: pl.D
     return *encoded_tensors(artifact.encoder.transform(rows)), surface
 
 
-def export_program(artifact: RankerArtifact, rows: pl.DataFrame, folder: Path) -> float:
-    """Write the program, its description and the encoder; returns the largest difference.
+class Traced(NamedTuple):
+    """A ranker as a program, and the inputs that it was traced with."""
 
-    That is between the program as it was read again and `RankerArtifact.predict`, for 1 row and for
-    all. Raises ProjectError where it is above `TOLERANCE` of a value of 1 or more.
+    module: ScoringProgram
+    program: ExportedProgram
+    inputs: Inputs
+
+
+def trace(artifact: RankerArtifact, rows: pl.DataFrame) -> Traced:
+    """The program of a ranker for any number of rows.
 
     Args:
         rows: at least two feature rows.
-        folder: an existing one.
     """
     module = ScoringProgram(artifact).eval()
     inputs = program_inputs(artifact, module.surfaces, rows)
     batch = Dim("rows", min=1)
     with torch.no_grad():
-        exported = torch.export.export(module, inputs, dynamic_shapes=({0: batch},) * len(inputs))
-    torch.export.save(exported, folder / FILE)
+        program = torch.export.export(module, inputs, dynamic_shapes=({0: batch},) * len(inputs))
+    return Traced(module, program, inputs)
+
+
+def save_description(artifact: RankerArtifact, traced: Traced, folder: Path) -> None:
+    """Write the encoder, and the program's inputs, outputs and surfaces, into a folder."""
     artifact.encoder.save(folder / "encoder.json")
-    names = ("categorical", "bags", "numeric", "surface")
     content = {
         "inputs": {
             name: {"dtype": str(tensor.dtype), "shape": ["rows", *tensor.shape[1:]]}
-            for name, tensor in zip(names, inputs, strict=True)
+            for name, tensor in zip(NAMES, traced.inputs, strict=True)
         },
-        "outputs": [*module.names, "score"],
-        "surface": {"column": artifact.calibration.by, "values": module.surfaces},
+        "outputs": [*traced.module.names, "score"],
+        "surface": {"column": artifact.calibration.by, "values": traced.module.surfaces},
     }
     (folder / CONTENT).write_text(json.dumps(content, indent=1), "utf-8")
-    loaded = torch.export.load(folder / FILE)
-    worst = max(_difference(loaded, artifact, part, inputs) for part in (rows, rows.head(1)))
-    if not worst <= TOLERANCE:
-        raise ProjectError(
-            f"the exported program's predictions differ by up to {worst:.2g} from the model's; "
-            f"allowed: {TOLERANCE:g}"
-        )
+
+
+def load_program(folder: Path) -> Run:
+    """The program that `export_program` wrote."""
+    program = torch.export.load(folder / FILE).module()
+    return lambda inputs: program(*inputs).detach().numpy()
+
+
+def export_program(artifact: RankerArtifact, rows: pl.DataFrame, folder: Path) -> float:
+    """Write the program, its description and the encoder; returns the largest difference.
+
+    Raises ProjectError as `checked` does.
+
+    Args:
+        rows: at least two feature rows.
+        folder: an existing one.
+    """
+    traced = trace(artifact, rows)
+    torch.export.save(traced.program, folder / FILE)
+    save_description(artifact, traced, folder)
+    return checked(load_program(folder), artifact, rows, traced.inputs)
+
+
+def checked(run: Run, artifact: RankerArtifact, rows: pl.DataFrame, inputs: Inputs) -> float:
+    """The largest difference of a program from `RankerArtifact.predict`, for all rows and for one.
+
+    Differences are relative above 1. Raises ProjectError where one is above `TOLERANCE`.
+
+    Args:
+        inputs: of these rows.
+    """
+    worst = 0.0
+    for part in (rows, rows.head(1)):
+        expected = artifact.predict(part).cast(pl.Float64).to_numpy()
+        categorical, bags, numeric, surface = (tensor[: part.height] for tensor in inputs)
+        found = run((categorical, bags, numeric, surface))
+        difference = float((np.abs(found - expected) / np.maximum(1.0, np.abs(expected))).max())
+        if not difference <= TOLERANCE:
+            raise ProjectError(
+                f"the exported program's predictions differ by up to {difference:.2g} from the "
+                f"model's; allowed: {TOLERANCE:g}"
+            )
+        worst = max(worst, difference)
     return worst
-
-
-def _difference(
-    program: ExportedProgram, artifact: RankerArtifact, rows: pl.DataFrame, inputs: Inputs
-) -> float:
-    """The largest difference in any prediction of the first N rows, relative above 1."""
-    given = [tensor[: rows.height] for tensor in inputs]
-    expected = artifact.predict(rows).cast(pl.Float64).to_numpy()
-    found = program.module()(*given).detach().numpy()
-    return float((np.abs(found - expected) / np.maximum(1.0, np.abs(expected))).max())
 
 
 @dataclass(frozen=True)
@@ -232,22 +268,21 @@ class Latency:
 
 
 def latencies(
-    artifact: RankerArtifact, rows: pl.DataFrame, folder: Path, times: int = 200
+    artifact: RankerArtifact, rows: pl.DataFrame, run: Run, times: int = 200
 ) -> Mapping[str, Latency]:
-    """The latency of one request of N rows: of the program, and of our own prediction.
+    """The latency of one request of N rows: of a program, and of the ranker's own prediction.
 
     Args:
         rows: such as one user's 500 candidates with features.
-        folder: of `export_program`.
+        run: of `load_program` or `onnx_model.load_onnx`.
     """
-    program = torch.export.load(folder / FILE).module()
-    surfaces = json.loads((folder / CONTENT).read_text("utf-8"))["surface"]["values"]
+    surfaces = ScoringProgram(artifact).surfaces
     encoded = program_inputs(artifact, surfaces, rows)
     with torch.inference_mode(), fast_matmul():
         return {
-            "program, encoded rows": Latency.of(lambda: program(*encoded), times),
+            "program, encoded rows": Latency.of(lambda: run(encoded), times),
             "program, feature rows": Latency.of(
-                lambda: program(*program_inputs(artifact, surfaces, rows)), times
+                lambda: run(program_inputs(artifact, surfaces, rows)), times
             ),
             "model, feature rows": Latency.of(lambda: artifact.predict(rows), times),
         }

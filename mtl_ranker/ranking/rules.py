@@ -9,31 +9,35 @@ summed over all users.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from mtl_ranker.config import ListTable, Project, Scoring
+from mtl_ranker.config import Exploration, ListTable, Project, Scoring
 from mtl_ranker.context import Context, Place
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import EXPLORATION_COLUMNS
-from mtl_ranker.features.tables import static_tables, survives
+from mtl_ranker.features.tables import new_columns, survives, tables_as_of
 from mtl_ranker.logs.places import content_of
 from mtl_ranker.logs.sources import parquet_schema, scan_files
-from mtl_ranker.ranking import exploration
+from mtl_ranker.ranking import exploration, lists
 from mtl_ranker.ranking.candidates import prepared_candidates
 from mtl_ranker.ranking.lists import (
     NO_VALUE,
     Candidates,
+    Closeness,
     Limit,
     ListRules,
     Quota,
     Repetition,
     choose,
+    rows_needed,
+    unit_vectors,
 )
 from mtl_ranker.workspace import fingerprint
 
@@ -42,6 +46,11 @@ ORDER = ["user_id", "score", "item_id"]  # of rows, users ascending and each one
 DESCENDING = [False, True, False]
 PUBLISHED = "item_id_published_day"  # of the item table, in days since 1970
 PROPENSITY, SEED = EXPLORATION_COLUMNS
+# Columns of scored rows: their number, whether no step drops them, and whether they count as fresh
+# and may be in a list.
+ROW, KEPT, FRESH, NEAR = "row", "is kept", "is fresh", "is near"
+CODE = "code of "  # before the name of a column of values
+LISTS, VECTORS = "lists.json", "vectors.npy"
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,8 @@ def check_rules(context: Context) -> None:
     for setting, table in rules.tables:
         _read_list(context, setting, table)
     if rules.columns or rules.fresh is not None:
-        static_tables(context.source)
+        for rows in tables_as_of(context.source, context.last_day()).values():
+            _check_types(context.project, rows)
 
 
 def rules_provenance(context: Context, day: date) -> dict[str, str]:
@@ -190,27 +200,35 @@ class DayLists:
         project: whose settings of `[scoring]` apply.
         drops: step → rows that drop (or, of an allow list, keep) the candidates they match.
         columns: frames with the columns that the rules read, each with its key.
+        vectors: [M, D], of length 1 or 0, of `scoring.rules.mmr` on a column of vectors, which has
+            the row of its vector in `columns`.
     """
 
     project: Project
     day: date
     drops: dict[str, pl.DataFrame]
     columns: list[tuple[list[str], pl.DataFrame]]
+    vectors: np.ndarray | None = None
 
     @classmethod
     def build(
-        cls, context: Context, day: date, users: Callable[[pl.LazyFrame], pl.LazyFrame]
+        cls,
+        context: Context,
+        day: date,
+        users: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows,
+        given: Collection[str] = (),
     ) -> DayLists | None:
         """None where lists are the best candidates by score.
 
         Args:
             context: of the project, not of the model.
             users: keeps the rows of the users to be ranked.
+            given: columns that the scored rows have, which are not read here.
 
         Raises ProjectError as `check_rules` does.
         """
         project, rules = context.project, context.project.scoring.rules
-        if rules == type(rules)() and project.scoring.exploration is None:
+        if not rules.names and project.scoring.exploration is None:
             return None
         drops = {}
         if rules.seen_days:
@@ -223,8 +241,64 @@ class DayLists:
         wanted = set(rules.columns.values())
         wanted |= {key for frame in drops.values() for key in frame.columns}
         wanted |= {PUBLISHED} if rules.fresh is not None else set()
-        wanted -= set(PAIR)
-        return cls(project, day, drops, list(_columns(context, day, wanted, users)))
+        wanted -= {*PAIR, *given}
+        return cls.of(project, day, drops, list(_columns(context, day, wanted, users)))
+
+    @classmethod
+    def of(
+        cls,
+        project: Project,
+        day: date,
+        drops: dict[str, pl.DataFrame],
+        columns: list[tuple[list[str], pl.DataFrame]],
+    ) -> DayLists:
+        """Of frames with the columns that the rules read, vectors among them.
+
+        Raises ProjectError for columns as `check_rules` does.
+        """
+        frames, vectors = _vectors(project, columns)
+        read = {key for frame in drops.values() for key in frame.columns}
+        coded = {*project.scoring.rules.columns.values()}
+        if vectors is not None and project.scoring.rules.mmr is not None:
+            coded.remove(project.scoring.rules.mmr.column)
+        for number, (key, frame) in enumerate(frames):
+            own = [column for column in frame.columns if column in coded]
+            frame = frame.with_columns(_dense(frame, c).alias(CODE + c) for c in own)
+            frames[number] = key, frame.drop(c for c in own if c not in read)
+        return cls(project, day, drops, frames, vectors)
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads into a new folder."""
+        folder.mkdir(parents=True)
+        frames = [*self.drops.values(), *(frame for _, frame in self.columns)]
+        for number, frame in enumerate(frames):
+            frame.write_parquet(folder / f"{number}.parquet")
+        if self.vectors is not None:
+            np.save(folder / VECTORS, self.vectors)
+        content = {
+            "day": str(self.day),
+            "project": self.project.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            "drops": list(self.drops),
+            "keys": [key for key, _ in self.columns],
+        }
+        (folder / LISTS).write_text(json.dumps(content, indent=1), "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> DayLists:
+        content = json.loads((folder / LISTS).read_text("utf-8"))
+        steps, keys = content["drops"], content["keys"]
+        count = len(steps) + len(keys)
+        frames = [pl.read_parquet(folder / f"{number}.parquet") for number in range(count)]
+        project = Project.model_validate(content["project"])
+        drops = dict(zip(steps, frames, strict=False))
+        columns = list(zip(keys, frames[len(steps) :], strict=True))
+        vectors = np.load(folder / VECTORS) if (folder / VECTORS).is_file() else None
+        return cls(project, date.fromisoformat(content["day"]), drops, columns, vectors)
+
+    @property
+    def explores(self) -> bool:
+        """Whether lists of some users are randomised, and the ranking has propensities."""
+        return self.project.scoring.exploration is not None
 
     def ranked(self, scored: pl.DataFrame) -> tuple[pl.DataFrame, list[Effect]]:
         """The lists of whole users, with rank and, with exploration, propensity and seed.
@@ -232,92 +306,222 @@ class DayLists:
         Args:
             scored: each pair of a user and an item once, with score.
         """
-        rows = scored.sort(ORDER, descending=DESCENDING)
-        carried = self._with_columns(rows)
-        kept, effects = self._dropped(carried)
-        carried, rows = carried.filter(kept), rows.filter(kept)
-        code = (rows["user_id"].rle_id()).to_numpy().astype(np.int64)
-        candidates = Candidates(code, rows["score"].to_numpy().astype(np.float64))
-        rules = list(self._list_rules(carried))
-        chosen, more = self._chosen(candidates, rules)
-        effects += more
-        if self.project.scoring.exploration is None:
+        used = {*PAIR, "score", *self.project.scoring.rules.columns.values(), PUBLISHED}
+        used |= {key for frame in self.drops.values() for key in frame.columns}
+        rows = self._with_columns(scored.select(c for c in scored.columns if c in used))
+        masks = self._masks(rows)
+        kept = masks[-1] if masks else np.ones(rows.height, bool)
+        fresh = self._is_fresh(rows)
+        rows = rows.with_row_index(ROW).with_columns(pl.Series(KEPT, kept), fresh.alias(FRESH))
+        users = rows["user_id"].unique().sort()
+        whole = self._explored(users)
+        while True:
+            near = rows.with_columns(self._near(whole).alias(NEAR))
+            block = _Block.of(near, masks)
+            rules = list(self._list_rules(block))
+            chosen, certain, effects = self._chosen(block, rules)
+            if certain.all():
+                break
+            whole = pl.concat([whole, block.users.filter(pl.Series(~certain))])
+        effects = [*self._dropped(block, rows, masks), *effects]
+        if not self.explores:
             row, rank = chosen
-            return self._finished(rows[row], rank), effects
-        explorer = _Explorer(self.project.scoring, self.day, candidates, rows)
+            return self._finished(scored[block.rows[ROW][row]], rank), effects
+        explorer = _Explorer(self.project.scoring, self.day, block.candidates, block.rows)
         last = rules[-1][1] if rules else ListRules()
         (row, rank), propensity, effect = explorer.explored(chosen, last)
-        ranking = self._finished(rows[row], rank).with_columns(
+        ranking = self._finished(scored[block.rows[ROW][row]], rank).with_columns(
             pl.Series(PROPENSITY, propensity),
-            pl.when(pl.Series(explorer.explores[candidates.user[row]]))
+            pl.when(pl.Series(explorer.explores[block.candidates.user[row]]))
             .then(pl.lit(explorer.settings.seed, pl.Int64))
             .alias(SEED),
         )
         return ranking, [*effects, effect]
 
+    def _explored(self, users: pl.Series) -> pl.Series:
+        """The users whose lists are randomised."""
+        exploring = self.project.scoring.exploration
+        if exploring is None:
+            return users.clear()
+        return users.filter(pl.Series(explored_users(exploring, self.day, users)))
+
+    def _near(self, whole: pl.Series) -> pl.Expr:
+        """Whether rows may be in a list: those of the best scores, or of the best fresh ones.
+
+        A user with few candidates has all, as those in `whole`. Rows that are dropped are among
+        them, by their score, to tell what dropping them changes.
+        """
+        top, rule = self.project.scoring.top_k, self.project.scoring.rules.fresh
+        count = lists.POOL * top
+        kept, fresh, score = pl.col(KEPT), pl.col(FRESH), pl.col("score")
+
+        def best(which: pl.Expr, count: int) -> pl.Expr:
+            least = pl.when(which).then(score).top_k(count).min().over("user_id")
+            return (score >= least).fill_null(False)
+
+        near = best(kept, count) | (kept.sum().over("user_id") <= count)
+        if rule is not None:
+            needed = lists.POOL * rows_needed(rule.count, rule.within, top)
+            near |= fresh & best(kept & fresh, needed)
+        return near | pl.col("user_id").is_in(whole.implode())
+
+    def _is_fresh(self, rows: pl.DataFrame) -> pl.Series:
+        """Whether rows count for the quota of fresh items."""
+        rule = self.project.scoring.rules.fresh
+        if rule is None:
+            return pl.repeat(False, rows.height, eager=True)
+        today = (self.day - date(1970, 1, 1)).days
+        return rows[PUBLISHED].is_between(today - rule.days, today).fill_null(False)
+
     def _with_columns(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows with the columns that the rules read."""
         for key, frame in self.columns:
-            new = [c for c in frame.columns if c in key or c not in rows.columns]
-            frame = frame.select(new).cast({k: rows.schema[k] for k in key})
-            rows = rows.join(frame, on=key, how="left", maintain_order="left")
+            new = new_columns(frame.lazy(), key, rows.schema).collect()
+            rows = rows.join(new, on=key, how="left", maintain_order="left")
         return rows
 
-    def _dropped(self, rows: pl.DataFrame) -> tuple[pl.Series, list[Effect]]:
-        """Which rows no step drops, and each step's effect."""
-        kept = pl.repeat(True, rows.height, eager=True)
-        effects, before = [], _best(rows, kept, self.project.scoring.top_k)
-        left = rows.height
-        lists = rows["user_id"].n_unique()
+    def _masks(self, rows: pl.DataFrame) -> list[np.ndarray]:
+        """Which rows [N] are left after each step that drops some."""
+        masks: list[np.ndarray] = []
         for step, frame in self.drops.items():
-            key = frame.columns
-            frame = _as_ids(step, frame, rows.schema).with_columns(pl.lit(True).alias("matches"))
-            matched = rows.select(key).join(frame, on=key, how="left", maintain_order="left")
-            matches = matched["matches"].fill_null(False)
-            still = kept & (matches if step.startswith("allow") else ~matches)
-            after = _best(rows, still, self.project.scoring.top_k)
-            count = int(still.to_numpy().sum())
-            effects.append(Effect(step, left - count, lists, before, after))
-            kept, before, left = still, after, count
-        return kept, effects
+            matches = _matches(rows, _as_ids(step, frame, rows.schema))
+            left = matches if step.startswith("allow") else ~matches
+            masks.append(left & masks[-1] if masks else left)
+        return masks
 
-    def _list_rules(self, rows: pl.DataFrame) -> Iterator[tuple[str, ListRules]]:
+    def _dropped(
+        self, block: _Block, rows: pl.DataFrame, masks: Sequence[np.ndarray]
+    ) -> Iterator[Effect]:
+        """The effect of each step that drops some rows."""
+        top, users = self.project.scoring.top_k, rows["user_id"].n_unique()
+        left = rows.height
+        before = block.best(np.ones(rows.height, bool), top) if masks else ListScore()
+        for step, mask in zip(self.drops, masks, strict=True):
+            after, count = block.best(mask, top), int(mask.sum())
+            yield Effect(step, left - count, users, before, after)
+            before, left = after, count
+
+    def _list_rules(self, block: _Block) -> Iterator[tuple[str, ListRules]]:
         """The rules on the whole list, each step with those before it."""
+        rows, candidates = block.rows, block.candidates
         settings, rules = self.project.scoring.rules, ListRules()
         for n, limit in enumerate(settings.at_most):
-            code = _value_codes(rows, limit.column)
+            code = _value_codes(rows, limit.column, candidates)
             limits = [*rules.limits, Limit(code, limit.count, limit.within)]
             rules = replace(rules, limits=limits)
             yield f"at_most[{n}]", rules
         if settings.fresh is not None:
-            today = (self.day - date(1970, 1, 1)).days
-            fresh = rows[PUBLISHED].is_between(today - settings.fresh.days, today)
-            flag = fresh.fill_null(False).to_numpy()
+            flag = rows[FRESH].to_numpy()
             quota = Quota(flag, settings.fresh.count, settings.fresh.within)
             rules = replace(rules, quota=quota)
             yield "fresh", rules
         if settings.mmr is not None:
-            code = _value_codes(rows, settings.mmr.column)
-            rules = replace(rules, repetition=Repetition(code, settings.mmr.weight))
-            yield "mmr", rules
+            column, weight = settings.mmr.column, settings.mmr.weight
+            diversity: Repetition | Closeness
+            if self.vectors is None:
+                diversity = Repetition(_value_codes(rows, column, candidates), weight)
+            else:
+                row = rows[column].fill_null(NO_VALUE).to_numpy()
+                diversity = Closeness(row, self.vectors, weight)
+            yield "mmr", replace(rules, diversity=diversity)
 
     def _chosen(
-        self, candidates: Candidates, steps: Sequence[tuple[str, ListRules]]
-    ) -> tuple[tuple[np.ndarray, np.ndarray], list[Effect]]:
-        """Rows and ranks of the lists without exploration, and each rule's effect."""
-        top, score = self.project.scoring.top_k, candidates.score
+        self, block: _Block, steps: Sequence[tuple[str, ListRules]]
+    ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, list[Effect]]:
+        """Rows and ranks of the lists without exploration, and each rule's effect.
+
+        Between them, which users' lists [U] are certain, of each step.
+        """
+        candidates, top, score = (
+            block.candidates,
+            self.project.scoring.top_k,
+            block.candidates.score,
+        )
         place = np.arange(len(score)) - candidates.starts[candidates.user]
         chosen = np.flatnonzero(place < top), place[place < top] + 1
+        certain = np.ones(len(candidates.spread), bool)
         effects, before = [], _score(score[chosen[0]], chosen[1])
         for step, rules in steps:
-            chosen = choose(candidates, score, rules, top)
-            after = _score(score[chosen[0]], chosen[1])
-            effects.append(Effect(step, 0, len(candidates.starts), before, after))
+            row, rank, own = choose(candidates, score, rules, top)
+            chosen = row, rank
+            certain &= own
+            after = _score(score[row], rank)
+            effects.append(Effect(step, 0, len(certain), before, after))
             before = after
-        return chosen, effects
+        return chosen, certain, effects
 
     def _finished(self, rows: pl.DataFrame, rank: np.ndarray) -> pl.DataFrame:
         return rows.with_columns(pl.Series("rank", rank.astype(np.int32)))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows that may be in lists, sorted by user, each one's best first.
+
+    Attributes:
+        every: N rows, those that are dropped included.
+        rows, candidates: those that are not dropped.
+        users: [U], of the candidates.
+    """
+
+    every: pl.DataFrame
+    rows: pl.DataFrame
+    candidates: Candidates
+    users: pl.Series
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, masks: Sequence[np.ndarray]) -> _Block:
+        """Of all rows of some users, with KEPT, FRESH and NEAR.
+
+        Args:
+            masks: whether some rows may not be kept, if not empty.
+        """
+        near, score = pl.col(NEAR), pl.col("score")
+        every = rows.filter(near).sort(ORDER, descending=DESCENDING)
+        kept = every.filter(KEPT) if masks else every
+        facts = (
+            rows.lazy()
+            .filter(KEPT)
+            .group_by("user_id")
+            .agg(
+                score.cast(pl.Float64).std(ddof=0).alias("spread"),
+                score.cast(pl.Float64).mean().alias("mean"),
+                score.filter(~near).max().cast(pl.Float64).fill_null(-np.inf).alias("outside"),
+                score.filter(~near & pl.col(FRESH))
+                .max()
+                .cast(pl.Float64)
+                .fill_null(-np.inf)
+                .alias("flagged"),
+            )
+            .sort("user_id")
+            .collect()
+        )
+        spread, mean = facts["spread"].to_numpy(), facts["mean"].to_numpy()
+        # Scores that are equal up to rounding have no spread.
+        spread = np.where(spread > 1e-12 * np.maximum(np.abs(mean), 1e-300), spread, 1.0)
+        candidates = Candidates(
+            _codes_of(kept["user_id"]),
+            kept["score"].to_numpy().astype(np.float64),
+            spread,
+            facts["outside"].to_numpy(),
+            facts["flagged"].to_numpy(),
+        )
+        return cls(every, kept, candidates, facts["user_id"])
+
+    def best(self, mask: np.ndarray, top_k: int) -> ListScore:
+        """The score of each user's best rows among some of all rows, given by a mask."""
+        left = self.every.filter(pl.Series(mask[self.every[ROW]]))
+        user = _codes_of(left["user_id"])
+        starts = np.flatnonzero(np.diff(user, prepend=-1))
+        place = np.arange(len(user)) - starts[user]
+        best = place < top_k
+        return _score(left["score"].to_numpy()[best].astype(np.float64), place[best] + 1)
+
+
+def explored_users(settings: Exploration, day: date, users: pl.Series) -> np.ndarray:
+    """Which users' lists [U] are randomised on a day."""
+    keys = exploration.with_ids(exploration.day_key(settings.seed, day), users)
+    return exploration.uniform(keys, exploration.EXPLORED) < settings.share
 
 
 class _Explorer:
@@ -330,8 +534,7 @@ class _Explorer:
         self.settings, self.top_k, self.candidates = scoring.exploration, scoring.top_k, candidates
         users = rows["user_id"].gather(candidates.starts)
         keys = exploration.with_ids(exploration.day_key(self.settings.seed, day), users)
-        share = exploration.uniform(keys, exploration.EXPLORED)
-        self.explores = share < self.settings.share  # [U]
+        self.explores = explored_users(self.settings, day, users)  # [U]
         self.rows = np.flatnonzero(self.explores[candidates.user])  # of users that explore
         items = rows["item_id"].gather(self.rows)
         self.keys = exploration.with_ids(keys[candidates.user[self.rows]], items)
@@ -354,10 +557,10 @@ class _Explorer:
         row, rank = chosen
         explores = self.explores[self.candidates.user[row]]
         before = _score(score[row[explores]], rank[explores])
-        _, user = np.unique(self.candidates.user[self.rows], return_inverse=True)
-        own = Candidates(user, score[self.rows])
+        _, own = self.candidates.of_users(self.explores)
+        user = own.user
         noisy = own.score + self.scale * exploration.gumbel(self.keys, exploration.ITEMS)
-        drawn, place = choose(own, noisy, rules.of_rows(self.rows), self.top_k)
+        drawn, place, _ = choose(own, noisy, rules.of_rows(self.rows), self.top_k)
         noise = exploration.gumbel(self.keys[drawn], exploration.ORDER)
         logit = own.score[drawn] / self.scale[drawn]
         order = np.lexsort((-(logit + noise), user[drawn]))
@@ -393,10 +596,58 @@ def _columns(
     if own:
         rows = users(prepared_candidates(context, day, checked=True)).select(*PAIR, *own)
         yield PAIR, rows.collect(engine="streaming").unique(PAIR, keep="first", maintain_order=True)
-    for key, table in static_tables(context.source).items():
+    for key, table in tables_as_of(context.source, day).items():
         columns = [c for c in table.collect_schema() if c in wanted and c not in own]
         if columns:
             yield [key], table.select(key, *columns).collect()
+
+
+def _check_types(project: Project, table: pl.LazyFrame) -> None:
+    """Raise ProjectError for a column of a table that its rule cannot compare."""
+    schema = table.collect_schema()
+    for setting, column in project.scoring.rules.columns.items():
+        if not schema.get(column, pl.Null()).is_nested():
+            continue
+        inner = getattr(schema[column], "inner", None)
+        if not setting.startswith("mmr") or inner is None or not inner.is_numeric():
+            raise ProjectError(
+                f"scoring.rules.{setting}: {column!r} is {schema[column]}; allowed: single values"
+                + (", or lists of numbers" if setting.startswith("mmr") else "")
+            )
+        lengths = table.select(pl.col(column).cast(pl.List(inner)).list.len()).drop_nulls()
+        found = lengths.unique().sort(column).collect()[column].to_list()
+        if len(found) > 1 or 0 in found:
+            raise ProjectError(
+                f"scoring.rules.{setting}: vectors in {column!r} have "
+                f"{', '.join(map(str, found[:5]))} numbers; allowed: one length of at least 1"
+            )
+
+
+def _vectors(
+    project: Project, columns: list[tuple[list[str], pl.DataFrame]]
+) -> tuple[list[tuple[list[str], pl.DataFrame]], np.ndarray | None]:
+    """The frames with row numbers in place of the vectors of MMR, and the vectors.
+
+    Raises ProjectError for vectors as `check_rules` does, and for a number that is not finite.
+    """
+    mmr = project.scoring.rules.mmr
+    frames, vectors = [], None
+    for key, frame in columns:
+        _check_types(project, frame.lazy())
+        if mmr is not None and mmr.column in frame and frame[mmr.column].dtype.is_nested():
+            given = frame[mmr.column].cast(pl.List(pl.Float32))
+            known = given.is_not_null()
+            numbers = given.filter(known).explode(empty_as_null=False).to_numpy()
+            if not np.isfinite(numbers).all():
+                raise ProjectError(
+                    f"scoring.rules.mmr.column: vectors in {mmr.column!r} hold "
+                    f"{numbers[~np.isfinite(numbers)][0]}; allowed: finite numbers"
+                )
+            vectors = unit_vectors(numbers.reshape(int(known.sum()), -1))
+            row = pl.when(known).then(known.cum_sum().cast(pl.Int64) - 1)
+            frame = frame.with_columns(row.alias(mmr.column))
+        frames.append((key, frame))
+    return frames, vectors
 
 
 def _as_ids(step: str, frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
@@ -415,19 +666,37 @@ def _as_ids(step: str, frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
     return frame
 
 
-def _value_codes(rows: pl.DataFrame, column: str) -> np.ndarray:
+def _matches(rows: pl.DataFrame, frame: pl.DataFrame) -> np.ndarray:
+    """Which rows [N] match a row of a frame, in all of the frame's columns."""
+    key = frame.columns
+    if len(key) == 1:
+        found = rows[key[0]].is_in(frame[key[0]].implode())
+    else:
+        if "user_id" in key:  # of the other users' rows nothing is needed
+            user = rows["user_id"]
+            frame = frame.filter(pl.col("user_id").is_between(user.min(), user.max()))
+        frame = frame.with_columns(pl.lit(True).alias("matches"))
+        found = rows.select(key).join(frame, on=key, how="left", maintain_order="left")["matches"]
+    return found.fill_null(False).to_numpy()
+
+
+def _codes_of(user: pl.Series) -> np.ndarray:
+    """Numbers [N] from 0 of users in whole groups."""
+    return user.rle_id().to_numpy().astype(np.int64)
+
+
+def _value_codes(rows: pl.DataFrame, column: str, candidates: Candidates) -> np.ndarray:
     """Codes [N] of each user's values of a column; NO_VALUE where it is missing."""
-    code = rows.select(pl.struct("user_id", column).rank("dense").cast(pl.Int64) - 1).to_series()
-    known = rows[column].is_not_null().to_numpy()
-    return np.where(known, code.to_numpy(), NO_VALUE)
+    coded = CODE + column in rows
+    code = rows[CODE + column] if coded else _dense(rows, column)
+    number = code.fill_null(NO_VALUE).to_numpy()
+    own = candidates.user * (number.max(initial=0) + 1) + number
+    return np.where(number == NO_VALUE, NO_VALUE, own)
 
 
-def _best(rows: pl.DataFrame, kept: pl.Series, top_k: int) -> ListScore:
-    """The score of the best rows of each user among the kept ones, best first."""
-    best = rows.select("user_id", "score").filter(kept)
-    rank = pl.int_range(1, pl.len() + 1).over("user_id")
-    best = best.select("score", rank.alias("rank")).filter(pl.col("rank") <= top_k)
-    return _score(best["score"].to_numpy().astype(np.float64), best["rank"].to_numpy())
+def _dense(frame: pl.DataFrame, column: str) -> pl.Series:
+    """The values of a column as numbers from 0; null where they are missing."""
+    return frame[column].rank("dense").cast(pl.Int64) - 1
 
 
 def _score(score: np.ndarray, rank: np.ndarray) -> ListScore:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_history, history_fingerprint
 from mtl_ranker.features.blocks import Block, joined, user_blocks
 from mtl_ranker.features.columns import feature_columns
+from mtl_ranker.features.derived import with_computed
 from mtl_ranker.features.matches import match_feature
 from mtl_ranker.features.point_in_time import AsOf, FeatureSides, feature_sides
 from mtl_ranker.logs.places import content_of
@@ -33,6 +34,7 @@ from mtl_ranker.ranking.rules import (
     rules_provenance,
     summed,
 )
+from mtl_ranker.training.device import device_of
 from mtl_ranker.workspace import Workspace, fingerprint
 
 ITEM_ROW = "row of the item"
@@ -74,7 +76,7 @@ def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -
             context.project.digest("scoring"), stored_blend
         ),
         "candidate set": fingerprint(*states),
-        "user and item tables": fingerprint(*context.source.tables_state()),
+        "user and item tables": fingerprint(*context.source.tables_state(day)),
         "aggregates of earlier days": history_fingerprint(context, day),
         **rules,
     }
@@ -122,7 +124,9 @@ def plan_scoring(context: Context, ranker: RegisteredRanker, day: date) -> Ranki
     candidates = prepared_candidates(context, day)
     blocks = user_blocks(candidates, project.scoring.block_rows)
     if not blocks:
-        raise ProjectError(f"the candidate set of {day} holds no rows")
+        eligible = project.scoring.eligible
+        of = f" with a true {eligible!r} (scoring.eligible)" if eligible else ""
+        raise ProjectError(f"the candidate set of {day} holds no rows{of}")
     provenance = rankings_provenance(context, ranker, day)
     groups = grouped(blocks)
     key = {**provenance, "project": project.digest(), "blocks": fingerprint(*blocks)}
@@ -250,7 +254,9 @@ def rank_blocks(
     Args:
         candidates: of all blocks, with columns of `columns_read`.
     """
-    artifact, as_of = how.artifact, how.as_of
+    as_of = how.as_of
+    artifact = how.artifact.on(device_of(as_of.project.scoring.device, "scoring.device"))
+    how = replace(how, artifact=artifact)
     workers = min(len(blocks), cores())
     threads, threads_before = max(1, cores() // workers), torch.get_num_threads()
     # Few items are embedded once for all blocks, many for each block.
@@ -268,7 +274,7 @@ def rank_blocks(
 
     ranked = []
     try:
-        with ThreadPoolExecutor(workers) as pool, fast_matmul():
+        with ThreadPoolExecutor(workers) as pool, fast_matmul(artifact.model.device):
             # Several blocks at a time, as one block does not use all cores.
             for block, result in zip(blocks, pool.map(rank, blocks), strict=True):
                 ranked.append(result)
@@ -373,17 +379,21 @@ def score_block(
     pairs = candidates.unique(PAIR, keep="first", maintain_order=True)
     user_row, users = _side(as_of, pairs, sides, "user")
     tables = [name for name, side in sides.entities.items() if side == "pair"]
-    if tables:
-        # Keys from the user or item table are not columns of the candidates.
-        keys = {}
-        for key in sides.pair_keys:
-            if key in pairs.columns:
-                keys[key] = pairs[key]
-            elif key in users.columns:
-                keys[key] = users[key].gather(user_row)
+
+    def of_pairs(columns: Iterable[str]) -> pl.DataFrame:
+        """Columns of the candidates, or of their users or items."""
+        found = {}
+        for name in columns:
+            if name in pairs.columns:
+                found[name] = pairs[name]
+            elif name in users.columns:
+                found[name] = users[name].gather(user_row)
             else:
-                keys[key] = items.features[key].gather(pairs[ITEM_ROW])
-        rows = pl.DataFrame(keys).with_row_index("row").lazy()
+                found[name] = items.features[name].gather(pairs[ITEM_ROW])
+        return pl.DataFrame(found)
+
+    if tables:
+        rows = of_pairs(sides.pair_keys).with_row_index("row").lazy()
         features = [c for e in as_of.entities if e.name in tables for c in e.features]
         windows = as_of.join_windows(rows, tables).select("row", *features)
         pair_features = windows.collect(engine="streaming").sort("row").drop("row")
@@ -397,12 +407,17 @@ def score_block(
         )
         for match in artifact.encoder.matches
     ]
+    derived = pl.DataFrame()
+    if sides.derived:
+        read = of_pairs(dict.fromkeys(c for columns in sides.derived.values() for c in columns))
+        computed = with_computed(as_of.project, read.lazy(), as_of.day, list(sides.derived))
+        derived = computed.select(*sides.derived).collect()
     by = artifact.calibration.by
     surface = pairs.select(by) if by is not None and by in pairs.columns else pl.DataFrame()
     predicted = artifact.predict_pairs(
         users,
         items.ready,
-        pl.concat([pair_features, pl.DataFrame(matched), surface], how="horizontal"),
+        pl.concat([pair_features, pl.DataFrame(matched), derived, surface], how="horizontal"),
         user_row.to_numpy(),
         pairs[ITEM_ROW].to_numpy(),
     )

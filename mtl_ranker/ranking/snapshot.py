@@ -1,8 +1,8 @@
 """The features as of a day as files, with which a ranker ranks without log and workspace.
 
-A snapshot holds the table of each entity and history (`AsOf`), the user and item tables, and the
-SQL that joins them. `rank` gives the same bits as `score_day` for the same candidates in the same
-order, on a machine with as many cores.
+A snapshot holds the table of each entity and history (`AsOf`), the user and item tables, the SQL
+that joins them, and what the project's rules and exploration read on the day. `rank` gives the same
+bits as `score_day` for the same candidates in the same order, on a machine with as many cores.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import polars as pl
 
-from mtl_ranker.config import Project
+from mtl_ranker.config import Project, Rules
 from mtl_ranker.context import Context
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_history, history_days
 from mtl_ranker.features.blocks import joined, user_blocks
 from mtl_ranker.features.point_in_time import AsOf, Entity
@@ -23,11 +24,13 @@ from mtl_ranker.features.tables import scan_events
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.candidates import published_types
 from mtl_ranker.ranking.inputs import KEY, UNKNOWN, InputColumn
+from mtl_ranker.ranking.rules import DayLists
 from mtl_ranker.ranking.scoring import BlockRanker, grouped, rank_blocks, with_version
 
 CONTENT = "snapshot.json"
 EXAMPLE = "candidates.parquet"  # a few known pairs, which also have the types
 SQL = "sql.json"
+LISTS = "lists"  # folder of the rules; absent without any, and in snapshots of earlier versions
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class Snapshot:
     Attributes:
         version: of the model in the registry.
         example: a few candidates in their columns and types.
+        lists: the rules and the exploration of the day, if the project has any.
     """
 
     as_of: AsOf
     version: str
     example: pl.DataFrame
+    lists: DayLists | None = None
 
     @property
     def columns(self) -> list[InputColumn]:
@@ -56,9 +61,21 @@ class Snapshot:
 def save_snapshot(context: Context, ranker: RegisteredRanker, day: date, folder: Path) -> Path:
     """Write the features of all users and items as of day D into an empty folder; returns it.
 
-    Raises ProjectError if no events before D are published.
+    Raises ProjectError if no events before D are published, and for a rule on a context column that
+    the model's candidates do not have.
     """
     own = ranker.context(context)
+    given = own.project.log.context
+    foreign = {c for c in context.project.log.context if c not in given}
+    rules = context.project.scoring.rules
+    for setting, columns in rules.read.items():
+        if lacking := sorted(foreign & set(columns)):
+            raise ProjectError(
+                f"scoring.rules.{setting}: {lacking[0]!r} is a context column that version "
+                f"{ranker.version} does not have, so that a snapshot's candidates lack it; "
+                f"allowed: {', '.join(given) or 'none'}, and columns of the user and item tables"
+            )
+    lists = DayLists.build(context, day, given=given)
     aggregate_history(own, day)
     types = published_types(own)
     rows = scan_events(own, history_days(own, day))
@@ -76,10 +93,16 @@ def save_snapshot(context: Context, ranker: RegisteredRanker, day: date, folder:
     for key, table in as_of.tables.items():
         table.collect().write_parquet(folder / f"table_{key}.parquet")
     rows.head(3).collect().write_parquet(folder / EXAMPLE)
+    if lists is not None:
+        lists.save(folder / LISTS)
+    project = as_of.project
+    if lists is not None:  # which have the rules, that may read columns the model does not know
+        plain = project.scoring.model_copy(update={"rules": Rules(), "exploration": None})
+        project = project.model_copy(update={"scoring": plain})
     content = {
         "day": str(day),
         "version": ranker.version,
-        "project": as_of.project.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        "project": project.model_dump(mode="json", by_alias=True, exclude_unset=True),
         "entities": [{"name": e.name, "keys": e.keys} for e in as_of.entities],
         "tables": list(as_of.tables),
     }
@@ -101,7 +124,8 @@ def load_snapshot(folder: Path) -> Snapshot:
     project = Project.model_validate(content["project"])
     day = date.fromisoformat(content["day"])
     as_of = AsOf(project, day, tables, entities, sql)
-    return Snapshot(as_of, content["version"], pl.read_parquet(folder / EXAMPLE))
+    lists = DayLists.load(folder / LISTS) if (folder / LISTS).is_dir() else None
+    return Snapshot(as_of, content["version"], pl.read_parquet(folder / EXAMPLE), lists)
 
 
 def rank(ranker: RankerArtifact, snapshot: Snapshot, candidates: pl.DataFrame) -> pl.DataFrame:
@@ -114,7 +138,8 @@ def rank(ranker: RankerArtifact, snapshot: Snapshot, candidates: pl.DataFrame) -
     if candidates.is_empty():  # a ranking without rows has the same columns
         return rank(ranker, snapshot, snapshot.example).clear()
     rankings: list[pl.DataFrame] = []
+    how = BlockRanker(ranker, as_of, snapshot.lists)
     for part in grouped(user_blocks(candidates.lazy(), as_of.project.scoring.block_rows)):
         own = joined(part).of(candidates.lazy()).collect()
-        rankings += [rows for rows, _ in rank_blocks(BlockRanker(ranker, as_of), own, part)]
+        rankings += [rows for rows, _ in rank_blocks(how, own, part)]
     return with_version(rankings, snapshot.version)

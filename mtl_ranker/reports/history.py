@@ -42,14 +42,13 @@ class Chart:
 
     Attributes:
         latest: the last value in words.
-        top, bottom: ends of the vertical axis in words.
+        ends: largest and smallest value, ends of intervals included, each with its height.
         lines: polylines through consecutive nights with a value.
     """
 
     title: str
     latest: str
-    top: str
-    bottom: str
+    ends: list[tuple[float, str]]
     points: list[Point]
     lines: list[str]
 
@@ -177,7 +176,8 @@ def _chart(
 ) -> Chart:
     known = [v for v in values if v is not None and np.isfinite(v.value)]
     ends = [end for v in known for end in (v.low, v.high, v.value) if np.isfinite(end)]
-    bottom, top = min(ends, default=0.0), max(ends, default=1.0)
+    least, most = min(ends, default=0.0), max(ends, default=1.0)
+    bottom, top = least, most
     room = 0.08 * (top - bottom) or max(abs(top), 1.0) * 0.05
     bottom, top = bottom - room, top + room
 
@@ -199,7 +199,8 @@ def _chart(
         line = [*line, f"{x:.1f},{y:.1f}"]
     joined = [" ".join(each) for each in [*lines, line] if len(each) > 1]
     latest = _words(known[-1]) if known else "–"
-    return Chart(title, latest, _short(top), _short(bottom), points, joined)
+    marks = [(height(value), _short(value)) for value in dict.fromkeys((most, least))]
+    return Chart(title, latest, marks if known else [], points, joined)
 
 
 def _words(value: Interval) -> str:

@@ -52,7 +52,7 @@ def comparison_rows(suite: Suite) -> list[dict[str, Any]]:
 def comparison_table(suite: Suite, width: int) -> Table:
     """The same rows for a terminal of `width` characters, with the winner on validation marked.
 
-    An objective's measure stands below its name. If they do not fit, the last metrics are left out,
+    An objective's measure is below its name. If they do not fit, the last metrics are left out,
     as rich would cut numbers.
     """
     winner = suite.winner.name

@@ -40,7 +40,7 @@ def connect(workspace: Workspace) -> str:
 
 
 def _check_answers(address: str) -> None:
-    """Raise ConnectionError unless something answers at this address, whatever it says."""
+    """Raise ConnectionError unless a server answers at this address, with any status."""
     try:
         urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:

@@ -24,6 +24,7 @@ from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker, save_blend
 from mtl_ranker.ranking.blend import chosen_blend
 from mtl_ranker.ranking.inputs import InputColumn, feature_inputs
+from mtl_ranker.ranking.rules import PROPENSITY, SEED
 from mtl_ranker.ranking.snapshot import load_snapshot, save_snapshot
 from mtl_ranker.tracking.carried_code import copy_code, requirements
 from mtl_ranker.tracking.served import ServedRanker
@@ -84,7 +85,10 @@ def export_ranking(context: Context, ranker: RegisteredRanker, day: date, target
         snapshot = load_snapshot(files["snapshot"])
         columns = snapshot.columns
         keys = [ColSpec(_kind(c.dtype), c.name) for c in columns]
-        made = [ColSpec(DataType.integer, "rank"), ColSpec(DataType.string, "model_version")]
+        made = [ColSpec(DataType.integer, "rank")]
+        if snapshot.lists is not None and snapshot.lists.explores:
+            made += [ColSpec(DataType.double, PROPENSITY), ColSpec(DataType.long, SEED)]
+        made.append(ColSpec(DataType.string, "model_version"))
         outputs = Schema([*keys, *_outputs(ranker.artifact), *made])
         arguments = _arguments("served_ranking.py", files, columns, folder)
         arguments["metadata"] |= {"day": str(day), "version": ranker.version}

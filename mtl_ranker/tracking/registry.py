@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from hashlib import blake2b
 from pathlib import Path
@@ -23,10 +24,17 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.days import last_final_day
+from mtl_ranker.features.examples import soft_objectives
 from mtl_ranker.logs.contract import used_columns
 from mtl_ranker.logs.ingest import keep_columns
 from mtl_ranker.nightly.history import Champion
-from mtl_ranker.nightly.plan import FROM_SCRATCH, Origin, TrainingPlan, plan_training
+from mtl_ranker.nightly.plan import (
+    FROM_SCRATCH,
+    Origin,
+    TrainingPlan,
+    plan_training,
+    with_prior,
+)
 from mtl_ranker.nightly.popularity import NAME as POPULARITY
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
@@ -180,15 +188,32 @@ def record(
 def night_plan(context: Context, day: date) -> TrainingPlan:
     """What the night of a day trains (nightly/plan.py), by the champion and the earlier nights."""
     project, settings = context.project, context.project.training
-    if settings.start == "scratch" and settings.contenders == "all":
-        return FROM_SCRATCH
-    champion = None
-    if settings.start == "champion":
-        champion = champion_before(project, last_final_day(project, day))
-    return plan_training(context, day, champion, past_nights(project, context.workspace))
+    before = last_final_day(project, day)
+    plan = FROM_SCRATCH
+    if settings.start == "champion" or settings.contenders != "all":
+        champion = champion_before(project, before) if settings.start == "champion" else None
+        plan = plan_training(context, day, champion, past_nights(project, context.workspace))
+    if not soft_objectives(project):
+        return plan
+    version = champion_version_before(project, before)
+    if version is None:
+        why = "there is no champion of an earlier night"
+        return replace(plan, prior_note=f"soft labels by the base rate of closed days: {why}")
+    artifact = RankerArtifact.load(artifact_folder(project, version))
+    return with_prior(plan, context, version, artifact)
 
 
 def champion_before(project: Project, day: date) -> Origin | None:
+    """What a night continues from: `champion_version_before`, if there is one."""
+    version = champion_version_before(project, day)
+    if version is None:
+        return None
+    folder = artifact_folder(project, version)
+    start = RankerArtifact.load_start(folder)
+    return Origin(version, start is None and RankerArtifact.load(folder).fixed, start)
+
+
+def champion_version_before(project: Project, day: date) -> str | None:
     """The latest champion tested before this day that was not rolled back; None without one.
 
     So a night that runs again starts from the same model as the first time.
@@ -197,10 +222,7 @@ def champion_before(project: Project, day: date) -> Origin | None:
     for version in reversed(champions(project)):
         tested = client.get_model_version(project.name, version).tags.get("test_day")
         if tested is not None and date.fromisoformat(tested) < day:
-            folder = artifact_folder(project, version)
-            start = RankerArtifact.load_start(folder)
-            fixed = start is None and RankerArtifact.load(folder).fixed
-            return Origin(version, fixed, start)
+            return version
     return None
 
 
@@ -325,7 +347,7 @@ def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | 
 def record_decision(project: Project, version: str, decision: Decision) -> None:
     """Store the decision as tags of the version, and make it champion if it was promoted."""
     client = mlflow.MlflowClient()
-    if decision.promoted:  # first, so that no tag says so of a version that is not champion
+    if decision.promoted:  # first: a version that is not champion must not have the tag
         _set_champions(project, [*champions(project), version])
         if rolled_back(project, version):  # accepted by hand
             client.delete_model_version_tag(project.name, version, ROLLED_BACK_TAG)

@@ -54,7 +54,7 @@ class Fixed:
             if isinstance(current, Tensor) and current.requires_grad:
                 current.data.copy_(value)  # in place, since the optimiser refers to this tensor
             else:
-                setattr(self, name, value)
+                setattr(self, name, value.to(self.weights.device))
 
     def backward(self, losses: Tensor, penalty: Tensor) -> None:
         ((losses * self.weights).sum() + penalty).backward()

@@ -54,6 +54,33 @@ class Examples:
             return 0
         return int(self.position.max()) + 1
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that the rows have."""
+        found = [getattr(self, name) for name in TENSORS]
+        return [tensor for tensor in found if tensor is not None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        """The rows with a function applied to every tensor."""
+        return _map(self, change)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Examples:
+        """The rows on a device; see `torch.Tensor.to`."""
+        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pinned(self) -> Examples:
+        """The rows in pinned memory, from which copies to a CUDA device are asynchronous."""
+        return _map(self, lambda tensor: tensor.pin_memory())
+
     def with_labels(self, change: Callable[[Tensor], Tensor]) -> Examples:
         """The same rows with transformed labels."""
         return replace(self, labels=change(self.labels))
@@ -65,7 +92,9 @@ class Examples:
     def sample(self, rows: int, inputs: bool = True) -> Examples:
         """At most `rows` evenly spaced rows; `inputs` is for the interface of ShardedExamples."""
         step = -(-len(self) // max(rows, 1))
-        return self if step <= 1 else take(self, torch.arange(0, len(self), step))
+        return (
+            self if step <= 1 else take(self, torch.arange(0, len(self), step, device=self.device))
+        )
 
     def batches(
         self, size: int, generator: torch.Generator, together: bool = False
@@ -151,9 +180,9 @@ def _map(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
 def random_order(examples: Examples, generator: torch.Generator, together: bool = False) -> Tensor:
     """A random permutation of the rows [N]; with `together`, of the lists, each in one piece."""
     if not together or examples.lists is None:
-        return torch.randperm(len(examples), generator=generator)
+        return torch.randperm(len(examples), generator=generator, device=generator.device)
     present, number = torch.unique(examples.lists, return_inverse=True)
-    rank = torch.randperm(len(present), generator=generator)
+    rank = torch.randperm(len(present), generator=generator, device=generator.device)
     return rank[number].argsort(stable=True)
 
 
@@ -168,15 +197,19 @@ def batches_of(examples: Examples, order: Tensor, size: int) -> Iterator[Example
             yield part_of(gathered, slice(start, start + size))
 
 
-def without_ids(examples: Examples, rate: float, seed: int) -> Examples:
+def without_ids(examples: Examples, rate: float, seed: int | None) -> Examples:
     """The rows with a random share `rate` of their categorical values replaced by 0, unknown.
 
     The embedding of the unknown value, which unseen ids get, is so trained on the rows of all ids.
+
+    Args:
+        seed: of the choice; None to draw from the global generator of the rows' device.
     """
     if rate == 0 or not examples.categorical.shape[1]:
         return examples
-    generator = torch.Generator().manual_seed(seed)
-    dropped = torch.rand(examples.categorical.shape, generator=generator) < rate
+    device = examples.categorical.device
+    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    dropped = torch.rand(examples.categorical.shape, generator=generator, device=device) < rate
     return replace(examples, categorical=examples.categorical.masked_fill(dropped, 0))
 
 

@@ -60,7 +60,8 @@ def fit_forest(
         if train.weight is not None:
             present &= train.weight.numpy() > 0
         y = train.labels[:, t].numpy()[present]
-        if task.kind != "binary" or trees[t] == 0 or len(np.unique(y)) < 2:
+        one_class = not ((y > 0).any() and (y < 1).any())
+        if task.kind != "binary" or trees[t] == 0 or one_class:
             fitted.append(None)
             kept.append(0)
             continue
@@ -68,6 +69,7 @@ def fit_forest(
         weight = None if train.weight is None else train.weight.numpy()[present]
         rows = x[present]
         rows[:, np.isnan(rows).all(0)] = 0.0  # scikit-learn cannot bin a column without values
+        rows, y, weight = hard_labels(rows, y, weight)
         model.fit(rows, y, weight)
         fitted.append(model)
         kept.append(trees[t] if validate is None else _best_number(model, held_out, labels[:, t]))
@@ -76,6 +78,30 @@ def fit_forest(
         if model is not None:
             forest.fill(t, _tree_arrays(model, kept[t]))
     return forest.eval()
+
+
+def hard_labels(
+    x: np.ndarray, y: np.ndarray, weight: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Rows with labels 0 and 1, which have the same weighted log loss as those with soft labels.
+
+    A label y between is a positive of weight y and a negative of weight 1 − y.
+
+    Args:
+        x: [N, F].
+        y: [N], in [0, 1].
+        weight: [N], or None for 1.
+    """
+    soft = (y > 0) & (y < 1)
+    if not soft.any():
+        return x, y, weight
+    weight = np.ones(len(y), np.float32) if weight is None else weight
+    first = np.where(soft, weight * y, weight)
+    return (
+        np.concatenate([x, x[soft]]),
+        np.concatenate([np.where(soft, 1.0, y), np.zeros(soft.sum(), y.dtype)]),
+        np.concatenate([first, weight[soft] * (1 - y[soft])]),
+    )
 
 
 def _best_number(model: HistGradientBoostingClassifier, x: np.ndarray, label: np.ndarray) -> int:

@@ -16,7 +16,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.columns import EVENT, LABEL
+from mtl_ranker.features.columns import EVENT, LABEL, OPEN
 from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.features.lists import list_ids
@@ -27,10 +27,10 @@ from mtl_ranker.training.batches import Examples, encode_examples
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
+from mtl_ranker.training.soft_labels import ENCODED, Prior, SoftLabels, soft_labels
 from mtl_ranker.workspace import Workspace, fingerprint
 
 SAMPLE_ROWS = 1_000_000  # in memory, of training rows that are streamed
-ENCODED = "encoded"
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,16 @@ class Dataset:
         frames: part → raw examples.
         examples: part → the same rows as tensors.
         shards: all training rows, if they are streamed.
-        files: part → files of its partitions.
+        files: part → files of its partitions; those of training and validation days have the labels
+            that a training reads, where rows are read from files.
         facts: of the log, for drift.
         workspace: for temporary files.
         digest: hash of the provenance of the training and validation examples.
         sql: template name → text, by which the examples were built.
         unlabelled: objectives and held-out days without labels (see `missing_labels`).
         list_keys: `Log.list_keys`.
+        soft: of labels that are not final; None without soft labels. The labels of `frames` are
+            final, and in `examples` those of `train` are what is trained on.
     """
 
     days: SplitDays
@@ -122,6 +125,11 @@ class Dataset:
     sql: Mapping[str, str]
     unlabelled: list[str]
     list_keys: Sequence[str]
+    soft: SoftLabels | None = None
+
+    def trained_on(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Raw examples with the labels that a training reads."""
+        return frame if self.soft is None else self.soft.of(frame)
 
     @property
     def train(self) -> Examples | ShardedExamples:
@@ -145,13 +153,15 @@ def load_dataset(
     day: date,
     world: World = SINGLE_PROCESS,
     continuing: Continuing | None = None,
+    prior: Prior | None = None,
 ) -> Dataset:
     """Read the split that ends with `day`, and encode it with an encoder fitted on training days.
 
     With `continuing` its encoder is extended instead, and the training rows are those of the new
     days with a replay of older ones.
 
-    With several ranks, the first one writes the files from which rows are streamed. Raises
+    With several ranks, the first one writes the files from which rows are streamed. `prior` is for
+    soft labels (training/soft_labels.py). Raises
     ProjectError for an empty split, for examples that are not built, for an objective that
     never occurs, always occurs or has no label in the training days, and where no objective can be
     judged on the validation days.
@@ -182,6 +192,10 @@ def load_dataset(
     files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
     labels, keys = [LABEL + task.name for task in tasks], project.log.list_keys
     streamed = rows > project.training.in_memory_rows
+    soft = soft_labels(context, day, prior)
+    if soft is not None and (streamed or continuing is not None):
+        for part in ("train", "validate"):
+            files[part] = soft.files(workspace, files[part], world)
     everything = lazy["train"]
     if streamed:
         lazy["train"] = everything.gather_every(-(-rows // SAMPLE_ROWS))
@@ -189,8 +203,9 @@ def load_dataset(
     folder = workspace.root / ENCODED / "train"
     trained: Examples | ShardedExamples
     if continuing is not None:
-        new = workspace.scan(dataset, continuing.new_days(days))
-        older = everything.filter(pl.col("date") <= continuing.after)
+        rows_of_days = pl.scan_parquet(files["train"], missing_columns="insert", glob=False)
+        new = rows_of_days.filter(pl.col("date") > continuing.after)
+        older = rows_of_days.filter(pl.col("date") <= continuing.after)
         encoder = continuing.encoder.extended(project.features, new)
         trained = continued_examples(project, encoder, new, older, folder)
     elif streamed:
@@ -199,7 +214,8 @@ def load_dataset(
         trained = written_once(write, folder, world)
     else:
         encoder = fit_encoder(project, frames["train"])
-        trained = encode_examples(encoder, frames["train"], labels, keys)
+        known = frames["train"] if soft is None else soft.of(frames["train"])
+        trained = encode_examples(encoder, known, labels, keys)
     examples = {"train": trained} if isinstance(trained, Examples) else {}
     for part in frames.keys() - examples.keys():
         examples[part] = encode_examples(encoder, frames[part], labels, keys)
@@ -216,8 +232,10 @@ def load_dataset(
         sql=view_sql(context),
         unlabelled=unlabelled,
         list_keys=keys,
+        soft=soft,
         digest=fingerprint(
-            *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate)
+            *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate),
+            *([] if soft is None else [soft.digest]),
         ),
     )
 
@@ -272,6 +290,13 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
         place: for messages.
         part: train, validate or test.
     """
+    columns = examples.collect_schema().names()
+    observed = {
+        o.name: pl.coalesce(p + o.name for p in (LABEL, OPEN) if p + o.name in columns)
+        for o in project.objectives
+    }
+    if part == "train":  # what is observed of labels that are not final is trained on
+        examples = examples.with_columns(each.alias(LABEL + n) for n, each in observed.items())
     row = _label_counts(project, examples)
     if row["example_count"] == 0:
         raise ProjectError(f"split.{part}_days: {place} hold no rows")
@@ -289,7 +314,7 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
                 f"where = {objective.where!r}); allowed: at least one"
             )
         if objective.conditional_on is not None:
-            child, parent = (pl.col(LABEL + n) for n in (objective.name, objective.conditional_on))
+            child, parent = observed[objective.name], observed[objective.conditional_on]
             contradicting = examples.filter((child == 1) & ~(parent == 1).fill_null(False))
             orphans = contradicting.select(pl.len()).collect(engine="streaming").item()
             if orphans:

@@ -21,6 +21,7 @@ from torch import distributed as dist
 
 from mtl_ranker.models.objectives import Task, label_weights
 from mtl_ranker.training.batches import Examples, part_of
+from mtl_ranker.training.device import device_of
 
 
 class World:
@@ -49,7 +50,7 @@ SINGLE_PROCESS = World()
 
 
 class Ranks(World):
-    """The ranks of the running `torch.distributed` group (gloo, on CPUs)."""
+    """The ranks of the running `torch.distributed` group: gloo on CPUs, NCCL on GPUs."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -65,8 +66,7 @@ class Ranks(World):
         trained = [p for p in model.parameters() if p.grad is not None]
         for parameter in trained:
             if parameter.grad is not None and parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-                dist.all_reduce(parameter.grad)
+                parameter.grad = self._sum_of_sparse(parameter.grad.coalesce())
         gradients = [p.grad for p in trained if p.grad is not None and not p.grad.is_sparse]
         flat = torch.cat([*(g.flatten() for g in gradients), losses])
         dist.all_reduce(flat)
@@ -75,16 +75,43 @@ class Ranks(World):
             gradient.copy_(total.view_as(gradient))
         return summed_losses
 
+    def _sum_of_sparse(self, gradient: Tensor) -> Tensor:
+        """The sum over ranks of coalesced gradients of some rows of a table.
+
+        Row numbers and rows are gathered, as NCCL adds no sparse tensors.
+        """
+        own = torch.tensor([gradient.indices().shape[1]], device=gradient.device)
+        counts = [torch.zeros_like(own) for _ in range(self.size)]
+        dist.all_gather(counts, own)
+        most = int(torch.cat(counts).max())
+        gathered = []
+        for tensor in (gradient.indices()[0], gradient.values()):
+            padded = tensor.new_zeros(most, *tensor.shape[1:])
+            padded[: len(tensor)] = tensor
+            of_ranks = [torch.zeros_like(padded) for _ in range(self.size)]
+            dist.all_gather(of_ranks, padded)
+            gathered.append(torch.cat([t[: int(n)] for t, n in zip(of_ranks, counts, strict=True)]))
+        rows, values = gathered
+        return torch.sparse_coo_tensor(rows.unsqueeze(0), values, gradient.shape).coalesce()
+
     def wait(self) -> None:
         dist.barrier()
 
 
 @contextmanager
-def ranks() -> Iterator[World]:
-    """The process group that `torchrun` describes in the environment; without it one process."""
+def ranks(device: str = "cpu") -> Iterator[World]:
+    """The process group that `torchrun` describes in the environment; without it one process.
+
+    Args:
+        device: `training.device`; on CUDA devices each rank of a host has its own.
+    """
     if "WORLD_SIZE" not in os.environ:
         yield SINGLE_PROCESS
         return
+    backend = "gloo"
+    if device_of(device).type == "cuda":
+        backend = "nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # The launcher's store is kept over a restart. With the same prefix, a restarted rank would
         # read the address of the lost one.
@@ -92,9 +119,9 @@ def ranks() -> Iterator[World]:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         agents = dist.TCPStore(address, port)
         store = dist.PrefixStore(group_name(agents, rank, size), agents)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group(backend)
     try:
         yield Ranks()
     finally:

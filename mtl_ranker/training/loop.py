@@ -3,6 +3,9 @@
 A small share of ids is replaced by the unknown value, so that its embedding is trained. The weights
 of the best epoch are restored. The same seed gives the same weights. With a `WarmStart` a training
 continues from another's weights and optimiser state.
+
+A training on a GPU has its rows there where they fit, else batches are copied while the one before
+is trained on; steps of the common kinds are CUDA graphs. The trained network is on the CPU.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +38,7 @@ from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.training.balancing import BALANCERS, Balancer, gradient_cosine
 from mtl_ranker.training.batches import Examples, without_ids
+from mtl_ranker.training.device import CPU, GraphedStep, device_of, fits, streamed
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import build_ranker, predict_logits, start_at_prior
 from mtl_ranker.training.shards import ShardedExamples
@@ -83,17 +87,19 @@ class Execution:
             kept: the best epochs of an earlier training.
         checkpoint: to which the training is saved, and from which it is resumed.
         world: the processes among which every batch is divided (training/distributed.py).
+        device: set by `train_ranker`.
     """
 
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
     until: Sequence[int] | None = None
     checkpoint: Checkpoint | None = None
     world: World = SINGLE_PROCESS
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained ranker in evaluation mode.
+    """A trained ranker in evaluation mode, on the CPU.
 
     Attributes:
         best_epochs: [T], equal for all objectives unless the model is `unshared`.
@@ -112,7 +118,6 @@ class Trained:
         return max(self.best_epochs)
 
 
-@fast_matmul()
 def train_ranker(
     design: Design,
     rows: Rows,
@@ -120,7 +125,9 @@ def train_ranker(
     seed: int,
     execution: Execution = Execution(),
 ) -> Trained:
-    """Train with one seed; the result is reproducible with the same machine and threads.
+    """Train with one seed; on a CPU the result is reproducible with the same machine and threads.
+
+    On a GPU sums are added in an order that changes from run to run: results agree within rounding.
 
     Early stopping monitors normalised entropy (He et al., ADKDD 2014): the validation loss divided
     by the loss of predicting the training mean, as a weighted mean over objectives. The objectives
@@ -128,27 +135,41 @@ def train_ranker(
     validation rows follows the mean of the others. Without validation rows nothing is monitored,
     and `execution.until` defines the epochs.
 
-    Raises FloatingPointError when the loss becomes NaN or infinite.
+    Raises FloatingPointError when the loss becomes NaN or infinite, and ProjectError without the
+    device of `settings.device`.
     """
+    device = device_of(settings.device)
+    with fast_matmul(device, rounded=True):
+        return _trained(design, rows, settings, seed, replace(execution, device=device))
+
+
+def _trained(
+    design: Design, rows: Rows, settings: Training, seed: int, execution: Execution
+) -> Trained:
     tasks, checkpoint, rank = design.tasks, execution.checkpoint, execution.world.rank
+    device = execution.device
     train = rows.train.with_labels(partial(transform_labels, tasks=tasks))
     prior = train.sample(PRIOR_ROWS, inputs=False)
-    state = _start(design, prior, settings, seed, min(rows.train.positions, MOST_POSITIONS))
+    positions = min(rows.train.positions, MOST_POSITIONS)
+    if isinstance(train, Examples) and fits(train, device):
+        train = train.to(device)
+    state = _start(design, prior, settings, seed, _Place(positions, train, device))
     state.best.until = execution.until
     if settings.start == "champion" and execution.until is None:
         state.best.optimisers = state.optimisers
     monitor = None if rows.validate is None else _Monitor(state.model, prior, rows.validate, tasks)
-    probe = train.sample(PROBE_ROWS)
+    probe = train.sample(PROBE_ROWS).to(device)
     saved = None if checkpoint is None else checkpoint.load()
-    if saved is not None:
+    if saved is not None and saved["device"] == device.type:
         state.resume(saved)
     if rank > 0:  # different rows need different dropout
         torch.manual_seed(seed + 7_919 * rank + state.step)
+    running = _Running(tasks, settings, execution, _step(state, design, settings, execution))
     while state.epoch <= settings.epochs:
         if state.epochs and state.best.exhausted(state.epoch - 1):
             break
         started = time.perf_counter()
-        train_loss = _train_epoch(state, train, tasks, settings, execution)
+        train_loss = _train_epoch(state, train, running).to(CPU)
         validate_loss = torch.full((len(tasks),), math.nan)
         relative = validate_loss
         weights = torch.tensor([task.weight for task in tasks])
@@ -175,24 +196,35 @@ def train_ranker(
     seconds = state.seconds
     if checkpoint is not None and rank == 0 and seconds >= checkpoint.seconds:
         checkpoint.save(state.content())
-    moments = state.best.restore()
-    state.model.eval()
-    return Trained(state.model, state.epochs, state.best.epochs, seconds, moments)
+    moments = {name: moment.to(CPU) for name, moment in state.best.restore().items()}
+    model = state.model.to(CPU).eval()
+    return Trained(model, state.epochs, state.best.epochs, seconds, moments)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Number of positions with a bias, training rows, and the device of the network."""
+
+    positions: int
+    train: Examples | ShardedExamples
+    device: torch.device
 
 
 def _start(
-    design: Design, prior: Examples, settings: Training, seed: int, positions: int
+    design: Design, prior: Examples, settings: Training, seed: int, place: _Place
 ) -> TrainingState:
     """A training before its first batch.
 
+    The random weights are drawn on the CPU, and are the same on every device.
+
     Args:
         prior: training rows for the labels' means.
-        positions: P, number of positions with a bias.
     """
-    tasks, start = design.tasks, design.start
+    tasks, start, device = design.tasks, design.start, place.device
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    positions = positions if start is None else start.positions
+    drawn_on = place.train.device if isinstance(place.train, Examples) else CPU
+    generator = torch.Generator(drawn_on).manual_seed(seed)
+    positions = place.positions if start is None else start.positions
     model = build_ranker(design.spec, design.encoder, tasks, positions, settings.position_dropout)
     if start is None:
         start_at_prior(model, prior.labels, tasks, prior.weight)
@@ -200,8 +232,9 @@ def _start(
         fresh = {name: p.detach().clone() for name, p in model.named_parameters()}
         load_weights(model, start, design.encoder)
         shrink_and_perturb(model, fresh, (settings.shrink, settings.perturb))
-    weights = torch.tensor([task.weight for task in tasks])
-    base = _base_losses(prior, tasks)
+    model.to(device)
+    weights = torch.tensor([task.weight for task in tasks], device=device)
+    base = _base_losses(prior, tasks).to(device)
     balancer = BALANCERS[settings.balancing](model, weights, base)
     optimisers = _optimisers(model, balancer, settings)
     if start is not None and settings.keep_optimiser:
@@ -212,33 +245,72 @@ def _start(
         balancer=balancer,
         best=BestWeights(model, len(tasks), settings.patience),
         generator=generator,
-        loss=torch.zeros(len(tasks)),
-        labelled=torch.zeros(len(tasks)),
+        loss=torch.zeros(len(tasks), device=device),
+        labelled=torch.zeros(len(tasks), device=device),
         epoch_start=generator.get_state(),
     )
 
 
+@dataclass(frozen=True)
+class _Running:
+    """What the epochs of a training have in common; `step` trains on a batch (`_step`)."""
+
+    tasks: Sequence[Task]
+    settings: Training
+    execution: Execution
+    step: Callable[[Examples], None]
+
+
+def _step(
+    state: TrainingState, design: Design, settings: Training, execution: Execution
+) -> Callable[[Examples], None]:
+    """A function that trains on a batch; on a CUDA device, where it is possible, as a graph."""
+
+    def step(batch: Examples) -> None:
+        _train_batch(state, batch, design.tasks, settings, execution.world)
+
+    if execution.device.type != "cuda" or execution.world.size > 1:
+        return step
+    return GraphedStep(step, settings.batch_size) if _graphable(state, design, settings) else step
+
+
+def _graphable(state: TrainingState, design: Design, settings: Training) -> bool:
+    """Whether shapes and values of a step depend on nothing but tensors on the device.
+
+    Not so: sparse updates, experts computed for the rows that select them, pairs of lists, the
+    chain of conditional objectives, and balancing that keeps new tensors.
+    """
+    return (
+        not state.model.embedding.sparse
+        and settings.balancing in ("fixed", "normalised", "uncertainty")
+        and all(layer.gate != "top_k" for layer in design.spec.layers)
+        and all(not task.list_loss and not task.conditional_on for task in design.tasks)
+    )
+
+
 def _train_epoch(
-    state: TrainingState,
-    train: Examples | ShardedExamples,
-    tasks: Sequence[Task],
-    settings: Training,
-    execution: Execution,
+    state: TrainingState, train: Examples | ShardedExamples, running: _Running
 ) -> Tensor:
     """Train the rest of the running epoch.
 
     Returns the mean loss [T] of the batches that have labels of the objective.
     """
-    checkpoint, trained_before = execution.checkpoint, state.batches
+    settings, execution, trained_before = running.settings, running.execution, state.batches
+    checkpoint, device = execution.checkpoint, execution.device
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     state.model.train()
     state.generator.set_state(state.epoch_start)
-    batches = train.batches(settings.batch_size, state.generator, together=needs_lists(tasks))
+    batches = train.batches(
+        settings.batch_size, state.generator, together=needs_lists(running.tasks)
+    )
+    if not (isinstance(train, Examples) and train.device == device):
+        batches = streamed(batches, device)
     for number, batch in enumerate(batches, 1):
         if number <= trained_before:
             continue
         _set_learning_rate(state.optimisers, settings.learning_rate * (1.0 - state.step / steps))
-        _train_batch(state, batch, tasks, settings, execution.world)
+        running.step(batch)
+        state.step += 1
         state.batches = number
         if checkpoint is not None and execution.world.rank == 0 and checkpoint.due():
             checkpoint.save(state.content())
@@ -250,7 +322,10 @@ def _train_epoch(
 def _set_learning_rate(optimisers: Sequence[Optimizer], learning_rate: float) -> None:
     for optimiser in optimisers:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
 
 
 def _train_batch(
@@ -263,14 +338,16 @@ def _train_batch(
     """One step of the optimisers; adds the batch's losses to `state.loss`."""
     model = state.model
     labelled = label_weights(batch.labels, tasks, batch.weight).sum(0) > 0
-    seed = state.generator.initial_seed() * 1_000_003 + state.step
+    seed = None
+    if batch.device.type == "cpu":
+        seed = state.generator.initial_seed() * 1_000_003 + state.step
     batch, share = world.part(without_ids(batch, settings.unknown_rate, seed), tasks)
     trace = model.trace(*batch.inputs, batch.position)
     loss = _losses(model, trace.logits, batch, tasks)  # [T]
     if share is not None:
         loss = loss * share
     if any(task.list_loss for task in tasks):
-        weights = torch.tensor([task.list_weight for task in tasks])
+        weights = torch.tensor([task.list_weight for task in tasks], device=loss.device)
         of_lists = _separately(
             lambda z: list_losses(z, batch.labels, batch.lists, tasks, batch.weight),
             trace.logits,
@@ -280,7 +357,6 @@ def _train_batch(
         loss = loss + weights * of_lists / world.size
     for optimiser in state.optimisers:
         optimiser.zero_grad()
-    state.step += 1
     state.balancer.backward(loss, model.penalty(trace) / world.size)
     state.loss += world.add_gradients(model, loss.detach())
     state.labelled += labelled
@@ -305,7 +381,7 @@ def _separately(
     """
     if not model.spec.unshared or all(task.conditional_on is None for task in tasks):
         return compute(logits)
-    own = torch.eye(len(tasks), dtype=torch.bool)
+    own = torch.eye(len(tasks), dtype=torch.bool, device=logits.device)
     fixed = logits.detach()
     return torch.stack([compute(torch.where(own[t], logits, fixed))[t] for t in range(len(tasks))])
 
@@ -338,8 +414,11 @@ def _optimisers(model: Ranker, balancer: Balancer, settings: Training) -> list[O
         *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
     ]
     rate, decay = settings.learning_rate, settings.weight_decay
+    on_cuda = table.device.type == "cuda"
+    # A graph of the step reads the learning rate from a tensor.
+    of_step = torch.tensor(rate, device=table.device) if on_cuda else rate
     optimisers: list[Optimizer] = [
-        torch.optim.AdamW(learned, lr=rate, weight_decay=decay, fused=True)
+        torch.optim.AdamW(learned, lr=of_step, weight_decay=decay, fused=True, capturable=on_cuda)
     ]
     if model.embedding.sparse:
         optimisers.append(torch.optim.SparseAdam([table], lr=rate))
@@ -356,15 +435,17 @@ class _Monitor:
     def __init__(
         self, model: Ranker, prior: Examples, validate: Examples, tasks: Sequence[Task]
     ) -> None:
-        self.model, self.rows, self.tasks = model, validate, tasks
-        self.labels = transform_labels(validate.labels, tasks)
-        self.base = _base_losses(prior, tasks, self.labels)
-        self.labelled = (~torch.isnan(self.labels)).any(0)
+        self.model, self.tasks = model, tasks
+        labels = transform_labels(validate.labels, tasks)
+        self.base = _base_losses(prior, tasks, labels)
+        self.labelled = (~torch.isnan(labels)).any(0)
+        self.rows = validate.to(model.device) if fits(validate, model.device) else validate
+        self.labels = labels.to(model.device)
 
     @torch.no_grad()
     def losses(self) -> Tensor:
         logits = predict_logits(self.model, self.rows)
-        return ensemble_losses(logits, self.labels, self.tasks, self.model.cutpoints)
+        return ensemble_losses(logits, self.labels, self.tasks, self.model.cutpoints).to(CPU)
 
 
 def _gradient_cosine(model: Ranker, probe: Examples, tasks: Sequence[Task]) -> list[list[float]]:

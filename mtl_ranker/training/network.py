@@ -32,7 +32,7 @@ def tasks_of(project: Project) -> list[Task]:
             o.weight,
             o.transform,
             o.conditional_on,
-            o.levels,
+            o.level_count,
             *list_loss_of(o, project.training),
         )
         for o in project.objectives
@@ -96,16 +96,20 @@ def start_at_prior(
 
 @torch.inference_mode()
 def predict_logits(model: Ranker, examples: Examples) -> Tensor:
-    """Logits [K, N, T] in evaluation mode, without positions, in blocks of bounded memory."""
+    """Logits [K, N, T] in evaluation mode, without positions, in blocks of bounded memory.
+
+    They are computed on the model's device, and stay there.
+    """
     model.eval()
+    device = model.device
 
     def block(rows: slice) -> Tensor:
-        return model(*(tensor[rows] for tensor in examples.inputs))
+        return model(*(tensor[rows].to(device) for tensor in examples.inputs))
 
-    return torch.cat(in_blocks(block, len(examples), model.block_rows), 1)
+    return torch.cat(in_blocks(block, len(examples), model.block_rows, device), 1)
 
 
 @torch.no_grad()
 def predict(model: Ranker, examples: Examples, tasks: Sequence[Task]) -> np.ndarray:
     """Predictions [N, T]: probabilities, or values in the label's own unit."""
-    return predictions(predict_logits(model, examples), tasks, model.cutpoints).numpy()
+    return predictions(predict_logits(model, examples), tasks, model.cutpoints).cpu().numpy()

@@ -20,7 +20,7 @@ from mtl_ranker.training.balancing import Balancer
 from mtl_ranker.training.warm_start import combined, moments_of
 
 # Part of a checkpoint's key: another number where the content or the training's steps change.
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class TrainingState:
     began: float = field(default_factory=time.perf_counter)
 
     @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
     def seconds(self) -> float:
         """Duration of the training so far, including earlier processes."""
         return self.spent + time.perf_counter() - self.began
@@ -82,7 +86,8 @@ class TrainingState:
         """Start the next epoch."""
         self.epochs.append(ended)
         self.epoch, self.batches = self.epoch + 1, 0
-        self.loss, self.labelled = torch.zeros_like(self.loss), torch.zeros_like(self.labelled)
+        for sums in (self.loss, self.labelled):
+            sums.zero_()  # in place, since a graph of the step adds to these tensors
         self.epoch_start = self.generator.get_state()
 
     def content(self) -> dict[str, Any]:
@@ -101,10 +106,15 @@ class TrainingState:
             "labelled": self.labelled,
             "epoch_start": self.epoch_start,
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "device": self.device.type,
         }
 
     def resume(self, content: Mapping[str, Any]) -> None:
-        """Restore the content of a checkpoint, including torch's global random state."""
+        """Restore the content of a checkpoint, including torch's global random state.
+
+        The checkpoint is of a training on the same type of device.
+        """
         self.model.load_state_dict(content["model"])
         for optimiser, saved in zip(self.optimisers, content["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -112,10 +122,13 @@ class TrainingState:
         self.best.resume(content["best"])
         self.epochs = [Epoch(**epoch) for epoch in content["epochs"]]
         self.epoch, self.batches, self.step = (content[k] for k in ("epoch", "batches", "step"))
-        self.loss, self.labelled = content["loss"], content["labelled"]
+        self.loss.copy_(content["loss"])
+        self.labelled.copy_(content["labelled"])
         self.epoch_start = content["epoch_start"]
         self.spent, self.began = content["seconds"], time.perf_counter()
         torch.set_rng_state(content["random"])
+        if content["random_cuda"] is not None:
+            torch.cuda.set_rng_state(content["random_cuda"])
 
 
 class BestWeights:
@@ -203,7 +216,7 @@ class Checkpoint:
         """The saved state, or None without a file of this key."""
         if not self.path.is_file():
             return None
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         return state if state["key"] == self.key else None
 
     def due(self) -> bool:

@@ -120,14 +120,21 @@ def restore_moments(
             continue
         step = moments[f"{name}/{STEP}"]
         state: dict[str, Any] = {
-            STEP: int(step) if isinstance(optimiser, SparseAdam) else step.clone().float()
+            STEP: int(step)
+            if isinstance(optimiser, SparseAdam)
+            else step.clone().float().to(parameter.device if capturable(optimiser) else "cpu")
         }
         for key in MOMENTS:
             moment = moments[f"{name}/{key}"]
             if name == TABLE:
                 moment = moment[rows.clamp(min=0)].masked_fill(is_new, 0.0)
-            state[key] = moment.to(parameter.dtype).clone()
+            state[key] = moment.to(parameter.device, parameter.dtype, copy=True)
         optimiser.state[parameter] = state
+
+
+def capturable(optimiser: Optimizer) -> bool:
+    """Whether a CUDA graph may hold the optimiser's steps; it then counts them on the device."""
+    return bool(optimiser.defaults.get("capturable"))
 
 
 def combined(parts: Sequence[Mapping[str, Tensor]], axes: Mapping[str, int]) -> dict[str, Tensor]:

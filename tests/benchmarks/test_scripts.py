@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,13 @@ def test_closed_loop(tmp_path):
     # The first night's lists are of the same model; then half of the lists are explored.
     plain, exploring = (world[p]["nights"][0] for p in ("mmoe", "mmoe, exploration"))
     assert exploring["items"] > plain["items"]
+    assert world["mmoe"]["nights"][0] == world["mmoe, promoted"]["nights"][0]
+    (challenger,) = world["mmoe, promoted"]["challengers"]  # the first model has no champion
+    assert challenger["promoted"] == (world["mmoe, promoted"]["models"] == 2)
+    assert -0.5 < challenger["true_gain"] < 0.5
+    assert ("LightGBM" in world) == (find_spec("lightgbm") is not None)
+    assert ("without LightGBM" in printed) == ("LightGBM" not in world)
+    assert all(facts["present"] < 0.9 for own in world.values() for facts in own["nights"])
     later = world["mmoe"]["estimates"][2:]
     assert all("no list was randomised" in each["refused"] for each in later)
     assert f"{exploring['regret']:.3f}"[:3] in printed
@@ -271,3 +279,18 @@ def test_combine(tmp_path):
         assert set(by_mode) == {"inference", "training"}
         assert all(milliseconds > 0 for pair in by_mode.values() for milliseconds in pair)
     assert "times faster in training" in printed
+
+
+@pytest.mark.slow
+def test_delays(tmp_path):
+    """Soft labels are better calibrated than positives alone, which lack the recent negatives."""
+    sizes = ("--impressions", "24000", "--days", "10", "--epochs", "2", "--seeds", "2")
+    figures, printed = run_sized("delays", tmp_path, *sizes, "--threads", "1")
+    ways = figures["ways"]
+    ratio = {way: found["ratio"][0] for way, found in ways.items()}
+    assert ratio["soft, p the base rate"] < ratio["positives"]
+    assert ratio["as observed"] < ratio["soft, p the base rate"]
+    assert (ways["wait"]["last_day"], ways["positives"]["last_day"]) == (-4, -1)
+    for found in ways.values():
+        assert 0.5 < found["auc"][0] < figures["true"][0]
+    assert f"{ways['wait']['auc'][0]:.4f}" in printed

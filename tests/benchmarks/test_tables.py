@@ -7,10 +7,11 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from benchmarks import markdown, results, scoring_speed, tables, training_speed
+from benchmarks import closed_loop, markdown, results, scoring_speed, tables, training_speed
 
 FIGURES = {
     "replicas": 2,
@@ -130,6 +131,39 @@ def test_tables_of_scripts_whose_peers_may_be_missing():
     }
     found = scoring_speed.tables(figures)["scoring_speed"].splitlines()
     assert found[3] == "| DeepCTR-Torch, pandas | 112,324 | 2,985 | 10.7 times slower |"
+
+
+def test_challengers_and_nights_of_the_closed_loop_by_hand():
+    """Gains of 1 and 3 % let through, -2 % held back with an estimate of the wrong sign."""
+
+    def challenger(promoted: bool, gain: float, estimate: float | None) -> dict[str, Any]:
+        own = None if estimate is None else [estimate, estimate - 1, estimate + 1]
+        return {"promoted": promoted, "true_gain": gain, "estimate": own}
+
+    found = [challenger(True, 0.01, 0.2), challenger(True, 0.03, None)]
+    same = {"homogeneity": 0.2, "clicks_per_row": 0.2, "likes_per_row": 0.05}
+    nights = [{"regret": 0.1 * n} | same for n in range(12)]
+    worlds = [
+        {closed_loop.PROMOTED: {"challengers": found[:1], "nights": nights}},
+        {
+            closed_loop.PROMOTED: {
+                "challengers": [found[1], challenger(False, -0.02, 0.1)],
+                "nights": nights,
+            }
+        },
+    ]
+    through, back = closed_loop.challenger_rows({"worlds": worlds})
+    # The standard error is 1 %, and the quantile of Student's t with one degree of freedom 12.7.
+    assert through == ["let through", "2", "+2.00% [-10.71%, +14.71%]", "2", "1 of 1"]
+    assert back == ["held back", "1", "–", "0", "0 of 1"]
+    lines = closed_loop.by_night({"worlds": worlds}, "regret").splitlines()
+    assert lines[0].split(" | ")[1] == "night 1"
+    assert lines[0].count("night") == closed_loop.SHOWN
+    assert lines[0].endswith("| night 12 |")
+    assert lines[2].endswith("| 1.100 ± 0.000 |")
+    (row,) = closed_loop.homogeneity_rows({"worlds": worlds})
+    assert row[1:4] == ["0.200", "0.200", "+0.000 [+0.000, +0.000]"]
+    assert row[4] == "0.300"  # 0.2 clicks and twice 0.05 likes
 
 
 @pytest.mark.parametrize("how", [["-m", "benchmarks.sizing"], ["benchmarks/sizing.py"]])

@@ -190,7 +190,7 @@ def test_objectives_without_labels_on_the_last_day_are_left_out_of_its_verdicts(
     assert {gain.objective for gain in night.suite.gains} == {"play"}
     compared = night.decision.differences.items()
     assert {name for name, each in compared if not np.isnan(each.low)} == {"play"}
-    assert "without a say: click (0 positives of 0 users" in night.decision.reason
+    assert "not counted: click (0 positives of 0 users" in night.decision.reason
     assert night.decision.blended.value == 0.0
 
 
@@ -338,7 +338,10 @@ REFUSED: list[tuple[Callable[[Path], Settings], str]] = [
         list_of_floats_as_numeric,
         r"features.numerics \(vector\): is List\(Float64\); allowed: a num",
     ),
-    (text_in_a_numeric, r"features.numerics \(tab\): is String; allowed: a number or a Boolean"),
+    (
+        text_in_a_numeric,
+        r"features.numerics \(tab\): is String; allowed: a number, a Bool",
+    ),
     (list_as_a_categorical, r"features.categoricals \(tags\): is List\(String\); .*features.lists"),
     (list_as_a_key, r"features.entities \(tags\): is List\(String\); allowed: one value per row"),
     (dates_as_a_categorical, r"features.categoricals \(made\): is Date; allowed: text, a number"),
@@ -369,7 +372,7 @@ REFUSED: list[tuple[Callable[[Path], Settings], str]] = [
         r"25.0% of the rows break the contract; allowed: log.max_bad_share = 5.0%\n"
         r" +10  label of stars not in 0..4: 5.0\n"
         r".*quarantined whole, with its other labels; .*levels = 5 allows 0 to 4; for values from "
-        r'1 to 5, write label = "stars - 1", or levels = 6',
+        r"1 to 5, write levels = \[1, 2, 3, 4, 5\]",
     ),
     (
         no_candidates_folder,
@@ -459,6 +462,20 @@ def test_check_warns(tiny, case, words):
 def test_check_warns_of_nothing_in_a_sound_project(tiny):
     """The log has 40 rows a day: the surface alternates and predicts neither label."""
     assert "warning" not in checked(tiny)
+
+
+def test_tables_without_dates_are_said_once(tiny):
+    write_project(tiny, log={"items": items(tiny, price=1.5)})
+    assert checked(tiny).count("log.items: without dates (partition or valid_from); the val") == 1
+    dated = {"path": "dated", "key": "i", "columns": ["price"], "partition": "date"}
+    folder = tiny / "dated" / f"date={LAST - timedelta(days=2)}"
+    folder.mkdir(parents=True)
+    (tiny / "items.parquet").rename(folder / "part-0.parquet")
+    write_project(tiny, log={"items": dated})
+    said = checked(tiny)
+    assert "without dates" not in said
+    assert f"ok  items table: 13 rows; snapshots: 1, {LAST - timedelta(days=2)}" in said
+    assert f"warning: log.items: the first snapshot is of {LAST - timedelta(days=2)}, so" in said
 
 
 def test_an_entity_with_two_keys_is_named(tiny):

@@ -12,7 +12,7 @@ import pytest
 from mtl_ranker.commands.check import check_project
 from mtl_ranker.errors import ProjectError
 from tests.conftest import FIRST, tiny_events, write_day
-from tests.projects import TINY, edit_project, write_project
+from tests.projects import TINY, changed, edit_project, write_project
 
 CLICK: dict[str, Any] = {"name": "click", "path": "clicks", "window": "1h"}
 DAYS = 7
@@ -45,6 +45,14 @@ def test_streams_labels_and_their_wait_are_said(tmp_path):
     assert "labels are final 1 days later; until then, training.immature = 'wait'" in found
     assert "ok  click: 80 of 80 actions belong to the sampled impressions" in found
     assert "warning: click begins" not in found
+
+
+def test_labels_that_an_action_may_lower_are_named(tmp_path):
+    root = streams(tmp_path)
+    edit_project(root, training={"immature": "positives"})
+    assert "a further action may change" not in checked(root)
+    edit_project(root, objectives=changed(TINY["objectives"], 0, label="1 - click"))
+    assert "a further action may change a 1, or a number, of click; so" in checked(root)
 
 
 def test_a_stream_that_begins_later_and_values_that_no_label_has(tmp_path):

@@ -21,6 +21,7 @@ from mtl_ranker.evaluation.off_policy import (
     item_weights,
     off_policy,
     position_weights,
+    randomised,
     reordered,
 )
 from tests.evaluation.simulated_logs import Lists, RandomExposures, SingleItems
@@ -163,6 +164,27 @@ def test_lists_that_were_not_randomised_are_left_out_or_refused():
         assert "that were randomised" in both.how
         assert both.snips.value == pytest.approx(one.snips.value)
         assert both.snips.low == pytest.approx(one.snips.low)
+
+
+def test_lists_of_one_item_are_left_out_beside_randomised_ones():
+    """They have propensity 1 and no other order, so that they only dilute the mean."""
+    log, single = Lists(0, 1_000), Lists(1, 1_000)
+    alone = nightly(log)
+    first = (single.frame["position"] == 1).to_numpy()
+    ones = single.frame.filter(first).with_columns(
+        pl.lit(1.0).alias("propensity"), pl.col("user_id") + 5_000
+    )
+    chosen = randomised(
+        reordered(ones, single.score[first], ones["user_id"].to_numpy()), np.ones(ones.height)
+    )
+    assert not chosen.any()
+    log.frame = pl.concat([log.frame, ones])
+    log.score = np.r_[log.score, single.score[first]]
+    log.labels = np.concatenate([log.labels, 1 - single.labels[first]])
+    log.prediction = np.concatenate([log.prediction, single.prediction[first]])
+    for one, both in zip(alone, nightly(log), strict=True):
+        assert (both.rows, both.logged) == (one.rows, one.logged)
+        assert both.snips == one.snips
 
 
 def nightly_of(log: Lists, frame: pl.DataFrame) -> list[Estimate]:

@@ -24,7 +24,7 @@ from mtl_ranker.evaluation.pareto import (
 )
 from mtl_ranker.nightly.blend_search import BlendSearch, check_weights, kept_blend, trade_off
 from mtl_ranker.ranking.blend import blended
-from tests.projects import project
+from tests.projects import changed, project
 
 PROJECT_TABLE = {
     "objectives": [
@@ -200,6 +200,22 @@ def test_weights_by_maximise_are_chosen_on_validation_and_judged_on_test_rows():
 def test_maximise_needs_what_to_keep(scoring, message):
     with pytest.raises(ProjectError, match=re.escape(message)):
         project(PROJECT_TABLE, scoring=scoring)
+
+
+def test_weights_of_bad_objectives_count_against():
+    bad = project(PROJECT_TABLE, objectives=changed(PROJECT_TABLE["objectives"], 1, good=False))
+    labels = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, np.nan]])
+    np.testing.assert_array_equal(gains(bad, labels), [[1, 1], [0, 0], [1, np.nan]])
+    unweighted = project(
+        PROJECT_TABLE,
+        objectives=changed(PROJECT_TABLE["objectives"], 1, good=False),
+        scoring={"weights": {"like": 0.0}},
+    )
+    for each in (bad, unweighted):
+        np.testing.assert_array_equal(gains(each, labels)[:, 1], [1, 0, np.nan])
+        tried = trial_weights(each, np.random.default_rng(0).random((50, 2)), 20)
+        assert all(w["click"] >= 0 >= w["like"] for w in tried)
+    assert check_weights(bad, {"like": 1.5}) == {"click": 0.0, "like": -1.5}
 
 
 def test_given_weights_may_be_negative_and_not_all_0():

@@ -334,6 +334,21 @@ def test_immature_labels_wait_or_are_missing_while_negative(tmp_path):
     assert labels == {2: [0.0, 1.0], 3: [None, 1.0]}
 
 
+def test_soft_labels_are_final_and_what_is_observed_stands_beside_them(tmp_path):
+    shown = one_each_day([Shown(1, 1, "home", 24 * n + 3) for n in range(DAYS)])
+    likes = [Acted(1, 1, 24 * n + 4, 0, 1) for n in range(DAYS)]
+    context = write_world(tmp_path, shown, likes, [])
+    build(context)  # with "wait", whose examples have no such column
+    edit_project(tmp_path, training={"immature": "soft"})
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    found = {}
+    for n in (2, 3):  # windows of 48 hours end on days 4 and 5
+        build_examples(context, FIRST + timedelta(days=n), LAST)
+        rows = context.workspace.scan("examples", [FIRST + timedelta(days=n)]).collect()
+        found[n] = rows["label_like"].to_list(), rows["open_label_like"].to_list()
+    assert found == {2: ([0.0, 1.0], [None, None]), 3: ([None, None], [0.0, 1.0])}
+
+
 def test_the_share_of_positives_that_have_arrived_by_age(tmp_path):
     shown = one_each_day([Shown(1, item, "home", 3) for item in range(4)])
     hours = {0: 4, 1: 30, 2: 31, 3: 50}  # on the day, two a day later, one two days later
@@ -342,6 +357,7 @@ def test_the_share_of_positives_that_have_arrived_by_age(tmp_path):
     build(context)
     like, long = arrivals(context, FIRST + timedelta(days=2))
     assert (like.objective, list(like.days), like.positives) == ("like", [FIRST], 4)
+    assert (like.rows, like.rate) == (5, 0.8)
     assert like.shares == [0.25, 0.75, 1.0]
     assert (long.objective, long.positives) == ("long", 0)
 

@@ -159,7 +159,9 @@ def test_a_password_that_is_missing_or_cannot_be_written_is_refused(tmp_path, gi
 
 
 def test_image_installs_requirements_before_sources_and_runs_as_another_user():
-    found = docker_script("requirements").requirements(ROOT / "pyproject.toml", ["servers"])
+    found = docker_script("requirements").requirements(
+        ROOT / "pyproject.toml", ["nightly", "servers"]
+    )
     assert {"prefect", "torch", "boto3"} <= {re.split(r"[^\w-]", line)[0] for line in found}
     text = (ROOT / "docker/Dockerfile").read_text()
     assert text.index("-r requirements.txt") < text.index("COPY mtl_ranker")

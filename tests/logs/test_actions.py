@@ -12,6 +12,7 @@ import pytest
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.actions import ActionReport, join_actions, with_actions
+from mtl_ranker.logs.contract import may_fall
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from tests.conftest import FIRST, midnight, write_day
@@ -207,3 +208,36 @@ def test_an_action_may_not_have_the_name_of_a_column_of_the_log(tmp_path):
     write(tmp_path, "likes", 0, [], [])
     with pytest.raises(ProjectError, match=r"actions\[0\].name: 'like' is also a column of .*log"):
         joined(world(tmp_path), 1)
+
+
+STARS = {"name": "stars", "path": "stars", "value": "value"}
+
+
+@pytest.mark.parametrize(
+    ("action", "label", "falls"),
+    [
+        (LIKE, '"like"', False),
+        (LIKE, '1 - "like"', True),
+        (LIKE, "case when \"like\" = 1 and tab = 'home' then 1 else 0 end", False),
+        (LIKE, "case when \"like\" = 0 and tab = 'home' then 1 else 0 end", True),
+        (LIKE | {"reduce": "sum"}, 'case when "like" >= 2 then 1 else 0 end', False),
+        (LIKE | {"reduce": "sum"}, 'case when "like" = 2 then 1 else 0 end', True),
+        (STARS | {"reduce": "max"}, "case when stars >= 4 then 1 else 0 end", False),
+        (STARS | {"reduce": "max"}, "case when stars <= 2 then 1 else 0 end", True),
+        (STARS | {"reduce": "max"}, "case when stars > 30 and play > 3.5 then 1 end", False),
+        (STARS | {"reduce": "max"}, "case when stars > play then 1 else 0 end", False),
+        (STARS | {"reduce": "max"}, "case when stars < play then 1 else 0 end", True),
+        (STARS | {"reduce": "last"}, "case when stars >= 4 then 1 else 0 end", True),
+        (STARS | {"reduce": "sum"}, "case when stars >= 4 then 1 else 0 end", True),
+    ],
+)
+def test_whether_a_further_action_can_lower_a_label(action, label, falls):
+    objective = {"name": "good", "group": "satisfaction", "label": label}
+    made = project(log={"ranges": WITHOUT, "actions": [action]}, objectives=[objective])
+    assert may_fall(made, made.objectives[0]) is falls
+
+
+def test_a_condition_that_an_action_breaks_lowers_a_label():
+    objective = {"name": "good", "group": "satisfaction", "label": "click", "where": '"like" = 0'}
+    made = project(log={"ranges": WITHOUT, "actions": [LIKE]}, objectives=[objective])
+    assert may_fall(made, made.objectives[0])

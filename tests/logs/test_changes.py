@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 
+from mtl_ranker.commands.check import check_project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.logs.ingest import ingest_day, keep_columns
@@ -98,6 +99,78 @@ def test_a_used_column_that_one_file_lacks_is_named_with_the_file(tiny):
     frame.write_parquet(tiny / "log" / f"date={FIRST}" / "part-1.parquet")
     with pytest.raises(ProjectError, match=r"part-1.parquet: column 'play' is missing, but .*-0"):
         ingest_day(context, FIRST)
+
+
+STARS = pl.int_range(pl.len(), dtype=pl.Int16).alias("stars")
+SURVEY = {
+    "log": {"context": ["tab", "stars"], "ranges": {"stars": {"max": 99}}},
+    "objectives": [{"name": "good", "group": "satisfaction", "label": "stars"}],
+}
+
+
+def grown(folder, begins):
+    """The tiny log with a column `stars` from a day on."""
+    for n in range(6):
+        day = FIRST + timedelta(days=n)
+        rewrite(folder, day, *([STARS % 2] if n >= begins else []))
+
+
+def test_a_column_that_begins_later_is_null_before(tiny):
+    grown(tiny, 2)
+    context = opened(tiny, **SURVEY)
+    for n in range(4):
+        ingest_day(context, FIRST + timedelta(days=n))
+    events = context.workspace.scan("events", context.workspace.days("events")).collect()
+    assert events.schema["stars"] == pl.Int64
+    counts = events.group_by("date").agg(pl.col("stars").count()).sort("date")
+    assert counts["stars"].to_list() == [0, 0, 40, 40]
+
+
+def test_check_names_a_column_that_begins_later(tiny):
+    grown(tiny, 3)
+    opened(tiny, objectives=SURVEY["objectives"])
+    text = "\n".join(check_project(str(tiny / "project.toml"), tiny))
+    assert "column 'stars' begins on 2026-03-05; it is missing in the rows of earlier" in text
+
+
+def test_a_column_that_ends_or_that_one_day_lacks_is_missing(tiny):
+    grown(tiny, 0)
+    rewrite(tiny, SECOND)
+    with pytest.raises(
+        ProjectError, match=rf"date={SECOND}.*'stars' \(named by log.context\) is m"
+    ):
+        ingest_day(opened(tiny, **SURVEY), SECOND)
+    last = FIRST + timedelta(days=5)
+    rewrite(tiny, last)
+    with pytest.raises(
+        ProjectError, match=rf"date={last}.*'stars' \(named by log.context\) is mis"
+    ):
+        ingest_day(opened(tiny, **SURVEY), last)
+
+
+def test_a_required_column_that_begins_later_is_missing(tiny):
+    grown(tiny, 2)
+    survey = {**SURVEY, "log": {"required": ["stars"]}}
+    with pytest.raises(ProjectError, match=r"'stars' \(named by log.required\) is missing"):
+        ingest_day(opened(tiny, **survey), FIRST)
+
+
+def test_a_column_that_begins_in_a_later_file_of_an_undivided_log(tiny):
+    (tiny / "whole").mkdir()
+    for n in range(3):
+        frame = tiny_events(FIRST + timedelta(days=n), shift=n)
+        frame = frame.with_columns([STARS % 2] if n else [])
+        frame.write_parquet(tiny / f"whole/{2 - n}.parquet")
+    survey = {**SURVEY, "log": {"path": "whole", "context": ["tab", "stars"]}}
+    context = opened(tiny, **survey)
+    for day, known in ((FIRST, 0), (SECOND, 40)):
+        ingest_day(context, day)
+        assert context.workspace.scan("events", [day]).collect()["stars"].count() == known
+    # A file of the same days that lacks the column is a mistake.
+    late = tiny_events(SECOND, shift=9).with_columns(ts=pl.col("ts") + 1)
+    late.write_parquet(tiny / "whole/9.parquet")
+    with pytest.raises(ProjectError, match=r"9.parquet: column 'stars' is missing, but"):
+        ingest_day(context, SECOND)
 
 
 def test_what_other_engines_have_not_finished_is_not_read(tiny):

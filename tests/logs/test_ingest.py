@@ -104,7 +104,7 @@ def test_ingest_is_idempotent_and_skips_what_is_published(tiny):
             lambda f: pl.read_parquet(f).with_columns(pl.col("u") * 0.5).write_parquet(f),
             ["'u'", "Float64", "integer or String"],
         ),
-        (lambda f: pl.read_parquet(f).clear().write_parquet(f), [str(FIRST), "no rows"]),
+        (lambda f: pl.read_parquet(f).clear().write_parquet(f), ["2026-03-03", "no rows"]),
         (
             lambda f: pl.read_parquet(f).drop("play").write_parquet(f),
             ["'play'", "log.ranges", "missing"],
@@ -116,9 +116,10 @@ def test_ingest_is_idempotent_and_skips_what_is_published(tiny):
     ],
 )
 def test_bad_input_is_named_and_nothing_is_published(tiny, spoil, fragments):
-    spoil(tiny / "log" / f"date={FIRST}" / "part-0.parquet")
+    day = FIRST + timedelta(days=1)
+    spoil(tiny / "log" / f"date={day}" / "part-0.parquet")
     with pytest.raises(ProjectError) as error:
-        ingest(tiny)
+        ingest(tiny, day)
     for fragment in fragments:
         assert fragment in str(error.value)
     assert Workspace(tiny / "ws").days("events") == []
@@ -161,6 +162,7 @@ def test_real_kuairand_day(shared_data):
     [
         ("dt=%Y%m%d", ["dt=20260302", "dt=20260303/hour=07"]),
         ("year=%Y/month=%m/day=%d", ["year=2026/month=3/day=2", "year=2026/month=03/day=03"]),
+        ("date=%Y-%m-%d", ["date=2026-03-02", "date=2026-03-03"]),
         ("%Y/%m-%d", ["2026/03-02", "2026/03-03"]),
         ("day", ["day=2026-03-02", "day=2026-03-03/hour=1/part=2"]),
     ],
@@ -176,6 +178,12 @@ def test_days_lie_in_folders_of_many_layouts(tiny, partition, folders):
     assert report.good == 40
     users = workspace.scan("events", [days[1]]).collect()["user_id"].to_list()
     assert users == tiny_events(days[1], shift=1)["u"].to_list()
+
+
+def test_hours_are_no_part_of_a_layout(tiny):
+    write_project(tiny, log={"partition": "dt=%Y%m%d/hour=%H"})
+    with pytest.raises(ProjectError, match=r"log.partition: .*has %H; allowed: %Y, %m and %d"):
+        load_project(str(tiny / "project.toml"))
 
 
 @pytest.mark.parametrize("partition", ["dt=%Y%m", "%d", "dt=%Q"])

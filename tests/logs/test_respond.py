@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.respond import (
     Behaviour,
     SimulatedFeed,
+    presence,
     respond,
     visit_rates,
     world_on,
     write_candidates,
 )
 from mtl_ranker.logs.simulate import EXAMINATION, Feed, make_world, simulate, truth
+from mtl_ranker.logs.simulate import world_on as feed_world_on
 
 FIRST = date(2026, 3, 2)
 FEED = Feed(impressions=9_000, days=4, users=150, items=120, first_day=FIRST, horizon=8)
@@ -131,6 +134,38 @@ def test_users_who_like_more_come_more_often():
     assert rates[2] == pytest.approx(calm[2])
 
 
+def test_who_did_not_like_the_last_sessions_stays_away_longer():
+    """Odds of not coming are l / (1 - l) / r^k with the last three days that had visits."""
+    simulated = SimulatedFeed(FEED, Behaviour(leaving=0.2, retention=2.0))
+    days = [DAY - timedelta(days=n) for n in (20, 19, 18, 4)]
+    # User 0 liked everything on its first day, which three later days follow; user 1 a third.
+    rows = [
+        *({"user": 0, "item": 0, "like": int(n == 0), "date": day} for n, day in enumerate(days)),
+        *({"user": 1, "item": 0, "like": int(n == 0), "date": days[1]} for n in range(3)),
+    ]
+    past = pl.DataFrame(rows * 20)
+    found = presence(simulated, past)
+    mean = 20 / 120  # of the rows that count: 60 of each user
+    for user, likes in ((0, 0), (1, 20)):
+        relative = (likes + 20 * mean) / 80 / mean
+        assert found[user] == pytest.approx(1 / (1 + 0.25 / relative**2))
+    assert found[2:] == pytest.approx(0.8)
+    assert found[0] < 0.5 < found[1]
+
+
+def test_users_come_on_the_days_that_their_satisfaction_says(tmp_path):
+    """With leaving near 1 hardly anybody comes, but those who come do so more often."""
+    shares = {}
+    for leaving in (0.0, 0.8):
+        folder = tmp_path / str(leaving)
+        made(folder, Behaviour(drift=0.0, leaving=leaving, retention=0.0))
+        log = pl.read_parquet(respond(folder, ranking(folder)))
+        shares[leaving] = log["user"].n_unique()
+        visits = log.filter(pl.col("position") == 1).height
+        assert visits == pytest.approx(FEED.impressions / 40, rel=0.35)
+    assert shares[0.8] < 0.5 * shares[0.0]
+
+
 def test_tastes_turn_after_the_feeds_own_days_and_keep_their_spread():
     simulated = SimulatedFeed(FEED, Behaviour(drift=0.1))
     same = world_on(simulated, 3).user_taste
@@ -139,6 +174,24 @@ def test_tastes_turn_after_the_feeds_own_days_and_keep_their_spread():
     assert np.corrcoef(same.ravel(), near.ravel())[0, 1] > 0.98
     assert np.corrcoef(same.ravel(), far.ravel())[0, 1] < 0.95
     assert far.std() == pytest.approx(same.std(), rel=0.15)
+
+
+def test_the_random_walk_of_a_drifting_feed_goes_on(tmp_path):
+    feed = replace(FEED, drift=0.05)
+    simulated = SimulatedFeed(feed, Behaviour(drift=0.0), candidates=30)
+    for number in (2, 4, 8):
+        expected = feed_world_on(feed, make_world(feed), number).user_taste
+        np.testing.assert_array_equal(world_on(simulated, number).user_taste, expected)
+    assert not np.array_equal(expected, make_world(feed).user_taste)
+    # Answers are those of the walk: clicks without fatigue have the day's probabilities.
+    simulate(feed, tmp_path)
+    replace(simulated, behaviour=Behaviour(fatigue=0.0, drift=0.0)).save(tmp_path)
+    log = pl.read_parquet(respond(tmp_path, ranking(tmp_path)))
+    hidden = pl.read_parquet(tmp_path / f"truth/date={DAY}/part-0.parquet")
+    today = feed_world_on(feed, make_world(feed), 4)
+    examined = EXAMINATION[log["position"].to_numpy() - 1]
+    click, _, _ = truth(today, log["user"].to_numpy(), log["item"].to_numpy(), examined)
+    np.testing.assert_allclose(hidden["click_probability"], click)
 
 
 def test_what_is_no_ranking_of_the_feed_is_refused(tmp_path):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
-from mtl_ranker.logs.simulate import EXAMINATION, Feed, make_world, simulate, world_on
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.respond import SimulatedFeed, respond
+from mtl_ranker.logs.simulate import EXAMINATION, Delay, Feed, make_world, simulate, world_on
 from tests.conftest import FIRST
 
 
@@ -75,3 +79,48 @@ def test_tastes_drift_by_a_random_walk():
     np.testing.assert_allclose(steps.std((1, 2)), 0.3, rtol=0.03)
     assert abs(np.corrcoef(steps[0].ravel(), steps[1].ravel())[0, 1]) < 0.03
     assert (world_on(replace(feed, drift=0.0), world, 3).user_taste == world.user_taste).all()
+
+
+def test_streams_are_the_joined_log_with_delays(tmp_path):
+    """Impressions, answers and truth are the same; each action lies on the day it happens."""
+    feed = Feed(impressions=20_000, days=4, users=200, items=100, first_day=FIRST)
+    one = simulate(feed, tmp_path / "joined")
+    two = simulate(replace(feed, streams=True), tmp_path / "streams")
+    log = pl.read_parquet(one / "log/**/*.parquet", hive_partitioning=True)
+    shown = pl.read_parquet(two / "impressions/**/*.parquet", hive_partitioning=True)
+    labels = ["click", "watch_seconds", "like"]
+    assert shown.drop("impression_id").equals(log.drop(labels))
+    assert shown["impression_id"].is_unique().all()
+    truth = pl.read_parquet(two / "truth/**/*.parquet")
+    assert truth.select("click", "like").equals(log.select("click", "like"))
+    found = shown.with_columns(log.select(labels))
+    for folder, label in (("clicks", "click"), ("watches", "click"), ("likes", "like")):
+        assert len(list((two / folder).glob("date=*/*.parquet"))) >= 4
+        acted = pl.read_parquet(two / folder / "**/*.parquet", hive_partitioning=True)
+        assert (pl.from_epoch(acted["at_ms"], "ms").dt.date() == acted["date"]).all()
+        rows = found.filter(pl.col(label) > 0)
+        joined = rows.join(acted, on=["impression_id", "user", "item"], how="left", suffix=" own")
+        end = pl.lit(FIRST + timedelta(days=4)).cast(pl.Datetime("ms")).to_physical()
+        late = joined.filter(pl.col("at_ms").is_null())
+        assert (late.select(end - pl.col("shown_at_ms")).to_series() < 72 * 3_600_000).all()
+        known = joined.filter(pl.col("at_ms").is_not_null())
+        assert (known["at_ms"] >= known["shown_at_ms"]).all()
+        assert known.height == acted.height
+    assert (known["date own"] > known["date"]).any()
+
+
+def test_delays_follow_their_distribution():
+    """Kolmogorov and Smirnov's distance to F is below its 99.9 % quantile, and F ends at 1."""
+    delay = Delay(mean=24.0, most=72.0)
+    hours = np.sort(delay.draw(np.random.default_rng(0), 20_000)) / 3_600_000
+    expected = np.array([delay.share(h) for h in hours])
+    steps = np.arange(len(hours)) / len(hours)
+    assert np.abs(expected - steps).max() < 1.95 / len(hours) ** 0.5
+    assert (delay.share(0.0), delay.share(72.0), delay.share(100.0)) == (0.0, 1.0, 1.0)
+    assert delay.share(24.0) == pytest.approx((1 - np.exp(-1)) / (1 - np.exp(-3)))
+
+
+def test_a_feed_of_streams_answers_no_ranking(tmp_path):
+    SimulatedFeed(Feed(streams=True)).save(tmp_path)
+    with pytest.raises(ProjectError, match="a feed of streams, to which no answers can be added"):
+        respond(tmp_path, tmp_path / "rankings/date=2026-03-20")

@@ -258,13 +258,13 @@ def test_user_and_item_tables_have_formats_of_their_own(tiny: Path, catalog: Any
         items={"format": "delta", "path": "items", "key": "i", "columns": ["topic"]},
         users={"format": "iceberg", "path": "feed.users", "key": "u", "columns": ["age"]},
     )
-    theirs = context.source.table("items")
+    theirs = context.source.table("items", FIRST)
     assert theirs is not None
     assert_frame_equal(theirs.collect(), items.rename({"i": "item_id"}))
     assert set(context.source.versions()) == {"log.users", "log.items"}
-    before = context.source.tables_state()
+    before = context.source.tables_state(FIRST)
     write_delta(tiny / "items", [items.with_columns(pl.col("i") + 100)])
-    after = context.source.tables_state()
+    after = context.source.tables_state(FIRST)
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
 
 

@@ -199,3 +199,16 @@ def test_only_losses_within_lists_need_batches_of_whole_lists() -> None:
     plain = Task("click", "binary")
     assert not needs_lists([plain, replace(plain, list_loss="combined_pair")])
     assert all(needs_lists([plain, replace(plain, list_loss=n)]) for n in ("pairs", "rcr", "jrc"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_soft_label_is_a_positive_and_a_negative_with_its_weights(name: str) -> None:
+    z = torch.tensor([[0.3], [-0.7], [1.1], [0.2]])
+    labels = torch.tensor([[1.0], [0.25], [0.0], [float("nan")]])
+    lists = torch.tensor([1, 1, 1, 1])
+    hard = torch.tensor([[1.0], [1.0], [0.0], [0.0], [float("nan")]])
+    twice, weight = z[[0, 1, 1, 2, 3]], torch.tensor([1.0, 0.25, 0.75, 1.0, 1.0])
+    tasks = [Task("a", "binary", list_loss=name)]
+    soft = list_losses(z, labels, lists, tasks)
+    same = list_losses(twice, hard, torch.ones(5, dtype=torch.long), tasks, weight)
+    torch.testing.assert_close(soft, same)

@@ -44,6 +44,8 @@ OFF_POLICY = ("evaluation/off_policy.py", "evaluation/test_off_policy.py")
 LOOP = ("training/loop.py", "training/test_loop.py")
 BALANCING = ("training/balancing.py", "training/test_balancing.py")
 OBJECTIVES = ("models/objectives.py", "models/test_objectives.py")
+REQUESTS = ("logs/requests.py", "logs/test_requests.py")
+CANDIDATES = ("ranking/candidates.py", "ranking/test_candidates.py")
 DRIFT = ("evaluation/drift.py", "evaluation/test_drift.py")
 
 
@@ -158,7 +160,7 @@ MUTANTS = [
     Mutant(
         "an objective without labels gets trees",
         "training/boosting.py",
-        r" or len\(np\.unique\(y\)\) < 2:",
+        r" or one_class:",
         ":",
         "training/test_boosting.py",
         "no_trees",
@@ -259,6 +261,54 @@ MUTANTS = [
         "wednesday",
     ),
     Mutant(
+        "a row sees the snapshot of its own day",
+        "logs/sources.py",
+        r"for own in snapshots if own < day\]",
+        "for own in snapshots if own <= day]",
+        "features/test_dated_tables.py",
+        "rebuilds_only",
+    ),
+    Mutant(
+        "a row of a table is valid at its end",
+        "logs/sources.py",
+        r"pl\.col\(TO\) > at\(TO\)",
+        "pl.col(TO) >= at(TO)",
+        "features/test_dated_tables.py",
+        "touch_or_are_empty",
+    ),
+    Mutant(
+        "a late action counts for the values of the day on which it is known",
+        "features/aggregates.py",
+        r"tables_as_of\(context\.source, own\)",
+        "tables_as_of(context.source, day)",
+        "features/test_dated_tables.py",
+        "late_action",
+    ),
+    Mutant(
+        "what is not finite is a derived feature",
+        "features/derived.py",
+        r"pl\.when\(number\.is_finite\(\)\)",
+        "pl.when(number.is_not_null())",
+        "features/test_derived.py",
+        "by_hand",
+    ),
+    Mutant(
+        "the age of a time is counted from its date in UTC",
+        "features/derived.py",
+        r"value = local\.dt\.date\(\)",
+        "value = local.cast(pl.Date)",
+        "features/test_column_types.py",
+        "reach_encoder",
+    ),
+    Mutant(
+        "the weight of a bad objective counts for it",
+        "config.py",
+        r"else -abs\(given\[o\.name\]\)",
+        "else abs(given[o.name])",
+        "ranking/test_blend.py",
+        "bad_objective",
+    ),
+    Mutant(
         "a training continues from the weights after the refit",
         "ranking/artifact.py",
         r"found = self if self\.before_refit is None else self\.before_refit",
@@ -297,6 +347,45 @@ MUTANTS = [
         "of_experts.addcmul(",
         "models/test_gates.py",
         "formula",
+    ),
+    _in(
+        REQUESTS,
+        "positions of a request begin with 0",
+        r"pl\.int_ranges\(1, whole \+ 1\)",
+        "pl.int_ranges(0, whole)",
+    ),
+    Mutant(
+        "a click on no item of its request is an impression",
+        "logs/contract.py",
+        r"Rule\(~pl\.col\(STRAY\),",
+        "Rule(pl.col(STRAY) | True,",
+        "logs/test_requests.py",
+    ),
+    Mutant(
+        "an action goes to the first item of its request",
+        "logs/actions.py",
+        r"if first\.height < found\.height:",
+        "if False:",
+        "logs/test_requests.py",
+    ),
+    Mutant(
+        "a column that one day lacks is missing in its rows",
+        "logs/sources.py",
+        r"around = \[\*\[d for d in days if d <= day\]\[-2:\], days\[-1\]\]",
+        "around = [day, days[-1]]",
+        "logs/test_changes.py",
+    ),
+    _in(
+        CANDIDATES,
+        "context that varies within a request is the user's",
+        r"of_item = \(found\[f\"request \{column\}\"\] or 0\.0\) > CONSTANT \* whole",
+        "of_item = False",
+    ),
+    _in(
+        CANDIDATES,
+        "items of unknown stock are candidates",
+        r"table\.filter\(pl\.col\(column\)\.cast\(pl\.Boolean\)\)",
+        "table.filter(pl.col(column).cast(pl.Boolean).fill_null(True))",
     ),
 ]
 

@@ -195,7 +195,7 @@ def test_an_objective_with_few_positives_neither_vetoes_nor_supports(rows):
     worst = np.where(labels[:, 1] == 1, 0.01, truth[:, 1])  # its three positives come last
     promoted = decision_on(labels, user, np.c_[truth[:, 0], worst], weak, **UNBOUNDED)
     assert promoted.promoted
-    assert "without a say: long (3 positives of 3 users; it takes 10 of 10)" in promoted.reason
+    assert "not counted: long (3 positives of 3 users; it takes 10 of 10)" in promoted.reason
     best = np.where(labels[:, 1] == 1, 0.99, weak[:, 1])
     same = np.c_[weak[:, 0], best]
     assert not decision_on(labels, user, same, weak, **UNBOUNDED).promoted

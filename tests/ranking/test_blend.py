@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,7 @@ from mtl_ranker.ranking.blend import (
     BlendChoice,
     blend,
     blended,
+    chosen_blend,
     conditional,
     conditions,
     factors,
@@ -50,6 +52,32 @@ PREDICTED = np.array([[0.5, 0.2, 4.0, 0.1], [0.25, 0.8, 2.0, 0.5]])
 def test_a_chain_of_two_conditions_by_hand():
     found = value_matrix(shop(), PREDICTED)
     np.testing.assert_allclose(found, [[0.5, 0.1, 0.4, 0.01], [0.25, 0.2, 0.4, 0.1]])
+
+
+def test_the_weight_of_a_bad_objective_counts_against():
+    """Without a weight, with one of either sign, and after a choice of weights was stored."""
+    bad = changed(SHOP, 3, good=False)
+    for weight, expected in ((None, -1.0), (2.0, -2.0), (-2.0, -2.0), (0.0, 0.0)):
+        chosen = shop(bad, weights={} if weight is None else {"returned": weight})
+        assert chosen.blend_weights == {
+            "click": 1.0, "bought": 1.0, "stars": 1.0, "returned": expected,
+        }  # fmt: skip
+        assert chosen.bad == {"returned"}
+        score = [0.5 + 0.1 + 0.4 + expected * 0.01, 0.25 + 0.2 + 0.4 + expected * 0.1]
+        frame = pl.DataFrame(PREDICTED, schema=list(chosen.blend_weights), orient="row")
+        assert frame.select(blend(chosen)).to_series().to_list() == pytest.approx(score)
+    assert shop(bad).blend_weights == shop(SHOP, weights={"returned": -1.0}).blend_weights
+
+
+@pytest.mark.parametrize("good", [True, False])
+@pytest.mark.parametrize("weight", [-0.5, 0.5])
+def test_a_chosen_blend_keeps_its_signs(good, weight):
+    ranker = RankerArtifact(shop(changed(SHOP, 3, good=good)), None, [], None)  # type: ignore[arg-type]
+    choice = BlendChoice("weighted_sum", {"click": 1.0, "returned": weight})
+    own = ranker.with_blend(choice).project
+    assert own.blend_weights["returned"] == weight
+    again = replace(ranker, project=own).with_blend(chosen_blend(own))
+    assert again.project.blend_weights == own.blend_weights
 
 
 @pytest.mark.parametrize(

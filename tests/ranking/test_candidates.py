@@ -12,14 +12,19 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.candidates import (
+    ContextSource,
+    candidate_days,
     cast_keys,
+    check_candidates,
     describe_candidates,
+    describe_generated,
     generate_candidates,
+    generated_context,
     load_candidates,
     prepared_candidates,
 )
 from tests.conftest import FIRST, tiny_events, write_day, write_log
-from tests.projects import write_project
+from tests.projects import edit_project, project, write_project
 from tests.ranking.test_scoring import write_candidates
 
 
@@ -168,7 +173,139 @@ def test_a_number_that_depends_on_the_item_is_the_items_in_generated_candidates(
     for day in context.source.days():
         ingest_day(context, day)
     candidates = generate_candidates(context, FIRST + timedelta(days=4)).collect()
-    # The median of the last three days, of which the second is 2.
-    expected = candidates["item_id"] * 10.0 + 2
+    expected = candidates["item_id"] * 10.0 + 3  # of the last day
     assert candidates["price"].to_list() == expected.to_list()
     assert candidates["warmth"].to_list() == (candidates["user_id"] * 1.5).to_list()
+
+
+def priced(folder, last_day, **project):
+    """A context of four days; the last has further columns."""
+    write_project(folder, **project)
+    for number in range(4):
+        day = FIRST + timedelta(days=number)
+        write_day(folder, day, tiny_events(day).with_columns(last_day))
+    context = open_context(str(folder / "project.toml"), folder, folder / "ws")
+    for day in context.source.days():
+        ingest_day(context, day)
+    return context
+
+
+NEXT = FIRST + timedelta(days=4)
+STOCK = {"path": "items.parquet", "key": "i", "columns": ["price"]}
+
+
+def items(folder, **columns):
+    pl.DataFrame({"i": range(13), **columns}).write_parquet(folder / "items.parquet")
+
+
+def test_context_that_is_a_column_of_the_item_table_is_the_tables(tmp_path):
+    items(tmp_path, price=[n * 2.5 for n in range(13)])
+    log = {"context": ["tab", "price"], "items": STOCK}
+    context = priced(tmp_path, pl.lit(1.0).alias("price"), log=log)
+    candidates = generate_candidates(context, NEXT).collect()
+    assert candidates["price"].to_list() == (candidates["item_id"] * 2.5).to_list()
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pl.col("i") * 3, ContextSource("extra", "item")),
+        (pl.col("i").cast(pl.String), ContextSource("extra", "item")),
+        (pl.col("i") > 6, ContextSource("extra", "item")),
+        (pl.col("u") * 3, ContextSource("extra", "user")),
+        (pl.col("u").cast(pl.String), ContextSource("extra", "user")),
+        (pl.lit("same"), ContextSource("extra", "user")),
+        # The item says what it is apart from the user's discount of a quarter of the range.
+        (pl.col("i") * 100.0 + pl.col("u") * 20.0, ContextSource("extra", "item")),
+    ],
+)
+def test_where_generated_context_is_from(tmp_path, column, expected):
+    context = priced(tmp_path, column.alias("extra"), log={"context": ["tab", "extra"]})
+    assert generated_context(context, NEXT) == [ContextSource("tab", "user"), expected]
+    line = next(describe_generated(context, NEXT))
+    assert line.startswith("generated from the log: tab")
+
+
+def test_context_that_varies_within_a_request_is_never_the_users(tmp_path):
+    """Four items a request. The distance is of user and item, the hour is of the request."""
+    request = (pl.int_range(40) // 4).alias("request")
+    distance = ((pl.col("u") * 7 + pl.col("i") * 11) % 13 * 1.5).alias("distance")
+    log = {"context": ["hour", "distance"], "request": "request"}
+    columns = [request, distance, (pl.int_range(40) // 4 % 3).alias("hour")]
+    features = {"entities": [["user_id"], ["item_id"]], "categoricals": [{"column": "hour"}]}
+    context = priced(tmp_path, columns, log=log, features=features)
+    found = generated_context(context, NEXT)
+    assert found == [ContextSource("hour", "user"), ContextSource("distance", "item", True)]
+    _, warning = describe_generated(context, NEXT)
+    assert "'distance' depends on the item and on more than it" in warning
+    rows = generate_candidates(context, NEXT).collect()
+    assert rows.group_by("item_id").agg(pl.col("distance").n_unique())["distance"].max() == 1
+
+
+@pytest.mark.parametrize("dtype", [pl.Boolean, pl.Int8])
+def test_only_eligible_items_are_candidates(tmp_path, dtype):
+    """Of 13 items three are in stock, one is unknown; 99 is not in the table."""
+    stock = pl.Series([n in (2, 3, 5) for n in range(12)] + [None]).cast(dtype)
+    items(tmp_path, price=[1.0] * 13, in_stock=stock)
+    scoring = {"eligible": "in_stock", "generated_items": 2}
+    context = priced(tmp_path, [], log={"items": STOCK}, scoring=scoring)
+    generated = prepared_candidates(context, NEXT).collect()
+    assert len(set(generated["item_id"])) == 2
+    assert set(generated["item_id"]) < {2, 3, 5}
+    edit_project(tmp_path, scoring={"candidates": "candidates"})
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    rows = pl.DataFrame({"u": [1] * 6, "i": [5, 4, 2, 99, 12, 3]})
+    write_candidates(context, NEXT, rows)
+    given = prepared_candidates(context, NEXT).collect()
+    assert given["item_id"].to_list() == [5, 2, 3]
+    assert given.columns == ["user_id", "item_id", "tab"]
+    assert "; 3 more are of items that are not in_stock" in describe_candidates(context, NEXT)
+
+
+def test_eligible_is_a_flag_of_the_item_table(tmp_path):
+    with pytest.raises(ProjectError, match=r"scoring.eligible: 'in_stock'; allowed: a column of"):
+        project(scoring={"eligible": "in_stock"})
+    items(tmp_path, price=["dear"] * 13)
+    context = priced(tmp_path, [], log={"items": STOCK}, scoring={"eligible": "price"})
+    with pytest.raises(ProjectError, match=r"'price' \(scoring.eligible\) is String; allowed: B"):
+        prepared_candidates(context, NEXT)
+
+
+@pytest.mark.parametrize(
+    ("partition", "folder"),
+    [
+        ("dt=%Y%m%d", "dt=20260306/hour=01"),
+        ("year=%Y/month=%m/day=%d", "year=2026/month=3/day=6"),
+        ("dt=%Y%m%d", "date=2026-03-06"),
+    ],
+)
+def test_candidates_lie_in_the_logs_layout(tmp_path, partition, folder):
+    log = {"path": "x", "partition": partition}
+    write_project(tmp_path, log=log, scoring={"candidates": "candidates"})
+    place = tmp_path / "candidates" / folder
+    place.mkdir(parents=True)
+    pl.DataFrame({"u": [1], "i": [3]}).write_parquet(place / "a.parquet")
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    assert candidate_days(context) == [NEXT]
+    assert load_candidates(context, NEXT).collect().rows() == [(1, 3)]
+
+
+def test_a_night_refuses_candidates_that_break_the_contract_at_once(context):
+    """Without published events; a set that is missing may arrive while the night trains."""
+    check_candidates(context, NEXT)
+    write_candidates(context, NEXT, pl.DataFrame({"u": [[1]], "i": [3]}))
+    with pytest.raises(ProjectError, match=r"'user_id' is List\(Int64\), but it is an integer or"):
+        check_candidates(context, NEXT)
+    other = NEXT + timedelta(days=1)
+    write_candidates(context, other, pl.DataFrame({"u": [1]}))
+    with pytest.raises(ProjectError, match=r"column 'i' .* is missing; it has: u"):
+        check_candidates(context, other)
+
+
+def test_coverage_is_that_of_the_last_days_events(context):
+    day = FIRST + timedelta(days=1)
+    write_candidates(context, day, pl.DataFrame({"u": [1], "i": [3]}))
+    frame = tiny_events(FIRST)
+    users, found = (int((frame[c] == v).sum()) for c, v in (("u", 1), ("i", 3)))
+    words = f"of {FIRST}'s events {users / 40:.0%} have a user and {found / 40:.0%} an item among"
+    assert words in describe_candidates(context, day)

@@ -1,4 +1,4 @@
-"""A ranker as a `torch.export` program, against `RankerArtifact.predict`."""
+"""A ranker as a `torch.export` program and as an ONNX model, against `RankerArtifact.predict`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.models.presets import PRESETS, make
 from mtl_ranker.ranking.blend import BlendChoice
 from mtl_ranker.ranking.calibration import Calibration, Map
+from mtl_ranker.ranking.onnx_model import check_installed, export_onnx, load_onnx
 from mtl_ranker.ranking.program import (
     FILE,
     CalibrationMap,
@@ -20,6 +22,7 @@ from mtl_ranker.ranking.program import (
     export_program,
     program_inputs,
 )
+from mtl_ranker.training.network import build_ranker
 from tests.ranking.test_scoring import HISTORY, all_examples, random_ranker
 
 PLATT = Map([0.0, 1.0], [0.3, 0.8], straight=True)
@@ -84,3 +87,42 @@ def test_latency_is_of_the_requests_after_the_first_ones():
     found = Latency.of(lambda: calls.append(1), 20)
     assert len(calls) == 22
     assert 0 < found.p50 <= found.p99
+
+
+@pytest.mark.slow
+def test_an_onnx_model_predicts_as_the_model_with_trees_calibration_and_blend(tmp_path):
+    context, artifact = random_ranker(tmp_path, features=HISTORY)
+    surfaces = {"click": {"home": STEPS, "search": PLATT.part(0.5)}}
+    everywhere = {"click": PLATT, "long": STEPS}
+    chained = {"long": "click"}
+    artifact = replace(artifact, calibration=Calibration("tab", everywhere, surfaces, chained))
+    rows = all_examples(context).with_columns(
+        pl.when(pl.int_range(pl.len()) % 3 == 0).then(None).otherwise(pl.col("tab")).alias("tab")
+    )
+    assert export_onnx(artifact, rows.head(50), tmp_path) < 1e-5
+    run = load_onnx(tmp_path)
+    for part in (rows, rows.tail(7)):  # numbers of rows that it was not exported with
+        found = run(program_inputs(artifact, ["home", "search"], part))
+        np.testing.assert_allclose(found, artifact.predict(part).to_numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_model_of_the_family_is_an_onnx_model(tmp_path, preset):
+    """Without maps and trees, so that the surface is not among its inputs."""
+    context, artifact = random_ranker(tmp_path)
+    tasks = artifact.tasks
+    torch.manual_seed(1)
+    model = build_ranker(make("m", {"preset": preset}, len(tasks)), artifact.encoder, tasks).eval()
+    for parameter in model.parameters():  # no equal gate weights, of which top-k takes any
+        torch.nn.init.normal_(parameter, std=0.3)
+    artifact = replace(artifact, model=model, trees=None)
+    rows = all_examples(context).head(40)
+    assert export_onnx(artifact, rows, tmp_path) < 1e-5
+    assert json.loads((tmp_path / "program.json").read_text())["outputs"][-1] == "score"
+
+
+def test_without_the_packages_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("mtl_ranker.ranking.onnx_model.PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(ProjectError, match=r"not installed: no_such_package; .*mtl_ranker\[onnx\]"):
+        check_installed()

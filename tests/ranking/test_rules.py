@@ -29,7 +29,7 @@ DAY = date(2026, 3, 9)
 ITEMS = {
     "path": "items.parquet",
     "key": "i",
-    "columns": ["creator", "topic"],
+    "columns": ["creator", "topic", "content"],
     "published": "published",
 }
 WITH_ITEMS = merged(TINY, log={"items": ITEMS})
@@ -39,9 +39,13 @@ def items(rng: np.random.Generator, count: int) -> pl.DataFrame:
     """Items with few creators and topics, some missing, published on and around the day."""
     today = (DAY - date(1970, 1, 1)).days
     creator = pl.Series(rng.integers(0, 5, count)).cast(pl.String)
+    vectors = rng.normal(size=(count, 3)) + 0.5
+    vectors[::7] = 0
+    content = pl.Series([None if k % 9 == 4 else list(v) for k, v in enumerate(vectors)])
     return pl.DataFrame(
         {
             "item_id": np.arange(count),
+            "content": content,
             "creator": creator.set(pl.Series(rng.random(count) < 0.1), None),
             "topic": rng.integers(0, 3, count),
             PUBLISHED: today - rng.integers(-1, 12, count),
@@ -94,13 +98,23 @@ def list_by_hand(rows: list[dict[str, Any]], settings: Project, top_k: int) -> l
             chosen.append(allowed[0])
             continue
         column, weight = rules.mmr.column, rules.mmr.weight
-        values = [row[column] for row in chosen if row[column] is not None]
         worth = [
-            (1 - weight) * row["score"] / spread - weight * (row[column] in values)
+            (1 - weight) * row["score"] / spread
+            - weight * max((alike(row[column], other[column]) for other in chosen), default=0.0)
             for row in allowed
         ]
         chosen.append(allowed[int(np.argmax(worth))])
     return [row["item_id"] for row in chosen]
+
+
+def alike(one: Any, other: Any) -> float:
+    """Similarity of two values: equality, or the cosine of two vectors where it is positive."""
+    if one is None or other is None:
+        return 0.0
+    if not isinstance(one, list):
+        return float(one == other)
+    lengths = np.linalg.norm(one) * np.linalg.norm(other)
+    return max(0.0, float(np.dot(one, other) / lengths)) if lengths else 0.0
 
 
 CREATOR = {"column": "creator", "count": 1, "within": 3}
@@ -118,17 +132,23 @@ FRESH = {"count": 2, "within": 4, "days": 3}
         {"fresh": {"count": 3, "within": 20, "days": 0}},
         {"mmr": {"column": "creator", "weight": 0.4}},
         {"mmr": {"column": "topic", "weight": 0.9}, "at_most": [CREATOR], "fresh": FRESH},
+        {"mmr": {"column": "content", "weight": 0.3}},
+        {"mmr": {"column": "content", "weight": 0.8}, "at_most": [CREATOR], "fresh": FRESH},
     ],
     ids=lambda rules: "+".join(rules),
 )
 @pytest.mark.parametrize("pool", [1, 4])
 def test_lists_are_those_of_a_loop_over_users(rules, pool, monkeypatch):
-    """Also where lists are first filled from as few rows as they have ranks."""
+    """Also where lists are first filled from as few rows as they have ranks.
+
+    The cosines of all pairs of a user's rows are in memory, or those with the last row only.
+    """
     monkeypatch.setattr("mtl_ranker.ranking.lists.POOL", pool)
+    monkeypatch.setattr("mtl_ranker.ranking.lists.PAIRS", 0 if pool == 1 else 1 << 25)
     rng = np.random.default_rng(0)
     settings = project(WITH_ITEMS, scoring={"top_k": 7, "rules": rules})
     table, rows = items(rng, 30), scored(rng, 40, 30)
-    lists = DayLists(settings, DAY, {}, [(["item_id"], table)])
+    lists = DayLists.of(settings, DAY, {}, [(["item_id"], table)])
     ranking, effects = lists.ranked(rows)
     full = rows.join(table, on="item_id").to_dicts()
     plain_differs = False
@@ -149,6 +169,66 @@ def test_lists_are_those_of_a_loop_over_users(rules, pool, monkeypatch):
     discount = 1 / np.log2(1 + ranking["rank"].to_numpy())
     mean = (discount * ranking["score"].to_numpy()).sum() / discount.sum()
     assert effects[-1].after.mean == pytest.approx(mean)
+
+
+def test_diversity_of_vectors_by_hand():
+    """Scores 3, 2, 1 have s = √(2/3); to the first item the others have cosines 1 and 0.
+
+    At rank 2 they are worth (1 - w) 2 / s - w and (1 - w) 1 / s: 0.72 and 0.61 with w = 0.5, but
+    0.38 and 0.49 with w = 0.6.
+    """
+    table = pl.DataFrame({"item_id": [1, 2, 3], "content": [[2.0, 0.0], [5.0, 0.0], [0.0, 1.0]]})
+    rows = pl.DataFrame({"user_id": [5, 5, 5], "item_id": [1, 2, 3], "score": [3.0, 2.0, 1.0]})
+    orders = {}
+    for weight in (0.5, 0.6):
+        rules = {"mmr": {"column": "content", "weight": weight}}
+        settings = project(WITH_ITEMS, scoring={"top_k": 3, "rules": rules})
+        ranking, _ = DayLists.of(settings, DAY, {}, [(["item_id"], table)]).ranked(rows)
+        assert ranking.columns == [*rows.columns, "rank"]
+        orders[weight] = ranking["item_id"].to_list()
+    assert orders == {0.5: [1, 2, 3], 0.6: [1, 3, 2]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([[1.0, 2.0], [1.0]], "vectors in 'content' have 1, 2 numbers; allowed: one length"),
+        (pl.Series([[], []], dtype=pl.List(pl.Float32)), "vectors in 'content' have 0 numbers"),
+        ([["a"], ["b"]], "'content' is List.String.; allowed: single values, or lists of numbers"),
+        ([[1.0, float("nan")], [1.0, 2.0]], "vectors in 'content' hold nan; allowed: finite"),
+    ],
+)
+def test_columns_that_are_no_vectors_are_refused(content, message):
+    rules = {"mmr": {"column": "content", "weight": 0.5}}
+    settings = project(WITH_ITEMS, scoring={"rules": rules})
+    table = pl.DataFrame({"item_id": [1, 2], "content": content})
+    with pytest.raises(ProjectError, match=message):
+        DayLists.of(settings, DAY, {}, [(["item_id"], table)])
+    limited = project(WITH_ITEMS, scoring={"rules": {"at_most": [CREATOR | {"column": "content"}]}})
+    with pytest.raises(ProjectError, match=r"at_most.0..column: 'content' is .*; allowed: single"):
+        DayLists.of(limited, DAY, {}, [(["item_id"], table)])
+
+
+def test_vectors_are_read_from_the_item_table(tmp_path):
+    """Of the night's files: checked before the night, and lists are those of a loop over users."""
+    _, artifact, day = prepared(tmp_path)
+    ranker = RegisteredRanker(artifact, "1")
+    ruled = with_rules(tmp_path, mmr={"column": "content", "weight": 0.6})
+    check_rules(ruled)
+    ranking = pl.read_parquet(score_day(ruled, ranker, day).path)
+    assert "content" not in ranking.columns
+    scoring = ruled.project.scoring
+    every = scoring.model_copy(update={"rules": type(scoring.rules)(), "top_k": 99})
+    whole = Context(
+        ruled.project.model_copy(update={"scoring": every}), ruled.source, ruled.workspace
+    )
+    full = pl.read_parquet(score_day(whole, ranker, day).path)
+    table = pl.read_parquet(tmp_path / "items.parquet").rename({"i": "item_id"})
+    rows = full.join(table.select("item_id", "content"), on="item_id").to_dicts()
+    for user in range(11):
+        own = ranking.filter(pl.col("user_id") == user)["item_id"].to_list()
+        given = [row for row in rows if row["user_id"] == user]
+        assert own == list_by_hand(given, ruled.project, 4), user
 
 
 def test_the_effect_of_a_rule_by_hand():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.point_in_time import feature_sides, join_features
-from mtl_ranker.features.tables import static_tables
+from mtl_ranker.features.tables import tables_as_of
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.presets import make
@@ -55,10 +55,27 @@ MATCHED = {
         {"column": "tags", "max_length": 3},
     ],
 }
+NUMBERS = {
+    "users": {"path": "users.parquet", "key": "u", "columns": ["budget", "joined"]},
+    "items": {"path": "items.parquet", "key": "i", "columns": ["price", "category", "released"]},
+}
+DERIVED = {
+    "numerics": ["budget", "joined", "released"],
+    "derived": {
+        "affordable": "price / budget",
+        "waited": "joined - released",
+        "saved": "case when tab = 'home' then budget else joined end",
+        "shown": "case when tab = 'home' then price else 0 end",
+        "third": "case when tab = 'home' and category = 'a' then budget * price end",
+    },
+}
 
 
 def write_tables(folder) -> None:
-    """Users and items whose columns all hold the values a to e, or lists of them, or nothing."""
+    """Users and items whose columns all hold the values a to e, or lists of them, or nothing.
+
+    Budgets, prices and days too.
+    """
     values = [None, "a", "b", "c", "d", "e"]
     lists = [None, "a", "b,a", "c,d,e", "d", "e,b", "a,d"]
     users, items = range(60), range(40)
@@ -67,6 +84,8 @@ def write_tables(folder) -> None:
             "u": users,
             "home": [values[u % 6] for u in users],
             "favourites": [lists[u % 7] for u in users],
+            "budget": [u % 5 for u in users],
+            "joined": [None if u % 9 == 0 else FIRST - timedelta(days=u) for u in users],
         }
     ).write_parquet(folder / "users.parquet")
     pl.DataFrame(
@@ -74,6 +93,8 @@ def write_tables(folder) -> None:
             "i": items,
             "category": [values[i % 6] for i in items],
             "tags": [lists[i % 7] for i in items],
+            "price": [i / 7 for i in items],
+            "released": [datetime(2026, 1, 1) + timedelta(hours=7 * i) for i in items],
         }
     ).write_parquet(folder / "items.parquet")
 
@@ -125,8 +146,8 @@ def ranking_of_all_pairs(context, artifact, day, top_k):
 
 @pytest.mark.parametrize(
     ("features", "log"),
-    [({}, {}), (HISTORY, {}), (MATCHED, TABLES)],
-    ids=["", "histories", "matches"],
+    [({}, {}), (HISTORY, {}), (MATCHED, TABLES), (DERIVED, NUMBERS)],
+    ids=["", "histories", "matches", "derived"],
 )
 @pytest.mark.parametrize(("block_rows", "blocks_per_core"), [(1, 1), (40, 16), (131_072, 1)])
 def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
@@ -136,7 +157,7 @@ def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
     monkeypatch.setattr(scoring, "BLOCKS_PER_CORE", blocks_per_core)
     settings = {"candidates": "candidates", "top_k": 4, "block_rows": block_rows}
     context, artifact = random_ranker(tmp_path, features=features, log=log, scoring=settings)
-    assert len(artifact.encoder.matches) == (4 if log else 0)
+    assert len(artifact.encoder.matches) == (4 if log is TABLES else 0)
     day = FIRST + timedelta(days=7)
     rng = np.random.default_rng(0)
     size = 300
@@ -264,7 +285,7 @@ def test_blocks_hold_whole_users():
 
 def test_features_belong_to_users_items_or_pairs(tmp_path):
     context, _ = random_ranker(tmp_path)
-    tables = static_tables(context.source)
+    tables = tables_as_of(context.source, context.last_day())
     sides = feature_sides(context.project, tables, ["user_id", "item_id", "tab"])
     assert sides.entities == {
         "entity_user": "user",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +23,8 @@ from mtl_ranker.tracking.pyfunc import model_arguments
 from mtl_ranker.training.network import build_ranker, tasks_of
 from mtl_ranker.training.specs import model_specs
 from tests import projects
-from tests.isolated import run_isolated
+from tests.integration.commands import free_port
+from tests.isolated import run_isolated, serve_isolated
 
 DAY = date(2026, 3, 2)
 ROWS = pl.DataFrame(
@@ -178,3 +181,49 @@ def test_the_model_is_loaded_and_served_where_this_package_is_not_installed(
     assert output[-1] == str(stored / "code" / "mtl_ranker" / "__init__.py")
     served = pl.DataFrame(json.loads(output[-2])["predictions"])
     assert_frame_equal(served, expected, check_dtypes=False)
+
+
+def posted(address: str, rows: pl.DataFrame) -> tuple[int, str]:
+    """The status and the answer of the model server for rows as a browser would send them."""
+    content = {"columns": rows.columns, "data": [list(row) for row in rows.rows()]}
+    body = json.dumps({"dataframe_split": content}, default=str).encode()
+    request = urllib.request.Request(
+        f"{address}/invocations", body, {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.slow
+def test_a_registered_version_is_served_by_mlflow_alone(ranker, tmp_path):
+    """With nulls in every column, an absent optional column, and a mistake that is named."""
+    tracking = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking)
+    try:
+        experiment = mlflow.create_experiment("served", str(tmp_path / "artifacts"))
+        with mlflow.start_run(experiment_id=experiment):
+            arguments = model_arguments(ranker, ROWS, tmp_path)
+            mlflow.pyfunc.log_model(name="model", registered_model_name="served", **arguments)
+    finally:
+        mlflow.set_tracking_uri(before)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    with serve_isolated("models:/served/1", folder, free_port(), tracking) as address:
+        status, answer = posted(address, ROWS)
+        assert status == 200, answer
+        predicted = pl.DataFrame(json.loads(answer)["predictions"])
+        assert_frame_equal(predicted, ranker.predict(ROWS), check_dtypes=False)
+        optional = ["tags", "price", "born"]
+        status, answer = posted(address, ROWS.drop(optional))
+        nulls = [pl.lit(None, ROWS.schema[name]).alias(name) for name in optional]
+        expected = ranker.predict(ROWS.with_columns(nulls))
+        assert_frame_equal(
+            pl.DataFrame(json.loads(answer)["predictions"]), expected, check_dtypes=False
+        )
+        status, answer = posted(address, ROWS.drop("age"))
+        assert status == 400
+        assert "missing inputs ['age']" in answer

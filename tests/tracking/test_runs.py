@@ -6,18 +6,23 @@ import json
 import os
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
+from flows.nightly import record
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval
+from mtl_ranker.logs.sources import open_context
+from mtl_ranker.nightly import history
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.blend import BlendChoice
+from mtl_ranker.ranking.scoring import score_day
 from mtl_ranker.reports.markdown import shortened
 from mtl_ranker.tracking import connection, registry, view
 from mtl_ranker.tracking.connection import without_credentials
@@ -48,6 +53,26 @@ def test_a_runs_duration_is_that_of_its_training(trained):
     assert parent.end_time == max(round(1000 * run.ended) for run in suite.runs)
     assert report.is_file()
     assert client.get_model_version_by_alias("tiny", "challenger").version == version.version
+
+
+@pytest.mark.slow
+def test_a_nights_report_in_mlflow_has_what_rules_changed(tiny):
+    """The page in MLflow is the page in the workspace, with the lists of the day."""
+    write_project(tiny, scoring={"top_k": 3, "rules": {"seen_days": 7}})
+    context = prepared(tiny)
+    connection.connect(context.workspace)
+    suite = train_suite(context, LAST)
+    logged, version, page = registry.record(context, suite)
+    mlflow.MlflowClient().set_registered_model_alias("tiny", "champion", version.version)
+    ranker = registry.load_artifact(context.project, "champion")
+    with_log = open_context(str(tiny / "project.toml"), tiny, context.workspace.root)
+    ranked = score_day(with_log, ranker, LAST + timedelta(days=1))
+    record(context, suite, Decision(True, "the first model"), ranked, 0.0)
+    stored = mlflow.artifacts.download_artifacts(run_id=logged.run_id, artifact_path="report.html")
+    text = Path(stored).read_text("utf-8")
+    assert text == page.read_text("utf-8")
+    assert '<td class="name">seen_days</td>' in text
+    assert [each.day for each in history.stored(context.workspace)] == [LAST]
 
 
 def test_weights_chosen_by_maximise_are_stored_with_the_version(tiny):

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.trees import Forest, averaged
 from mtl_ranker.training.batches import Examples
-from mtl_ranker.training.boosting import SETTINGS, fit_forest
+from mtl_ranker.training.boosting import SETTINGS, fit_forest, hard_labels
 
 TASKS = [Task("click", "binary"), Task("watch", "regression"), Task("like", "binary")]
 
@@ -132,3 +132,22 @@ def test_without_validation_labels_every_tree_is_kept() -> None:
     unlabelled = Examples(*validate.inputs, labels)
     forest = fit_forest(TASKS, train, trees=[4, 0, 6], seed=0, validate=unlabelled)
     assert forest.trees[2] == 6
+
+
+def test_a_soft_label_is_two_weighted_rows_of_the_same_loss() -> None:
+    x, y = np.arange(4.0).reshape(4, 1), np.array([0.0, 0.25, 1.0, 0.5], np.float32)
+    weight = np.array([1.0, 2.0, 1.0, 4.0], np.float32)
+    rows_of, labels, weights = hard_labels(x, y, weight)
+    assert weights is not None
+    found = sorted(zip(rows_of[:, 0], labels, weights, strict=True))
+    assert found == [(0, 0, 1), (1, 0, 1.5), (1, 1, 0.5), (2, 1, 1), (3, 0, 2), (3, 1, 2)]
+    assert hard_labels(x, np.round(y), None)[2] is None
+
+
+def test_trees_learn_from_soft_labels() -> None:
+    train = rows(3_000, 0)
+    labels = train.labels.clone()
+    labels[:, 0] = torch.where(train.categorical[:, 0] == 3, 0.9, 0.2)
+    soft = fit_forest(TASKS, train.with_labels(lambda _: labels), [200, 0, 0], 0)
+    probability = torch.sigmoid(soft(torch.from_numpy(matrix(train)))[:, 0])
+    torch.testing.assert_close(probability, labels[:, 0], atol=0.1, rtol=0)

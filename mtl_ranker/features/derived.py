@@ -1,0 +1,139 @@
+"""Features computed from a row's own columns: SQL expressions, and ages of dates.
+
+The same text is read for impressions and for candidates. Each value depends on its own row alone,
+so the order and number of the rows do not matter.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from datetime import date
+
+import polars as pl
+
+from mtl_ranker.config import Project
+from mtl_ranker.errors import ProjectError, first_line
+from mtl_ranker.features.columns import columns_of_derived, derived_features, table_sides
+
+TRIED = 3  # rows on which an expression is tried
+GIVEN = " as given"  # suffix of a column that an expression reads as a number
+
+
+def with_computed(
+    project: Project, rows: pl.LazyFrame, day: date, only: Collection[str] | None = None
+) -> pl.LazyFrame:
+    """Rows with derived features (Float32), and with ages instead of dates among the numerics.
+
+    A derived feature is null where its value is NaN or infinite, as after a division by 0. It reads
+    numbers as Float64, of `features.numerics` those that the model reads (Float32), and dates as
+    ages. An age is in days from the date, in the log's time zone, to `day`.
+
+    Args:
+        day: D, as of which rows are.
+        only: the derived features; None for those of which the rows have every column.
+    """
+    schema, numerics = rows.collect_schema(), project.features.numerics
+    derived, read = derived_features(project), columns_of_derived(project)
+    if only is None:
+        only = [name for name, columns in read.items() if set(columns) <= set(schema)]
+    if only:
+        numbers = {}
+        for column in dict.fromkeys(c for name in only for c in read[name]):
+            number = _as_number(project, column, schema[column], day)
+            if number is not None:
+                narrow = number.cast(pl.Float32) if column in numerics else number
+                numbers[column] = narrow.cast(pl.Float64)
+        rows = (
+            rows.with_columns(pl.col(c).alias(f"{c}{GIVEN}") for c in numbers)
+            .with_columns(number.alias(c) for c, number in numbers.items())
+            .with_columns(_finite(derived[name]).alias(name) for name in only)
+            .with_columns(pl.col(f"{c}{GIVEN}").alias(c) for c in numbers)
+            .drop(f"{c}{GIVEN}" for c in numbers)
+        )
+    dates = [c for c in numerics if _is_date(schema.get(c))]
+    return rows.with_columns(_age(project, c, schema[c], day).cast(pl.Float32) for c in dates)
+
+
+def check_derived(project: Project, schema: pl.Schema) -> None:
+    """Raise ProjectError unless each derived feature can be computed for each row alone.
+
+    Args:
+        schema: of impressions or candidates, with the columns of the tables.
+    """
+    features, allowed = project.features, [*project.log.context, *table_sides(project)]
+    for name, columns in columns_of_derived(project).items():
+        place = f"features.derived.{name}"
+        if not columns:
+            raise ProjectError(
+                f"{place}: {features.derived[name]!r} reads no column; allowed: {_listed(allowed)}"
+            )
+        for column in columns:
+            if column not in allowed or column not in schema:
+                near = difflib.get_close_matches(column, allowed, 1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise ProjectError(
+                    f"{place}: {column!r} is no column of log.context, log.users or "
+                    f"log.items{hint}; allowed: {_listed(allowed)}"
+                )
+        tried = pl.DataFrame({c: _values(schema[c]).alias(c) for c in columns}).lazy()
+        day = date(2026, 11, 26)
+        try:
+            found = with_computed(project, tried, day, [name]).select(name).collect()
+            each = [with_computed(project, tried.slice(n, 1), day, [name]) for n in range(TRIED)]
+            alone = pl.concat(each).select(name).collect()
+        except pl.exceptions.PolarsError as error:
+            types = ", ".join(f"{c} {schema[c]}" for c in columns)
+            raise ProjectError(
+                f"{place}: {features.derived[name]!r} cannot be computed with {types}: "
+                f"{first_line(error)}; allowed: a number or a Boolean"
+            ) from error
+        if not found.equals(alone):
+            raise ProjectError(
+                f"{place}: {features.derived[name]!r} depends on other rows; allowed: functions of "
+                "one row, without aggregates and windows"
+            )
+
+
+def _finite(value: pl.Expr) -> pl.Expr:
+    number = value.cast(pl.Float64).cast(pl.Float32)
+    return pl.when(number.is_finite()).then(number)
+
+
+def _is_date(dtype: pl.DataType | None) -> bool:
+    return dtype == pl.Date or isinstance(dtype, pl.Datetime)
+
+
+def _as_number(project: Project, column: str, dtype: pl.DataType, day: date) -> pl.Expr | None:
+    """A number or the age of a date; None for all else, which expressions read as it is."""
+    if _is_date(dtype):
+        return _age(project, column, dtype, day)
+    return pl.col(column) if dtype.is_numeric() else None
+
+
+def _age(project: Project, column: str, dtype: pl.DataType, day: date) -> pl.Expr:
+    """Days from a date to `day`."""
+    value = pl.col(column)
+    if isinstance(dtype, pl.Datetime):
+        zoned = dtype.time_zone is not None
+        local = value.dt.convert_time_zone(project.log.timezone) if zoned else value
+        value = local.dt.date()  # a cast would give the date in UTC
+    return (pl.lit(day) - value).dt.total_days().alias(column)
+
+
+def _values(dtype: pl.DataType) -> pl.Series:
+    """Some different values of a type, to try an expression on."""
+    if isinstance(dtype, pl.List | pl.Array):
+        inner = dtype.inner() if isinstance(dtype.inner, type) else dtype.inner
+        return pl.Series([_values(inner).to_list()[: n + 1] for n in range(TRIED)]).cast(
+            pl.List(inner)
+        )
+    if dtype == pl.String:
+        return pl.Series(["a", "b", "c"])
+    if dtype == pl.Boolean:
+        return pl.Series([True, False, True])
+    return pl.Series([2, 3, 5]).cast(dtype, strict=False)
+
+
+def _listed(columns: Collection[str]) -> str:
+    return ", ".join(dict.fromkeys(columns)) or "none"

@@ -1,0 +1,128 @@
+"""The reference pages that `docs/hooks/reference.py` makes, and the pages of the site."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+import mtl_ranker as mr
+from mtl_ranker.config import Project
+from mtl_ranker.ranking.artifact import RegisteredRanker
+from mtl_ranker.ranking.scoring import score_day
+from tests.conftest import FIRST
+from tests.ranking.test_scoring import HISTORY, random_ranker
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", DOCS / "hooks/reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_setting_is_described(reference):
+    found = {key.place: key.field.description for key in reference.settings_keys()}
+    assert {"log.items.key", "objectives.kind", "scoring.rules.at_most.within"} <= set(found)
+    assert "log.list" in found  # by its name in the file
+    assert [place for place, words in found.items() if not words] == []
+
+
+def test_the_page_of_settings_has_type_range_default_and_meaning(reference):
+    page = reference.settings_page()
+    assert page.count("\n| `") >= len(list(reference.settings_keys()))
+    rows = {
+        "| `name` | text | required | name of the prediction's column |",
+        "| `batch_size` | whole number (≥ 1) | `2048` | rows of a step |",
+        "| `confidence` | number (> 0.5, < 1) | `0.95` | of every interval and verdict |",
+    }
+    assert rows <= set(page.splitlines())
+    headings = re.findall(r"^## `(.+)`$", page, re.MULTILINE)
+    assert {"[log]", "[[objectives]]", "[log.ranges.COLUMN]", "[models.NAME]"} <= set(headings)
+    assert len(headings) == len(set(headings))
+    assert set(Project.model_fields) - {"name", "models"} <= {h.strip("[]") for h in headings}
+
+
+def test_the_page_of_commands_has_every_option(reference):
+    page = reference.commands_page()
+    assert "| `--format` | `mlflow` | An MLflow model, a torch.export program" in page
+    assert "| `--config`, `-c` | required |" in page
+    assert "## study census" in page
+
+
+def test_every_page_is_in_the_navigation():
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+
+    def pages(entry: Any) -> set[str]:
+        if isinstance(entry, str):
+            return {entry}
+        inner = entry.values() if isinstance(entry, dict) else entry
+        return {page for each in inner for page in pages(each)}
+
+    written = {str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md")}
+    made = {"reference/settings.md", "reference/commands.md", "contributing.md", "benchmarks.md"}
+    decisions = {page for page in written if page.startswith("decisions/")}  # by the hook
+    assert pages(settings["nav"]) == (written | made) - decisions
+
+
+def test_every_name_of_the_library_is_on_its_page():
+    page = (DOCS / "reference/python.md").read_text("utf-8")
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
+    assert set(mr.__all__) - {"__version__", "Training"} <= listed
+    assert "mr.Training" in page
+
+
+def columns_of(page: str, dataset: str, names: dict[str, list[str]]) -> set[str]:
+    """The columns that the page of datasets lists, with the names of a project filled in."""
+    text = page.split(f"\n## {dataset}\n")[1].split("\n## ")[0]
+    found: set[str] = set()
+    for first in re.findall(r"^\| ([^|]+) \| (?!---)", text, re.MULTILINE):
+        for written in first.replace("`", "").split(", "):
+            filled = {written}
+            for key, values in names.items():
+                filled = {f.replace(key, v) for f in filled for v in (values if key in f else [""])}
+            found |= filled
+    return found
+
+
+@pytest.mark.slow
+def test_the_page_of_datasets_lists_every_published_column(tmp_path):
+    scoring = {"top_k": 5, "exploration": {"temperature": 0.5}}
+    context, artifact = random_ranker(tmp_path, features=HISTORY, scoring=scoring)
+    ranked = score_day(context, RegisteredRanker(artifact, "7"), FIRST + timedelta(days=7))
+    workspace = context.workspace
+    page = (DOCS / "reference/datasets.md").read_text("utf-8")
+    entities = ["user", "item", "tab", "item_x_tab", "user_x_item"]
+    names = {
+        "CONTEXT": ["tab"],
+        "LOGGED": ["tab", "click", "play"],
+        "KEY": ["user_id", "item_id", "tab"],
+        "OBJECTIVE": ["click", "long"],
+        "ENTITY": entities,
+        "SIGNAL": ["click", "long"],
+        "WINDOW": ["1", "3"],
+        "COLUMN": ["item_id", "tab"],
+    }
+    published = {"rankings": set(pl.read_parquet_schema(ranked.path))}
+    for dataset in ("events", "quarantine", "examples"):
+        published[dataset] = set(workspace.scan(dataset, [FIRST]).collect_schema())
+    sums = workspace.root.glob("aggregates/*/*/*.parquet")
+    published["aggregates"] = {name for file in sums for name in pl.read_parquet_schema(file)}
+    for dataset, columns in published.items():
+        listed = columns_of(page, dataset, names)
+        if dataset == "quarantine":
+            listed |= columns_of(page, "events", names)
+        assert columns <= listed, dataset
