@@ -3,7 +3,7 @@
 Trainings run the loop of a night (`train_ranker`) on made rows: the MMoE of 8 experts with 16
 units at batches of 1,024 to 65,536 rows, on the CPU and, where there is one, on a CUDA device, with
 rows on the device and rows copied from pinned memory; and a network of 64 experts with 256 units on
-the GPU. AUC after the same training stands beside the rates, as do memory and the share of the
+the GPU. Beside the rates are AUC after the same training, memory and the share of the
 matrix products' peak that is measured in the same run. Number formats and `torch.compile` are
 compared on steps of the KuaiRand preset's network. What cannot run on a machine is listed as
 skipped.

@@ -103,11 +103,15 @@ def with_lists(folder, context, **rules):
     days = [FIRST + timedelta(days=4) if k % 3 else FIRST for k in range(13)]
     sizes = [float(k // 2) for k in range(13)]
     vectors = np.random.default_rng(0).normal(size=(13, 2)).tolist()
-    items = pl.DataFrame({"i": range(13), "size": sizes, "day": days, "content": vectors})
+    made = [DAY - timedelta(days=k) for k in range(13)]
+    columns = {"i": range(13), "size": sizes, "made": made, "day": days, "content": vectors}
+    items = pl.DataFrame(columns)
     items.write_parquet(folder / "items.parquet")
     changed = context.project.model_dump(mode="json", by_alias=True, exclude_unset=True)
     lists = {"rules": RULES | rules, "exploration": {"temperature": 1.0, "share": 0.5}}
     changed["scoring"] |= lists
+    changed["log"]["items"].pop("partition")
+    changed["log"]["items"]["path"] = "items.parquet"
     changed["log"]["items"]["columns"].append("content")
     project = Project.model_validate(changed)
     source = open_source(project, folder, context.workspace)
