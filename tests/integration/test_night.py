@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,8 @@ def test_given_candidates_with_unknown_users_and_items_are_all_scored(
         (data / name).symlink_to(feed / name)
     given = pl.DataFrame({"user": [1, 1, 999_999], "item": [3, 888_888, 3]})
     given.write_parquet(data / "candidates.parquet")
-    project = project_text(SMALL, scoring={"candidates": "candidates.parquet"})
+    scoring = {"candidates": "candidates.parquet", "publish": str(tmp_path / "table")}
+    project = project_text(SMALL, scoring=scoring)
     (folder / "given.toml").write_text(project)
     done = run_forked(
         "score",
@@ -160,6 +161,11 @@ def test_given_candidates_with_unknown_users_and_items_are_all_scored(
     ranked = pl.read_parquet(folder / "ws/rankings/date=2026-03-10/part-0.parquet")
     assert set(ranked.select("user_id", "item_id").rows()) == {(1, 3), (1, 888_888), (999_999, 3)}
     assert ranked["score"].is_not_nan().all()
+    columns = ["user_id", "item_id", "rank", "score", "model_version"]
+    table = pl.scan_delta(str(tmp_path / "table")).filter(pl.col("date") == date(2026, 3, 10))
+    published = table.select(columns).sort("user_id", "rank").collect()
+    theirs = ranked.select(columns).sort("user_id", "rank").cast({"rank": pl.Int64})
+    assert_frame_equal(published, theirs, check_exact=True)
 
 
 @pytest.mark.slow

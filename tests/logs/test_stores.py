@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import polars as pl
@@ -14,11 +18,12 @@ from polars.testing import assert_frame_equal
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.actions import join_actions, with_actions
 from mtl_ranker.logs.ingest import events_provenance, ingest_day
-from mtl_ranker.logs.places import place_at
+from mtl_ranker.logs.places import place_at, schema_of
 from mtl_ranker.logs.sources import open_context
 from tests.conftest import FIRST, tiny_events, write_day
-from tests.projects import TINY, project, write_project
+from tests.projects import TINY, WITHOUT, project, write_project
 from tests.stores import (
     daily_frames,
     iceberg_catalog,
@@ -29,6 +34,7 @@ from tests.stores import (
 )
 
 LAST = FIRST + timedelta(days=5)
+CLICKED = [{"name": "click", "group": "engagement", "label": "clicked"}]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,60 @@ def days(context: Context) -> list[int]:
     return [(day - FIRST).days for day in context.source.days()]
 
 
+@contextmanager
+def refusing(endpoint: str, times: int) -> Iterator[list[int]]:
+    """A proxy that answers 503 to the first requests; yields the status of each answer."""
+    answers: list[int] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            status, headers, content = 503, {}, b""
+            if len(answers) >= times:
+                target = HTTPConnection(endpoint.removeprefix("http://"))
+                target.request(self.command, self.path, headers=dict(self.headers))
+                answer = target.getresponse()
+                status, headers, content = answer.status, dict(answer.headers), answer.read()
+                target.close()
+            answers.append(status)
+            self.send_response(status)
+            size = headers.get("content-length", f"{len(content)}")
+            kept = ("content-type", "etag", "last-modified", "content-range", "accept-ranges")
+            for name in kept:
+                if name in headers:
+                    self.send_header(name, headers[name])
+            self.send_header("content-length", size)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """No line for each request."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        yield answers
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 class TestObjects:
+    def test_a_request_that_is_refused_for_a_while_is_repeated(self, tiny: Path, s3: str):
+        address = upload(tiny / "log", "refused/log").removesuffix("/log")
+        with refusing(s3, 2) as answers:
+            assert place_at(address).is_dir()
+        assert answers[:3] == [503, 503, 200]
+        with refusing(s3, 2) as answers:  # without a look-up by obstore: a file's footer by polars
+            schema = schema_of(place_at(f"{address}/log/date={FIRST}/part-0.parquet"))
+        assert answers[:2] == [503, 503]
+        assert schema == tiny_events(FIRST).schema
+
     def test_ingests_what_the_local_log_holds(self, tiny: Path, s3: str):
         expected = of_folders(tiny)
         address = upload(tiny / "log", "same/log").removesuffix("/log")
@@ -268,6 +327,129 @@ def test_user_and_item_tables_have_formats_of_their_own(tiny: Path, catalog: Any
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
 
 
+SPANS = {"key": "i", "columns": ["price"], "valid_from": "since", "valid_to": "until"}
+
+
+def prices(day: int) -> list[tuple[int, int, int]]:
+    """Rows of item, price and first day that are valid on a day; each is valid for two days."""
+    return [(i, 10 * n + i, n) for i in range(3) if (n := day // 2 * 2) >= i]
+
+
+@pytest.mark.parametrize("format", ["delta", "iceberg"])
+def test_rows_of_a_table_with_valid_from_are_those_of_the_day(
+    tiny: Path, catalog: Any, format: str
+):
+    rows = [
+        {"i": i, "price": price, "since": FIRST + timedelta(n), "until": FIRST + timedelta(n + 2)}
+        for day in (0, 2, 4)
+        for i, price, n in prices(day)
+    ]
+    if format == "delta":
+        write_delta(tiny / "items", [pl.DataFrame(rows)])
+    else:
+        write_iceberg(catalog, "feed.items", [pl.DataFrame(rows)], None)
+    path = {"delta": "items", "iceberg": "feed.items"}[format]
+    context = opened(tiny, items={"format": format, "path": path} | SPANS)
+    for day in range(6):
+        found = context.source.table("items", FIRST + timedelta(day))
+        assert found is not None
+        expected = [(i, price) for i, price, _ in prices(day)]
+        assert found.sort("item_id").collect().rows() == expected
+
+
+def test_two_rows_of_a_delta_table_that_are_valid_at_one_time_are_named(tiny: Path):
+    rows = {"i": [7, 7], "price": [1, 2], "since": [FIRST] * 2, "until": [LAST, None]}
+    write_delta(tiny / "items", [pl.DataFrame(rows)])
+    context = opened(tiny, items={"format": "delta", "path": "items"} | SPANS)
+    with pytest.raises(ProjectError, match=r"/items: key 'i' = 7 has two rows that are valid"):
+        context.source.table("items", LAST)
+
+
+def test_dated_snapshots_in_a_store_are_seen_from_the_next_day_on(tiny: Path, s3: str):
+    for n, price in ((0, 5), (3, 8)):
+        folder = tiny / f"snapshots/items/date={FIRST + timedelta(n)}"
+        folder.mkdir(parents=True)
+        pl.DataFrame({"i": [1], "price": [price]}).write_parquet(folder / "part-0.parquet")
+    address = upload(tiny / "snapshots", "snapshots")
+    items = {"path": "items", "key": "i", "columns": ["price"], "partition": "date"}
+    context = opened(tiny, address, items=items)
+    seen = [context.source.table("items", FIRST + timedelta(n)) for n in range(6)]
+    values = [rows.collect()["price"].to_list() for rows in seen if rows is not None]
+    assert values == [[], [5], [5], [5], [8], [8]]
+    assert context.source.snapshots("items") == [FIRST, FIRST + timedelta(3)]
+    states = [context.source.tables_state(FIRST + timedelta(n)) for n in (1, 3, 4)]
+    assert states[0] == states[1] != states[2]
+
+
+@pytest.mark.parametrize("partition", ["by date", "by timestamp"])
+def test_requests_of_a_delta_table_are_those_of_the_folders(tiny: Path, partition: str):
+    shutil.rmtree(tiny / "log")
+    for n in range(3):
+        day = FIRST + timedelta(n)
+        rows = {
+            "u": [1, 2],
+            "ts": tiny_events(day)["ts"].head(2),
+            "tab": ["home", "search"],
+            "shown": [[4, 5, 6], [n]],
+            "clicked": [[6], []],
+        }
+        write_day(tiny, day, pl.DataFrame(rows))
+    frames, by = table_frames(tiny, partition)
+    write_delta(tiny / "table", frames, by)
+    requests = {"requests": {"items": "shown", "clicked": "clicked"}, "item": WITHOUT}
+    changes: dict[str, Any] = {"objectives": CLICKED, "features": {"categoricals": []}}
+    found = []
+    for log in (requests, requests | {"format": "delta", "path": "table"}):
+        write_project(tiny, TINY, log=log | {"ranges": WITHOUT}, **changes)
+        context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+        assert days(context) == [0, 1, 2]
+        found.append(ingested(context).drop("request"))
+        shutil.rmtree(tiny / "ws")
+    assert found[0]["clicked"].to_list() == [0, 0, 1, 0] * 3
+    assert_frame_equal(found[1], found[0])
+
+
+@pytest.mark.parametrize("partition", ["by date", "by timestamp"])
+def test_actions_of_a_delta_table_are_those_of_the_folders(tiny: Path, partition: str):
+    for n in range(3):
+        day = FIRST + timedelta(n)
+        likes = tiny_events(day, shift=n).select("u", "i", "ts").gather([n, n + 5, n + 9])
+        write_day(tiny / "likes", day, likes)
+    frames, by = table_frames(tiny / "likes", partition)
+    write_delta(tiny / "likes/table", frames, by)
+    liked = [{"name": "like", "group": "satisfaction", "label": '"like"'}]
+    values, reports = [], []
+    for action in ({"path": "likes/log"}, {"path": "likes/table", "format": "delta"}):
+        log = {"ranges": WITHOUT, "actions": [{"name": "like"} | action]}
+        write_project(tiny, TINY, log=log, objectives=liked)
+        context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+        for day in context.source.days()[:3]:
+            ingest_day(context, day)
+            reports.append(join_actions(context, day))
+            rows = context.workspace.scan("events", [day]).with_row_index("row of the day")
+            values += with_actions(context, rows, day, pl.lit(True)).collect()["like"].to_list()
+        made = context.workspace.provenance("actions/like", FIRST) or {}
+        assert ("version of log" in made) == ("format" in action)
+        shutil.rmtree(tiny / "ws")
+    assert sum(values) == 2 * 9
+    assert values[: len(values) // 2] == values[len(values) // 2 :]
+    assert reports[:3] == reports[3:]
+
+
+def test_a_column_that_a_later_commit_adds_is_missing_before(tiny: Path):
+    from deltalake import write_deltalake
+
+    frames, by = table_frames(tiny, "by date")
+    write_delta(tiny / "table", frames[:-1], by)
+    added = frames[-1].with_columns(pl.lit(3).alias("stars"))
+    write_deltalake(
+        str(tiny / "table"), added.to_arrow(), mode="append", partition_by=by, schema_mode="merge"
+    )
+    context = opened(tiny, format="delta", path="table", context=["tab", "stars"])
+    events = ingested(context).group_by("date").agg(pl.col("stars").unique())
+    assert events.sort("date")["stars"].to_list() == [[None]] * 5 + [[3]]
+
+
 class TestMistakes:
     def test_a_folder_that_is_no_table_is_named(self, tiny: Path):
         with pytest.raises(ProjectError, match=r"/log: no Delta table"):
@@ -296,6 +478,10 @@ class TestMistakes:
             ({"version": 3}, r"version: 3 with format = 'parquet'; allowed: with 'delta'"),
             ({"format": "delta", "ready": "_SUCCESS"}, r"ready: '_SUCCESS' with format = 'delta'"),
             ({"format": "iceberg", "partition": "dt=%Y%m%d"}, r"partition: 'dt=%Y%m%d' with"),
+            (
+                {"format": "delta", "items": {"path": "i", "key": "i", "partition": "date"}},
+                r"items.partition: 'date' with format = 'delta'; .* by valid_from",
+            ),
         ],
     )
     def test_settings_of_files_are_not_for_tables(self, log: dict[str, Any], message: str):
