@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -413,10 +414,16 @@ def mutated(text: str, mutant: Mutant) -> str:
     return text.replace(found[0], wrong, 1)
 
 
-def run_tests(folder: Path, tests: str, only: str) -> subprocess.CompletedProcess[str]:
-    """Run tests of a copy of the repository."""
+def run_tests(folder: Path, tests: Sequence[str], only: str) -> subprocess.CompletedProcess[str]:
+    """Run tests of a copy of the repository.
+
+    Args:
+        tests: files below `tests/`.
+        only: pytest's `-k`; empty for all of them.
+    """
     chosen = ["-k", only] if only else []
-    arguments = ["-x", "-q", f"tests/{tests}", *chosen, "-p", "no:cacheprovider"]
+    files = [f"tests/{file}" for file in tests]
+    arguments = ["-x", "-q", *files, *chosen, "-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONPATH": str(folder)}
     module = "tests.mutation.child"
     return forks.run(*arguments, env=environment, module=module, cwd=folder, timeout=600)
