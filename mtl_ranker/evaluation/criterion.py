@@ -15,7 +15,7 @@ is kept within bounds at the refit and at promotion (docs/decisions/0011).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -80,9 +80,10 @@ class Criterion:
         total, weights = 0.0, 0.0
         for t, task in enumerate(self.tasks):
             if task.name in self.scale:
-                quality = model_quality(self.rows[t], [prediction[:, t]], fixed=True).value
+                found = model_quality(self.rows[t], [prediction[:, t]], fixed=True)
+                quality = bounded(found).value
                 if not np.isnan(quality):
-                    total += task.weight * max(quality, WORST) / self.scale[task.name]
+                    total += task.weight * quality / self.scale[task.name]
                     weights += task.weight
         return total / weights if weights else float("nan")
 
@@ -117,7 +118,7 @@ class Criterion:
                 [
                     (
                         task.weight / self.scale[task.name],
-                        model_quality(self.rows[t], [of_model[:, t]], fixed=True),
+                        bounded(model_quality(self.rows[t], [of_model[:, t]], fixed=True)),
                     )
                     for t, task in enumerate(self.tasks)
                     if task.name in self.scale
@@ -134,6 +135,22 @@ class Criterion:
         """
         mean = float(np.mean([self.value(prediction) for prediction in predictions]))
         return not self.worse_loss(predictions), mean
+
+
+def bounded(quality: Quality) -> Quality:
+    """The quality with an R² below `WORST` taken as `WORST`, which no user changes.
+
+    Without the bound a single wrong prediction widens the interval so far that the worst model is
+    not significantly worse. The values of trainings are bounded in the same way.
+    """
+    if quality.measure != "r2":
+        return quality
+    trainings = None if quality.trainings is None else np.maximum(quality.trainings, WORST)
+    if quality.value >= WORST or np.isnan(quality.value):
+        return replace(quality, trainings=trainings)
+    return replace(
+        quality, value=WORST, influence=np.zeros_like(quality.influence), trainings=trainings
+    )
 
 
 def comparison_weights(tasks: Sequence[Task], differences: Sequence[Estimated]) -> list[float]:

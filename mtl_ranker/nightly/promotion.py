@@ -14,7 +14,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.calibration_bounds import calibrated, out_of_bounds
-from mtl_ranker.evaluation.criterion import LOSS, comparison_weights
+from mtl_ranker.evaluation.criterion import LOSS, bounded, comparison_weights
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import (
     ONE_SEED,
@@ -131,8 +131,8 @@ def compare_models(evidence: Evidence, confidence: float) -> Comparison:
     for t, task in enumerate(tasks):
         rows = LabelledRows.of(task.kind, evidence.labels[:, t], clusters)
         own, other = _both(evidence, t, rows, rows.measure)
-        challenger.append(own)
-        champion.append(other)
+        challenger.append(bounded(own))
+        champion.append(bounded(other))
         if task.kind == "binary":
             loss = compare(*_both(evidence, t, rows, LOSS))
             losses[task.name] = loss.interval(confidence)

@@ -120,6 +120,10 @@ def test_a_quality_is_bounded_below(held_out):
     lost = criterion.value(prediction) - criterion.value(wrong)
     r2 = r2_score(labels[:, 1], prediction[:, 1])
     assert lost == pytest.approx(0.5 * (r2 - WORST) / criterion.scale["seconds"] / 1.5)
+    weights = [task.weight / criterion.scale[task.name] for task in TASKS]
+    gain = criterion.gain(wrong)
+    assert gain.value == pytest.approx(-lost * 1.5 / sum(weights))
+    assert gain.interval().high < 0
 
 
 def test_an_objective_without_enough_labels_has_no_say(held_out):

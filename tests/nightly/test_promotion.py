@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.metrics import r2_score
 
 from mtl_ranker.evaluation.metrics import gauc
 from mtl_ranker.models.objectives import Task
@@ -12,6 +13,7 @@ from mtl_ranker.nightly.popularity import fit_popularity
 from mtl_ranker.nightly.promotion import (
     ChallengerEvidence,
     Evidence,
+    compare_models,
     decide,
     decide_first,
     label_definitions,
@@ -101,6 +103,29 @@ def test_the_order_within_lists_decides_and_log_loss_is_the_guard(rows):
     assert refused.differences["click"].value == 0.0
     assert not refused.promoted
     assert "significantly worse on click (log loss +" in refused.reason
+
+
+def test_one_wild_prediction_does_not_hide_a_worse_number(rows):
+    """Its R² is about -10,000 with an interval that wide; it counts as -1, with the champion's."""
+    truth, _, user, rng = rows
+    tasks = [TASKS[0], Task("seconds", "regression")]
+    labels = np.c_[rng.random(len(user)) < truth[:, 0], truth[:, 1] + rng.normal(0, 0.1, len(user))]
+    champion = np.c_[blurred(truth, rng, 0.4)[:, 0], truth[:, 1]]
+    challenger = truth.copy()
+    challenger[7, 1] = 1_500.0
+    evidence = Evidence(
+        tasks=tasks,
+        labels=labels,
+        user=user,
+        lists=np.arange(len(user)),
+        challenger=challenger,
+        champion=champion,
+    )
+    found = compare_models(evidence, 0.95)
+    r2 = r2_score(labels[:, 1], champion[:, 1])
+    assert found.differences["seconds"].value == pytest.approx(-1.0 - r2)
+    assert found.worse == ["seconds"]
+    assert found.blended.high < 0
 
 
 def first_on(labels, user, challenger, baselines, **rule):
