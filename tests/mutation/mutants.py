@@ -238,6 +238,14 @@ MUTANTS = [
         "excess",
     ),
     Mutant(
+        "a refit model has the winner's maps in full",
+        "nightly/contenders.py",
+        r"calibration = run\.artifact\.calibration\.part\(settings\.refit_share\)",
+        "calibration = run.artifact.calibration",
+        "nightly/test_suite.py",
+        "share_of_the_winners_maps",
+    ),
+    Mutant(
         "drift compares scores of two models",
         "nightly/suite.py",
         r'"validate": winner\.artifact\.predict.*',

@@ -21,6 +21,7 @@ from mtl_ranker.evaluation.drift import health
 from mtl_ranker.features.columns import numeric_features
 from mtl_ranker.features.days import needed_days, split_days
 from mtl_ranker.features.encoders import Encoder
+from mtl_ranker.logs.simulate import Feed, simulate
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.objectives import losses
 from mtl_ranker.nightly import suite as suite_module
@@ -38,7 +39,7 @@ from mtl_ranker.training.loop import Design, Execution, Rows, train_ranker
 from mtl_ranker.training.network import predict_logits
 from tests import projects
 from tests.conftest import FIRST, tiny_events, write_day
-from tests.projects import TINY, WITHOUT, changed, edit_project, write_project
+from tests.projects import SMALL, TINY, WITHOUT, changed, edit_project, write_project
 
 LAST = FIRST + timedelta(days=5)
 
@@ -503,3 +504,19 @@ def test_a_cross_fitted_calibration_is_of_models_that_did_not_see_the_day(tiny):
     assert set(found) == set(expected.everywhere) >= {"click"}
     for name, fitted in found.items():
         assert fitted.y == pytest.approx(expected.everywhere[name].y, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_stationary_feed_has_no_features_that_changed(tmp_path):
+    """Tastes do not move; new items and users come every day, as in every feed."""
+    feed = simulate(Feed(impressions=12_000, days=9, users=300, items=120), tmp_path)
+    models = {"mmoe": {"preset": "mmoe", "experts": 2, "expert_hidden": [8]}}
+    write_project(feed, SMALL, models=models, training={"epochs": 1, "refit": False, "trees": 0})
+    context = open_context(str(feed / "project.toml"), feed, feed / "ws")
+    last = context.last_day()
+    build_split(context, last)
+    drift = train_suite(without_log(context.project, context.workspace), last).drift
+    held_out = [day for day in drift.days if day.part != "train"]
+    assert len(held_out) == 2
+    assert all("score click" in day.psi and len(day.psi) > 3 for day in held_out)
+    assert [w for w in drift.warnings if "the distribution of" in w] == []
