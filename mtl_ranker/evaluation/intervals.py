@@ -116,7 +116,13 @@ class Estimated:
         low, high = float(min(ends)), float(max(ends))
         if high - low <= 1e-12 * high or high < SMALLEST:
             return high
-        logs = np.log([max(low, SMALLEST), high])
+        low = max(low, SMALLEST)
+        # At an end, where one part has nearly all variance, or below the smallest level.
+        if self._critical(low) <= wanted:
+            return low
+        if self._critical(high) >= wanted:
+            return high
+        logs = np.log([low, high])
         return float(np.exp(brentq(lambda x: self._critical(np.exp(x)) - wanted, *logs)))
 
     def interval(self, confidence: float = 0.95) -> Interval:

@@ -15,6 +15,7 @@ from mtl_ranker.evaluation.influence import LEAST, MEASURES, Clusters, LabelledR
 from mtl_ranker.evaluation.intervals import (
     NO_VARIANCE,
     ONE_SEED,
+    SMALLEST,
     Estimated,
     Part,
     compare,
@@ -172,6 +173,13 @@ def test_the_interval_excludes_zero_at_the_p_value(value, users, seeds, df):
     p = found.p_value
     if 1e-8 < p < 0.999:  # 1 - p is not exact for smaller ones
         assert found.interval(1 - p).low == pytest.approx(0.0, abs=1e-6 * max(1, value))
+
+
+def test_a_difference_of_many_standard_errors_has_the_smallest_p_value():
+    """Seeds that hardly differ have a level of their own far above that of users."""
+    found = Estimated(60.0, Part(1.0, np.inf), Part(1e-200, 2), ENOUGH)
+    assert found.p_value == SMALLEST
+    assert replace(found, value=3.0).p_value == pytest.approx(2 * stats.norm.sf(3.0))
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
