@@ -272,8 +272,8 @@ MUTANTS = [
     Mutant(
         "a row sees the snapshot of its own day",
         "logs/sources.py",
-        r"for own in snapshots if own < day\]",
-        "for own in snapshots if own <= day]",
+        r"for own in parts if own < day\]",
+        "for own in parts if own <= day]",
         "features/test_dated_tables.py",
         "rebuilds_only",
     ),
