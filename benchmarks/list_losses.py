@@ -12,19 +12,10 @@ from datetime import date
 from typing import Any
 
 from rich.progress import track
-from rich.table import Table
 
 from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
-from benchmarks.quality import (
-    COMPARED,
-    CONSOLE,
-    Predictions,
-    compare,
-    gain_text,
-    number,
-    plain_gain,
-)
+from benchmarks.quality import COMPARED, CONSOLE, Predictions, show_networks
 from mtl_ranker.config import Project, load_project
 from mtl_ranker.models.presets import make
 from mtl_ranker.nightly.contenders import Contender, train_model
@@ -32,7 +23,6 @@ from mtl_ranker.training.dataset import Dataset
 
 PLAIN = "cross-entropy alone"
 TRIED = {"pairs": (0.1, 1.0), "rcr": (0.3, 1.0), "jrc": (0.1, 0.5), "combined_pair": (0.1, 1.0)}
-SHOWN = ("gauc", "auc", "log_loss", "ece")
 
 
 def with_list_loss(project: Project, name: str, weight: float) -> Project:
@@ -73,39 +63,12 @@ def main() -> None:
         train(name, own, parts, chosen.seeds)
         for name, own in track(variants.items(), description="list losses", console=CONSOLE)
     ]
-    found = compare(parts, trained, PLAIN)
-    seconds = {each.name: each.seconds for each in trained}
-    settings = {each.name: each.settings for each in trained}
-    figures: dict[str, Any] = {
+    figures = {
         "train_rows": parts.frames["train"].height,
         "days": {part: [str(d) for d in getattr(parts.days, part)] for part in parts.files},
         "seeds": chosen.seeds,
-        "variants": {
-            name: {
-                "seconds": seconds[name],
-                **settings[name],
-                "objectives": {
-                    objective: {
-                        **each.metrics[objective],
-                        "gain": {k: plain_gain(g) for k, g in each.gains[objective].items()},
-                    }
-                    for objective in each.metrics
-                },
-            }
-            for name, each in found.items()
-        },
+        "variants": show_networks(parts, trained, PLAIN, "list loss"),
     }
-    for task in parts.tasks:
-        over = [f"{measure} over {PLAIN}" for measure in COMPARED.values()]
-        table = Table("list loss", "GAUC", "AUC", "log loss", "ECE", *over, title=task.name)
-        for name, each in found.items():
-            gains = [gain_text(each.gains[task.name][k]) for k in COMPARED]
-            table.add_row(name, *(number(each.metrics[task.name][k]) for k in SHOWN), *gains)
-        CONSOLE.print(table)
-    CONSOLE.print("seconds  " + "; ".join(f"{name}: {s:,.0f}" for name, s in seconds.items()))
-    CONSOLE.print(
-        "best epochs  " + "; ".join(f"{n}: {s['best_epochs']}" for n, s in settings.items())
-    )
     results.write(chosen, figures)
 
 

@@ -310,6 +310,45 @@ def plain_gain(gain: Judged) -> tuple[float, float, float, int]:
     return found.value, found.low, found.high, gain.verdict
 
 
+def plain(each: Compared) -> dict[str, Any]:
+    """A model's metrics, intervals and differences by objective, as plain numbers."""
+    return {
+        objective: {
+            **each.metrics[objective],
+            "interval": {k: [own.low, own.high] for k, own in each.intervals[objective].items()},
+            "gain": {k: plain_gain(gain) for k, gain in each.gains[objective].items()},
+        }
+        for objective in each.metrics
+    }
+
+
+def show_networks(
+    parts: Dataset, trained: Sequence[Predictions], reference: str, title: str
+) -> dict[str, Any]:
+    """Print networks beside a reference, a table for each objective; return their figures.
+
+    Args:
+        trained: with `best_epochs` in their settings.
+        title: of the column of names.
+    """
+    found = compare(parts, trained, reference)
+    shown = ("gauc", "auc", "log_loss", "ece")
+    for task in parts.tasks:
+        over = [f"{measure} over {reference}" for measure in COMPARED.values()]
+        table = Table(title, "GAUC", "AUC", "log loss", "ECE", *over, title=task.name)
+        for name, each in found.items():
+            gains = [gain_text(each.gains[task.name][k]) for k in COMPARED]
+            table.add_row(name, *(number(each.metrics[task.name][k]) for k in shown), *gains)
+        CONSOLE.print(table)
+    CONSOLE.print("seconds  " + "; ".join(f"{p.name}: {p.seconds:,.0f}" for p in trained))
+    epochs = [f"{p.name}: {p.settings['best_epochs']}" for p in trained]
+    CONSOLE.print("best epochs  " + "; ".join(epochs))
+    return {
+        p.name: {"seconds": p.seconds, **p.settings, "objectives": plain(found[p.name])}
+        for p in trained
+    }
+
+
 def verdict(found: dict[str, Compared], ours: str, reference: str) -> str:
     gains = [
         (f"{objective} {COMPARED[k]}", gain)
@@ -381,18 +420,6 @@ def main() -> None:
     lines += [verdict(again, name, "LightGBM, refit") for name in ours if name.endswith("refit")]
     for line in lines:
         CONSOLE.print(line)
-
-    def plain(each: Compared) -> dict[str, Any]:
-        return {
-            objective: {
-                **each.metrics[objective],
-                "interval": {
-                    k: [own.low, own.high] for k, own in each.intervals[objective].items()
-                },
-                "gain": {k: plain_gain(gain) for k, gain in each.gains[objective].items()},
-            }
-            for objective in each.metrics
-        }
 
     figures = {
         "train_rows": parts.frames["train"].height,

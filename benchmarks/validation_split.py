@@ -16,19 +16,10 @@ from typing import Any
 
 import polars as pl
 from rich.progress import track
-from rich.table import Table
 
 from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
-from benchmarks.quality import (
-    COMPARED,
-    CONSOLE,
-    Predictions,
-    compare,
-    gain_text,
-    number,
-    plain_gain,
-)
+from benchmarks.quality import CONSOLE, Predictions, show_networks
 from mtl_ranker.config import Project, load_project
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.lists import list_ids
@@ -39,7 +30,6 @@ from mtl_ranker.training.dataset import Dataset, fit_encoder
 from mtl_ranker.workspace import fingerprint
 
 LAST_DAY = "last day"
-SHOWN = ("gauc", "auc", "log_loss", "ece")
 
 
 def by_lists(project: Project, parts: Dataset, days: int, share: float) -> Dataset:
@@ -97,38 +87,11 @@ def main() -> None:
         for name, rows in track(ways.items(), description="validation", console=CONSOLE)
         for predictions in train(name, project, rows, chosen.seeds)
     ]
-    found = compare(parts, trained, LAST_DAY)
-    seconds = {each.name: each.seconds for each in trained}
-    settings = {each.name: each.settings for each in trained}
-    figures: dict[str, Any] = {
+    figures = {
         "days": {part: [str(d) for d in getattr(parts.days, part)] for part in parts.files},
         "seeds": chosen.seeds,
-        "ways": {
-            name: {
-                "seconds": seconds[name],
-                **settings[name],
-                "objectives": {
-                    objective: {
-                        **each.metrics[objective],
-                        "gain": {k: plain_gain(g) for k, g in each.gains[objective].items()},
-                    }
-                    for objective in each.metrics
-                },
-            }
-            for name, each in found.items()
-        },
+        "ways": show_networks(parts, trained, LAST_DAY, "validation"),
     }
-    for task in parts.tasks:
-        over = [f"{measure} over {LAST_DAY}" for measure in COMPARED.values()]
-        table = Table("validation", "GAUC", "AUC", "log loss", "ECE", *over, title=task.name)
-        for name, each in found.items():
-            gains = [gain_text(each.gains[task.name][k]) for k in COMPARED]
-            table.add_row(name, *(number(each.metrics[task.name][k]) for k in SHOWN), *gains)
-        CONSOLE.print(table)
-    CONSOLE.print("seconds  " + "; ".join(f"{name}: {s:,.0f}" for name, s in seconds.items()))
-    CONSOLE.print(
-        "best epochs  " + "; ".join(f"{n}: {s['best_epochs']}" for n, s in settings.items())
-    )
     results.write(chosen, figures)
 
 
