@@ -1036,8 +1036,8 @@ class Exploration(Settings):
 class Scoring(Settings):
     publish: str | None = Field(
         None,
-        description="folder or address (s3://, gs://, az://) of a Delta table that each day's "
-        "ranking is written to as well (docs/stores.md)",
+        description="folder, relative to the current one, or address (s3://, gs://, az://) of a "
+        "Delta table that each day's ranking is written to as well (docs/stores.md)",
     )
     candidates: str | None = Field(
         None,

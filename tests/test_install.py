@@ -70,7 +70,7 @@ def run_without(blocked: set[str], code: str, *arguments: str) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-EXTRAS = packages("nightly", "servers", "studies", "cluster", "onnx", "docs", "dev")
+EXTRAS = packages("nightly", "servers", "studies", "cluster", "stores", "onnx", "docs", "dev")
 
 
 @pytest.mark.slow

@@ -187,8 +187,7 @@ def commands_page() -> str:
         lines += ["| --- | --- | --- |"]
         for option in each.params:
             names = ", ".join(f"`{word}`" for word in (*option.opts, *option.secondary_opts))
-            default = "required" if option.required else option.default
-            shown = "" if default in (None, False, ()) else f"`{default}`"
+            shown = "" if option.default in (None, False, ()) else f"`{option.default}`"
             shown = "required" if option.required else shown
             lines.append(f"| {names} | {shown} | {cell(text(getattr(option, 'help', '')))} |")
         example = (each.epilog or "").removeprefix("Example: ")
