@@ -251,7 +251,8 @@ def labelled_events(context: Context, day: date, night: date) -> pl.LazyFrame:
         label, actions = labels[objective.name], label_actions(project, [objective])
         if actions and project.training.immature != "wait":
             late = max(action.span for action in actions)
-            late += timedelta(hours=2 * project.log.day_tolerance_hours)  # as in `final_day`
+            # `final_day` has a second tolerance, for the row's own time after the end of its day.
+            late += timedelta(hours=project.log.day_tolerance_hours)
             is_open = pl.col("timestamp") + late >= end_of(project.log, night)
             may_change = is_open
             if objective.name in softened:

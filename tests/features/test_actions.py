@@ -18,6 +18,7 @@ from mtl_ranker.features.arrivals import arrivals
 from mtl_ranker.features.audit import audit_day
 from mtl_ranker.features.days import split_days
 from mtl_ranker.features.examples import build_examples, plan_examples
+from mtl_ranker.logs.actions import final_day
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from tests.conftest import FIRST, midnight, write_day
@@ -332,6 +333,25 @@ def test_immature_labels_wait_or_are_missing_while_negative(tmp_path):
         rows = context.workspace.scan("examples", [FIRST + timedelta(days=n)]).collect()
         labels[n] = rows["label_like"].to_list()
     assert labels == {2: [0.0, 1.0], 3: [None, 1.0]}
+
+
+def test_labels_are_known_on_their_final_day_also_of_rows_after_the_end_of_theirs(tmp_path):
+    shown = one_each_day([Shown(1, 1, "home", 3)])
+    write_world(tmp_path, shown, [], [])
+    edit_project(tmp_path, log={"day_tolerance_hours": 12}, training={"immature": "positives"})
+    file = tmp_path / "log" / f"date={FIRST}" / "part-0.parquet"
+    late = pl.read_parquet(file).tail(1).with_columns(ts=midnight(FIRST) + 25 * HOUR)
+    pl.concat([pl.read_parquet(file), late.cast(pl.read_parquet_schema(file))]).write_parquet(file)
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    final = final_day(context.project, context.project.log.actions, FIRST)
+    assert final == FIRST + timedelta(days=3)  # 48 hours, and 12 for the row and the action each
+    build(context)
+    missing = {}
+    for night in (final - timedelta(days=1), final):
+        build_examples(context, FIRST, night)
+        rows = context.workspace.scan("examples", [FIRST]).collect()
+        missing[night] = rows["label_like"].null_count()
+    assert list(missing.values()) == [1, 0]
 
 
 def test_soft_labels_are_final_and_what_is_observed_stands_beside_them(tmp_path):
