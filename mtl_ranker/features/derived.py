@@ -7,7 +7,7 @@ so the order and number of the rows do not matter.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import date
 
 import polars as pl
@@ -38,21 +38,30 @@ def with_computed(
     if only is None:
         only = [name for name, columns in read.items() if set(columns) <= set(schema)]
     if only:
-        numbers = {}
-        for column in dict.fromkeys(c for name in only for c in read[name]):
-            number = _as_number(project, column, schema[column], day)
-            if number is not None:
-                narrow = number.cast(pl.Float32) if column in numerics else number
-                numbers[column] = narrow.cast(pl.Float64)
+        used = dict.fromkeys(c for name in only for c in read[name])
+        numbers = [c for c in used if _as_number(project, c, schema[c], day) is not None]
+        rows = rows.with_columns(pl.col(c).alias(f"{c}{GIVEN}") for c in numbers)
         rows = (
-            rows.with_columns(pl.col(c).alias(f"{c}{GIVEN}") for c in numbers)
-            .with_columns(number.alias(c) for c, number in numbers.items())
+            _as_read(project, rows, day, numbers)
             .with_columns(_finite(derived[name]).alias(name) for name in only)
             .with_columns(pl.col(f"{c}{GIVEN}").alias(c) for c in numbers)
             .drop(f"{c}{GIVEN}" for c in numbers)
         )
     dates = [c for c in numerics if _is_date(schema.get(c))]
     return rows.with_columns(_age(project, c, schema[c], day).cast(pl.Float32) for c in dates)
+
+
+def _as_read(
+    project: Project, rows: pl.LazyFrame, day: date, columns: Collection[str]
+) -> pl.LazyFrame:
+    """Rows with these columns as expressions read them, numbers and ages as Float64."""
+    schema, numbers = rows.collect_schema(), {}
+    for column in columns:
+        number = _as_number(project, column, schema[column], day)
+        if number is not None:
+            narrow = number.cast(pl.Float32) if column in project.features.numerics else number
+            numbers[column] = narrow.cast(pl.Float64)
+    return rows.with_columns(number.alias(c) for c, number in numbers.items())
 
 
 def check_derived(project: Project, schema: pl.Schema) -> None:
@@ -62,6 +71,7 @@ def check_derived(project: Project, schema: pl.Schema) -> None:
         schema: of impressions or candidates, with the columns of the tables.
     """
     features, allowed = project.features, [*project.log.context, *table_sides(project)]
+    derived = derived_features(project)
     for name, columns in columns_of_derived(project).items():
         place = f"features.derived.{name}"
         if not columns:
@@ -79,20 +89,40 @@ def check_derived(project: Project, schema: pl.Schema) -> None:
         tried = pl.DataFrame({c: _values(schema[c]).alias(c) for c in columns}).lazy()
         day = date(2026, 11, 26)
         try:
-            found = with_computed(project, tried, day, [name]).select(name).collect()
-            each = [with_computed(project, tried.slice(n, 1), day, [name]) for n in range(TRIED)]
-            alone = pl.concat(each).select(name).collect()
+            with_computed(project, tried, day, [name]).select(name).collect()
+            others = [
+                part
+                for part in _parts(derived[name])
+                if part.meta.root_names() and not _of_one_row(project, tried, day, part)
+            ]
         except pl.exceptions.PolarsError as error:
             types = ", ".join(f"{c} {schema[c]}" for c in columns)
             raise ProjectError(
                 f"{place}: {features.derived[name]!r} cannot be computed with {types}: "
                 f"{first_line(error)}; allowed: a number or a Boolean"
             ) from error
-        if not found.equals(alone):
+        if others:
             raise ProjectError(
                 f"{place}: {features.derived[name]!r} depends on other rows; allowed: functions of "
                 "one row, without aggregates and windows"
             )
+
+
+def _parts(expression: pl.Expr) -> Iterator[pl.Expr]:
+    """The expression and all that it is made of."""
+    yield expression
+    for part in expression.meta.pop():
+        yield from _parts(part)
+
+
+def _of_one_row(project: Project, rows: pl.LazyFrame, day: date, part: pl.Expr) -> bool:
+    """Whether an expression gives several rows what it gives each of them alone.
+
+    A part is tried by itself, as a condition may keep its value out of the whole.
+    """
+    read = _as_read(project, rows, day, part.meta.root_names())
+    alone = pl.concat(read.slice(n, 1).select(part.alias("value")) for n in range(TRIED))
+    return read.select(part.alias("value")).collect().equals(alone.collect())
 
 
 def _finite(value: pl.Expr) -> pl.Expr:
