@@ -124,7 +124,11 @@ class Workspace:
 
         A column without any value on one day has the type that another day gives it.
         """
-        paths = [self.path(dataset, day) for day in days]
+        return self.scan_files([self.path(dataset, day) for day in days])
+
+    @staticmethod
+    def scan_files(paths: list[Path]) -> pl.LazyFrame:
+        """The rows of partitions' files, as `scan`."""
         schema = pl.Schema(pl.read_parquet_schema(paths[0])) if len(paths) > 1 else pl.Schema()
         untyped = {name for name, dtype in schema.items() if dtype == pl.Null}
         for path in paths[1:] if untyped else []:

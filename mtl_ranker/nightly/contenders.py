@@ -350,7 +350,7 @@ def _rows_of(
     if again.start is not None:
         new = dataset.trained_on(dataset.frames["validate"]).lazy()
         # Of a streamed split `frames` has a sample.
-        older = pl.scan_parquet(dataset.files["train"], missing_columns="insert", glob=False)
+        older = dataset.workspace.scan_files(dataset.files["train"])
         encoder = again.start.encoder.extended(project.features, new)
         return encoder, continued_examples(project, encoder, new, older, folder)
     labels = [LABEL + task.name for task in dataset.tasks]
@@ -358,7 +358,7 @@ def _rows_of(
         known = [*dataset.days.train, *dataset.days.validate]
         paths = [*dataset.files["train"], *dataset.files["validate"]]
         files = [path for day, path in zip(known, paths, strict=True) if day in again.days]
-        lazy = pl.scan_parquet(files, missing_columns="insert", glob=False)
+        lazy = dataset.workspace.scan_files(files)
         encoder = fit_encoder(project, lazy, SAMPLE_ROWS)
         write = partial(write_shards, encoder, files, labels, list_keys=dataset.list_keys)
         return encoder, written_once(write, folder, world)

@@ -203,7 +203,7 @@ def load_dataset(
     folder = workspace.root / ENCODED / "train"
     trained: Examples | ShardedExamples
     if continuing is not None:
-        rows_of_days = pl.scan_parquet(files["train"], missing_columns="insert", glob=False)
+        rows_of_days = workspace.scan_files(files["train"])
         new = rows_of_days.filter(pl.col("date") > continuing.after)
         older = rows_of_days.filter(pl.col("date") <= continuing.after)
         encoder = continuing.encoder.extended(project.features, new)

@@ -48,6 +48,8 @@ def fits(rows: Examples, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
+    # Memory that torch keeps for reuse counts as used there.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return rows.nbytes <= MOST_OF_MEMORY * free
 
 

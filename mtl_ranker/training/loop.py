@@ -160,7 +160,7 @@ def _trained(
     monitor = None if rows.validate is None else _Monitor(state.model, prior, rows.validate, tasks)
     probe = train.sample(PROBE_ROWS).to(device)
     saved = None if checkpoint is None else checkpoint.load()
-    if saved is not None and saved["device"] == device.type:
+    if saved is not None and saved["place"] == state.place:
         state.resume(saved)
     if rank > 0:  # different rows need different dropout
         torch.manual_seed(seed + 7_919 * rank + state.step)

@@ -20,7 +20,7 @@ from mtl_ranker.training.balancing import Balancer
 from mtl_ranker.training.warm_start import combined, moments_of
 
 # Part of a checkpoint's key: another number where the content or the training's steps change.
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ class TrainingState:
         return self.model.device
 
     @property
+    def place(self) -> str:
+        """The types of device of the network and of the order of rows."""
+        return f"{self.device.type}, rows ordered by {self.generator.device.type}"
+
+    @property
     def seconds(self) -> float:
         """Duration of the training so far, including earlier processes."""
         return self.spent + time.perf_counter() - self.began
@@ -107,17 +112,20 @@ class TrainingState:
             "epoch_start": self.epoch_start,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "device": self.device.type,
+            "place": self.place,
         }
 
     def resume(self, content: Mapping[str, Any]) -> None:
         """Restore the content of a checkpoint, including torch's global random state.
 
-        The checkpoint is of a training on the same type of device.
+        The checkpoint is of a training with the same `place`.
         """
         self.model.load_state_dict(content["model"])
         for optimiser, saved in zip(self.optimisers, content["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
+            for group in optimiser.param_groups:
+                if isinstance(group["lr"], Tensor):  # a graph of the step reads it on the device
+                    group["lr"] = group["lr"].to(self.device)
         self.balancer.restore(content["balancer"])
         self.best.resume(content["best"])
         self.epochs = [Epoch(**epoch) for epoch in content["epochs"]]
