@@ -23,7 +23,7 @@ from flows.ingest import ingest
 from flows.night import HOOKS, announce
 from flows.promote import promote
 from flows.schedule import in_turn, mark_lost_runs, scheduled_yesterday
-from flows.score import score
+from flows.score import publish_ranked, score
 from flows.train import train
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
@@ -102,7 +102,7 @@ def nightly(
             record_failure(context, chosen, failure)
             raise
         try:
-            ranked = score(context, tomorrow, cluster)
+            ranked = score(context, tomorrow, cluster, publish=False)
         except Exception as failure:
             rank_after(failure, context, tomorrow, ["previous_champion"])
             record_failure(context, chosen, failure)
@@ -115,6 +115,7 @@ def nightly(
         f"Ranked candidates: `{ranked.path}`",
         description="Result of the night",
     )
+    publish_ranked(context, tomorrow)
     return ranked
 
 
@@ -282,11 +283,17 @@ def rank_after(failure: Exception, context: Context, day: date, aliases: Sequenc
     announce("failed", f"{reason}; {message}", logging.ERROR)
     for version in versions:
         try:
-            ranked = score(context, day, version=version)
+            ranked = score(context, day, version=version, publish=False)
         except Exception as problem:
             if first_line(problem) != reason:
                 announce("failed", f"version {version}: {first_line(problem)}", logging.ERROR)
         else:
             message = f"{ranked.path}, by version {version}, after the failure"
             announce("ranked", message, logging.WARNING)
-            return
+            break
+    else:
+        return
+    try:
+        publish_ranked(context, day)
+    except Exception as problem:
+        announce("failed", first_line(problem), logging.ERROR)

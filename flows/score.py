@@ -83,7 +83,11 @@ def run_parts(context: Context, plan: RankingPlan) -> None:
 
 @flow(name="score", flow_run_name="score {day}", validate_parameters=False)
 def score(
-    context: Context, day: date, cluster: str | None = None, version: str | None = None
+    context: Context,
+    day: date,
+    cluster: str | None = None,
+    version: str | None = None,
+    publish: bool = True,
 ) -> Ranked:
     """Rank day D's candidates with a model's own features as of D.
 
@@ -93,6 +97,7 @@ def score(
     Args:
         cluster: see `runner_of`.
         version: the model; by default the champion.
+        publish: write the ranking to the table of `scoring.publish` as well (`publish_ranked`).
     """
     connect(context)
     if cluster is None:
@@ -119,11 +124,13 @@ def score(
         announce("lists", effect)
     lines = [f"`{ranked.path}`: {ranked.rows:,} rows", *(f"- {e}" for e in ranked.effects)]
     create_markdown_artifact(key="rankings", markdown="\n".join(lines))
-    _publish(context, day)
+    if publish:
+        publish_ranked(context, day)
     return ranked
 
 
-def _publish(context: Context, day: date) -> None:
+def publish_ranked(context: Context, day: date) -> None:
+    """Write the day's ranking to the table of `scoring.publish`, if the project has one."""
     version = publish_task(context, day) if context.project.scoring.publish else None
     if version is not None:
         announce("score", f"{day} is in {context.project.scoring.publish}, version {version}")
@@ -155,8 +162,8 @@ def _score_outdated(context: Context, dry_run: bool) -> list[Ranked]:
             if dry_run:
                 continue
             rankings.append(score(context, day))
-        elif not dry_run:
-            _publish(context, day)  # if the store was not reachable before
+        elif day > ended and not dry_run:
+            publish_ranked(context, day)  # if the store was not reachable before
     if not outdated:
         announce("score-new", "every candidate set is ranked")
     return rankings

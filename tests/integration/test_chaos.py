@@ -23,7 +23,7 @@ from tests.conftest import FIRST, tiny_events, write_day
 from tests.integration import forks
 from tests.integration.commands import environment, shared_api
 from tests.integration.faults import FAULTS
-from tests.projects import write_project
+from tests.projects import edit_project, write_project
 
 DAY = FIRST + timedelta(days=6)
 DOCS = Path(__file__).parents[2] / "docs/operations.md"
@@ -165,6 +165,18 @@ def second_job(night: Night) -> str:
         return night.run()
 
 
+def unpublishable(night: Night) -> str:
+    """The night of a project whose table of rankings cannot be written: a file is in the way."""
+    here = night.root / "now"
+    file = here / "project.toml"
+    text = file.read_text("utf-8")
+    edit_project(here, scoring={"publish": str(here / "users.parquet" / "table")})
+    printed = night.run()
+    file.write_text(text, "utf-8")
+    assert re.search(r"^error .*users\.parquet", printed, re.MULTILINE), printed
+    return printed
+
+
 LOG_FAULTS: dict[str, Callable[[Night], str]] = {
     "a new column on the last day": rewritten(pl.lit("b").alias("experiment")),
     "int32 ids on the last day": rewritten(pl.col("u").cast(pl.Int32)),
@@ -178,6 +190,7 @@ LOG_FAULTS: dict[str, Callable[[Night], str]] = {
     "the user table is refreshed": of_log(refreshed),
     "the user table is missing": of_log(lambda here: (here / "users.parquet").unlink()),
     "another job holds the workspace": second_job,
+    "the table of rankings cannot be written": unpublishable,
 }
 
 
