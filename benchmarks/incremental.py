@@ -27,6 +27,7 @@ from mtl_ranker.evaluation.influence import Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import compare, model_quality
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.columns import LABEL
+from mtl_ranker.features.days import last_final_day
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.simulate import Feed, simulate
@@ -106,7 +107,7 @@ class Replay:
 def replay(context: Context, nights: list[date], first: Trained) -> Replay:
     """Train the nights after the first one, and rank the day after each with its model."""
     champion = Origin(str(nights[0]), False, first.run.artifact.start)
-    history = [PastNight(nights[0], True, {})]
+    history = [PastNight(last_final_day(context.project, nights[0]), True, {})]
     names = [objective.name for objective in context.project.objectives]
     predictions, done, continued = [], [], 0
     for night in nights[1:]:
@@ -114,7 +115,7 @@ def replay(context: Context, nights: list[date], first: Trained) -> Replay:
         done.append(train_night(context, plan, night))
         artifact = done[-1].run.artifact
         champion = Origin(str(night), False, artifact.start)
-        history.append(PastNight(night, plan.start is None, {}))
+        history.append(PastNight(last_final_day(context.project, night), plan.start is None, {}))
         continued += plan.start is not None
         rows = context.workspace.scan("examples", [night + timedelta(days=1)]).collect()
         predictions.append(artifact.predict(rows).select(names).to_numpy())

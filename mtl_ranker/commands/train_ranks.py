@@ -11,6 +11,7 @@ folder). Rank 0 logs the runs to MLflow and registers the winner as challenger; 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,8 @@ def main(
     prepare_environment(workspace)
     from mtl_ranker.config import load_project
     from mtl_ranker.errors import ProjectError
+    from mtl_ranker.features.examples import soft_objectives
+    from mtl_ranker.nightly.plan import FROM_SCRATCH
     from mtl_ranker.nightly.suite import train_suite
     from mtl_ranker.reports.console import console
     from mtl_ranker.reports.tables import comparison_table
@@ -66,7 +69,12 @@ def main(
     last = day.date() if day else work.days("events")[-1]
     with ranks(project.training.device) as world:
         context = without_log(project, work)
-        suite = train_suite(context, last, world=world)
+        plan = FROM_SCRATCH
+        if soft_objectives(project):
+            connection.connect(work)
+            of_night = registry.night_plan(context, last)
+            plan = replace(plan, prior=of_night.prior, prior_note=of_night.prior_note)
+        suite = train_suite(context, last, world=world, plan=plan)
         if world.rank == 0:
             connection.connect(work)
             _, version, _ = registry.record(context, suite)

@@ -24,13 +24,13 @@ from mtl_ranker.evaluation.metrics import Metrics, evaluate_all, quality_metric
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.days import days_between, needed_days, split_days
-from mtl_ranker.features.examples import build_examples
+from mtl_ranker.features.examples import build_examples, soft_objectives
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.logs.actions import final_day
 from mtl_ranker.logs.contract import label_actions
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.nightly.build import build_split
-from mtl_ranker.nightly.plan import Origin, PastNight, plan_training
+from mtl_ranker.nightly.plan import Origin, PastNight, plan_training, with_prior
 from mtl_ranker.nightly.popularity import NAME
 from mtl_ranker.nightly.promotion import compare_artifacts
 from mtl_ranker.nightly.suite import train_suite
@@ -107,6 +107,7 @@ def backtest(
     project = context.project
     days = days_between(context.source.days(), first, last)
     nights = [day - timedelta(days=1) for day in days]
+    _check_final(context, days[-1])
     _check_nights(context, first, nights)
     tasks = tasks_of(project)
     names = [task.name for task in tasks]
@@ -121,8 +122,10 @@ def backtest(
         previous = policies.get("champion")
         known = None if previous is None else previous.as_champion
         plan = plan_training(context, night, known, history)
+        if previous is not None and soft_objectives(project):
+            plan = with_prior(plan, context, f"of {previous.night}", previous.artifact)
         suite = train_suite(context, night, plan=plan)
-        history.append(PastNight(night, plan.full, suite.behind))
+        history.append(PastNight(suite.days.test[-1], plan.full, suite.behind))
         newest = NightModel(night, suite.winner.label, suite.winner.artifact)
         champion = previous
         current = None if champion is None else champion.artifact
@@ -161,6 +164,17 @@ def _check_nights(context: Context, first: date, nights: Sequence[date]) -> None
                 f"days found: {available[0]} to {available[-1]}"
             )
         split_days(context.project, needed_days(context.project, available, night), night)
+
+
+def _check_final(context: Context, day: date) -> None:
+    """Raises ProjectError unless the labels of the day are final on a day of the log."""
+    final = final_day(context.project, label_actions(context.project), day)
+    last = context.source.days()[-1]
+    if final > last:
+        raise ProjectError(
+            f"--to {day}: its labels are final on {final}, and the log ends on {last}; allowed: an "
+            "earlier day"
+        )
 
 
 def _examples_of(context: Context, day: date) -> pl.DataFrame:

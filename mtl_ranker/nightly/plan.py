@@ -20,6 +20,7 @@ from mtl_ranker.training.dataset import Continuing
 from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.soft_labels import Prior
 from mtl_ranker.training.specs import contender_specs
+from mtl_ranker.workspace import fingerprint
 
 # A model within one standard error of the best is near it (Breiman et al., Classification and
 # Regression Trees, 1984, section 3.4.3).
@@ -141,7 +142,7 @@ def with_prior(
     It predicts objectives whose label it was trained on, from the features of this project.
 
     Args:
-        version: the champion's, for the note.
+        version: the champion's, for the note and the digest.
     """
     own, project = champion.project, context.project
     known = {o.name: (o.label, o.where, o.kind) for o in own.objectives}
@@ -156,7 +157,9 @@ def with_prior(
     if obstacle is not None:
         note = f"soft labels by the base rate of closed days: version {version} {obstacle}"
         return replace(plan, prior_note=note)
-    prior = Prior(champion.predict, same, champion.weights_digest)
+    # The version stands for trees and calibration, which the weights do not name.
+    digest = fingerprint(version, champion.weights_digest)
+    prior = Prior(champion.predict, same, digest)
     return replace(plan, prior=prior, prior_note=f"soft labels by version {version}")
 
 

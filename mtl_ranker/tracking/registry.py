@@ -160,6 +160,7 @@ def record(
     marks = [workspace.published_fingerprint("examples", d) for d in suite.days.all]
     plan = suite.plan
     planned = [] if plan.start is None else [plan.start.version]
+    planned += [] if plan.prior is None else [plan.prior.digest]
     inputs = fingerprint(
         __version__, project.source_text, day, *marks, *planned, *sorted(plan.left_out)
     )

@@ -8,8 +8,9 @@ from datetime import date
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.examples import soft_objectives
 from mtl_ranker.nightly.tuning import Budget, Search, Study, Trial, as_toml, open_study, tune
-from mtl_ranker.tracking import connection, runs
+from mtl_ranker.tracking import connection, registry, runs
 from mtl_ranker.training.dataset import load_dataset
 from mtl_ranker.workspace import fingerprint
 
@@ -61,12 +62,15 @@ def run_search(
             f"--model {name}: no [models.{name}]; allowed: {', '.join(project.models)}"
         )
     connection.connect(workspace)
-    dataset = load_dataset(context, day)
+    prior = registry.night_plan(context, day).prior if soft_objectives(project) else None
+    dataset = load_dataset(context, day, prior=prior)
     days = dataset.days
     fingerprints = [
         workspace.published_fingerprint("examples", d) for d in [*days.train, *days.validate]
     ]
     settings = project.digest("objectives", "features", "training")
+    if dataset.soft is not None:
+        fingerprints.append(dataset.soft.digest)
     digest = fingerprint(settings, project.log.list_keys, project.models[name], *fingerprints)[:12]
     study = Study(
         name,

@@ -22,6 +22,7 @@ from mtl_ranker.nightly.backtest import POLICIES, backtest
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, tiny_events, write_day, write_log
+from tests.features.test_actions import LAST, one_each_day, write_world
 from tests.projects import write_project
 
 
@@ -134,3 +135,9 @@ def test_nights_continue_from_the_champion_of_the_night_before(tiny):
     ]
     models = [r.model for r in result.replayed if r.policy == "retrained"]
     assert models[0] == models[1]
+
+
+def test_a_day_whose_labels_are_not_final_is_refused(tmp_path):
+    context = write_world(tmp_path, one_each_day([]), [], [])  # windows of 48 hours
+    with pytest.raises(ProjectError, match=f"--to {LAST}: its labels are final on .* earlier day"):
+        backtest(context, LAST, LAST)
