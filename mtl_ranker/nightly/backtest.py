@@ -31,7 +31,7 @@ from mtl_ranker.logs.contract import label_actions
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.plan import Origin, PastNight, plan_training, with_prior
-from mtl_ranker.nightly.popularity import NAME
+from mtl_ranker.nightly.popularity import name_of
 from mtl_ranker.nightly.promotion import compare_artifacts
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
@@ -134,7 +134,7 @@ def backtest(
         if decision.promoted:
             champion = newest
         elif decision.fallback is not None:
-            champion = NightModel(night, NAME, decision.fallback)
+            champion = NightModel(night, name_of(decision.fallback), decision.fallback)
         assert champion is not None  # a first model that is not promoted comes with a fallback
         kept = policies.get("kept", champion)
         policies = dict(zip(POLICIES, (kept, champion, newest), strict=True))

@@ -37,7 +37,15 @@ def build_split(context: Context, day: date) -> SplitDays:
 def model_examples(
     context: Context, artifact: RankerArtifact, days: list[date], night: date | None = None
 ) -> pl.DataFrame:
-    """Examples of published days with a model's own features, in the order of the events.
+    """Examples of `scan_model_examples`, in the order of the events."""
+    rows = scan_model_examples(context, artifact, days, night).collect(engine="streaming")
+    return rows.sort("date", EVENT)
+
+
+def scan_model_examples(
+    context: Context, artifact: RankerArtifact, days: list[date], night: date | None = None
+) -> pl.LazyFrame:
+    """Examples of published days with a model's own features.
 
     Where they differ from the project's, they are built here. Raises ProjectError for days that
     are not built.
@@ -60,5 +68,4 @@ def model_examples(
         raise ProjectError(
             f"examples of {unbuilt[0]} are not built; run `mtl-ranker features` first"
         )
-    rows = workspace.scan(dataset, days).collect(engine="streaming")
-    return rows.sort("date", EVENT)
+    return workspace.scan(dataset, days)

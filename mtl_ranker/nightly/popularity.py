@@ -1,4 +1,4 @@
-"""Item popularity as a ranker: it serves until a trained model is better."""
+"""Item popularity and the base rate as rankers: they serve until a trained model is better."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.network import build_ranker, start_at_prior, tasks_of
 
 NAME = "item_popularity"
+BASE_RATE = "base_rate"
 SMOOTHING = 20.0  # prior impressions at the mean rate in an item's popularity
 STEPS = 60  # of the bisection; halves an interval of 60 logits to below 1e-16
 
@@ -74,6 +75,24 @@ def fit_popularity(
         wanted = means.select(task.name for task in tasks).to_numpy()
         model.embedding.table.weight.copy_(_logits(tasks, wanted, model.cutpoints))
     return RankerArtifact(project, encoder, tasks, model.eval(), sql=sql, fixed=True)
+
+
+def fit_base_rate(
+    project: Project, rows: pl.LazyFrame, sql: Mapping[str, str] | None
+) -> RankerArtifact:
+    """Popularity over no items: every prediction is the mean label of the rows.
+
+    Args:
+        rows: examples of the training days.
+        sql: see `RankerArtifact`.
+    """
+    item = rows.collect_schema()["item_id"]
+    return fit_popularity(project, rows.with_columns(item_id=pl.lit(None, item)), sql)
+
+
+def name_of(baseline: RankerArtifact) -> str:
+    """`BASE_RATE` for a ranker of `fit_base_rate`, `NAME` for one of `fit_popularity`."""
+    return NAME if baseline.encoder.categoricals[0].values else BASE_RATE
 
 
 def _logits(

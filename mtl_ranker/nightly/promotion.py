@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -28,10 +28,9 @@ from mtl_ranker.evaluation.metrics import Metrics, PredictedRows
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
 from mtl_ranker.features.lists import list_ids
-from mtl_ranker.features.view import examples_dataset, model_context
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.nightly.build import model_examples
-from mtl_ranker.nightly.popularity import fit_popularity
+from mtl_ranker.nightly.build import model_examples, scan_model_examples
+from mtl_ranker.nightly.popularity import fit_base_rate, fit_popularity
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.load_test import MEASURED_ROWS, Serving, try_serving
 from mtl_ranker.training.batches import label_matrix
@@ -92,6 +91,20 @@ class Evidence(ChallengerEvidence):
     champion_fixed: bool = False
     challenger_seeds: Sequence[Metrics] = ()
     champion_seeds: Sequence[Metrics] = ()
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A ranker without a trained model.
+
+    Attributes:
+        name: in words.
+        prediction: [N, T] on the test rows.
+    """
+
+    name: str
+    artifact: RankerArtifact
+    prediction: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -268,7 +281,8 @@ def compare_artifacts(
 
     Each model is judged with its own features, on the objectives that both have. Where there is no
     champion, the challenger becomes champion if it is calibrated, serves and is better than the
-    base rate and item popularity; else popularity does.
+    base rate and item popularity; else popularity does, or the base rate where popularity is worse.
+    A later challenger must not be significantly worse than either.
 
     Args:
         folder: the saved challenger, to be loaded and timed in a fresh process; None to skip that.
@@ -282,13 +296,9 @@ def compare_artifacts(
     tasks, serving = list(alone.tasks), alone.serving
     names = [task.name for task in tasks]
     if champion is None:
-        popularity = popularity_of(context, challenger, split.train)
-        unknown = frame.with_columns(pl.lit(None, frame.schema["item_id"]).alias("item_id"))
-        baselines = {
-            "the base rate": popularity.predict(unknown).select(names).to_numpy(),
-            "item popularity": popularity.predict(frame).select(names).to_numpy(),
-        }
-        return decide_first(project, alone, baselines, popularity)
+        return decide_first(
+            project, alone, baselines_of(context, challenger, frame, (split.train, day))
+        )
     objections = unfit(project, alone)
     current, new = label_definitions(champion), label_definitions(challenger)
     common = [task for task in tasks if current.get(task.name) == new[task.name]]
@@ -316,6 +326,9 @@ def compare_artifacts(
         serving=serving,
     )
     decision = decide(project, evidence)
+    if decision.promoted:
+        baselines = baselines_of(context, challenger, frame, (split.train, day))
+        objections += below(project, alone, baselines)
     if decision.promoted and objections:
         reason = "kept the champion: " + "; ".join(objections)
         decision = replace(decision, promoted=False, reason=reason)
@@ -330,12 +343,9 @@ def compare_artifacts(
 
 
 def decide_first(
-    project: Project,
-    evidence: ChallengerEvidence,
-    baselines: Mapping[str, np.ndarray],
-    fallback: RankerArtifact,
+    project: Project, evidence: ChallengerEvidence, baselines: Sequence[Baseline]
 ) -> Decision:
-    """Whether the first model is better than every baseline; else the fallback becomes champion.
+    """Whether the first model is better than every baseline; else one becomes champion.
 
     It must be calibrated and be served as in `decide`. Against each baseline its blended quality
     must be higher, or lower by less than `promotion.tolerance`, and no objective significantly
@@ -343,14 +353,12 @@ def decide_first(
     were chosen.
 
     Args:
-        baselines: name in words → predictions [N, T].
-        fallback: the ranker of one of them.
+        baselines: the last becomes champion, or an earlier one if the last is significantly worse.
     """
     objections, remarks = unfit(project, evidence), []
     decision = Decision(False, "", serving=evidence.serving)
-    for name, prediction in baselines.items():
-        against = Evidence(**vars(evidence), champion=prediction, champion_fixed=True)
-        found = compare_models(against, project.promotion.confidence)
+    for baseline in baselines:
+        name, found = baseline.name, _against(project, evidence, baseline)
         gain = found.blended
         if np.isnan(gain.value):
             objections.append(f"no objective has enough labels to compare it with {name}")
@@ -367,8 +375,13 @@ def decide_first(
             )
         decision = replace(decision, blended=gain, differences=found.differences)
     if objections:
-        reason = "not promoted: " + "; ".join(objections) + "; item popularity becomes champion"
-        return replace(decision, reason=reason, fallback=fallback)
+        *others, fallback = baselines
+        of_fallback = replace(evidence, challenger=fallback.prediction)
+        for other in others:
+            if below(project, of_fallback, [other]):
+                fallback = other
+        reason = f"not promoted: {'; '.join(objections)}; {fallback.name} becomes champion"
+        return replace(decision, reason=reason, fallback=fallback.artifact)
     reason = (
         "promoted: the first model becomes champion; its blended quality differs "
         f"{' and '.join(remarks)}"
@@ -376,11 +389,55 @@ def decide_first(
     return replace(decision, promoted=True, reason=reason)
 
 
-def popularity_of(context: Context, challenger: RankerArtifact, days: list[date]) -> RankerArtifact:
-    """Item popularity on these days, for a challenger's objectives."""
-    own = model_context(context, challenger.project, challenger.sql)
-    rows = context.workspace.scan(examples_dataset(own), days)
-    return fit_popularity(challenger.project, rows, challenger.sql)
+def below(
+    project: Project, evidence: ChallengerEvidence, baselines: Sequence[Baseline]
+) -> list[str]:
+    """Baselines than which the challenger is significantly worse, and on what, in words.
+
+    On an objective, its log loss or the blended quality. Over users only: the training that would
+    serve is the one that is compared.
+    """
+    found = []
+    for baseline in baselines:
+        compared = _against(project, evidence, baseline)
+        worse = list(compared.worse)
+        if compared.blended.high < 0:
+            worse.append(f"the blended quality ({compared.blended.signed})")
+        if worse:
+            found.append(f"it is significantly worse than {baseline.name} on {', '.join(worse)}")
+    return found
+
+
+def _against(project: Project, evidence: ChallengerEvidence, baseline: Baseline) -> Comparison:
+    compared = Evidence(**vars(evidence), champion=baseline.prediction, champion_fixed=True)
+    return compare_models(compared, project.promotion.confidence)
+
+
+def baselines_of(
+    context: Context,
+    challenger: RankerArtifact,
+    frame: pl.DataFrame,
+    when: tuple[list[date], date],
+) -> list[Baseline]:
+    """The base rate and item popularity of these days, for a challenger's objectives.
+
+    Args:
+        frame: test rows.
+        when: the training days, and the night on which their labels are known.
+
+    Raises ProjectError if the training days have no examples.
+    """
+    days, night = when
+    rows = scan_model_examples(context, challenger, days, night)
+    fitted = {
+        "the base rate": fit_base_rate(challenger.project, rows, challenger.sql),
+        "item popularity": fit_popularity(challenger.project, rows, challenger.sql),
+    }
+    names = [task.name for task in challenger.tasks]
+    return [
+        Baseline(name, artifact, artifact.predict(frame).select(names).to_numpy())
+        for name, artifact in fitted.items()
+    ]
 
 
 def label_definitions(artifact: RankerArtifact) -> dict[str, tuple[object, ...]]:
@@ -394,15 +451,21 @@ def label_definitions(artifact: RankerArtifact) -> dict[str, tuple[object, ...]]
 def accept_by_hand(
     context: Context, day: date, challenger: RankerArtifact, folder: Path | None = None
 ) -> Decision:
-    """The decision to make the challenger champion without a comparison, if it serves."""
+    """The decision to make the challenger champion without a comparison, if it serves.
+
+    The reason warns of each baseline than which it is significantly worse.
+    """
     split = split_days(context.project, context.workspace.days("events"), day)
     frame = _test_rows(context, challenger, split.test, day)
     evidence = _evidence(context.project, challenger, frame, folder)
     objections = unfit(context.project, evidence)
-    reason = (
-        "not promoted: " + "; ".join(objections) if objections else "promoted: accepted by hand"
+    if objections:
+        return Decision(False, "not promoted: " + "; ".join(objections), serving=evidence.serving)
+    baselines = baselines_of(context, challenger, frame, (split.train, day))
+    warnings = [f"; warning: {each}" for each in below(context.project, evidence, baselines)]
+    return Decision(
+        True, "promoted: accepted by hand" + "".join(warnings), serving=evidence.serving
     )
-    return Decision(not objections, reason, serving=evidence.serving)
 
 
 def _test_rows(

@@ -35,7 +35,7 @@ from mtl_ranker.nightly.plan import (
     plan_training,
     with_prior,
 )
-from mtl_ranker.nightly.popularity import NAME as POPULARITY
+from mtl_ranker.nightly.popularity import name_of
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker, save_blend
@@ -104,12 +104,14 @@ def register_baseline(context: Context, day: date, artifact: RankerArtifact, rea
         number = str(earlier[0].version)
     else:
         rows = context.workspace.scan("events", [day]).head(5).collect()
-        run_id = baseline_run(context, POPULARITY, f"{POPULARITY} {day}")
-        version = _new_version(project, run_id, artifact, rows, (POPULARITY, day))
+        name = name_of(artifact)
+        run_id = baseline_run(context, name, f"{name} {day}")
+        version = _new_version(project, run_id, artifact, rows, (name, day))
         client.set_model_version_tag(project.name, version.version, DIGEST_TAG, digest)
         number = str(version.version)
     _set_champions(project, [*champions(project), number])
-    client.update_model_version(project.name, number, f"Item popularity. {reason}."[:LONGEST])
+    words = name_of(artifact).replace("_", " ").capitalize()
+    client.update_model_version(project.name, number, f"{words}. {reason}."[:LONGEST])
     client.set_model_version_tag(project.name, number, "promotion", reason[:LONGEST])
     client.set_model_version_tag(project.name, number, "promoted", "true")
     return number

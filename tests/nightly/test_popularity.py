@@ -5,7 +5,14 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from mtl_ranker.nightly.popularity import fit_popularity, smoothed_means
+from mtl_ranker.nightly.popularity import (
+    BASE_RATE,
+    NAME,
+    fit_base_rate,
+    fit_popularity,
+    name_of,
+    smoothed_means,
+)
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.network import tasks_of
 from tests.projects import project
@@ -75,3 +82,14 @@ def test_an_objective_without_any_label_is_zero():
     rows = ROWS.with_columns(pl.lit(None, pl.Float64).alias("label_stars"))
     means = smoothed_means(tasks_of(project(objectives=OBJECTIVES)), rows.lazy())
     assert means["stars"].to_list() == [0.0, 0.0, 0.0]
+
+
+def test_the_base_rate_is_popularity_over_no_items(popularity, tmp_path):
+    base = fit_base_rate(project(objectives=OBJECTIVES), ROWS.lazy(), None)
+    loaded = RankerArtifact.load(base.save(tmp_path / "saved"))
+    means = smoothed_means(base.tasks, ROWS.lazy()).row(0, named=True)
+    found = loaded.predict(pl.DataFrame({"item_id": ["b", "never seen", None]}))
+    for task in base.tasks:
+        assert found[task.name].to_list() == pytest.approx([means[task.name]] * 3, abs=1e-5)
+    assert loaded.fixed
+    assert (name_of(loaded), name_of(popularity)) == (BASE_RATE, NAME)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import r2_score
 
 from mtl_ranker.evaluation.metrics import gauc
+from mtl_ranker.features.days import split_days
+from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.nightly.popularity import fit_popularity
+from mtl_ranker.nightly.build import build_split
+from mtl_ranker.nightly.popularity import fit_base_rate, fit_popularity
 from mtl_ranker.nightly.promotion import (
+    Baseline,
     ChallengerEvidence,
     Evidence,
+    accept_by_hand,
+    below,
+    compare_artifacts,
     compare_models,
     decide,
     decide_first,
     label_definitions,
 )
 from tests import projects
-from tests.projects import changed
+from tests.conftest import FIRST, tiny_events, write_day
+from tests.projects import changed, write_project
 
 UNBOUNDED = {"max_calibration_ratio": 1e6, "max_calibration_shift": 1e6}
 TASKS = [Task("click", "binary"), Task("long", "binary")]
@@ -136,7 +146,8 @@ def first_on(labels, user, challenger, baselines, **rule):
     evidence = ChallengerEvidence(
         tasks=TASKS, labels=labels, user=user, lists=np.arange(len(user)), challenger=challenger
     )
-    return decide_first(project, evidence, baselines, fallback), fallback
+    found = [Baseline(name, fallback, prediction) for name, prediction in baselines.items()]
+    return decide_first(project, evidence, found), fallback
 
 
 def test_the_first_model_must_beat_every_baseline(rows):
@@ -163,6 +174,94 @@ def test_a_first_model_below_the_base_rate_is_refused(rows):
     decision, fallback = first_on(labels, user, 1 - truth, {"the base rate": rate})
     assert decision.fallback is fallback
     assert "significantly worse on click, long" in decision.reason
+
+
+def test_the_base_rate_serves_where_popularity_is_worse_than_it(rows):
+    truth, labels, user, _ = rows
+    project = projects.project()
+    few = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]}).lazy()
+    popularity, base = fit_popularity(project, few, None), fit_base_rate(project, few, None)
+    rate = np.broadcast_to(labels.mean(0), labels.shape)
+    evidence = ChallengerEvidence(
+        tasks=TASKS, labels=labels, user=user, lists=np.arange(len(user)), challenger=1 - truth
+    )
+    for of_popularity, expected in ((1 - truth, base), (truth, popularity), (rate, popularity)):
+        baselines = [
+            Baseline("the base rate", base, rate),
+            Baseline("item popularity", popularity, of_popularity),
+        ]
+        decision = decide_first(project, evidence, baselines)
+        assert decision.fallback is expected
+    assert decision.reason.endswith("; item popularity becomes champion")
+
+
+def test_what_is_significantly_worse_than_a_baseline_is_named(rows):
+    truth, labels, user, rng = rows
+    project = projects.project()
+    few = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]}).lazy()
+    popularity = Baseline("item popularity", fit_popularity(project, few, None), truth)
+    rate = np.broadcast_to(labels.mean(0), labels.shape)
+    base = Baseline("the base rate", fit_base_rate(project, few, None), rate)
+    evidence = ChallengerEvidence(
+        tasks=TASKS,
+        labels=labels,
+        user=user,
+        lists=np.arange(len(user)),
+        challenger=0.5 + 0.2 * (blurred(truth, rng, 0.4) - 0.5),
+    )
+    (found,) = below(project, evidence, [base, popularity])
+    assert found.startswith(
+        "it is significantly worse than item popularity on click, long, the ble"
+    )
+
+
+@pytest.fixture
+def examples(tiny):
+    """Clicks depend on the item alone."""
+    for n in range(6):
+        day = FIRST + timedelta(days=n)
+        clicks = (pl.col("i") < 6).cast(pl.Int64)
+        write_day(tiny, day, tiny_events(day, rows=120, shift=n).with_columns(click=clicks))
+    write_project(tiny, promotion=UNBOUNDED)
+    context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+    build_split(context, FIRST + timedelta(days=5))
+    days = split_days(context.project, context.workspace.days("events"), FIRST + timedelta(days=5))
+    return context, context.workspace.scan("examples", days.train)
+
+
+def test_a_later_challenger_must_not_be_worse_than_item_popularity(examples):
+    """It beats a champion that has every item the wrong way round, and has two items wrong."""
+    context, rows = examples
+    wrong = pl.col("item_id").cast(pl.Int64).is_in([0, 11])
+    challenger, champion = (
+        fit_popularity(
+            context.project,
+            rows.with_columns(
+                pl.when(which)
+                .then(1 - pl.col("label_click"))
+                .otherwise("label_click")
+                .alias("label_click")
+            ),
+            None,
+        )
+        for which in (wrong, pl.lit(True))
+    )
+    right = fit_popularity(context.project, rows, None)
+    last = FIRST + timedelta(days=5)
+    better = compare_artifacts(context, last, right, champion)
+    assert better.promoted, better.reason
+    decision = compare_artifacts(context, last, challenger, champion)
+    assert not decision.promoted
+    assert decision.differences["click"].low > 0
+    assert decision.reason.startswith(
+        "kept the champion: it is significantly worse than item popularity on click"
+    )
+    accepted = accept_by_hand(context, last, challenger)
+    assert accepted.promoted
+    assert accepted.reason.startswith(
+        "promoted: accepted by hand; warning: it is significantly worse than item popularity on "
+    )
+    assert accept_by_hand(context, last, right).reason == "promoted: accepted by hand"
 
 
 def test_a_first_model_that_cannot_be_judged_is_refused(rows):
