@@ -114,7 +114,7 @@ SETTINGS: dict[str, Any] = {
     "split": {"warmup_days": 1, "train_days": 5},
     "training": {"epochs": 3, "spread_seeds": 0, "refit": False, "trees": 60},
     "off_policy": {"min_support": 50},
-    "promotion": {"max_seconds_per_million": 1e6},
+    "promotion": {"max_seconds_per_million": 1e6, "require_spread": False},
     "scoring": {"top_k": TOP, "candidates": "candidates", "weights": WEIGHTS},
 }
 

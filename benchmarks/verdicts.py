@@ -179,7 +179,7 @@ def project_of() -> Project:
     kept = [c for c in project.features.categoricals if c.column != "user_id"]
     features = project.features.model_copy(update={"windows": [3], "categoricals": kept})
     split = project.split.model_copy(update={"train_days": 3, "test_days": 2})
-    rule = Promotion(max_calibration_ratio=1e6, max_calibration_shift=1e6)
+    rule = Promotion(max_calibration_ratio=1e6, max_calibration_shift=1e6, require_spread=False)
     return project.model_copy(update={"features": features, "split": split, "promotion": rule})
 
 

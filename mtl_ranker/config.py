@@ -899,9 +899,10 @@ class Promotion(Settings):
     )
     tolerance: float = Field(0.0, ge=0, description="see require_significance")
     require_spread: bool = Field(
-        False,
+        True,
         description="the spread of training seeds must be known, so that no model is promoted by "
-        "the luck of its seed; it takes two training.seeds, or training.spread_seeds of 1 or more",
+        "the luck of its seed; it takes two training.seeds, or training.spread_seeds of 1 or more. "
+        "Without it: the interval of one training covers users only",
     )
     max_seconds_per_million: float = Field(
         120.0, gt=0, description="time to score a million raw rows, measured in a fresh process"

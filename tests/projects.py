@@ -44,6 +44,7 @@ TINY: Table = {
     "split": {"warmup_days": 1, "train_days": 3},
     "models": {"mmoe": {"preset": "mmoe", "experts": 2, "expert_hidden": [8]}},
     "training": {"epochs": 2, "refit": False, "spread_seeds": 0},
+    "promotion": {"require_spread": False},
 }
 
 # Of the simulated feed, for whole nights.
@@ -77,7 +78,11 @@ SMALL: Table = {
         "mmoe": {"preset": "mmoe", "experts": 2},
     },
     "training": {"epochs": 2, "spread_seeds": 0},
-    "promotion": {"max_seconds_per_million": 100000, "tolerance": 0.1},
+    "promotion": {
+        "max_seconds_per_million": 100000,
+        "tolerance": 0.1,
+        "require_spread": False,
+    },
     "scoring": {"generated_items": 20, "top_k": 5},
 }
 

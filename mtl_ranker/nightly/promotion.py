@@ -188,7 +188,8 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     if rule.require_spread and overall.note == ONE_SEED:
         objections.append(
             "the spread of training seeds is unknown (promotion.require_spread); it takes two "
-            "training.seeds, or training.spread_seeds of 1 or more"
+            "training.seeds, or training.spread_seeds of 1 or more, or "
+            "promotion.require_spread = false to judge by users only"
         )
     enough = overall.low > 0 if rule.require_significance else overall.low > -rule.tolerance
     if not worse and np.isnan(overall.value):

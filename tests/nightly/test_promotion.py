@@ -299,7 +299,7 @@ def test_a_gain_within_the_spread_of_seeds_is_luck(rows):
     alone = decision_on(labels, user, truth, weak)
     assert alone.promoted  # over users the gain of about 0.03 is certain
     assert "one seed: no verdict on the model" in alone.reason
-    strict = decision_on(labels, user, truth, weak, require_spread=True)
+    strict = decision_on(labels, user, truth, weak, require_spread=projects.WITHOUT)  # default
     assert not strict.promoted
     assert "promotion.require_spread" in strict.reason
     narrow, wide = spread(0.80, 0.801, 0.802), spread(0.74, 0.80, 0.86)
