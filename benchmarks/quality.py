@@ -208,7 +208,7 @@ def tuned(project: Project, parts: Dataset, trials: int, tick: Tick) -> Project:
         parts,
         tuning.Study(model),
         tuning.Budget(trials),
-        on_trial=lambda trial: tick(f"tuning {model}"),
+        tuning.Callbacks(on_trial=lambda trial: tick(f"tuning {model}")),
     )
     training = project.training.model_copy(update=found.training)
     return project.model_copy(update={"models": {model: found.model}, "training": training})

@@ -39,7 +39,7 @@ def tune(
         model: NAME of a `[models.NAME]`.
         day: as in `nightly`.
         trials: trainings in all, including those of earlier searches.
-        minutes: no training starts after this time.
+        minutes: no trial starts after this time.
     """
     context = open_context(config, Path(data), Path(workspace))
     mark_lost_runs()
@@ -50,13 +50,12 @@ def tune(
         features(context, chosen)
         recorded = run_search(context, chosen, model, budget)
     search = recorded.search
-    announce(
-        "tune", f"{model}: best validation quality {search.quality:.4f} of {search.trials} trials"
-    )
+    announce("tune", f"{model}: {search.trials} trials; {search.decision}")
+    compared = "".join(f"- {each}\n" for each in search.confirmed)
     create_markdown_artifact(
         key="tuned",
-        markdown=f"```toml\n{recorded.toml}```\n\n{search.trials} trials, "
-        f"validation quality {search.quality:.4f}",
+        markdown=f"```toml\n{recorded.toml}```\n\n{search.trials} trials; {search.decision}.\n\n"
+        f"{compared}",
         description="The best settings found",
     )
     return search

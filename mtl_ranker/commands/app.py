@@ -649,13 +649,17 @@ def tune(
     ],
     workspace: Work = DEFAULT_WORK,
     day: Day = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trainings in all, with earlier ones.")] = 30,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, with earlier ones.")] = 30,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Start no training after this many minutes.")
+        float | None, typer.Option(min=0, help="Start no trial after this many minutes.")
     ] = None,
     write: Write = None,
 ) -> None:
-    """Search a model's settings on the validation days; an interrupted search is resumed."""
+    """Search a model's settings on the validation days; an interrupted search is resumed.
+
+    The best trials replace the project file's settings only if they are significantly better on
+    three validation days with three seeds each.
+    """
     _needs("optuna")
     context = _open(config, data, workspace)
     chosen = _chosen(context, day)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import date
 
+from rich.progress import TaskID
+
 from mtl_ranker.context import Context
-from mtl_ranker.nightly.tuning import Budget, Trial
+from mtl_ranker.nightly.tuning import Budget, Callbacks, Trial
 from mtl_ranker.reports.console import console, progress_bar
 from mtl_ranker.tracking import connection
-from mtl_ranker.tracking.search import RecordedSearch, SearchCallbacks, run_search
+from mtl_ranker.tracking.search import RecordedSearch, run_search
 
 
 def tune_command(context: Context, day: date, name: str, budget: Budget) -> RecordedSearch:
@@ -32,12 +34,27 @@ def tune_command(context: Context, day: date, name: str, budget: Budget) -> Reco
                 )
             progress.advance(bar)
 
-        recorded = run_search(context, day, name, budget, SearchCallbacks(on_start, on_trial))
+        def on_finalists(count: int) -> None:
+            console.print(
+                f"comparing {count} of the trials with the project file: up to {budget.folds} "
+                f"validation days, {budget.seeds} seeds",
+                highlight=False,
+            )
+            comparing.append(
+                progress.add_task("comparing", total=(count + 1) * budget.folds * budget.seeds)
+            )
+
+        def on_training() -> None:
+            progress.advance(comparing[-1])
+
+        comparing: list[TaskID] = []
+        callbacks = Callbacks(on_trial, on_finalists, on_training)
+        recorded = run_search(context, day, name, budget, callbacks, on_start)
     search = recorded.search
+    for each in search.confirmed:
+        console.print(str(each), highlight=False, markup=False)
     console.print(
-        f"best of {search.trials} trials ({search.pruned} pruned): validation quality "
-        f"{search.quality:.3f} standard errors\n",
-        highlight=False,
+        f"{search.trials} trials ({search.pruned} pruned): {search.decision}\n", highlight=False
     )
     console.print(recorded.toml, highlight=False, markup=False)
     link = connection.where_to_look(recorded.link, context.workspace)

@@ -87,11 +87,16 @@ class Criterion:
                     weights += task.weight
         return total / weights if weights else float("nan")
 
-    def worse_loss(self, predictions: Sequence[np.ndarray]) -> list[str]:
+    def worse_loss(
+        self,
+        predictions: Sequence[np.ndarray],
+        reference: Sequence[np.ndarray] | None = None,
+    ) -> list[str]:
         """Binary objectives whose log loss is significantly worse than the reference's.
 
         Args:
             predictions: [N, T] of each seed of one model.
+            reference: of each seed of another model; by default the reference's, as it is.
         """
         if not all(np.isfinite(prediction).all() for prediction in predictions):
             return [task.name for task in self.tasks if task.kind == "binary"]
@@ -99,7 +104,10 @@ class Criterion:
         for t, task in enumerate(self.tasks):
             if task.kind == "binary":
                 own = model_quality(self.rows[t], [p[:, t] for p in predictions], LOSS)
-                base = model_quality(self.rows[t], [self.reference[:, t]], LOSS, fixed=True)
+                others = [self.reference] if reference is None else reference
+                base = model_quality(
+                    self.rows[t], [p[:, t] for p in others], LOSS, fixed=reference is None
+                )
                 if compare(own, base).interval().low > 0:
                     found.append(task.name)
         return found
@@ -107,25 +115,25 @@ class Criterion:
     def gain(self, prediction: np.ndarray) -> Estimated:
         """The difference of the criterion from the reference's, with its error over users.
 
-        In the qualities' unit: the mean with weights w / s, of objectives with support.
-
         Args:
             prediction: [N, T].
         """
+        own = self.quality([prediction], fixed=True)
+        return compare(own, self.quality([self.reference], fixed=True))
 
-        def mean(of_model: np.ndarray) -> Quality:
-            return weighted_mean(
-                [
-                    (
-                        task.weight / self.scale[task.name],
-                        bounded(model_quality(self.rows[t], [of_model[:, t]], fixed=True)),
-                    )
-                    for t, task in enumerate(self.tasks)
-                    if task.name in self.scale
-                ]
-            )
+    def quality(self, predictions: Sequence[np.ndarray], fixed: bool = False) -> Quality:
+        """The mean of the qualities with weights w / s, of objectives with support, in their unit.
 
-        return compare(mean(prediction), mean(self.reference))
+        Args:
+            predictions: [N, T] of each seed of one model.
+            fixed: as in `model_quality`.
+        """
+        found = []
+        for t, task in enumerate(self.tasks):
+            if task.name in self.scale:
+                own = model_quality(self.rows[t], [p[:, t] for p in predictions], fixed=fixed)
+                found.append((task.weight / self.scale[task.name], bounded(own)))
+        return weighted_mean(found)
 
     def order(self, predictions: Sequence[np.ndarray]) -> tuple[bool, float]:
         """By which models are ordered, the best last: the guard, then the mean value over seeds.

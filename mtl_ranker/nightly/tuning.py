@@ -1,24 +1,28 @@
 """Search of a model's settings on the validation days by Optuna's TPE, with pruning.
 
-The test days are never read. The first trial has the settings of the project file, the incumbent:
-another trial replaces it only where its gain exceeds the gain's standard error and no objective's
-log loss is significantly worse. A search with a storage can be resumed.
+The test days are never read. The first trial has the settings of the project file, the incumbent.
+Trials whose gain exceeds its standard error, and which have no objective with significantly worse
+log loss, may replace it; the best of them are compared with it on rolling validation days and
+several seeds (`rolling.py`), and one replaces it only where it is significantly better there. A
+search with a storage can be resumed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtl_ranker.config import Project, Training
 from mtl_ranker.evaluation.criterion import Criterion
+from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.models.presets import make
 from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.nightly.results import predicted_rows
+from mtl_ranker.nightly.rolling import Confirmed, Rolling, Settings, choose, confirm
 from mtl_ranker.training.dataset import Dataset
 from mtl_ranker.training.loop import Design, Epoch, Execution, Rows, train_ranker
 from mtl_ranker.training.network import predict
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 TRAINING = ("batch_size", "learning_rate", "weight_decay")
 SCALE = "standard errors"  # attribute of a study
 BEATS = "beats the incumbent"  # attribute of a trial
+CONFIRMED = "compared on rolling days"  # attribute of a study
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,15 @@ class Trial:
 class Search:
     """The chosen settings of all trials of a study, also of earlier searches.
 
-    Those of the best trial that beats the incumbent, or else the project file's.
+    Those of a trial that is significantly better than the incumbent on rolling validation days, or
+    else the project file's.
 
     Attributes:
         training, model: settings of `[training]` and `[models.NAME]`.
         quality: by `Criterion` on the validation days, in standard errors.
         trials: all of them, pruned ones included.
+        chosen: number of the trial with these settings; 0 has the project file's.
+        confirmed: the trials that were compared on rolling validation days.
     """
 
     training: dict[str, Any]
@@ -68,6 +76,15 @@ class Search:
     quality: float
     trials: int
     pruned: int
+    chosen: int = 0
+    confirmed: list[Confirmed] = field(default_factory=list)
+
+    @property
+    def decision(self) -> str:
+        """What was chosen, in words."""
+        if self.chosen:
+            return f"trial {self.chosen} is significantly better than the project file"
+        return "no trial is significantly better than the project file, whose settings are kept"
 
 
 @dataclass(frozen=True)
@@ -76,11 +93,37 @@ class Budget:
 
     Attributes:
         trials: trainings in all, including those of earlier searches of the same study.
-        seconds: no training starts after this time; None for no limit.
+        seconds: no trial starts after this time; None for no limit.
+        finalists: the best trials, at most so many, are compared with the incumbent again.
+        folds: validation days of that comparison.
+        seeds: trainings of each settings and validation day in it.
     """
 
     trials: int
     seconds: float | None = None
+    finalists: int = 2
+    folds: int = 3
+    seeds: int = 3
+
+    @property
+    def confirming(self) -> int:
+        """The trainings of the comparison, at most."""
+        return (self.finalists + 1) * self.folds * self.seeds
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions called with the progress of a search.
+
+    Attributes:
+        on_trial: called with each training of the search when it ends.
+        on_finalists: called with the number of trials that are compared again.
+        on_training: called after each training of that comparison.
+    """
+
+    on_trial: Callable[[Trial], None] = lambda trial: None
+    on_finalists: Callable[[int], None] = lambda finalists: None
+    on_training: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -104,14 +147,12 @@ def tune(
     dataset: Dataset,
     study: Study,
     budget: Budget,
-    on_trial: Callable[[Trial], None] = lambda trial: None,
+    callbacks: Callbacks = Callbacks(),
 ) -> Search:
     """Search the settings of a model and of `[training]` by `Criterion` on the validation days.
 
     Its standard errors and its reference are those of the training with the project file's
     settings, which a resumed search repeats.
-
-    `on_trial` is called with each training when it ends.
     """
     import optuna
 
@@ -133,7 +174,7 @@ def tune(
         try:
             prediction = _validated(dataset, spec, settings, study.seed, on_epoch)
         except optuna.TrialPruned:
-            on_trial(Trial(trial.number, training, model, float("nan"), True, epochs))
+            callbacks.on_trial(Trial(trial.number, training, model, float("nan"), True, epochs))
             raise
         criterion = incumbent(trial.study, prediction if trial.number == 0 else None)
         quality = criterion.value(prediction)
@@ -142,7 +183,7 @@ def tune(
         else:
             gain = criterion.gain(prediction)
             trial.set_user_attr(BEATS, bool(gain.value > gain.standard_error))
-        on_trial(Trial(trial.number, training, model, quality, False, epochs))
+        callbacks.on_trial(Trial(trial.number, training, model, quality, False, epochs))
         return quality
 
     found: list[Criterion] = []
@@ -168,11 +209,52 @@ def tune(
         stored.optimize(objective, n_trials=budget.trials - done, timeout=budget.seconds)
     trials = stored.get_trials(deepcopy=False, states=finished)
     complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
-    beating = [t for t in complete if t.user_attrs.get(BEATS)] or complete[:1]
-    value, best = max(((float(t.value or 0.0), t) for t in beating), key=lambda each: each[0])
-    training, model = suggest(optuna.trial.FixedTrial(best.params), project, configured)
-    pruned = len(trials) - len(complete)
-    return Search(training, model, value, len(trials), pruned)
+    beating = [t for t in complete if t.user_attrs.get(BEATS)]
+    finalists = sorted(beating, key=lambda t: -float(t.value or 0.0))[: budget.finalists]
+
+    def settings_of(params: Mapping[str, Any]) -> Settings:
+        return Settings(*suggest(optuna.trial.FixedTrial(dict(params)), project, configured))
+
+    own = complete[0]  # the project file's
+    candidates = {t.number: settings_of(t.params) for t in [own, *finalists]}
+    confirmed = _confirmed(project, dataset, stored, candidates, budget, callbacks)
+    winner = choose(confirmed)
+    [best] = [own] if winner is None else [t for t in finalists if t.number == winner.trial]
+    settings = settings_of(best.params)
+    return Search(
+        training=dict(settings.training),
+        model=dict(settings.model),
+        quality=float(best.value or 0.0),
+        trials=len(trials),
+        pruned=len(trials) - len(complete),
+        chosen=best.number,
+        confirmed=confirmed,
+    )
+
+
+def _confirmed(
+    project: Project,
+    dataset: Dataset,
+    stored: optuna.Study,
+    candidates: Mapping[int, Settings],
+    budget: Budget,
+    callbacks: Callbacks,
+) -> list[Confirmed]:
+    """The finalists compared with the incumbent; a finished comparison is read from the study."""
+    if len(candidates) == 1:
+        return []
+    asked = [sorted(candidates), budget.folds, budget.seeds]
+    known = stored.user_attrs.get(CONFIRMED)
+    if known is not None and known["asked"] == asked:
+        return [
+            Confirmed(**each | {"gain": Interval(**each["gain"])}) for each in known["confirmed"]
+        ]
+    callbacks.on_finalists(len(candidates) - 1)
+    found = confirm(
+        project, dataset, candidates, Rolling(budget.folds, budget.seeds), callbacks.on_training
+    )
+    stored.set_user_attr(CONFIRMED, {"asked": asked, "confirmed": [asdict(c) for c in found]})
+    return found
 
 
 def _validated(

@@ -305,8 +305,9 @@ def tuning_run(
 def log_search(search: Search, toml: str) -> None:
     """Log the result of a search to the active parent run."""
     mlflow.log_metric("validate/quality", search.quality)
-    mlflow.set_tags({"trials": search.trials, "pruned": search.pruned})
+    mlflow.set_tags({"trials": search.trials, "pruned": search.pruned, "decision": search.decision})
     mlflow.log_text(toml, "best.toml")
+    mlflow.log_dict({"confirmed": [asdict(each) for each in search.confirmed]}, "confirmed.json")
 
 
 def _experiment(name: str, workspace: Workspace) -> str:

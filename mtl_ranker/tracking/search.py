@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.examples import soft_objectives
-from mtl_ranker.nightly.tuning import Budget, Search, Study, Trial, as_toml, open_study, tune
+from mtl_ranker.nightly.tuning import (
+    Budget,
+    Callbacks,
+    Search,
+    Study,
+    Trial,
+    as_toml,
+    open_study,
+    tune,
+)
 from mtl_ranker.tracking import connection, registry, runs
 from mtl_ranker.training.dataset import load_dataset
 from mtl_ranker.workspace import fingerprint
@@ -31,30 +40,21 @@ class RecordedSearch:
     link: str
 
 
-@dataclass(frozen=True)
-class SearchCallbacks:
-    """Functions called with the progress of a search.
-
-    Attributes:
-        on_start: called with the number of trials of earlier searches.
-        on_trial: called with each new trial.
-    """
-
-    on_start: Callable[[int], None] = lambda trials: None
-    on_trial: Callable[[Trial], None] = lambda trial: None
-
-
 def run_search(
     context: Context,
     day: date,
     name: str,
     budget: Budget,
-    callbacks: SearchCallbacks = SearchCallbacks(),
+    callbacks: Callbacks = Callbacks(),
+    on_start: Callable[[int], None] = lambda trials: None,
 ) -> RecordedSearch:
     """Search the settings of `[models.NAME]` on the split that ends with D.
 
     A second call with the same settings and data resumes the search. Raises ProjectError for an
     unknown model, and as `load_dataset` does.
+
+    Args:
+        on_start: called with the number of trials of earlier searches.
     """
     project, workspace = context.project, context.workspace
     if name not in project.models:
@@ -80,7 +80,7 @@ def run_search(
     # The study stores its MLflow run before the first trial, so that a killed search is resumed.
     stored = open_study(project, study)
     parent = stored.user_attrs.get("mlflow_run")
-    callbacks.on_start(sum(t.state.is_finished() for t in stored.get_trials(deepcopy=False)))
+    on_start(sum(t.state.is_finished() for t in stored.get_trials(deepcopy=False)))
     params = {
         "model": name,
         "train_days": runs.first_and_last(days.train),
@@ -93,7 +93,7 @@ def run_search(
             log_trial(trial)
             callbacks.on_trial(trial)
 
-        search = tune(project, dataset, study, budget, record_trial)
+        search = tune(project, dataset, study, budget, replace(callbacks, on_trial=record_trial))
         text = as_toml(project, name, search)
         runs.log_search(search, text)
     return RecordedSearch(search, study.name, text, logged.link)

@@ -15,6 +15,7 @@ from mtl_ranker.nightly.results import predicted_rows
 from mtl_ranker.nightly.suite import train_model
 from mtl_ranker.nightly.tuning import (
     Budget,
+    Callbacks,
     Study,
     Trial,
     as_toml,
@@ -38,7 +39,7 @@ def project_and_dataset(tiny):
 def test_the_first_trial_is_the_project_file_and_the_best_is_at_least_as_good(project_and_dataset):
     project, dataset = project_and_dataset
     trials: list[Trial] = []
-    search = tune(project, dataset, Study("mmoe"), Budget(6), trials.append)
+    search = tune(project, dataset, Study("mmoe"), Budget(6), Callbacks(trials.append))
     spec = model_specs(project)["mmoe"]
     expected = train_model(project, dataset, Contender("mmoe", spec, 0))
     rows = predicted_rows(dataset.validation, expected.validate_prediction)
@@ -61,13 +62,13 @@ def test_an_interrupted_search_is_resumed_and_a_finished_one_is_read(project_and
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(project, dataset, study, Budget(5), stop)
+        tune(project, dataset, study, Budget(5), Callbacks(stop))
     rest: list[Trial] = []
-    search = tune(project, dataset, study, Budget(5), rest.append)
+    search = tune(project, dataset, study, Budget(5), Callbacks(rest.append))
     assert search.trials == 5
     assert min(t.number for t in rest) >= 1
     more: list[Trial] = []
-    assert tune(project, dataset, study, Budget(5), more.append) == search
+    assert tune(project, dataset, study, Budget(5), Callbacks(more.append)) == search
     assert more == []
 
 
