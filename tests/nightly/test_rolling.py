@@ -148,9 +148,8 @@ def learnable(day, rows=1_400):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "kept"), [(1e-6, False), (0.003, True)])
-def test_tune_replaces_settings_that_cannot_learn_and_keeps_good_ones(tmp_path, rate, kept):
-    training = {"learning_rate": rate, "batch_size": 128, "epochs": 5}
+def test_tune_replaces_settings_that_cannot_learn(tmp_path):
+    training = {"learning_rate": 1e-6, "batch_size": 128, "epochs": 5}
     write_project(tmp_path, training=training, objectives=TINY["objectives"][:1])
     for n in range(6):
         day = FIRST + timedelta(days=n)
@@ -158,5 +157,5 @@ def test_tune_replaces_settings_that_cannot_learn_and_keeps_good_ones(tmp_path, 
     context = prepared(tmp_path)
     project, dataset = context.project, load_dataset(context, LAST)
     search = tune(project, dataset, Study("mmoe"), Budget(4, finalists=1, folds=2))
-    assert (search.chosen == 0) == kept, search.confirmed
-    assert (search.training["learning_rate"] == pytest.approx(rate)) == kept
+    assert search.chosen > 0, search.confirmed
+    assert search.training["learning_rate"] > 1e-4
