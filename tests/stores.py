@@ -90,7 +90,7 @@ def write_delta(uri: str | Path, frames: list[pl.DataFrame], by: list[str] | Non
     """A Delta table with one commit a frame."""
     from deltalake import write_deltalake
 
-    from mtl_ranker.logs.places import is_address, store_options
+    from mtl_ranker.stores.objects import is_address, store_options
 
     options = store_options() if is_address(uri) else None
     for frame in frames:

@@ -68,9 +68,10 @@ def create_database(workspace: Workspace) -> None:
     target = workspace.root / "mlflow.db"
     if target.is_file():
         return
-    with workspace.lock("create mlflow.db", "mlflow.db", wait=True):
+    here = Workspace(workspace.root)  # never in a store
+    with here.lock("create mlflow.db", "mlflow.db", wait=True):
         if not target.is_file():  # another run may have created it meanwhile
-            _migrate(workspace, target)
+            _migrate(here, target)
 
 
 def _migrate(workspace: Workspace, target: Path) -> None:
@@ -96,7 +97,7 @@ def where_to_look(link: str, workspace: Workspace) -> str:
     """A link to MLflow's pages and, where no server runs by itself, how to start one."""
     if mlflow.get_tracking_uri().startswith("http"):
         return link
-    return f"{link}  (start it with `mtl-ranker ui --workspace {workspace.root}`)"
+    return f"{link}  (start it with `mtl-ranker ui --workspace {workspace.where()}`)"
 
 
 def without_credentials(url: str) -> str:

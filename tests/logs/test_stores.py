@@ -179,7 +179,7 @@ class TestObjects:
     def test_a_missing_package_is_named_with_its_extra(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("mtl_ranker.logs.places.find_spec", lambda name: None)
+        monkeypatch.setattr("mtl_ranker.stores.objects.find_spec", lambda name: None)
         with pytest.raises(ProjectError, match=r"obstore, .* pip install 'mtl_ranker\[stores\]'"):
             opened(tiny, "s3://feed/a")
 
