@@ -919,7 +919,10 @@ def _check_registry(context: Context) -> None:
     """Raise ProjectError at once where no model can be registered yet."""
     database = context.workspace.root / "mlflow.db"
     if "MLFLOW_TRACKING_URI" not in os.environ and not database.is_file():
-        raise ProjectError(f"{database}: no models are registered; run `mtl-ranker nightly` first")
+        raise ProjectError(
+            f"{database}: no models are registered; run `mtl-ranker nightly` first, or name the "
+            "server that has them by MLFLOW_TRACKING_URI"
+        )
 
 
 def _run_step(

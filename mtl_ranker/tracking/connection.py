@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -18,6 +19,8 @@ import mlflow.pyfunc
 
 from mtl_ranker.workspace import Workspace
 
+LOG = logging.getLogger(__name__)
+
 LOCAL_PAGE = "http://127.0.0.1:5000"
 
 
@@ -31,12 +34,23 @@ def connect(workspace: Workspace) -> str:
         logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
+        if workspace.store is not None:
+            _warn_of_this_host(workspace.root)
         create_database(workspace)
         uri = tracking_uri(workspace)
     elif uri.startswith("http"):
         _check_answers(without_credentials(uri))
     mlflow.set_tracking_uri(uri)
     return uri
+
+
+@functools.cache
+def _warn_of_this_host(root: Path) -> None:
+    LOG.warning(
+        "MLFLOW_TRACKING_URI is not set: runs and models are in %s/mlflow.db, where no other host "
+        "finds them",
+        root,
+    )
 
 
 def _check_answers(address: str) -> None:
