@@ -30,23 +30,26 @@ BUCKET = "feed"
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
+def s3_server(host: str = "127.0.0.1") -> Iterator[str]:
     """moto's S3 with an empty bucket, and the environment that names it; yields the endpoint.
 
     The server is a process of its own: deltalake holds Python's lock while it creates a table.
+
+    Args:
+        host: the address of this machine at which it listens.
     """
     import boto3
 
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((host, 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = dict(os.environ)
-    endpoint = f"http://127.0.0.1:{port}"
+    endpoint = f"http://{host}:{port}"
     os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
     try:
-        _await(port, server)
+        _await(host, port, server)
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield endpoint
     finally:
@@ -141,12 +144,12 @@ def proxy(
         server.server_close()
 
 
-def _await(port: int, server: subprocess.Popen[bytes]) -> None:
+def _await(host: str, port: int, server: subprocess.Popen[bytes]) -> None:
     """Return once the server accepts connections."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            socket.create_connection((host, port), 1).close()
             return
         except OSError:
             if server.poll() is not None or time.monotonic() > deadline:

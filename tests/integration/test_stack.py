@@ -24,7 +24,7 @@ import polars as pl
 import polars.testing
 import pytest
 
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, open_workspace
 from tests.integration.commands import environment, free_port
 from tests.integration.test_operating import run
 from tests.integration.test_servers import ask
@@ -272,9 +272,9 @@ def killed(victim: subprocess.Popen, folder: Path, pattern: str) -> Iterator[Non
     victim.wait(30)
 
 
-def published(root: Path, dataset: str) -> pl.DataFrame:
-    """All of a dataset, with its days."""
-    workspace = Workspace(root)
+def published(place: Path | str, dataset: str) -> pl.DataFrame:
+    """All of a dataset of the workspace at a path or an address, with its days."""
+    workspace = open_workspace(place)
     days = workspace.days(dataset)
     assert days
     rows = [workspace.scan(dataset, [d]).with_columns(published=pl.lit(d)) for d in days]
