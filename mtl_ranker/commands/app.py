@@ -158,7 +158,8 @@ def nightly(
     ranked = flow(config, str(data), str(workspace), chosen, **options)
     _write(write, ranked)
     typer.echo(
-        f"results:  mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)"
+        f"results:  mtl-ranker ui --workspace {context.workspace.where()}   "
+        "(MLflow on http://127.0.0.1:5000)"
     )
 
 

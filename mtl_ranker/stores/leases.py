@@ -1,4 +1,4 @@
-"""Leases: locks of a store, which end when their holder no longer renews them.
+"""Leases: locks of a store, which end when their holder does not renew them.
 
 A lease is an object that names its holder and the time at which it ends. It is written by
 conditional puts only, so of two runs that want it one gets it (Gray and Cheriton, 1989, "Leases: an
