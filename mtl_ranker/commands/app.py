@@ -777,11 +777,11 @@ def _study(name: str, workspace: Path, *arguments: Any) -> None:
 
 def _of_study(folder: Path) -> Workspace:
     """The folder of a study's pictures and runs. Raises ProjectError for an address."""
-    from mtl_ranker.stores.objects import is_address
+    from mtl_ranker.stores.objects import address_of, is_address
     from mtl_ranker.workspace import Workspace
 
     if is_address(folder):
-        raise ProjectError(f"--workspace {folder}: studies allow a local folder only")
+        raise ProjectError(f"--workspace {address_of(folder)}: studies allow a local folder only")
     folder.mkdir(parents=True, exist_ok=True)
     return Workspace(folder)
 

@@ -117,7 +117,11 @@ def started(command: list[str], address: str, log: Path, env: dict[str, str]) ->
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 15)
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # it waits for connections that killed clients left
+            os.killpg(process.pid, 9)
+            process.wait(30)
 
 
 def server_settings(home: Path, database: str) -> dict[str, str]:
