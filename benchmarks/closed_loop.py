@@ -222,7 +222,7 @@ def ranked_by(context: Context, model: Model, day: date, version: str) -> tuple[
     artifact = replace(model, project=context.project)
     ranked = score_day(context, RegisteredRanker(artifact, version), day)
     cost = [effect.change for effect in ranked.effects if effect.step == "exploration"]
-    return ranked.path, cost[0] if cost else 0.0
+    return Path(ranked.path), cost[0] if cost else 0.0
 
 
 @dataclass(frozen=True)

@@ -113,5 +113,6 @@ def run_days(
         part_days, day_parts = (list(column) for column in zip(*parts, strict=True))
         part_task.map(unmapped(context), part_days, day_parts).result()
     published = publish_task.map(unmapped(context), plans).result() if plans else []
+    context.workspace.refresh()
     reasons = {plan.day: why for plan, why in zip(plans, published, strict=True)}
     return [row | {"examples": reasons.get(day, "")} for row, day in zip(rows, needed, strict=True)]

@@ -134,7 +134,7 @@ def record(
     ranked_day = date.fromisoformat(ranked.path.parent.name.removeprefix("date="))
     place = f"reports/{day}.html"
     try:
-        page = (workspace.root / place).read_text("utf-8")
+        page = workspace.file(place).read_text("utf-8")
         page = with_lists(page, ranked_day, ranked.effects)
         workspace.publish_file(place, page)
         challenger = registry.alias_version(context.project, "challenger")

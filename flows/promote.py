@@ -47,7 +47,7 @@ def promote(context: Context, day: date, dry_run: bool = False, accept: bool = F
 
 
 def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decision:
-    project = context.project
+    project, workspace = context.project, context.workspace
     challenger = registry.alias_version(project, "challenger")
     champion = registry.alias_version(project, "champion")
     if challenger is None:
@@ -73,21 +73,23 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
     if dry_run:
         announce("promote", f"would be: {decision.reason}; champion stays version {champion}")
         return decision
-    page = context.workspace.root / f"reports/{tested}.html"
+    workspace.confirm()
+    place = f"reports/{tested}.html"
     if decision.fallback is not None:
         registry.register_baseline(context, tested, decision.fallback, decision.reason)
     if champion != challenger:  # otherwise the decision that made it champion stands
         registry.record_decision(project, challenger, decision)
-        if page.is_file():
-            confidence, text = project.promotion.confidence, page.read_text("utf-8")
+        if workspace.has(place):
+            confidence = project.promotion.confidence
+            text = workspace.file(place).read_text("utf-8")
             text = with_decision(text, decision, challenger, champion, confidence)
-            context.workspace.publish_file(f"reports/{tested}.html", text)
+            workspace.publish_file(place, text)
             registry.replace_report(project, challenger, text)
     now = registry.alias_version(project, "champion")
     announce("promote", f"{decision.reason}; champion is version {now}")
     create_markdown_artifact(
         key="promotion",
         markdown=f"{decision.reason}\n\nChallenger version {challenger}, champion version {now}. "
-        f"The differences are in the first section of `{page}`.",
+        f"The differences are in the first section of `{workspace.where(place)}`.",
     )
     return decision

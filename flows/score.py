@@ -107,6 +107,7 @@ def score(
             runner = runner_of(cluster, 2)
             plan = plan_task(context, day, version)
             run_parts.with_options(task_runner=runner)(context, plan)
+            context.workspace.refresh()
             ranked = publish_ranking(context.workspace, plan)
     announce(
         "score",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from math import isnan
-from pathlib import Path
+from pathlib import PurePath
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -69,7 +69,7 @@ def plan_task(context: Context, day: date) -> TrainingPlan:
 @task(name="log-and-register", **RETRY)
 def register_task(
     context: Context, suite: Suite, measured: Sequence[system.Sample]
-) -> tuple[runs.Logged, str, Path]:
+) -> tuple[runs.Logged, str, PurePath]:
     logged, version, report = registry.record(context, suite, measured)
     return logged, version.version, report
 
@@ -140,7 +140,7 @@ def train(context: Context, day: date) -> Suite:
     create_markdown_artifact(
         key="mlflow-run",
         markdown=f"MLflow experiment `{logged.experiment_id}`, run `{logged.run_id}`: "
-        f"`mtl-ranker ui --workspace {context.workspace.root}` and open "
+        f"`mtl-ranker ui --workspace {context.workspace.where()}` and open "
         f"[all trainings]({logged.trainings_link}), [this one]({logged.run_link}) or "
         f"[the comparison of its models]({logged.comparison_link}).\n\n"
         f"The report is `report.html` of that run and `{report}`.",

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mtl_ranker.stores.copies import local_folder
+
 ALWAYS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -40,11 +42,15 @@ TEMPORARY = {
 
 
 def prepare(workspace: Path) -> None:
-    """Set the defaults in `os.environ`."""
+    """Set the defaults in `os.environ`.
+
+    Args:
+        workspace: a folder or an address.
+    """
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
-        os.environ.setdefault("PREFECT_HOME", str(workspace.resolve() / "prefect"))
+        os.environ.setdefault("PREFECT_HOME", str(local_folder(workspace).resolve() / "prefect"))
         for name, value in TEMPORARY.items():
             os.environ.setdefault(name, value)
 

@@ -7,33 +7,36 @@ are then published as one.
 
 A partition's provenance (name → fingerprint of each input it was built from) is stored in the
 file's metadata, so the two cannot disagree, and a rebuild can name what has changed.
+
+Places are paths below the workspace's root, such as `reports/2026-11-24.html`. In an object store
+each file is an object of the same place, published by one put (`stores/copies.py`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
-import socket
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.stores.copies import StoredFolder
+from mtl_ranker.stores.objects import Address, address_of, is_address
+from mtl_ranker.stores.staging import staging_path
 
 PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
 VERSION = "version of "  # of a Delta or Iceberg table, in a provenance
 CACHE = ".cache"
-ABANDONED = 7 * 86_400.0  # seconds
 BUILD = "build"  # the lock of everything up to a trained model
 _LOADED: dict[Path, dict[str, Any]] = {}  # entries of caches that this process has read
 _HELD: set[str] = set()  # files of the build locks that this process holds
@@ -85,38 +88,92 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(content, indent=1, default=str), "utf-8")
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's
-    return True
-
-
-def _age(path: Path) -> float:
-    """Seconds since the file was written; 0 if it has been removed."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
 @dataclass(frozen=True)
 class Workspace:
-    """A folder with all outputs of a project: datasets, and the databases of MLflow and Prefect."""
+    """All outputs of a project: datasets, reports, and the databases of MLflow and Prefect.
+
+    Attributes:
+        root: a folder. Of a workspace in a store, that of this host's copies and of what is never
+            in a store: databases, checkpoints and other files of one training.
+        store: where datasets and reports are; None for the folder itself.
+    """
 
     root: Path
+    store: StoredFolder | None = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Callable[..., Workspace], tuple[Any]]:
+        """On another host, a workspace in a store has the folder of that host."""
+        return (Workspace, (self.root,)) if self.store is None else (_stored, (self.store,))
+
+    def where(self, place: str = "") -> PurePath:
+        """The path or address of a place, for messages and results."""
+        return (self.root if self.store is None else Address(self.store.address)) / place
+
+    def exists(self) -> bool:
+        """Whether the folder is there, or anything in the store."""
+        return self.root.is_dir() if self.store is None else self.store.exists()
+
+    def refresh(self) -> None:
+        """Look again at what other processes have published in the store."""
+        if self.store is not None:
+            self.store.refresh()
+
+    def confirm(self) -> None:
+        """Raise ProjectError if another run has taken over a lease of this run.
+
+        Files are published after this check; changes elsewhere, such as those of MLflow's registry,
+        call it themselves.
+        """
+        if self.store is not None:
+            self.store.confirm()
+
+    def has(self, place: str | PurePath) -> bool:
+        """Whether a file is published at a place."""
+        if self.store is None:
+            return (self.root / place).is_file()
+        return self.store.has(str(place))
+
+    def file(self, place: str | PurePath) -> Path:
+        """The published file of a place, to be read; without one, a path at which there is none."""
+        return self.files([place])[0]
+
+    def files(self, places: Sequence[str | PurePath]) -> list[Path]:
+        """The published files of places, as `file`."""
+        if self.store is None:
+            return [self.root / place for place in places]
+        return self.store.files([str(place) for place in places])
+
+    def places(self, folder: str) -> dict[str, int]:
+        """Place → size in bytes of each file that is published below a folder, ascending."""
+        if self.store is not None:
+            return self.store.places(folder)
+        found = sorted(file for file in (self.root / folder).rglob("*") if file.is_file())
+        return {file.relative_to(self.root).as_posix(): file.stat().st_size for file in found}
+
+    def remove(self, folder: str) -> None:
+        """Remove all that is published below a folder."""
+        if self.store is not None:
+            self.store.remove(folder)
+        elif (self.root / folder).is_dir():
+            shutil.rmtree(self.root / folder)
+
+    def place(self, dataset: str, day: date) -> str:
+        """Where the day's partition is published."""
+        return f"{dataset}/date={day.isoformat()}/part-0.parquet"
 
     def path(self, dataset: str, day: date) -> Path:
-        """The day's partition."""
-        return self.root / dataset / f"date={day.isoformat()}" / "part-0.parquet"
+        """The day's partition, to be read."""
+        return self.file(self.place(dataset, day))
 
     def days(self, dataset: str) -> list[date]:
         """Published days of a dataset, ascending."""
-        folder = self.root / dataset
-        files = folder.glob("date=*/part-0.parquet") if folder.is_dir() else []
+        files: Iterable[PurePath]
+        if self.store is None:
+            folder = self.root / dataset
+            files = folder.glob("date=*/part-0.parquet") if folder.is_dir() else []
+        else:
+            below = map(PurePath, self.store.places(dataset))
+            files = [f for f in below if f.match(f"{dataset}/date=*/part-0.parquet")]
         return sorted(date.fromisoformat(f.parent.name.removeprefix("date=")) for f in files)
 
     def scan(self, dataset: str, days: list[date]) -> pl.LazyFrame:
@@ -124,7 +181,13 @@ class Workspace:
 
         A column without any value on one day has the type that another day gives it.
         """
-        return self.scan_files([self.path(dataset, day) for day in days])
+        return self.scan_files(self.files([self.place(dataset, day) for day in days]))
+
+    def rows(self, dataset: str, day: date) -> int:
+        """Number of rows of the published partition, by its footer."""
+        source = self._footer(dataset, day)
+        assert source is not None, self.place(dataset, day)
+        return int(pl.scan_parquet(source).select(pl.len()).collect().item())
 
     @staticmethod
     def scan_files(paths: list[Path]) -> pl.LazyFrame:
@@ -140,10 +203,18 @@ class Workspace:
 
     def provenance(self, dataset: str, day: date) -> dict[str, str] | None:
         """Provenance of the published partition, or None without one."""
-        path = self.path(dataset, day)
-        if not path.is_file():
+        source = self._footer(dataset, day)
+        if source is None:
             return None
-        return json.loads(pl.read_parquet_metadata(path).get(PROVENANCE, "{}"))
+        return json.loads(pl.read_parquet_metadata(source).get(PROVENANCE, "{}"))
+
+    def _footer(self, dataset: str, day: date) -> Path | io.BytesIO | None:
+        """What the partition's metadata is read from, or None without a partition."""
+        place = self.place(dataset, day)
+        if self.store is not None:
+            return self.store.end(place)
+        path = self.root / place
+        return path if path.is_file() else None
 
     def published_fingerprint(self, dataset: str, day: date) -> str | None:
         """One hash of the published partition's provenance, or None without a partition."""
@@ -192,35 +263,37 @@ class Workspace:
 
     def publish(
         self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, provenance: Provenance
-    ) -> Path:
-        """Publish `frame` as the day's partition of `dataset`; a lazy frame is streamed."""
-        target = self.path(dataset, day)
-        with self.staged(target) as temporary:
+    ) -> PurePath:
+        """Publish `frame` as the day's partition of `dataset`; a lazy frame is streamed.
+
+        Returns where it is.
+        """
+        place = self.place(dataset, day)
+        with self.published(place) as temporary:
             frame.lazy().sink_parquet(
                 temporary,
                 metadata={PROVENANCE: json.dumps(dict(provenance))},
                 engine="streaming",
                 mkdir=True,
             )
-        return target
+        return self.where(place)
 
-    def publish_file(self, place: str, content: str | bytes) -> Path:
-        """Publish a report, a picture or figures at a path below the root."""
-        target = self.root / place
-        with self.staged(target) as temporary:
+    def publish_file(self, place: str, content: str | bytes) -> PurePath:
+        """Publish a report, a picture or figures at a place; returns where it is."""
+        with self.published(place) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        return target
+        return self.where(place)
 
     def cached(self, subject: str, stamp: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, or what it returned last for this subject if the stamp was the same.
 
-        Nothing is stored in a workspace that does not exist.
+        Values are stored below `root`, so each host has its own. Nothing is stored where that
+        folder does not exist.
 
         Args:
             compute: returns what JSON can hold.
         """
-        place = f"{CACHE}/{fingerprint(subject)}.json"
-        file = self.root / place
+        file = self.root / CACHE / f"{fingerprint(subject)}.json"
         if _LOADED.get(file, {}).get("stamp") != stamp and file.is_file():
             _LOADED[file] = json.loads(file.read_text("utf-8"))
         stored = _LOADED.get(file)
@@ -228,16 +301,18 @@ class Workspace:
             stored = {"subject": subject, "stamp": stamp, "value": compute()}
             _LOADED[file] = stored
             if self.root.is_dir():
-                self.publish_file(place, json.dumps(stored))
+                with self.staged(file) as temporary:
+                    temporary.write_text(json.dumps(stored), "utf-8")
         return stored["value"]
 
     @contextmanager
     def lock(self, what: str, scope: str = BUILD, wait: bool = False) -> Iterator[None]:
         """Hold a lock of the workspace, so that only one run writes what it protects.
 
-        The operating system releases the lock when a run is killed. A process that holds the lock
-        of `BUILD` may take it again, as a flow does whose steps run in threads. Raises
-        ProjectError naming the other run, unless `wait`.
+        The operating system releases the lock when a run is killed; in a store it is a lease, which
+        ends when it is not renewed (`stores/leases.py`). A process that holds the lock of `BUILD`
+        may take it again, as a flow does whose steps run in threads. Raises ProjectError naming
+        the other run, unless `wait`.
 
         Args:
             what: the run, for the message of another one.
@@ -245,7 +320,12 @@ class Workspace:
                 otherwise any name, such as that of a day's ranking.
             wait: wait until the other run ends.
         """
-        path = self.root / (".lock" if scope == BUILD else f".locks/{scope.replace('/', '-')}")
+        name = scope.replace("/", "-")
+        if self.store is not None:
+            with self.store.lease(name, what, again=scope == BUILD, wait=wait):
+                yield
+            return
+        path = self.root / (".lock" if scope == BUILD else f".locks/{name}")
         if str(path.resolve()) in _HELD:
             yield
             return
@@ -271,9 +351,23 @@ class Workspace:
                 _HELD.discard(str(path.resolve()))
 
     @contextmanager
+    def published(self, place: str | PurePath) -> Iterator[Path]:
+        """A temporary path, whose file is published at a place on success."""
+        if self.store is None:
+            with self.staged(self.root / place) as temporary:
+                yield temporary
+            return
+        temporary = staging_path(self.root)
+        try:
+            yield temporary
+            self.store.publish(temporary, str(place))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
     def staged(self, target: Path) -> Iterator[Path]:
-        """A temporary path on the same file system, renamed to `target` on success."""
-        temporary = self._staging_path()
+        """A temporary path below `root`, renamed to the path `target` on success."""
+        temporary = staging_path(self.root)
         try:
             yield temporary
             with open(temporary, "rb") as file:
@@ -283,46 +377,41 @@ class Workspace:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def parts(self, dataset: str, day: date, provenance: Provenance, count: int) -> list[Path]:
-        """Files of the `count` parts of a partition, kept until `publish_parts`.
+    def parts(self, dataset: str, day: date, provenance: Provenance, count: int) -> list[PurePath]:
+        """Places of the `count` parts of a partition, kept until `publish_parts`.
 
         Parts that an earlier attempt wrote with the same provenance are kept, others are removed.
         """
         every = self._parts_folder(dataset, day)
-        current = every / fingerprint(json.dumps(dict(provenance), sort_keys=True), count)
-        for folder in every.iterdir() if every.is_dir() else []:
-            if folder != current:
-                shutil.rmtree(folder, ignore_errors=True)
-        current.mkdir(parents=True, exist_ok=True)
-        return [current / f"{number:06d}.parquet" for number in range(count)]
+        current = f"{every}/{fingerprint(json.dumps(dict(provenance), sort_keys=True), count)}"
+        others = {str(PurePath(place).parent) for place in self.places(every)} - {current}
+        for folder in others:
+            self.remove(folder)
+        return [PurePath(current) / f"{number:06d}.parquet" for number in range(count)]
 
     def publish_parts(
-        self, dataset: str, day: date, parts: list[Path], provenance: Provenance
-    ) -> Path:
-        """Publish the parts, concatenated in order, as the day's partition, and remove them."""
-        target = self.publish(dataset, day, pl.scan_parquet(parts, glob=False), provenance)
-        shutil.rmtree(self._parts_folder(dataset, day))
+        self, dataset: str, day: date, parts: Sequence[PurePath], provenance: Provenance
+    ) -> PurePath:
+        """Publish the parts, concatenated in order, as the day's partition, and remove them.
+
+        Returns where it is.
+        """
+        rows = pl.scan_parquet(self.files(parts), glob=False)
+        target = self.publish(dataset, day, rows, provenance)
+        self.remove(self._parts_folder(dataset, day))
         return target
 
-    def _parts_folder(self, dataset: str, day: date) -> Path:
-        return self.root / ".parts" / dataset / f"date={day.isoformat()}"
+    def _parts_folder(self, dataset: str, day: date) -> str:
+        return f".parts/{dataset}/date={day.isoformat()}"
 
-    def _staging_path(self) -> Path:
-        """A new temporary path, named after this host and process."""
-        self._clean_staging()
-        folder = self.root / ".staging"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
-    def _clean_staging(self) -> None:
-        """Remove temporary files of killed runs.
+def open_workspace(place: Path | str) -> Workspace:
+    """The workspace in a folder, or below an address of an object store.
 
-        Files of this host's living processes are kept. Other hosts may share this folder: their
-        files are kept for a week.
-        """
-        folder = self.root / ".staging"
-        for file in folder.glob("*-*-*") if folder.is_dir() else []:
-            host, pid, _ = file.name.rsplit("-", 2)
-            here = host == socket.gethostname()
-            if not _alive(int(pid)) if here else _age(file) > ABANDONED:
-                file.unlink(missing_ok=True)
+    Raises ProjectError for an address of an unknown kind, and without obstore.
+    """
+    return _stored(StoredFolder(address_of(place))) if is_address(place) else Workspace(Path(place))
+
+
+def _stored(store: StoredFolder) -> Workspace:
+    return Workspace(store.cache, store)

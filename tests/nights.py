@@ -34,16 +34,19 @@ class Night:
     ranked: Ranked
 
 
-def run_night(folder: Path, data: str | Path | None = None) -> Night:
+def run_night(
+    folder: Path, data: str | Path | None = None, workspace: str | Path | None = None
+) -> Night:
     """The night of the log's last day, of the folder's `project.toml` and its log.
 
     Args:
         data: folder or address of the log; default: the folder.
+        workspace: folder or address; default: `ws` in the folder.
 
     Trains, stores the winner as MLflow does, compares it as it was saved, writes the report and
     ranks the candidates of the next day. Whatever fails raises its own error.
     """
-    context = open_context(str(folder / "project.toml"), data or folder, folder / "ws")
+    context = open_context(str(folder / "project.toml"), data or folder, workspace or folder / "ws")
     project, day = context.project, context.last_day()
     build_split(context, day)
     suite = train_suite(context, day)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -26,23 +30,26 @@ BUCKET = "feed"
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
+def s3_server(host: str = "127.0.0.1") -> Iterator[str]:
     """moto's S3 with an empty bucket, and the environment that names it; yields the endpoint.
 
     The server is a process of its own: deltalake holds Python's lock while it creates a table.
+
+    Args:
+        host: the address of this machine at which it listens.
     """
     import boto3
 
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((host, 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = dict(os.environ)
-    endpoint = f"http://127.0.0.1:{port}"
+    endpoint = f"http://{host}:{port}"
     os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
     try:
-        _await(port, server)
+        _await(host, port, server)
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield endpoint
     finally:
@@ -52,12 +59,97 @@ def s3_server() -> Iterator[str]:
         server.wait()
 
 
-def _await(port: int, server: subprocess.Popen[bytes]) -> None:
+class Request(NamedTuple):
+    """A request to the store.
+
+    Attributes:
+        number: from 0 on.
+        sent: bytes of its content.
+    """
+
+    number: int
+    command: str
+    path: str
+    sent: int
+
+
+class Answer(NamedTuple):
+    """What the store answered to a request, with the bytes of its content."""
+
+    request: Request
+    status: int
+    received: int
+
+
+KEPT_HEADERS = ("content-type", "etag", "last-modified", "content-range", "accept-ranges")
+
+
+@contextmanager
+def proxy(
+    endpoint: str,
+    refused: Callable[[Request], bool] = lambda request: False,
+    lost: Callable[[Request], bool] = lambda request: False,
+) -> Iterator[list[Answer]]:
+    """A proxy before the store, named by the environment; yields what it answers.
+
+    Args:
+        refused: whether a request is answered with 503 and does not reach the store.
+        lost: whether a request reaches the store, and its answer is replaced by 503.
+    """
+    answers: list[Answer] = []
+    numbers = itertools.count()
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            content = self.rfile.read(int(self.headers.get("content-length") or 0))
+            request = Request(next(numbers), self.command, self.path, len(content))
+            status, headers, body = 503, {}, b""
+            if not refused(request):
+                target = HTTPConnection(endpoint.removeprefix("http://"))
+                target.request(self.command, self.path, content or None, dict(self.headers))
+                answer = target.getresponse()
+                status, body = answer.status, answer.read()
+                headers = {name.lower(): value for name, value in answer.getheaders()}
+                target.close()
+                if lost(request):
+                    status, headers, body = 503, {}, b""
+            answers.append(Answer(request, status, len(body)))
+            self.send_response(status)
+            for name in KEPT_HEADERS:
+                if name in headers:
+                    self.send_header(name, headers[name])
+            if status != 204:
+                self.send_header("content-length", headers.get("content-length", f"{len(body)}"))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """No line for each request."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    before = os.environ["AWS_ENDPOINT_URL"]
+    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield answers
+    finally:
+        os.environ["AWS_ENDPOINT_URL"] = before
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _await(host: str, port: int, server: subprocess.Popen[bytes]) -> None:
     """Return once the server accepts connections."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            socket.create_connection((host, port), 1).close()
             return
         except OSError:
             if server.poll() is not None or time.monotonic() > deadline:
@@ -90,7 +182,7 @@ def write_delta(uri: str | Path, frames: list[pl.DataFrame], by: list[str] | Non
     """A Delta table with one commit a frame."""
     from deltalake import write_deltalake
 
-    from mtl_ranker.logs.places import is_address, store_options
+    from mtl_ranker.stores.objects import is_address, store_options
 
     options = store_options() if is_address(uri) else None
     for frame in frames:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top: a package imports only packages of the lines above its own.
 LAYERS = [
     {"errors"},
+    {"stores"},
     {"config", "workspace", "environment", "models"},
     {"context"},
     {"logs"},

@@ -23,10 +23,12 @@ from rich.text import Text
 
 from mtl_ranker.environment import prepare
 from mtl_ranker.errors import ProjectError, first_line, is_outside
+from mtl_ranker.stores.copies import local_folder
 
 if TYPE_CHECKING:
     from mtl_ranker.config import Project
     from mtl_ranker.context import Context
+    from mtl_ranker.workspace import Workspace
 
 # Panels of `mtl-ranker --help`.
 NIGHT, OPERATE = "Nightly pipeline", "Operation"
@@ -62,7 +64,10 @@ Data = Annotated[
     Path, typer.Option("--data", "-d", help="Folder that the project's paths are relative to.")
 ]
 
-Work = Annotated[Path, typer.Option("--workspace", "-w", help="Folder of all outputs.")]
+Work = Annotated[
+    Path,
+    typer.Option("--workspace", "-w", help="Folder of all outputs, or its address in a store."),
+]
 
 Day = Annotated[
     datetime | None,
@@ -153,7 +158,8 @@ def nightly(
     ranked = flow(config, str(data), str(workspace), chosen, **options)
     _write(write, ranked)
     typer.echo(
-        f"results:  mtl-ranker ui --workspace {workspace}   (MLflow on http://127.0.0.1:5000)"
+        f"results:  mtl-ranker ui --workspace {context.workspace.where()}   "
+        "(MLflow on http://127.0.0.1:5000)"
     )
 
 
@@ -325,13 +331,13 @@ def history(
 ) -> None:
     """Print every night's champion, quality, volume and cost, and rebuild reports/index.html."""
     from mtl_ranker.config import load_project
-    from mtl_ranker.workspace import Workspace
+    from mtl_ranker.workspace import open_workspace
 
     prepare(workspace)
     project = load_project(config)
     from mtl_ranker.commands.history import history_command
 
-    _write(write, history_command(project, Workspace(workspace), metrics))
+    _write(write, history_command(project, open_workspace(workspace), metrics))
 
 
 @command("prune", OPERATE)
@@ -585,14 +591,15 @@ def ui(
     """Open the MLflow page of a workspace on 127.0.0.1."""
     from mtl_ranker.commands.processes import call
 
-    database = workspace.resolve() / "mlflow.db"
+    folder = local_folder(workspace).resolve()
+    database = folder / "mlflow.db"
     if not database.is_file():
         raise ProjectError(f"{database}: not found; run `mtl-ranker nightly` first")
     prepare(workspace)
     typer.echo(f"MLflow on http://127.0.0.1:{port}  (stop with Ctrl-C)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
-    command += ["--default-artifact-root", (workspace.resolve() / "mlartifacts").as_uri()]
+    command += ["--default-artifact-root", (folder / "mlartifacts").as_uri()]
     raise typer.Exit(call(command))
 
 
@@ -759,21 +766,28 @@ def study_census(
     from mtl_ranker.studies.census_data import find_files
 
     find_files(data)  # before the imports that take seconds
-    workspace.mkdir(parents=True, exist_ok=True)
     from mtl_ranker.commands.study import census
-    from mtl_ranker.workspace import Workspace
 
     pairs = sorted(set(pair or [1, 2]))
-    census(data, Workspace(workspace), pairs, full, trials, seeds, epochs, write)
+    census(data, _of_study(workspace), pairs, full, trials, seeds, epochs, write)
 
 
 def _study(name: str, workspace: Path, *arguments: Any) -> None:
     prepare(workspace)
-    workspace.mkdir(parents=True, exist_ok=True)
     from mtl_ranker.commands.study import random_starts
+
+    random_starts(name, _of_study(workspace), *arguments)
+
+
+def _of_study(folder: Path) -> Workspace:
+    """The folder of a study's pictures and runs. Raises ProjectError for an address."""
+    from mtl_ranker.stores.objects import address_of, is_address
     from mtl_ranker.workspace import Workspace
 
-    random_starts(name, Workspace(workspace), *arguments)
+    if is_address(folder):
+        raise ProjectError(f"--workspace {address_of(folder)}: studies allow a local folder only")
+    folder.mkdir(parents=True, exist_ok=True)
+    return Workspace(folder)
 
 
 def _needs(*packages: str) -> None:
@@ -790,7 +804,7 @@ def _open(config: str, data: Path, workspace: Path, make: bool = True) -> Contex
     context = open_context(config, data, workspace)
     _check_models(context.project)
     if make:
-        workspace.mkdir(parents=True, exist_ok=True)
+        context.workspace.root.mkdir(parents=True, exist_ok=True)
     return context
 
 
@@ -832,9 +846,9 @@ def _dry_run(context: Context, day: datetime | None, only: str | None = None) ->
     """Print what a night would do, or `only` its step build or train."""
     from mtl_ranker.commands.dry_run import plan_night
 
-    workspace = context.workspace.root
-    if not workspace.is_dir():
-        typer.echo(f"{workspace}: does not exist, so everything would be built")
+    workspace = context.workspace
+    if not workspace.exists():
+        typer.echo(f"{workspace.where()}: does not exist, so everything would be built")
     for step, line in plan_night(context, _chosen(context, day)):
         if only in (None, step):
             typer.echo(line)
@@ -857,9 +871,9 @@ def _project_and_registry(config: str, workspace: Path) -> tuple[Any, Any, Any]:
     project = load_project(config)
     _check_models(project)
     from mtl_ranker.tracking import connection, registry
-    from mtl_ranker.workspace import Workspace
+    from mtl_ranker.workspace import open_workspace
 
-    folder = Workspace(workspace)
+    folder = open_workspace(workspace)
     connection.connect(folder)
     return project, registry, partial(folder.lock, scope=registry.REGISTRY, wait=True)
 
@@ -886,10 +900,11 @@ def _flow(module: str, name: str, workspace: Path) -> Callable[..., Any]:
     from mtl_ranker.commands.serve import start_api
 
     prepare(workspace)
-    workspace.mkdir(parents=True, exist_ok=True)
+    folder = local_folder(workspace)
+    folder.mkdir(parents=True, exist_ok=True)
     spinner = Console(stderr=True).status("starting Prefect")
     with spinner:
-        await_api = start_api(workspace)
+        await_api = start_api(folder)
         import importlib
 
         flow = getattr(importlib.import_module(f"flows.{module}"), name)
@@ -909,7 +924,10 @@ def _check_registry(context: Context) -> None:
     """Raise ProjectError at once where no model can be registered yet."""
     database = context.workspace.root / "mlflow.db"
     if "MLFLOW_TRACKING_URI" not in os.environ and not database.is_file():
-        raise ProjectError(f"{database}: no models are registered; run `mtl-ranker nightly` first")
+        raise ProjectError(
+            f"{database}: no models are registered; run `mtl-ranker nightly` first, or name the "
+            "server that has them by MLFLOW_TRACKING_URI"
+        )
 
 
 def _run_step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from rich import box
@@ -21,7 +21,7 @@ from mtl_ranker.tracking import connection, registry
 from mtl_ranker.workspace import Workspace
 
 
-def write_blend(blend: Blend, workspace: Workspace, version: str, day: date) -> Path:
+def write_blend(blend: Blend, workspace: Workspace, version: str, day: date) -> PurePath:
     """Publish the front as `blends/D.json` and `blends/D.png`; returns the picture's path."""
     title = f"model version {version}, test days up to {day}, {blend.how}"
     figure = plots.pareto_front(

@@ -108,6 +108,6 @@ def _example_rows(context: Context, champion: RegisteredRanker) -> pl.DataFrame:
     dataset = examples_dataset(own)
     days = own.workspace.days(dataset)
     if not days:
-        raise ProjectError(f"{own.workspace.root / dataset}: no examples; run `mtl-ranker promote`")
+        raise ProjectError(f"{own.workspace.where(dataset)}: no examples; run `mtl-ranker promote`")
     rows = own.workspace.scan(dataset, days[-1:]).head(CHECKED_ROWS).collect()
     return rows.select(champion.artifact.columns)

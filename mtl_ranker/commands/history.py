@@ -21,7 +21,7 @@ def history_command(project: Project, workspace: Workspace, metrics: Path | None
     records = stored(workspace)
     if not records:
         raise ProjectError(
-            f"{workspace.root / 'history'}: no nights are recorded; run `mtl-ranker nightly` first"
+            f"{workspace.where('history')}: no nights are recorded; run `mtl-ranker nightly` first"
         )
     console.print(history_table(records, project, console.width))
     for line in alarms(records, project)[records[-1].day]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections import Counter
 from collections.abc import Iterator
 
 from mtl_ranker.context import Context
@@ -20,16 +20,20 @@ def prune(context: Context, dry_run: bool) -> Iterator[str]:
     """
     connection.connect(context.workspace)
     with context.workspace.lock("prune"):
-        folders = sorted(f for f in (context.workspace.root / VIEWS).glob("*") if f.is_dir())
+        workspace, folders = context.workspace, Counter[str]()
+        for place, size in workspace.places(VIEWS).items():
+            name, *below = place.removeprefix(f"{VIEWS}/").split("/")
+            folders.update({name: size} if below else {})
         versions = registry.versions_in_use(context.project) if folders else []
         artifacts = [
             RankerArtifact.load(registry.artifact_folder(context.project, v)) for v in versions
         ]
         needed = views_of(context, [(a.project, a.sql) for a in artifacts])
-        unused = [folder for folder in folders if folder.name not in needed]
-        for folder in unused:
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            yield f"{'would remove' if dry_run else 'removed'} {folder} ({size / 1e6:,.1f} MB)"
+        unused = sorted(name for name in folders if name not in needed)
+        for name in unused:
+            folder = f"{VIEWS}/{name}"
+            done = "would remove" if dry_run else "removed"
+            yield f"{done} {workspace.where(folder)} ({folders[name] / 1e6:,.1f} MB)"
             if not dry_run:
-                shutil.rmtree(folder)
+                workspace.remove(folder)
         yield f"{len(folders) - len(unused)} views are in use by {len(versions)} model versions"

@@ -16,6 +16,7 @@ from typing import Any
 from mtl_ranker.commands.processes import Ended, ended_by_signals, exit_code, started
 from mtl_ranker.environment import TEMPORARY_API
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.stores.copies import local_folder
 
 # Prefect's runner ends its flow runs within 30 seconds.
 GRACE = 40.0
@@ -44,7 +45,7 @@ def server(workspace: Path, port: int) -> Iterator[dict[str, str]]:
     if "PREFECT_API_URL" in os.environ:
         yield {}
         return
-    home = workspace.resolve() / "prefect"
+    home = local_folder(workspace).resolve() / "prefect"
     settings = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

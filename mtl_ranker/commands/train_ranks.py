@@ -11,6 +11,7 @@ folder). Rank 0 logs the runs to MLflow and registers the winner as challenger; 
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -48,9 +49,15 @@ def main(
     from mtl_ranker.reports.tables import comparison_table
     from mtl_ranker.tracking import connection, registry
     from mtl_ranker.training.distributed import ranks
-    from mtl_ranker.workspace import Workspace
+    from mtl_ranker.workspace import open_workspace
 
-    project, work = load_project(config), Workspace(workspace)
+    project, work = load_project(config), open_workspace(workspace)
+    here, everywhere = (os.environ.get(f"{of}WORLD_SIZE", "1") for of in ("LOCAL_", ""))
+    if work.store is not None and here != everywhere:
+        raise ProjectError(
+            f"--workspace {work.where()}: ranks on several hosts share their rows and checkpoints; "
+            "allowed: a folder that all hosts mount, or the ranks of one host"
+        )
     unknown = set(model or []) - set(project.models)
     if unknown:
         allowed = ", ".join(project.models)

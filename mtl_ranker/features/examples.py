@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import date, timedelta
-from pathlib import Path
+from pathlib import PurePath
 
 import polars as pl
 
@@ -56,11 +56,12 @@ class ExamplesPart:
     """A block of whole users, and the file of their examples until the day is published.
 
     Attributes:
+        file: below the workspace's root.
         night: D, on which the labels are known.
     """
 
     block: Block
-    file: Path
+    file: PurePath
     night: date
 
 
@@ -142,10 +143,10 @@ def build_examples(context: Context, day: date, night: date | None = None) -> st
 
 def build_examples_part(context: Context, day: date, part: ExamplesPart) -> None:
     """Write one block of a plan to its file, unless an earlier attempt has written it."""
-    if part.file.is_file():
+    if context.workspace.has(part.file):
         return
     rows = examples_of_block(context, day, part)
-    with context.workspace.staged(part.file) as temporary:
+    with context.workspace.published(part.file) as temporary:
         rows.sink_parquet(temporary, compression="lz4", engine="streaming")
 
 
@@ -164,8 +165,9 @@ def finish_examples(context: Context, plan: ExamplesPlan) -> str:
         workspace.publish_parts(examples_dataset(context), plan.day, files, plan.made)
     else:
         everything = Block(None, None, 0, everything=True)
-        place = workspace.path(examples_dataset(context), plan.day)
-        rows = examples_of_block(context, plan.day, ExamplesPart(everything, place, plan.night))
+        place = workspace.place(examples_dataset(context), plan.day)
+        whole = ExamplesPart(everything, PurePath(place), plan.night)
+        rows = examples_of_block(context, plan.day, whole)
         workspace.publish(examples_dataset(context), plan.day, rows, plan.made)
     return plan.why
 

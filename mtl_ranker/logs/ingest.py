@@ -53,7 +53,7 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     provenance = events_provenance(context, day)
     why = workspace.stale("events", day, provenance)
     if why is None:
-        count = workspace.scan("events", [day]).select(pl.len()).collect().item()
+        count = workspace.rows("events", day)
         return IngestReport(day, count, count, {}, None)
     place = f"{source.root / project.log.path} ({day})"
     rows = source.scan_day(day, used_columns(project) | kept_columns(workspace))
@@ -71,7 +71,7 @@ def ingest_day(context: Context, day: date) -> IngestReport:
             f"({checked.bad_share:.1%}) break the contract; allowed: "
             f"log.max_bad_share = {project.log.max_bad_share:.1%}\n"
             f"         rows  reason: values\n{table}\n"
-            f"  the rows are in {workspace.path('quarantine', day)}"
+            f"  the rows are in {workspace.where(workspace.place('quarantine', day))}"
         )
     workspace.publish("events", day, checked.good, provenance)
     return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons, why)
@@ -172,7 +172,7 @@ KEPT = "views/columns.json"
 
 def kept_columns(workspace: Workspace) -> set[str]:
     """Columns of the log that registered models need, whatever the project file says now."""
-    path = workspace.root / KEPT
+    path = workspace.file(KEPT)
     return set(json.loads(path.read_text("utf-8"))) if path.is_file() else set()
 
 

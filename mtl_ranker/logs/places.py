@@ -1,21 +1,13 @@
 """Files and folders of the log: local ones, and objects of S3, Google Cloud Storage and Azure.
 
-An address is `s3://bucket/key`, `gs://bucket/key` or `az://container/key`. Credentials are those of
-the usual environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`); `AWS_ENDPOINT_URL` names an S3-compatible
-store. Objects are listed with obstore and read by polars.
+Objects are listed with obstore (`stores/objects.py`) and read by polars.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from pathlib import Path, PurePath, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -23,21 +15,9 @@ from typing import Any
 import polars as pl
 
 from mtl_ranker.context import Place
-from mtl_ranker.errors import ProjectError, first_line
+from mtl_ranker.stores import objects
+from mtl_ranker.stores.objects import ADDRESS, Meta, address_of, is_address, store_options
 from mtl_ranker.workspace import FileSize, Workspace, file_content
-
-SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss")
-# `Path` writes s3://bucket as s3:/bucket.
-ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+(?P<rest>[^/].*)")
-
-
-@dataclass(frozen=True)
-class Meta:
-    """An object's size in bytes, the time of its last change, and the tag of its content."""
-
-    size: int
-    modified: datetime
-    tag: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,8 @@ class ObjectPath:
 
         Raises ProjectError where the store cannot be listed.
         """
-        return self if self.listing is not None else replace(self, listing=_list(self.address))
+        found = objects.listing(self.address) if self.listing is None else self.listing
+        return replace(self, listing=found)
 
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
@@ -83,7 +64,7 @@ class ObjectPath:
 
     def is_dir(self) -> bool:
         if self.listing is None:
-            return _holds(self.address)
+            return objects.holds(self.address)
         return any(key.startswith(self._prefix) for key in self.listing)
 
     def meta(self) -> Meta:
@@ -137,17 +118,12 @@ class ObjectPath:
         return f"{self.key}/" if self.key else ""
 
     def _meta(self) -> Meta | None:
-        return _head(self.address) if self.listing is None else self.listing.get(self.key)
+        return objects.head(self.address) if self.listing is None else self.listing.get(self.key)
 
     def _below(self) -> Iterator[str]:
-        listing = _list(self.address) if self.listing is None else self.listing
+        listing = objects.listing(self.address) if self.listing is None else self.listing
         keys = (key for key in listing if key.startswith(self._prefix))
         return (key.removeprefix(self._prefix) for key in keys)
-
-
-def is_address(place: object) -> bool:
-    """Whether a text or path is the address of an object store."""
-    return ADDRESS.match(str(place)) is not None
 
 
 def place_at(place: str | Path) -> Place:
@@ -155,24 +131,7 @@ def place_at(place: str | Path) -> Place:
 
     Raises ProjectError for an address of another kind of store, and without obstore.
     """
-    found = ADDRESS.match(str(place))
-    if found is None:
-        return Path(place)
-    address = f"{found['scheme'].lower()}://{found['rest'].rstrip('/')}"
-    if found["scheme"].lower() not in SCHEMES:
-        raise ProjectError(
-            f"{address}: no known store; allowed: a folder, or s3://, gs:// or az://"
-        )
-    needs_extra(address, "obstore")
-    return ObjectPath(address)
-
-
-def needs_extra(what: str, package: str) -> None:
-    """Raise ProjectError without a package of the extra `stores`."""
-    if find_spec(package) is None:
-        raise ProjectError(
-            f"{what}: needs {package}, which is not installed: pip install 'mtl_ranker[stores]'"
-        )
+    return ObjectPath(address_of(place)) if is_address(place) else Path(place)
 
 
 def listed(place: Place) -> Place:
@@ -212,74 +171,3 @@ def schema_of(file: Place) -> pl.Schema:
     if isinstance(file, ObjectPath):
         return scan_places([file]).collect_schema()
     return pl.Schema(pl.read_parquet_schema(str(file)))
-
-
-def store_options() -> dict[str, str]:
-    """Options for object stores that polars and deltalake do not take from the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    if not endpoint:
-        return {}
-    plain = {"aws_allow_http": "true"} if endpoint.startswith("http://") else {}
-    return {"aws_endpoint_url": endpoint, **plain}
-
-
-def _list(address: str) -> dict[str, Meta]:
-    """The object of an address, or every object below it."""
-    import obstore
-
-    with _readable(address) as (store, prefix):
-        batches = obstore.list(store, prefix or None, chunk_size=1000)
-        found = {entry["path"]: _meta_of(entry) for batch in batches for entry in batch}
-        single = None if found or not prefix else _head(address)
-        return found if single is None else {prefix: single}
-
-
-def _holds(address: str) -> bool:
-    """Whether there is an object below an address."""
-    import obstore
-
-    with _readable(address) as (store, prefix):
-        return any(len(batch) for batch in obstore.list(store, prefix or None, chunk_size=1))
-
-
-def _head(address: str) -> Meta | None:
-    """The object of an address, or None."""
-    import obstore
-
-    with _readable(address) as (store, key):
-        try:
-            return _meta_of(obstore.head(store, key)) if key else None
-        except FileNotFoundError:
-            return None
-
-
-def _meta_of(entry: Any) -> Meta:
-    tag = entry["e_tag"] or entry["version"] or entry["last_modified"].isoformat()
-    return Meta(entry["size"], entry["last_modified"], tag.strip('"'))
-
-
-@contextmanager
-def _readable(address: str) -> Iterator[tuple[Any, str]]:
-    """The connection to an address's bucket, and its key there.
-
-    A request that the store refuses for a while (503) is repeated by obstore. Raises ProjectError
-    for one that fails.
-    """
-    from obstore.exceptions import BaseError
-
-    scheme, _, rest = address.partition("://")
-    bucket, _, key = rest.partition("/")
-    try:
-        yield _bucket(f"{scheme}://{bucket}", tuple(sorted(store_options().items()))), key
-    except (BaseError, OSError) as error:
-        raise ProjectError(f"{address}: the store cannot be read: {first_line(error)}") from error
-
-
-@functools.cache
-def _bucket(address: str, options: tuple[tuple[str, str], ...]) -> Any:
-    """A connection to a bucket, which threads share."""
-    from obstore.store import from_url
-
-    config: Any = dict(options)
-    plain = config.pop("aws_allow_http", "false") == "true"
-    return from_url(address, config=config, client_options={"allow_http": plain})

@@ -24,7 +24,6 @@ from mtl_ranker.context import Context, Place, Source
 from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.logs.places import (
     content_of,
-    is_address,
     listed,
     place_at,
     scan_places,
@@ -33,7 +32,7 @@ from mtl_ranker.logs.places import (
 )
 from mtl_ranker.logs.requests import shown_items
 from mtl_ranker.logs.table_formats import TableVersion, open_table
-from mtl_ranker.workspace import FileSize, Workspace, fingerprint
+from mtl_ranker.workspace import FileSize, Workspace, fingerprint, open_workspace
 
 TABLE_FORMATS = ("delta", "iceberg")
 AnyPlace = TypeVar("AnyPlace", bound=Place)
@@ -922,14 +921,12 @@ def _reader(log: Log, root: Place, workspace: Workspace | None) -> ParquetSource
     return ParquetSource(log, root, workspace)
 
 
-def open_context(config: str, data: str | Path, workspace: Path) -> Context:
+def open_context(config: str, data: str | Path, workspace: str | Path) -> Context:
     """Read the project file, and find its log and its workspace.
 
     Raises ProjectError for a mistake in the project file, a missing folder of data and a workspace
-    that is no local folder.
+    at an address of an unknown kind.
     """
     project = load_project(config)
-    if is_address(workspace):
-        raise ProjectError(f"--workspace {workspace}: is an address; allowed: a local folder")
-    folder = Workspace(workspace)
+    folder = open_workspace(workspace)
     return Context(project, open_source(project, data, folder), folder)

@@ -16,7 +16,7 @@ import polars as pl
 
 from mtl_ranker.context import Place
 from mtl_ranker.errors import ProjectError, first_line
-from mtl_ranker.logs.places import ADDRESS, needs_extra, store_options
+from mtl_ranker.stores.objects import ADDRESS, needs_extra, store_options
 from mtl_ranker.workspace import fingerprint
 
 MILLISECOND = timedelta(milliseconds=1)

@@ -173,7 +173,7 @@ def store(workspace: Workspace, record: NightRecord) -> None:
 
 def stored(workspace: Workspace) -> list[NightRecord]:
     """The records of all nights, ascending."""
-    files = sorted((workspace.root / HISTORY).glob("*.json"))
+    files = workspace.files([p for p in workspace.places(HISTORY) if p.endswith(".json")])
     return [_record(json.loads(file.read_text("utf-8"))) for file in files]
 
 

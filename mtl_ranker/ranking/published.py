@@ -15,7 +15,8 @@ import polars as pl
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError, first_line
-from mtl_ranker.logs.places import is_address, needs_extra, place_at, store_options
+from mtl_ranker.logs.places import place_at
+from mtl_ranker.stores.objects import is_address, needs_extra, store_options
 
 DAY, MADE = "mtl_ranker.day", "mtl_ranker.made_from"  # in the metadata of a commit
 

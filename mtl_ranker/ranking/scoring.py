@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
-from pathlib import Path
+from pathlib import PurePath
 
 import polars as pl
 import torch
@@ -56,7 +56,7 @@ class Ranked:
         effects: what each rule and exploration changed of the blended score.
     """
 
-    path: Path
+    path: PurePath
     candidates: int
     users: int
     rows: int
@@ -84,10 +84,14 @@ def rankings_provenance(context: Context, ranker: RegisteredRanker, day: date) -
 
 @dataclass(frozen=True)
 class RankingPart:
-    """Blocks of whole users that are ranked in parallel, and the file of their ranking."""
+    """Blocks of whole users that are ranked in parallel, and the file of their ranking.
+
+    Attributes:
+        file: below the workspace's root.
+    """
 
     blocks: list[Block]
-    file: Path
+    file: PurePath
 
     @property
     def candidates(self) -> int:
@@ -191,7 +195,7 @@ def rank_part(
     `on_block` is called with the candidates of each finished block. Raises ProjectError for
     candidates without a feature column.
     """
-    if part.file.is_file():
+    if context.workspace.has(part.file):
         on_block(part.candidates)
         return
     lists = DayLists.build(context, day, joined(part.blocks).of)
@@ -208,7 +212,7 @@ def rank_part(
         raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(missing)}")
     ranked = rank_blocks(BlockRanker(artifact, as_of, lists), candidates, blocks, on_block)
     repeated = candidates.select(used).n_unique() - candidates.select(PAIR).n_unique()
-    with context.workspace.staged(part.file) as temporary:
+    with context.workspace.published(part.file) as temporary:
         ranking = with_version([rows for rows, _ in ranked], ranker.version)
         effects = summed(changed for _, changed in ranked)
         facts = {REPEATED: str(repeated), EFFECTS: effects_to_json(effects)}
@@ -298,11 +302,11 @@ def grouped(blocks: Sequence[Block]) -> list[list[Block]]:
 def publish_ranking(workspace: Workspace, plan: RankingPlan) -> Ranked:
     """Publish all parts of a plan as rankings/date=D."""
     files = [part.file for part in plan.parts]
-    facts = [pl.read_parquet_metadata(file) for file in files]
+    facts = [pl.read_parquet_metadata(file) for file in workspace.files(files)]
     repeated = sum(int(fact[REPEATED]) for fact in facts)
     effects = summed(effects_from_json(fact[EFFECTS]) for fact in facts)
     path = workspace.publish_parts("rankings", plan.day, files, plan.made)
-    rows = pl.scan_parquet(path)
+    rows = workspace.scan("rankings", [plan.day])
     users, count = (
         rows.select(pl.col("user_id").n_unique(), pl.len().alias("rows")).collect().row(0)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 from rich import box
@@ -53,7 +53,7 @@ class Chart:
     lines: list[str]
 
 
-def publish_index(workspace: Workspace, project: Project) -> Path | None:
+def publish_index(workspace: Workspace, project: Project) -> PurePath | None:
     """Publish `reports/index.html` of the recorded nights; None without any."""
     records = stored(workspace)
     if not records:
@@ -82,7 +82,7 @@ def history_page(project: Project, records: Sequence[NightRecord], workspace: Wo
         groups=groups,
         by_objective={name: _objective_charts(shown, warned, name) for name in names},
         charts=_night_charts(shown, warned),
-        linked={r.day for r in shown if (workspace.root / f"reports/{r.day}.html").is_file()},
+        linked={r.day for r in shown if workspace.has(f"reports/{r.day}.html")},
         width=WIDTH,
         height=HEIGHT,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -18,6 +19,8 @@ import mlflow.pyfunc
 
 from mtl_ranker.workspace import Workspace
 
+LOG = logging.getLogger(__name__)
+
 LOCAL_PAGE = "http://127.0.0.1:5000"
 
 
@@ -31,12 +34,23 @@ def connect(workspace: Workspace) -> str:
         logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
+        if workspace.store is not None:
+            _warn_of_this_host(workspace.root)
         create_database(workspace)
         uri = tracking_uri(workspace)
     elif uri.startswith("http"):
         _check_answers(without_credentials(uri))
     mlflow.set_tracking_uri(uri)
     return uri
+
+
+@functools.cache
+def _warn_of_this_host(root: Path) -> None:
+    LOG.warning(
+        "MLFLOW_TRACKING_URI is not set: runs and models are in %s/mlflow.db, where no other host "
+        "finds them",
+        root,
+    )
 
 
 def _check_answers(address: str) -> None:
@@ -68,9 +82,10 @@ def create_database(workspace: Workspace) -> None:
     target = workspace.root / "mlflow.db"
     if target.is_file():
         return
-    with workspace.lock("create mlflow.db", "mlflow.db", wait=True):
+    here = Workspace(workspace.root)  # never in a store
+    with here.lock("create mlflow.db", "mlflow.db", wait=True):
         if not target.is_file():  # another run may have created it meanwhile
-            _migrate(workspace, target)
+            _migrate(here, target)
 
 
 def _migrate(workspace: Workspace, target: Path) -> None:
@@ -96,7 +111,7 @@ def where_to_look(link: str, workspace: Workspace) -> str:
     """A link to MLflow's pages and, where no server runs by itself, how to start one."""
     if mlflow.get_tracking_uri().startswith("http"):
         return link
-    return f"{link}  (start it with `mtl-ranker ui --workspace {workspace.root}`)"
+    return f"{link}  (start it with `mtl-ranker ui --workspace {workspace.where()}`)"
 
 
 def without_credentials(url: str) -> str:

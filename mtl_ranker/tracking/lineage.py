@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -51,7 +52,9 @@ class ExamplesDataset(Dataset):
         versions = self._versions_of(context, list(dates))
         if versions:
             self._profile["versions"] = versions
-        source = LocalArtifactDatasetSource(str((workspace.root / dataset).resolve()))
+        place = workspace.where(dataset)
+        place = place.resolve() if isinstance(place, Path) else place
+        source = LocalArtifactDatasetSource(str(place))
         super().__init__(source, f"examples {span(dates)}", fingerprint(*marks.values())[:12])
 
     @staticmethod

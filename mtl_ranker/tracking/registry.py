@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import mlflow
 import mlflow.pyfunc
@@ -147,7 +147,7 @@ def _new_version(
 
 def record(
     context: Context, suite: Suite, system: Sequence[Sample] = ()
-) -> tuple[Logged, ModelVersion, Path]:
+) -> tuple[Logged, ModelVersion, PurePath]:
     """Publish a training's report, log its runs and register its winner.
 
     A training of the same day with the same inputs is registered once: if there is one, it becomes
@@ -171,10 +171,9 @@ def record(
             _delete_attempt(project, logged)
             continue
         client.set_registered_model_alias(project.name, "challenger", number)
-        report = workspace.root / place
-        if not report.is_file():
+        if not workspace.has(place):
             workspace.publish_file(place, training_report(project, suite))
-        return logged, client.get_model_version(project.name, number), report
+        return logged, client.get_model_version(project.name, number), workspace.where(place)
     page = training_report(project, suite)
     report = workspace.publish_file(place, page)
     logged = log_suite(context, suite, fingerprint(*marks), page, inputs)

@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from mtl_ranker.stores import objects
+from mtl_ranker.stores.objects import Meta
 from mtl_ranker.tracking.lineage import split_datasets
 from tests.nights import Night, run_night
 from tests.projects import SMALL, write_project
@@ -27,10 +29,15 @@ def rankings(night: Night) -> pl.DataFrame:
     return workspace.scan("rankings", workspace.days("rankings")).collect()
 
 
-def night_of(folder: Path, data: str | Path, **log: Any) -> Night:
+def tags(address: str) -> dict[str, Meta]:
+    """Key → what the store says of each object."""
+    return objects.listing(address)
+
+
+def night_of(folder: Path, data: str | Path, workspace: str | None = None, **log: Any) -> Night:
     folder.mkdir()
     write_project(folder, SMALL, log=log, models={"mmoe": {"preset": "mmoe", "experts": 2}})
-    return run_night(folder, data)
+    return run_night(folder, data, workspace)
 
 
 @pytest.mark.slow
@@ -67,3 +74,24 @@ def test_the_same_night_in_every_place_and_format(feed: Path, tmp_path: Path):
             items={"path": "feed.items"},
         )
         assert_frame_equal(rankings(iceberg), expected, check_exact=True)
+
+
+@pytest.mark.slow
+def test_the_same_night_with_the_workspace_in_a_store(
+    feed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A second host, which has no file of the first one, builds nothing and ranks the same."""
+    expected = rankings(night_of(tmp_path / "local", feed))
+    with s3_server():
+        address = "s3://feed/workspace"
+        monkeypatch.setenv("MTL_RANKER_CACHE", str(tmp_path / "cache-a"))
+        first = night_of(tmp_path / "a", feed, address)
+        assert_frame_equal(rankings(first), expected, check_exact=True)
+        made = tags(address)
+        monkeypatch.setenv("MTL_RANKER_CACHE", str(tmp_path / "cache-b"))
+        second = night_of(tmp_path / "b", feed, address)
+        assert_frame_equal(rankings(second), expected, check_exact=True)
+        changed = {key for key, meta in tags(address).items() if made.get(key) != meta}
+        assert {key.split("/")[1] for key in changed} <= {"rankings", ".leases"}
+        copies = [str(file) for file in (tmp_path / "cache-b").rglob("part-0.parquet")]
+        assert not any("/quarantine/" in file for file in copies)  # read by no step

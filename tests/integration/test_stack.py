@@ -24,7 +24,7 @@ import polars as pl
 import polars.testing
 import pytest
 
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, open_workspace
 from tests.integration.commands import environment, free_port
 from tests.integration.test_operating import run
 from tests.integration.test_servers import ask
@@ -117,7 +117,11 @@ def started(command: list[str], address: str, log: Path, env: dict[str, str]) ->
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 15)
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # it waits for connections that killed clients left
+            os.killpg(process.pid, 9)
+            process.wait(30)
 
 
 def server_settings(home: Path, database: str) -> dict[str, str]:
@@ -272,9 +276,9 @@ def killed(victim: subprocess.Popen, folder: Path, pattern: str) -> Iterator[Non
     victim.wait(30)
 
 
-def published(root: Path, dataset: str) -> pl.DataFrame:
-    """All of a dataset, with its days."""
-    workspace = Workspace(root)
+def published(place: Path | str, dataset: str) -> pl.DataFrame:
+    """All of a dataset of the workspace at a path or an address, with its days."""
+    workspace = open_workspace(place)
     days = workspace.days(dataset)
     assert days
     rows = [workspace.scan(dataset, [d]).with_columns(published=pl.lit(d)) for d in days]

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import polars as pl
@@ -25,8 +21,10 @@ from mtl_ranker.logs.sources import open_context
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.projects import TINY, WITHOUT, project, write_project
 from tests.stores import (
+    Request,
     daily_frames,
     iceberg_catalog,
+    proxy,
     s3_server,
     upload,
     write_delta,
@@ -71,58 +69,22 @@ def days(context: Context) -> list[int]:
     return [(day - FIRST).days for day in context.source.days()]
 
 
-@contextmanager
-def refusing(endpoint: str, times: int) -> Iterator[list[int]]:
-    """A proxy that answers 503 to the first requests; yields the status of each answer."""
-    answers: list[int] = []
-
-    class Proxy(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            status, headers, content = 503, {}, b""
-            if len(answers) >= times:
-                target = HTTPConnection(endpoint.removeprefix("http://"))
-                target.request(self.command, self.path, headers=dict(self.headers))
-                answer = target.getresponse()
-                status, headers, content = answer.status, dict(answer.headers), answer.read()
-                target.close()
-            answers.append(status)
-            self.send_response(status)
-            size = headers.get("content-length", f"{len(content)}")
-            kept = ("content-type", "etag", "last-modified", "content-range", "accept-ranges")
-            for name in kept:
-                if name in headers:
-                    self.send_header(name, headers[name])
-            self.send_header("content-length", size)
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_HEAD = do_GET
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """No line for each request."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        yield answers
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def refused(count: int) -> Callable[[Request], bool]:
+    """The first requests are refused."""
+    return lambda request: request.number < count
 
 
 class TestObjects:
     def test_a_request_that_is_refused_for_a_while_is_repeated(self, tiny: Path, s3: str):
         address = upload(tiny / "log", "refused/log").removesuffix("/log")
-        with refusing(s3, 2) as answers:
+        with proxy(s3, refused(2)) as answers:
             assert place_at(address).is_dir()
-        assert answers[:3] == [503, 503, 200]
-        with refusing(s3, 2) as answers:  # without a look-up by obstore: a file's footer by polars
+        assert [answer.status for answer in answers[:3]] == [503, 503, 200]
+        with proxy(
+            s3, refused(2)
+        ) as answers:  # without a look-up by obstore: a file's footer by polars
             schema = schema_of(place_at(f"{address}/log/date={FIRST}/part-0.parquet"))
-        assert answers[:2] == [503, 503]
+        assert [answer.status for answer in answers[:2]] == [503, 503]
         assert schema == tiny_events(FIRST).schema
 
     def test_ingests_what_the_local_log_holds(self, tiny: Path, s3: str):
@@ -179,7 +141,7 @@ class TestObjects:
     def test_a_missing_package_is_named_with_its_extra(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("mtl_ranker.logs.places.find_spec", lambda name: None)
+        monkeypatch.setattr("mtl_ranker.stores.objects.find_spec", lambda name: None)
         with pytest.raises(ProjectError, match=r"obstore, .* pip install 'mtl_ranker\[stores\]'"):
             opened(tiny, "s3://feed/a")
 
