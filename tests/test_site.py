@@ -15,9 +15,12 @@ import yaml
 
 import mtl_ranker as mr
 from mtl_ranker.config import Project
+from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.artifact import RegisteredRanker
 from mtl_ranker.ranking.scoring import score_day
 from tests.conftest import FIRST
+from tests.features.test_actions import DAYS, Acted, Shown, build, one_each_day, write_world
+from tests.projects import edit_project
 from tests.ranking.test_scoring import HISTORY, random_ranker
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +99,40 @@ def columns_of(page: str, dataset: str, names: dict[str, list[str]]) -> set[str]
                 filled = {f.replace(key, v) for f in filled for v in (values if key in f else [""])}
             found |= filled
     return found
+
+
+def test_the_page_of_datasets_lists_the_columns_of_actions_and_derived_features(tmp_path):
+    shown = one_each_day([Shown(1, 1, "home", 24 * n + 3) for n in range(DAYS)])
+    write_world(tmp_path, shown, [Acted(1, 1, 4, 0, 1)], [])
+    pl.DataFrame({"i": [1], "price": [2.0], "at": [FIRST]}).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    items = {"path": "items.parquet", "key": "i", "columns": ["price"], "published": "at"}
+    edit_project(
+        tmp_path,
+        log={"items": items},
+        features={"numerics": ["price"], "derived": {"double": "2 * price"}},
+        training={"immature": "soft", "sample_weight": "length(tab)"},
+    )
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    examples = set(build(context).columns)
+    extra = {"open_label_like", "sample_weight", "double", "item_age_days", "price"}
+    assert extra <= examples
+    page = (DOCS / "reference/datasets.md").read_text("utf-8")
+    names = {
+        "CONTEXT": ["tab"],
+        "LOGGED": [],
+        "TABLE": ["price"],
+        "DERIVED": ["double"],
+        "OBJECTIVE": ["like", "long"],
+        "ENTITY": ["user", "item", "tab", "item_x_tab", "user_x_tab"],
+        "SIGNAL": ["like", "long", "watched"],
+        "WINDOW": ["1", "3"],
+        "COLUMN": ["item_id"],
+    }
+    assert examples <= columns_of(page, "examples", names)
+    actions = context.workspace.scan("actions/like", [FIRST]).collect_schema().names()
+    assert {"column", *actions} == columns_of(page, "actions", {})
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def _time(log: Events) -> str:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a project file will say.
+    """The contents of a project file.
 
     Attributes:
         streams: name of an action → its stream.

@@ -21,7 +21,7 @@ import polars as pl
 
 from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
 from mtl_ranker.context import Context, Place, Source
-from mtl_ranker.errors import ProjectError, first_line
+from mtl_ranker.errors import ProjectError, counted, first_line
 from mtl_ranker.logs.places import (
     content_of,
     is_address,
@@ -343,7 +343,11 @@ class ParquetSource:
             partitions = self._partitions()
             if day not in partitions:
                 have = sorted(partitions)
-                days = f"{len(have)} days from {have[0]} to {have[-1]}" if have else "no day"
+                days = (
+                    f"{counted(len(have), 'day')} from {have[0]} to {have[-1]}"
+                    if have
+                    else "no day"
+                )
                 raise ProjectError(
                     f"{path}: no partition {day.strftime(self.log.layout or '')}; the log has "
                     f"{days}"

@@ -25,7 +25,7 @@ LEFT = 44.0  # for the ends of the vertical axis
 
 @dataclass(frozen=True)
 class Point:
-    """A night in a chart: its place, the ends of its interval, and what it says."""
+    """A night in a chart: its place, the ends of its interval, and its text."""
 
     x: float
     y: float
