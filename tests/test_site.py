@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
+import tomllib
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -27,14 +29,23 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", DOCS / "hooks/reference.py")
+def hook(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"hooks/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    return hook("reference")
+
+
+@pytest.fixture(scope="module")
+def messages() -> ModuleType:
+    return hook("messages")
 
 
 def test_every_setting_is_described(reference):
@@ -59,11 +70,49 @@ def test_the_page_of_settings_has_type_range_default_and_meaning(reference):
     assert set(Project.model_fields) - {"name", "models"} <= {h.strip("[]") for h in headings}
 
 
+def test_the_settings_are_of_the_only_version(reference):
+    """A second version needs the version of each setting."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert f"All keys exist since version {version}." in reference.settings_page()
+
+
 def test_the_page_of_commands_has_every_option(reference):
     page = reference.commands_page()
     assert "| `--format` | `mlflow` | An MLflow model, a torch.export program" in page
     assert "| `--config`, `-c` | required |" in page
     assert "## study census" in page
+
+
+def test_every_error_message_has_a_remedy(messages):
+    found = messages.messages()
+    assert len(found) > 200
+    assert [message for message in found if messages.remedy_of(message) is None] == []
+
+
+def test_every_pattern_of_the_remedies_finds_a_message(messages):
+    used = {messages.remedy_of(message) for message in messages.messages()}
+    assert [each.pattern.pattern for each in messages.remedies() if each not in used] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ('f"--from {first.date()} is after --to {last}"', "--from <first> is after --to <last>"),
+        ("""f"{name!r} lacks {', '.join(n)}; " "run it\"""", "'<name>' lacks <…>; run it"),
+        ('f"{path}: {log.user}" + (f" of {day:%Y}" "!")', "<path>: <user> of <day>!"),
+        ('"\\n".join([f"{source}: wrong", *lines])', "<source>: wrong"),
+        ('f"{place}: it has:\\n{table}"', "<place>: it has:"),
+        ("str(error)", ""),
+    ],
+)
+def test_formatted_values_are_named_in_messages(messages, code, text):
+    assert messages.sentence(ast.parse(code, mode="eval").body) == text
+
+
+def test_the_page_of_messages_has_a_table_for_each_area(messages):
+    page = messages.messages_page()
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == list(messages.AREAS)
+    assert "| `` --config <preset_or_file>: no such file, and no preset of that name; " in page
 
 
 def test_every_page_is_in_the_navigation():
@@ -76,7 +125,8 @@ def test_every_page_is_in_the_navigation():
         return {page for each in inner for page in pages(each)}
 
     written = {str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md")}
-    made = {"reference/settings.md", "reference/commands.md", "contributing.md", "benchmarks.md"}
+    made = {"reference/settings.md", "reference/commands.md", "reference/messages.md"}
+    made |= {"contributing.md", "benchmarks.md"}
     decisions = {page for page in written if page.startswith("decisions/")}  # by the hook
     assert pages(settings["nav"]) == (written | made) - decisions
 

@@ -15,7 +15,7 @@ import polars as pl
 
 from mtl_ranker.config import CANONICAL, IDENTIFIER, Project, parse_project
 from mtl_ranker.context import Source
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, counted
 from mtl_ranker.features.days import last_final_day
 from mtl_ranker.logs.discover import (
     LATER,
@@ -174,8 +174,8 @@ class Draft:
         unsure = list(_questions(self, project))
         if count < 3:
             unsure.append(
-                f"the log has {counted(count, 'day')} with final labels; a night needs at least 3, to train, "
-                "validate and test"
+                f"the log has {counted(count, 'day')} with final labels; a night needs at least 3, "
+                "to train, validate and test"
             )
         fitted = {"days": days, "split": split, "bad_share": share, "unsure": unsure}
         return Draft(**(vars(self) | fitted))

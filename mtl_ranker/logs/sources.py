@@ -891,7 +891,10 @@ def _key_problem(settings: Table, rows: pl.LazyFrame, which: str, place: str) ->
     row = wrong.row(0, named=True)
     shown = f"{row[FROM] or 'always'} to {row[TO] or 'open'}"
     if row[FROM] is not None and row[TO] is not None and row[FROM] > row[TO]:
-        return f"{place}: key {settings.key!r} = {row[key]!r} is valid from {shown}"
+        return (
+            f"{place}: key {settings.key!r} = {row[key]!r} is valid from {shown}; allowed: an end "
+            "that is not before the start"
+        )
     return (
         f"{place}: key {settings.key!r} = {row[key]!r} has two rows that are valid at one time: "
         f"{row['from before'] or 'always'} to {row['to before'] or 'open'}, and {shown}; allowed: "
