@@ -52,12 +52,14 @@ def run_text(run: ModelRun) -> str:
 
 
 def with_decision(text: str, decision: Decision, version: str) -> str:
-    """A description that starts with the decision on a version; it replaces an earlier one."""
+    """A description whose first line is the decision on a version; it replaces an earlier one."""
     outcome = "is champion" if decision.promoted else "is not champion"
-    lines = ["### Decision", "", f"**Version {version} {outcome}.** {decision.reason}."]
+    # MLflow's lists of versions show the first line as plain text.
+    reason = decision.reason[:1].upper() + decision.reason[1:]
+    lines = [f"Version {version} {outcome}. {reason}."]
     if decision.differences:
         rows = [[name, value.signed] for name, value in decision.differences.items()]
-        lines += ["", *_table(["objective", "challenger minus champion"], rows)]
+        lines += ["", *_table(["objective", f"challenger minus {decision.against}"], rows)]
     _, found, training = text.partition(TRAINING)
     return "\n".join([*lines, "", found + training])
 
