@@ -1,4 +1,4 @@
-"""Whether a refit model replaces the one that it was made from: only if it does no harm.
+"""Whether a refit model replaces its original: unless it is significantly worse or uncalibrated.
 
 Its validation days are training days, so the decision is made on days that neither was
 trained on: the test days, on which the winner among models is never chosen.
