@@ -109,10 +109,13 @@ def test_formatted_values_are_named_in_messages(messages, code, text):
     assert messages.sentence(ast.parse(code, mode="eval").body) == text
 
 
-def test_the_page_of_messages_has_a_table_for_each_area(messages):
+def test_the_page_of_messages_has_a_section_for_each_area(messages):
     page = messages.messages_page()
     assert re.findall(r"^## (.+)$", page, re.MULTILINE) == list(messages.AREAS)
-    assert "| `` --config <preset_or_file>: no such file, and no preset of that name; " in page
+    block = next(part for part in page.split("\n\n") if "torch finds no such device" in part)
+    text, remedy = block.split("\n")
+    assert text.startswith("`` <key> = '<name>': torch finds no such device on this machine;")
+    assert remedy == ":   Use a device that the message lists, or `auto`."
 
 
 def test_every_page_is_in_the_navigation():

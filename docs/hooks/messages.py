@@ -156,18 +156,18 @@ def area_of(message: Message) -> str:
 
 
 def messages_page() -> str:
-    """A table for each area: messages with their remedies."""
-    rows: dict[str, list[str]] = {area: [] for area in AREAS}
+    """A list for each area: messages, followed by the remedy that they have in common."""
+    areas: dict[str, dict[str, list[str]]] = {area: {} for area in AREAS}
     for message in messages():
         remedy = remedy_of(message)
-        shown = message.text.replace("|", "\\|")
-        row = f"| `` {shown} `` | {remedy.remedy if remedy else ''} |"
-        if row not in rows[area_of(message)]:
-            rows[area_of(message)].append(row)
+        own = areas[area_of(message)].setdefault(remedy.remedy if remedy else "", [])
+        if message.text not in own:
+            own.append(message.text)
     lines = [INTRODUCTION]
-    for area, own in rows.items():
-        if own:
-            lines += [f"\n## {area}\n", "| message | remedy |", "| --- | --- |", *own]
+    for area, by_remedy in areas.items():
+        lines += ["", f"## {area}"]
+        for remedy_text, texts in by_remedy.items():
+            lines += ["", *(f"`` {text} ``" for text in texts), f":   {remedy_text}"]
     return "\n".join([*lines, ""])
 
 
