@@ -280,12 +280,12 @@ def _questions(draft: Draft, project: Project) -> Iterator[str]:
         yield f"columns of the log without a role: {', '.join(columns.unknown)}"
     bad = [label.name for label in draft.signals if label.group == ""]
     if bad:
-        yield f"taken for bad, and used as history only: {', '.join(bad)}"
+        yield f"taken for undesired outcomes, and used as history only: {', '.join(bad)}"
     for table, found in (("users", draft.users), ("items", draft.items)):
         if found.derived:
             yield (
-                f"columns of the {table} table that may be derived from the log, and would know "
-                f"what came after a row: {', '.join(found.derived)}"
+                f"columns of the {table} table that may be derived from the log, and would "
+                f"contain later events: {', '.join(found.derived)}"
             )
         if found.unused:
             yield f"columns of the {table} table that are not used: {', '.join(found.unused)}"
