@@ -59,7 +59,8 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     """
     project = load_project(config)
     model_specs(project)
-    yield f"ok  {config}: {len(project.objectives)} objectives, {len(project.models)} models"
+    objectives = counted(len(project.objectives), "objective")
+    yield f"ok  {config}: {objectives}, {counted(len(project.models), 'model')}"
     yield from _blend_lines(project)
     yield from _against(project)
     source = open_source(project, data)

@@ -133,7 +133,7 @@ def rehearse(project: Project, source: Source, folder: Path) -> Iterator[str]:
     artifact = RankerArtifact(sampled, encoder, tasks, model, sql=view_sql(context))
     rows = examples.head(5).select(artifact.columns)
     store_and_load(artifact, pl.concat([rows, rows.clear(1)]), folder / "mlflow")
-    yield f"ok  encoder, {len(models)} models, and the signature that MLflow stores"
+    yield f"ok  encoder, {counted(len(models), 'model')}, and the signature that MLflow stores"
     yield from _rank(context, artifact, day + timedelta(days=1))
 
 

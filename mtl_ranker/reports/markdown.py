@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtl_ranker.errors import counted
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.features.days import span
 from mtl_ranker.nightly.promotion import Decision
@@ -43,7 +44,7 @@ def run_text(run: ModelRun) -> str:
     ]
     return "\n".join(
         [
-            f"{run.label}: {epochs} epochs in {trained.seconds:,.1f} s, best epoch "
+            f"{run.label}: {counted(epochs, 'epoch')} in {trained.seconds:,.1f} s, best epoch "
             f"{trained.best_epoch}. On the test days:",
             "",
             *_table(["objective", *measures], rows),
