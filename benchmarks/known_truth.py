@@ -130,8 +130,8 @@ def main() -> None:
             logistic(parts, chosen.trials, tick),
             named(trees(without, budget, tick)[0], ", without matches"),
             trees(parts, budget, tick)[0],
-            *ranker("ours, without matches", plain, without, budget.seeds, tick),
-            *ranker("ours", project, parts, budget.seeds, tick),
+            *ranker("mtl_ranker, without matches", plain, without, budget.seeds, tick),
+            *ranker("mtl_ranker", project, parts, budget.seeds, tick),
         ]
     constant = baselines(parts.tasks, parts.frames["train"], parts.held_out)["item_popularity"]
     popular = evaluate_all(parts.tasks, parts.held_out.labels, constant, parts.held_out.lists)
@@ -175,7 +175,7 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
 
 
 def summary(figures: Mapping[str, Any]) -> str:
-    ours, without = "ours, trees, refit", "ours, without matches, trees, refit"
+    ours, without = "mtl_ranker, trees, refit", "mtl_ranker, without matches, trees, refit"
     words = [
         f"{name}: {figures[name][ours]['share']:.0%} of the way from popularity to the truth, "
         f"{figures[name][without]['share']:.0%} without match features"

@@ -5,7 +5,7 @@ One run, the same rows, features and tuning budget: base rate, item popularity, 
 (lambdarank, rank_xendcg), and our rankers: the preset as shipped, and tuned. GAUC and NDCG are by
 list (`log.list`). Training days, then one validation day (early stopping, tuning, calibration),
 then the test days, which are read once. `refit` models were trained again on the validation day
-too, ours and LightGBM alike.
+too, of mtl_ranker and LightGBM alike.
 
 Intervals and paired differences cover users of the test days and seeds.
 """
@@ -406,10 +406,10 @@ def main() -> None:
         def tick(words: str) -> None:
             progress.update(bar, advance=1, description=words)
 
-        mine = ranker(f"ours ({chosen.model})", project, parts, budget.seeds, tick)
+        mine = ranker(f"mtl_ranker ({chosen.model})", project, parts, budget.seeds, tick)
         if not chosen.no_tuned:
             better = tuned(project, parts, chosen.trials, tick)
-            mine += ranker("ours, tuned", better, parts, budget.seeds, tick)
+            mine += ranker("mtl_ranker, tuned", better, parts, budget.seeds, tick)
         models = [*without_a_model(parts), logistic(parts, chosen.trials, tick)]
         models += [*trees(parts, budget, tick), *mine]
     found = compare(parts, models, "LightGBM")
@@ -440,7 +440,7 @@ def main() -> None:
 
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
-    """A table of all models for each objective, and ours against LightGBM after its refit."""
+    """A table of all models for each objective, and mtl_ranker against LightGBM after its refit."""
     over = [f"{name} over LightGBM" for name in COMPARED.values()]
     headings = ["model", *HEADINGS, "GAUC interval", *over]
     last = registered(figures)
@@ -464,7 +464,9 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
 
 def registered(figures: Mapping[str, Any]) -> str:
     """The model that a night would register: the preset's, after its refit, with its trees."""
-    return [n for n in figures["models"] if n.startswith("ours (") and n.endswith(", refit")][-1]
+    return [n for n in figures["models"] if n.startswith("mtl_ranker (") and n.endswith(", refit")][
+        -1
+    ]
 
 
 def summary(figures: Mapping[str, Any]) -> str:

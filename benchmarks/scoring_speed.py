@@ -230,7 +230,7 @@ def main() -> None:
         "CPU seconds",
         "candidates/s",
         "peak MB",
-        "ours is",
+        "speed-up",
     ):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     ours = found["scoring"]["seconds"] / found["scoring"]["rows"]

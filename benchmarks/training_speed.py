@@ -5,7 +5,7 @@ threads; each library in processes of its own, in turn, through its own way of f
 predicting, without validation, metrics or progress bars. Categorical columns are embedded, numbers
 standardised. The peers predict at the training batch and, in a second column, in blocks of 16,384
 rows; we choose our own. AUC is after equal epochs; our learning rate falls to zero over them, as
-ours always does. Install the peers with `pip install -c constraints.txt -e '.[bench]'`.
+mtl_ranker always does. Install the peers with `pip install -c constraints.txt -e '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -300,8 +300,8 @@ def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         "libraries": {},
     }
     table = Table(title=f"{figures['data']}: {rows:,} rows x {chosen.epochs} epochs")
-    blocks = ("predict rows/s", "ours is", f"in {LARGE:,}s", "ours is")
-    for heading in ("library", "parameters", "train rows/s", "ours is", *blocks):
+    blocks = ("predict rows/s", "speed-up", f"in {LARGE:,}s", "speed-up")
+    for heading in ("library", "parameters", "train rows/s", "speed-up", *blocks):
         table.add_column(heading, justify="right" if heading != "library" else "left")
     for name in names:
         table.add_column(f"AUC {name}", justify="right")
@@ -337,9 +337,9 @@ def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
-    """Rates of all libraries for each data set, and ours over theirs."""
-    headings = ["library", "rows/s trained", "ours is", "rows/s predicted", "ours is"]
-    headings += [f"predicted in blocks of {LARGE:,}", "ours is"]
+    """Rates of all libraries for each data set, and that of mtl_ranker over theirs."""
+    headings = ["library", "rows/s trained", "speed-up", "rows/s predicted", "speed-up"]
+    headings += [f"predicted in blocks of {LARGE:,}", "speed-up"]
     kinds = (
         ("train_rows_per_second", "train_ratio"),
         ("predict_rows_per_second", "predict_ratio"),

@@ -21,6 +21,7 @@ from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
 from benchmarks.quality import CONSOLE, Predictions, show_networks
 from mtl_ranker.config import Project, load_project
+from mtl_ranker.errors import counted
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.models.presets import make
@@ -79,7 +80,7 @@ def main() -> None:
     project = project.model_copy(update={"split": split})
     parts = examples_of(project, chosen.data, chosen.date)
     ways = {LAST_DAY: parts} | {
-        f"{share:.0%} of the lists of {days} days": by_lists(project, parts, days, share)
+        f"{share:.0%} of the lists of {counted(days, 'day')}": by_lists(project, parts, days, share)
         for days, share in ((1, 0.3), (2, 0.2), (3, 0.2))
     }
     trained = [

@@ -2,7 +2,7 @@
 
 Passwords come from the environment as they are. They are percent-encoded here for the databases'
 addresses, and escaped for the settings file of MLflow's basic auth, so that every character is
-allowed in them. Standard library only, because Prefect's image has nothing of ours.
+allowed in them. Standard library only, because Prefect's image does not have this package.
 """
 
 from __future__ import annotations

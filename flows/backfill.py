@@ -13,6 +13,7 @@ from flows.features import aggregate_task
 from flows.ingest import actions_task
 from flows.night import HOOKS, RETRY, announce
 from mtl_ranker.context import Context
+from mtl_ranker.errors import counted
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.days import days_between, needed_history
 from mtl_ranker.features.examples import (
@@ -82,7 +83,7 @@ def backfill(
     for row in built:
         reasons = [f"{d} {row[d]}" for d in datasets if row[d]]
         announce("backfill", f"{row['day']}: {'; '.join(reasons)}")
-    announce("backfill", f"{len(built)} days built, {len(rows) - len(built)} up to date")
+    announce("backfill", f"{counted(len(built), 'day')} built, {len(rows) - len(built)} up to date")
     create_table_artifact(key="backfill", table=rows, description="Why each day was built")
     return rows
 

@@ -8,7 +8,7 @@ from prefect import flow, task
 
 from flows.night import RETRY, announce, with_progress
 from mtl_ranker.context import Context
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, counted
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.columns import feature_columns
 from mtl_ranker.features.days import needed_days, split_days
@@ -44,8 +44,8 @@ def features(context: Context, day: date) -> list[date]:
         built = [examples_task(context, d, day) for d in with_progress(rows, "building examples")]
     announce(
         "features",
-        f"{len([a for a in aggregated if a])} days aggregated, "
-        f"{len([b for b in built if b])} days of examples "
+        f"{counted(len([a for a in aggregated if a]), 'day')} aggregated, "
+        f"{counted(len([b for b in built if b]), 'day')} of examples "
         f"built, the rest up to date; {len(feature_columns(project))} features",
     )
     return rows

@@ -10,7 +10,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.night import RETRY, announce, with_progress
 from mtl_ranker.context import Context
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, counted
 from mtl_ranker.features.days import needed_days
 from mtl_ranker.logs.actions import ActionReport, join_actions
 from mtl_ranker.logs.ingest import IngestReport, ingest_day
@@ -44,7 +44,7 @@ def ingest(context: Context, day: date) -> list[IngestReport]:
     bad = sum(r.rows - r.good for r in ingested)
     announce(
         "ingest",
-        f"{len(ingested)} days read, {len(reports) - len(ingested)} up to date: "
+        f"{counted(len(ingested), 'day')} read, {len(reports) - len(ingested)} up to date: "
         f"{sum(r.good for r in reports):,} events, {bad:,} rows quarantined",
     )
     reasons: Counter[str] = Counter()
@@ -79,7 +79,7 @@ def join_days(context: Context, days: list[date]) -> list[ActionReport]:
 
 
 def report_actions(reports: list[ActionReport]) -> None:
-    """Say how many actions belong to no impression or are bad, by action and reason.
+    """Print how many actions belong to no impression or are bad, by action and reason.
 
     The artifact has them by day.
     """
@@ -89,7 +89,8 @@ def report_actions(reports: list[ActionReport]) -> None:
         rows, joined = sum(r.rows for r in own), sum(r.joined for r in own)
         announce(
             "actions",
-            f"{name}: {len(own)} days joined, {joined:,} of {rows:,} actions to impressions",
+            f"{name}: {counted(len(own), 'day')} joined, "
+            f"{joined:,} of {rows:,} actions to impressions",
         )
         reasons: Counter[str] = Counter()
         for report in own:

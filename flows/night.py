@@ -13,8 +13,9 @@ from datetime import date
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.exceptions import MissingContextError
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from rich.progress import track
@@ -82,16 +83,24 @@ RETRY: dict[str, Any] = {
 
 
 def notify_failure(flow: Any, run: Any, state: Any) -> None:
-    """A flow's hook on failure: an artifact with the message.
+    """A flow's hook on failure: the message to a command, and as an artifact of the run.
 
     If $MTL_RANKER_ON_FAILURE is set, its command (a mail, a chat) gets the message on its standard
-    input.
+    input. The artifact names its run, as the hook of a crashed run is called outside of the run.
     """
     message = f"{run.name} failed: {state.message}"
-    create_markdown_artifact(key="failure", markdown=message, description="Why the run failed")
     command = os.environ.get("MTL_RANKER_ON_FAILURE")
     if command:
         subprocess.run(shlex.split(command), input=message, text=True, timeout=60, check=False)
+    artifact = ArtifactCreate(
+        key="failure",
+        type="markdown",
+        description="Why the run failed",
+        data=message,
+        flow_run_id=run.id,
+    )
+    with get_client(sync_client=True) as client:
+        client.create_artifact(artifact)
 
 
 HOOKS: dict[str, Any] = {"on_failure": [notify_failure], "on_crashed": [notify_failure]}

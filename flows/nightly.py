@@ -125,7 +125,7 @@ def record(
     """Add the lists to the night's report, record the night and rebuild the page of all nights.
 
     The report is replaced here and in MLflow. Never raises, as the ranking is published: a problem
-    is announced.
+    is printed.
 
     Args:
         began: when the night began, by the monotonic clock.
@@ -231,7 +231,7 @@ def await_log(context: Context, day: date, wait_minutes: float, poll_seconds: fl
                 f"{context.log_path}: the log of {day} {problem} {wait_minutes:g} minutes"
             )
         if not announced and not arrived:
-            announce("wait", f"the log of {day} is not here yet")
+            announce("wait", f"the log of {day} has not arrived")
             announced = True
         previous = sizes
         time.sleep(poll_seconds or 1.0)
@@ -243,11 +243,11 @@ def _settled(sizes: Sequence[FileSize]) -> bool:
 
 
 def look_at_candidates(context: Context, day: date) -> None:
-    """Check a given candidate set before the training, and announce what it covers.
+    """Check a given candidate set before the training, and print what it covers.
 
-    Of candidates that are generated it is announced where their context is from.
+    For generated candidates the sources of their context are printed.
 
-    A problem is announced at once. The night goes on, as the model is needed when the set has been
+    A problem is printed at once. The night goes on, as the model is needed when the set has been
     repaired; `score` then fails with the same sentence.
     """
     try:

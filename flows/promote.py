@@ -36,7 +36,7 @@ def decide_task(
 def promote(context: Context, day: date, dry_run: bool = False, accept: bool = False) -> Decision:
     """Compare challenger and champion; give the challenger the alias `champion` if it is promoted.
 
-    With `dry_run` the decision is only announced. With `accept` the challenger is not compared with
+    With `dry_run` the decision is only printed. With `accept` the challenger is not compared with
     the champion; it must still be calibrated and be served. Raises ProjectError without a
     challenger.
     """

@@ -83,7 +83,7 @@ def mark_lost_runs(quiet: timedelta = QUIET) -> list[FlowRun]:
     try:
         with get_client(sync_client=True) as client:
             lost = _lost(client, FlowRunFilterDeploymentId(any_=[own]), quiet)
-    except Exception as error:  # whatever the server says, the night goes on
+    except Exception as error:  # the night goes on with any answer of the server
         announce("warning", f"cannot look for lost runs: {error}", logging.WARNING)
         return []
     for run in lost:

@@ -89,7 +89,7 @@ def examined(context: Context, day: date, suite: Suite) -> Suite:
 def train(context: Context, day: date) -> Suite:
     """Train and evaluate models on the split that ends with D; register the winner.
 
-    Which models, and from where, says the plan of the night (nightly/plan.py).
+    The plan of the night defines the models and their start (nightly/plan.py).
     """
     connect(context)
     with context.workspace.lock(f"train {day}"):

@@ -1,6 +1,6 @@
 """mtl_ranker: nightly multi-task ranking from Parquet logs to a registered champion.
 
-The library works without Prefect; `flows/` says what runs when. `import mtl_ranker as mr` offers
+The library works without Prefect; `flows/` defines what runs when. `import mtl_ranker as mr` offers
 the names in `__all__`, which are imported when they are used (docs/library.md).
 """
 

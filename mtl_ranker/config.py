@@ -1,4 +1,4 @@
-"""The project file (TOML) as typed settings; an error names the key and says what is allowed."""
+"""The project file (TOML) as typed settings; an error names the key and the values allowed."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Table(Versioned):
 
     @property
     def dated(self) -> bool:
-        """Whether the table tells the values of past days."""
+        """Whether the table has the values of past days."""
         return self.partition is not None or self.valid_from is not None
 
     @property
@@ -264,7 +264,7 @@ class Requests(Settings):
 
     @property
     def labelled(self) -> bool:
-        """Whether the log itself says what was clicked."""
+        """Whether the log has a column of the clicked items."""
         return self.clicked is not None or self.mark is not None
 
 
@@ -323,8 +323,8 @@ class Log(Versioned):
     list_by: list[Name] = Field(
         ["user_id"],
         alias="list",
-        description="columns that, with the day, say which impressions make one list; user_id is "
-        "one of them",
+        description="columns that, with the day, define which impressions make one list; user_id "
+        "is one of them",
     )
     request: Name | None = Field(
         None,
@@ -413,7 +413,7 @@ class Log(Versioned):
 
     @property
     def list_columns(self) -> list[str]:
-        """The log's columns that, with day and user, say which list an impression is of."""
+        """The log's columns that, with day and user, define the list of an impression."""
         if self.request is not None:
             return [self.request]
         return [column for column in self.list_by if column != "user_id"]
@@ -466,7 +466,7 @@ class Log(Versioned):
             ):
                 raise ValueError(
                     f"{place}partition: {rows.partition!r} with format = {own!r}; allowed: with "
-                    "'parquet'. A Delta or Iceberg table tells past values by valid_from"
+                    "'parquet'. A Delta or Iceberg table has past values by valid_from"
                 )
         return self
 
@@ -645,11 +645,11 @@ class Features(Settings):
     )
     matches: Literal["auto", "share", "none"] = Field(
         "auto",
-        description="features that say whether a column of the user table holds the item's value; "
-        "auto: for columns of text with common values, and for columns with the same share",
+        description="features that indicate whether a column of the user table holds the item's "
+        "value; auto: for columns of text with common values, and for columns with the same share",
     )
     groups: dict[str, list[str]] = Field(
-        {}, description="named patterns of features (user_*), for experts that see only those"
+        {}, description="named patterns of features (user_*), for experts that read only those"
     )
     block_rows: int = Field(
         1_000_000, ge=1, description="rows of whole users of a day that are joined at a time"
@@ -982,7 +982,7 @@ class Diversity(Settings):
 
     column: Name = Field(
         description="of values, which are alike if they are equal, or of the item table's content "
-        "embeddings, lists of numbers, which are alike as their cosine says"
+        "embeddings, lists of numbers, whose similarity is the cosine"
     )
     weight: float = Field(gt=0, lt=1, description="of diversity; 1 - weight is the score's")
 

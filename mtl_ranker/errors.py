@@ -15,6 +15,11 @@ class ProjectError(Exception):
 REMOTE = {"mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3", "httpx"}
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: `1 day`, `1,200 days`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def is_outside(error: BaseException) -> bool:
     """Whether an error comes from a disk, a server or a database."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in REMOTE

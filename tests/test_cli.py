@@ -91,6 +91,15 @@ def test_a_simulated_feed_answers_a_ranking(tmp_path):
     assert (feed / "candidates/date=2026-03-06").is_dir()
 
 
+@pytest.mark.parametrize("option", ["--horizon", "--candidates"])
+def test_a_shop_refuses_the_options_of_a_feed(tmp_path, option):
+    shop = ["simulate", "-o", str(tmp_path / "shop"), "--preset", "shop", option, "5"]
+    done = CliRunner().invoke(app, shop)
+    assert isinstance(done.exception, ProjectError)
+    assert str(done.exception).startswith(f"{option} 5: not allowed with --preset shop")
+    assert not (tmp_path / "shop").exists()
+
+
 @pytest.mark.parametrize("name", ["ingest", "features", "train", "score", "nightly"])
 def test_a_dry_run_writes_nothing(name, tiny, tmp_path):
     workspace = tmp_path / "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ def test_presets_load_and_their_models_are_known():
     for name in preset_names():
         project = load_project(name)
         assert set(model_specs(project)) == {"single_task", "shared_bottom", "omoe", "mmoe"}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_first_part_of_a_preset_describes_the_log_completely(name):
+    text = resources.files("mtl_ranker").joinpath(f"presets/{name}.toml").read_text("utf-8")
+    marks = [line.strip("# =") for line in text.splitlines() if line.startswith("# ===")]
+    assert marks == ["Describe your log", "Tuning; usually leave"]
+    described = parse_project(text.partition("Tuning; usually leave")[0], name)
+    whole = load_project(name)
+    assert (described.log, described.objectives) == (whole.log, whole.objectives)
+    assert described.scoring == whole.scoring
+    for columns in ("entities", "numerics", "categoricals", "lists", "signals", "histories"):
+        assert getattr(described.features, columns) == getattr(whole.features, columns)
+    assert described != whole
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,17 @@ def test_every_section_with_code_is_run():
     ]
 
 
+def test_every_section_of_the_report_is_described():
+    templates = (ROOT / "mtl_ranker/reports" / name for name in ("report.html", "lists.html"))
+    text = "\n".join(file.read_text("utf-8") for file in templates)
+    sections = re.findall(r"<h[23]>([^<]+)</h[23]>", text.replace("{{ day }}", "D"))
+    described = re.findall(
+        r"\*\*([^*]+?)\.?\*\*", (DOCS / "reading-the-report.md").read_text("utf-8")
+    )
+    assert {"Notes", "Lists of D", "Data health"} <= set(sections)
+    assert set(sections) - {"Layer {{ loop.index }}"} <= set(described)
+
+
 def blocks(language: str) -> Iterator[tuple[str, str]]:
     """Page and text of each block of code in this language."""
     pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)

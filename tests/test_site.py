@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
+import tomllib
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -15,23 +17,35 @@ import yaml
 
 import mtl_ranker as mr
 from mtl_ranker.config import Project
+from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking.artifact import RegisteredRanker
 from mtl_ranker.ranking.scoring import score_day
 from tests.conftest import FIRST
+from tests.features.test_actions import DAYS, Acted, Shown, build, one_each_day, write_world
+from tests.projects import edit_project
 from tests.ranking.test_scoring import HISTORY, random_ranker
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-@pytest.fixture(scope="module")
-def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", DOCS / "hooks/reference.py")
+def hook(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"hooks/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    return hook("reference")
+
+
+@pytest.fixture(scope="module")
+def messages() -> ModuleType:
+    return hook("messages")
 
 
 def test_every_setting_is_described(reference):
@@ -56,11 +70,52 @@ def test_the_page_of_settings_has_type_range_default_and_meaning(reference):
     assert set(Project.model_fields) - {"name", "models"} <= {h.strip("[]") for h in headings}
 
 
+def test_the_settings_are_of_the_only_version(reference):
+    """A second version needs the version of each setting."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert f"All keys exist since version {version}." in reference.settings_page()
+
+
 def test_the_page_of_commands_has_every_option(reference):
     page = reference.commands_page()
     assert "| `--format` | `mlflow` | An MLflow model, a torch.export program" in page
     assert "| `--config`, `-c` | required |" in page
     assert "## study census" in page
+
+
+def test_every_error_message_has_a_remedy(messages):
+    found = messages.messages()
+    assert len(found) > 200
+    assert [message for message in found if messages.remedy_of(message) is None] == []
+
+
+def test_every_pattern_of_the_remedies_finds_a_message(messages):
+    used = {messages.remedy_of(message) for message in messages.messages()}
+    assert [each.pattern.pattern for each in messages.remedies() if each not in used] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ('f"--from {first.date()} is after --to {last}"', "--from <first> is after --to <last>"),
+        ("""f"{name!r} lacks {', '.join(n)}; " "run it\"""", "'<name>' lacks <…>; run it"),
+        ('f"{path}: {log.user}" + (f" of {day:%Y}" "!")', "<path>: <user> of <day>!"),
+        ('"\\n".join([f"{source}: wrong", *lines])', "<source>: wrong"),
+        ('f"{place}: it has:\\n{table}"', "<place>: it has:"),
+        ("str(error)", ""),
+    ],
+)
+def test_formatted_values_are_named_in_messages(messages, code, text):
+    assert messages.sentence(ast.parse(code, mode="eval").body) == text
+
+
+def test_the_page_of_messages_has_a_section_for_each_area(messages):
+    page = messages.messages_page()
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == list(messages.AREAS)
+    block = next(part for part in page.split("\n\n") if "torch finds no such device" in part)
+    text, remedy = block.split("\n")
+    assert text.startswith("`` <key> = '<name>': torch finds no such device on this machine;")
+    assert remedy == ":   Use a device that the message lists, or `auto`."
 
 
 def test_every_page_is_in_the_navigation():
@@ -73,7 +128,8 @@ def test_every_page_is_in_the_navigation():
         return {page for each in inner for page in pages(each)}
 
     written = {str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md")}
-    made = {"reference/settings.md", "reference/commands.md", "contributing.md", "benchmarks.md"}
+    made = {"reference/settings.md", "reference/commands.md", "reference/messages.md"}
+    made |= {"contributing.md", "benchmarks.md"}
     decisions = {page for page in written if page.startswith("decisions/")}  # by the hook
     assert pages(settings["nav"]) == (written | made) - decisions
 
@@ -96,6 +152,40 @@ def columns_of(page: str, dataset: str, names: dict[str, list[str]]) -> set[str]
                 filled = {f.replace(key, v) for f in filled for v in (values if key in f else [""])}
             found |= filled
     return found
+
+
+def test_the_page_of_datasets_lists_the_columns_of_actions_and_derived_features(tmp_path):
+    shown = one_each_day([Shown(1, 1, "home", 24 * n + 3) for n in range(DAYS)])
+    write_world(tmp_path, shown, [Acted(1, 1, 4, 0, 1)], [])
+    pl.DataFrame({"i": [1], "price": [2.0], "at": [FIRST]}).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    items = {"path": "items.parquet", "key": "i", "columns": ["price"], "published": "at"}
+    edit_project(
+        tmp_path,
+        log={"items": items},
+        features={"numerics": ["price"], "derived": {"double": "2 * price"}},
+        training={"immature": "soft", "sample_weight": "length(tab)"},
+    )
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    examples = set(build(context).columns)
+    extra = {"open_label_like", "sample_weight", "double", "item_age_days", "price"}
+    assert extra <= examples
+    page = (DOCS / "reference/datasets.md").read_text("utf-8")
+    names = {
+        "CONTEXT": ["tab"],
+        "LOGGED": [],
+        "TABLE": ["price"],
+        "DERIVED": ["double"],
+        "OBJECTIVE": ["like", "long"],
+        "ENTITY": ["user", "item", "tab", "item_x_tab", "user_x_tab"],
+        "SIGNAL": ["like", "long", "watched"],
+        "WINDOW": ["1", "3"],
+        "COLUMN": ["item_id"],
+    }
+    assert examples <= columns_of(page, "examples", names)
+    actions = context.workspace.scan("actions/like", [FIRST]).collect_schema().names()
+    assert {"column", *actions} == columns_of(page, "actions", {})
 
 
 @pytest.mark.slow

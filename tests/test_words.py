@@ -39,6 +39,17 @@ PLAIN = {
     r"\b(dearer|dear) (than|is|are|to)\b": "expensive",
     r"\b(leaves?|leave) the house\b": "is used elsewhere",
     r"\beats?\b|\bate\b|\bhungry\b": "reads, needs",
+    r"\bwhat lies beside\b": "the tables beside it",
+    r"\b(rows?|days?|models?|experts?|that) sees?\b": "uses, reads, has",
+    r"\b(tells?|know|knows) (the values|what happened|what came)\b": "has, contains",
+    r"\bhonou?r(s|ed)?\b": "supports",
+    r"\b(is|are) announced\b": "is printed",
+    r"\bours (is|are)\b|\b(nothing|something) of ours\b|\| ours\b|\"ours\b": "mtl_ranker",
+    r"\bof 1 (days|rows|nights|lists)\b": "1 day",
+    r"\bin the morning\b": "of the next day",
+    r"\bsigns? of life\b": "heartbeat",
+    r"\bputs? .{0,30}(on top|ahead of)\b": "ranks first; has a higher value than",
+    r"\bneither helps nor harms\b|\bdoes no(t)? harm\b": "the difference with its interval",
     r"\b(model|night|log|data|ranker|feature|column|row|expert)s? (thinks?|believes?|wants?|hopes?"
     r"|forgets?|remembers?|dreams?|sleeps?|wakes?|dies|tells?|speaks?)\b": "a technical verb",
 }
@@ -76,6 +87,7 @@ def test_words_are_plain():
         ("It lives one night on it.", ["1: 'lives'; write: is, runs, is stored"]),
         ("plain\n# a file that no\n# longer grows", 1),
         ("an expert hears the row; rows put aside", 2),
+        ("Feeds of 1 days; what lies beside it\nis announced. Each row sees the day.", 4),
         ("The interval lies in the bounds. A live page for the living.", []),
     ],
 )

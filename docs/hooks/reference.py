@@ -26,6 +26,8 @@ from mtl_ranker.models.presets import COMMON, PRESETS, settings_of
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "benchmarks.md": "benchmarks/README.md"}
+# The only version so far; with a second one, `settings_page` has to name a version for each key.
+SINCE = "0.1.0"
 PLURAL = ("text", "number", "table", "whole number")
 CONSTRAINTS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}"}
 
@@ -114,7 +116,8 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every key of a project file (TOML). Paths are relative to the folder of the data. "
-        "A key that does not exist is an error that names the closest one.",
+        "An unknown key is an error that names the closest one. "
+        f"All keys exist since version {SINCE}.",
     ]
     described = {key.place: key.field for key in settings_keys()}
     sections: dict[str, list[Key]] = {}

@@ -286,7 +286,7 @@ def backfill(
 ) -> None:
     """Build missing or outdated days of a span in parallel and print why each was built."""
     if first > last:
-        raise ProjectError(f"--from {first.date()} lies after --to {last.date()}")
+        raise ProjectError(f"--from {first.date()} is after --to {last.date()}")
     context = _open(config, data, workspace, make=not dry_run)
     if dry_run:
         from mtl_ranker.commands.dry_run import plan_days
@@ -359,7 +359,7 @@ def freeze(
     off: Annotated[bool, typer.Option("--off", help="End the freeze.")] = False,
     dry_run: Dry = False,
 ) -> None:
-    """Keep the champion, whatever challengers achieve, until `freeze --off`."""
+    """Keep the champion: no challenger is promoted until `freeze --off`."""
     project, registry, lock = _project_and_registry(config, workspace)
     if dry_run:
         version = registry.alias_version(project, "champion")
@@ -445,7 +445,7 @@ def export(
     ] = False,
     write: Write = None,
 ) -> None:
-    """Write the champion as files that are used without this package, log and workspace."""
+    """Write the champion as files that need neither this package nor log and workspace."""
     opened = _open(config, data, workspace)
     _check_registry(opened)
     chosen = _ranked(opened, day)
@@ -468,7 +468,7 @@ def serve(
     ] = None,
     tune_cron: Annotated[str, typer.Option(help="Schedule of `tune`.")] = "0 12 * * 6",
     tune_model: Annotated[
-        str | None, typer.Option(help="Model to tune, NAME of a [models.NAME]; default: none.")
+        str | None, typer.Option(help="Model to tune: NAME of `models.NAME`; default: none.")
     ] = None,
     wait_minutes: Annotated[
         float, typer.Option(min=0, help="How long to wait for a late log.")
@@ -534,10 +534,16 @@ def simulate(
     days: Annotated[int, typer.Option(min=1, help="Number of days.")] = 11,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
     horizon: Annotated[
-        int, typer.Option(min=0, help="Days over which items appear, with those of --respond.")
+        int,
+        typer.Option(
+            min=0, help="Days over which items appear, with those of --respond; not with shop."
+        ),
     ] = 0,
     candidates: Annotated[
-        int, typer.Option(min=0, help="Candidates of each user to write for every ranked day.")
+        int,
+        typer.Option(
+            min=0, help="Candidates of each user to write for every ranked day; not with shop."
+        ),
     ] = 0,
     preset: Annotated[
         Simulated,
@@ -545,10 +551,13 @@ def simulate(
     ] = "simulated",
     answered: Annotated[
         Path | None,
-        typer.Option("--respond", help="Let the users of --out answer this rankings/date=D."),
+        typer.Option(
+            "--respond",
+            help="Simulate the responses of the users of --out to this rankings/date=D.",
+        ),
     ] = None,
 ) -> None:
-    """Simulate a log with known true probabilities, or the answer of a feed to a ranking."""
+    """Simulate a log with known true probabilities, or the responses of users to a ranking."""
     from mtl_ranker.logs import respond
     from mtl_ranker.logs import simulate as simulation
 
@@ -558,6 +567,13 @@ def simulate(
     from rich.progress import Progress
 
     if preset == "shop":
+        given = {"--horizon": horizon, "--candidates": candidates}
+        for option, value in given.items():
+            if value:
+                raise ProjectError(
+                    f"{option} {value}: not allowed with --preset shop, whose items and candidates "
+                    "are fixed; allowed: --preset simulated, --preset streams"
+                )
         from mtl_ranker.logs import shop
 
         found = shop.make_shop(shop.Size(impressions, seed, days, delayed=True))
@@ -652,7 +668,7 @@ def tune(
     config: Config,
     data: Data,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Model to tune, NAME of a [models.NAME].")
+        str, typer.Option("--model", "-m", help="Model to tune: NAME of `models.NAME`.")
     ],
     workspace: Work = DEFAULT_WORK,
     day: Day = None,
@@ -696,7 +712,7 @@ def backtest(
 ) -> None:
     """Compare policies over a span of days: keep the first model, promote on evidence, retrain."""
     if first > last:
-        raise ProjectError(f"--from {first.date()} lies after --to {last.date()}")
+        raise ProjectError(f"--from {first.date()} is after --to {last.date()}")
     context = _open(config, data, workspace)
     from mtl_ranker.commands.backtest import backtest_command
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from mtl_ranker.config import Project, Table, load_project
 from mtl_ranker.context import Context, Source
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, counted
 from mtl_ranker.features.columns import (
     LABEL,
     check_feature_columns,
@@ -59,14 +59,15 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     """
     project = load_project(config)
     model_specs(project)
-    yield f"ok  {config}: {len(project.objectives)} objectives, {len(project.models)} models"
+    objectives = counted(len(project.objectives), "objective")
+    yield f"ok  {config}: {objectives}, {counted(len(project.models), 'model')}"
     yield from _blend_lines(project)
     yield from _against(project)
     source = open_source(project, data)
     available = source.days()
     if not available:
         raise ProjectError(f"{source.root / project.log.path}: the log holds no day")
-    yield f"ok  log: {len(available)} days, {available[0]} to {available[-1]}"
+    yield f"ok  log: {counted(len(available), 'day')}, {available[0]} to {available[-1]}"
     last = available[-1]
     days = split_days(project, needed_days(project, available, last), last)
     counts = f"{len(days.train)} train, {len(days.validate)} validate, {len(days.test)} test"
@@ -171,7 +172,7 @@ def _features(project: Project, checked: Checked, schema: pl.Schema) -> Iterator
 
 
 def _tables(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
-    """Rows of the user and item tables, and of which days they tell the values."""
+    """Rows of the user and item tables, and the days of their snapshots."""
     undated = []
     for which in ("users", "items"):
         settings: Table | None = getattr(project.log, which)
@@ -191,8 +192,8 @@ def _tables(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
             undated.append(f"log.{which}")
     if undated:
         yield (
-            f"    {' and '.join(undated)}: without dates (partition or valid_from); the values of "
-            "today are joined to the rows of all past days"
+            f"    {' and '.join(undated)}: without dates (partition or valid_from); the current "
+            "values are joined to the rows of all past days"
         )
 
 
@@ -229,16 +230,17 @@ def _streams(project: Project, source: Source, available: Sequence[date]) -> Ite
         days = source.actions(action.name).days()
         if not days:
             raise ProjectError(f"{source.root / action.path}: the stream ({action.name}) is empty")
-        yield f"ok  actions of {action.name}: {len(days)} days, {span([days[0], days[-1]])}"
+        count = counted(len(days), "day")
+        yield f"ok  actions of {action.name}: {count}, {span([days[0], days[-1]])}"
         if days[0] > available[0]:
             yield (
                 f"warning: {action.name} begins on {days[0]}, the log on {available[0]}; labels of "
-                "the days between would say that there was no action"
+                "the days between would be negative"
             )
     wait = final_day(project, label_actions(project), available[-1]) - available[-1]
     if wait.days:
         yield (
-            f"    labels are final {wait.days} days later; until then, "
+            f"    labels are final {counted(wait.days, 'day')} later; until then, "
             f"training.immature = {project.training.immature!r}"
         )
     if wait.days and project.training.immature != "wait":
@@ -327,7 +329,7 @@ def _few_keys(project: Project, rows: pl.LazyFrame) -> Iterator[str]:
             yield (
                 f"warning: features.entities: {entity_name(keys)} ({', '.join(keys)}) has {count} "
                 "keys on the last day, so its rates hardly differ between rows; "
-                "features.categoricals may say the same"
+                "the columns as features.categoricals may be enough"
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 
 from mtl_ranker.context import Context
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, counted
 from mtl_ranker.features.aggregates import stale_aggregates
 from mtl_ranker.features.days import needed_days, needed_history, span, split_days
 from mtl_ranker.features.examples import examples_provenance
@@ -48,7 +48,7 @@ def plan_days(context: Context, days: Sequence[date], night: date | None = None)
             yield f"{day}  {'; '.join(reasons)}"
         else:
             up_to_date += 1
-    yield f"{up_to_date} days up to date"
+    yield f"{counted(up_to_date, 'day')} up to date"
 
 
 def plan_night(context: Context, day: date) -> Iterator[tuple[str, str]]:

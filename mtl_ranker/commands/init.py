@@ -15,7 +15,7 @@ import polars as pl
 
 from mtl_ranker.config import CANONICAL, IDENTIFIER, Project, parse_project
 from mtl_ranker.context import Source
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, counted
 from mtl_ranker.features.days import last_final_day
 from mtl_ranker.logs.discover import (
     LATER,
@@ -73,7 +73,7 @@ def write_project_file(data: Path, out: Path, hints: Hints | None = None) -> Ite
 
 def _found_lines(draft: Draft) -> Iterator[str]:
     found, log = draft.found, draft.found.log
-    days = f"{len(draft.days)} days, {draft.days[0]} to {draft.days[-1]}"
+    days = f"{counted(len(draft.days), 'day')}, {draft.days[0]} to {draft.days[-1]}"
     what = f"requests with {log.shown!r}" if log.shown else f"item {log.item!r}"
     yield f"found   log {log.data.path}: {days}; user {log.user!r}, {what}, time {_time(log)}"
     for name, stream in draft.streams.items():
@@ -95,7 +95,7 @@ def _time(log: Events) -> str:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a project file will say.
+    """The contents of a project file.
 
     Attributes:
         streams: name of an action → its stream.
@@ -174,8 +174,8 @@ class Draft:
         unsure = list(_questions(self, project))
         if count < 3:
             unsure.append(
-                f"the log has {count} days with final labels; a night needs at least 3, to train, "
-                "validate and test"
+                f"the log has {counted(count, 'day')} with final labels; a night needs at least 3, "
+                "to train, validate and test"
             )
         fitted = {"days": days, "split": split, "bad_share": share, "unsure": unsure}
         return Draft(**(vars(self) | fitted))
@@ -183,8 +183,8 @@ class Draft:
     def text(self) -> str:
         """The project file."""
         parts = [
-            f"# A first project file for {self.found.log.data.path} and what lies beside it.",
-            "# Lines with a question mark are guesses: docs/your-log.md",
+            f"# A first project file for {self.found.log.data.path} and the tables beside it.",
+            "# Lines with a question mark are guesses to check: docs/your-log.md",
             f"name = {_toml(self.name)}",
             "",
             *_log_lines(self),
@@ -280,12 +280,12 @@ def _questions(draft: Draft, project: Project) -> Iterator[str]:
         yield f"columns of the log without a role: {', '.join(columns.unknown)}"
     bad = [label.name for label in draft.signals if label.group == ""]
     if bad:
-        yield f"taken for bad, and used as history only: {', '.join(bad)}"
+        yield f"taken for undesired outcomes, and used as history only: {', '.join(bad)}"
     for table, found in (("users", draft.users), ("items", draft.items)):
         if found.derived:
             yield (
-                f"columns of the {table} table that may be derived from the log, and would know "
-                f"what came after a row: {', '.join(found.derived)}"
+                f"columns of the {table} table that may be derived from the log, and would "
+                f"contain later events: {', '.join(found.derived)}"
             )
         if found.unused:
             yield f"columns of the {table} table that are not used: {', '.join(found.unused)}"
@@ -363,7 +363,7 @@ def _table_lines(which: str, table: TableFound | None, columns: TableColumns) ->
     if columns.published is not None:
         yield f"published = {_toml(columns.published)}"
     if columns.derived:
-        yield f"# ? not used, as they may know what came later: {', '.join(columns.derived)}"
+        yield f"# ? not used, as they may contain later information: {', '.join(columns.derived)}"
 
 
 def _objective(label: Label) -> Iterator[str]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from mtl_ranker.config import Log, Project
 from mtl_ranker.context import Context, Place, Source
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, counted
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.days import needed_days
 from mtl_ranker.features.encoders import fit_encoder
@@ -119,7 +119,7 @@ def rehearse(project: Project, source: Source, folder: Path) -> Iterator[str]:
         aggregate_day(context, each)
     build_examples(context, day)
     examples = context.workspace.scan(examples_dataset(context), [day]).collect()
-    yield f"ok  events and aggregates of {len(days)} days, examples of {day}: " + (
+    yield f"ok  events and aggregates of {counted(len(days), 'day')}, examples of {day}: " + (
         f"{examples.height:,} rows, at most {SAMPLE_ROWS:,} of a day"
     )
     encoder = fit_encoder(project, examples)
@@ -133,7 +133,7 @@ def rehearse(project: Project, source: Source, folder: Path) -> Iterator[str]:
     artifact = RankerArtifact(sampled, encoder, tasks, model, sql=view_sql(context))
     rows = examples.head(5).select(artifact.columns)
     store_and_load(artifact, pl.concat([rows, rows.clear(1)]), folder / "mlflow")
-    yield f"ok  encoder, {len(models)} models, and the signature that MLflow stores"
+    yield f"ok  encoder, {counted(len(models), 'model')}, and the signature that MLflow stores"
     yield from _rank(context, artifact, day + timedelta(days=1))
 
 

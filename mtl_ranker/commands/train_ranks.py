@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m mtl_ranker.commands.train_ranks -c feed.toml -w /work
 
-Every model is trained from scratch, whatever `training.start` and `training.contenders` say. Every
+Every model is trained from scratch, with any `training.start` and `training.contenders`. Every
 rank reads the same workspace, as built by `mtl-ranker features` (on several machines, a shared
 folder). Rank 0 logs the runs to MLflow and registers the winner as challenger; run
 `mtl-ranker promote` and `mtl-ranker score` afterwards. If a rank fails, the others stop; with

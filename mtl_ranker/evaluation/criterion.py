@@ -4,8 +4,8 @@ error, guarded by log loss.
 What is served is the order within lists, so a binary objective counts with its GAUC by list, or its
 AUC over rows where too few rows are in lists with both labels; others count with R². These have
 other units and other noise: their plain mean is decided by the objective that varies most, whatever
-its weight. Divided by its standard error, a difference says the same of each objective, how clearly
-it is there, and the weights say how much each counts.
+its weight. Divided by its standard error, the differences of all objectives have one
+unit, and the weights define how much each counts.
 
 Orders do not need levels, but the blend does: a model whose log loss is significantly worse than
 the reference's on some objective comes after every model of which that is not so. Its calibration

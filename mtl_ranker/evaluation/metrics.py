@@ -40,7 +40,7 @@ class PredictedRows:
 
 @dataclass(frozen=True)
 class ListCount:
-    """How many lists, and how many of their labelled rows, say something about an order.
+    """How many lists have both labels, and how many labelled rows are in them.
 
     Attributes:
         lists: with a labelled row.

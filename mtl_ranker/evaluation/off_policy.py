@@ -475,7 +475,7 @@ def _from_propensities(
     if "position" not in frame.columns or frame["position"].null_count():
         no_position = (
             "log.propensity needs log.position on every row: the probability of having been shown "
-            "at all says nothing about what a ranking would have shown instead"
+            "at all does not determine what another ranking would have shown"
         )
         return _Policy(how, rows, np.ones(len(score)), refused=no_position)
     order = reordered(frame, score, lists, project.log.request is not None)

@@ -73,8 +73,8 @@ def quality_of(
 def counted_objectives(project: Project) -> set[str]:
     """The objectives by which a choice of weights is judged.
 
-    Of each group those with a blend weight in the project, which says what the ranking is for; all
-    of a group without any.
+    Of each group those with a blend weight in the project, which defines what the ranking is for;
+    all of a group without any.
     """
     weights, found = project.blend_weights, set()
     for group in ("engagement", "satisfaction"):

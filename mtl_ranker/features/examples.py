@@ -113,7 +113,7 @@ def plan_examples(context: Context, day: date, night: date | None = None) -> Exa
 def _without(provenance: dict[str, str]) -> dict[str, str]:
     """The provenance of the features alone.
 
-    The versions of tables are left out: the rows that are joined say whether features change.
+    The versions of tables are left out: the joined rows determine whether features change.
     """
     return {
         name: made

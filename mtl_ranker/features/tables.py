@@ -61,7 +61,7 @@ def tables_fingerprint(context: Context, day: date) -> str:
     """Hash of the rows of the user and item tables that the day's events join.
 
     Rows of other users and items do not count, so a refreshed table affects only the days whose
-    rows have changed, and a snapshot only the days that see it.
+    rows have changed, and a snapshot only the days that use it.
     """
     source, workspace, log = context.source, context.workspace, context.project.log
     seen = [day]

@@ -1,8 +1,8 @@
 """A feature view: the definition of a model's features.
 
-A model is trained, judged and scored on its own view, whatever the project file says now.
-`model_context` gives the context of a saved model: where its view differs from the project's, its
-aggregates and examples lie in a folder of their own, named after the view.
+A model is trained, judged and scored on its own view, independent of later changes of the
+project file. `model_context` gives the context of a saved model: where its view differs from the
+project's, its aggregates and examples are in a folder of their own, named after the view.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mtl_ranker.workspace import fingerprint
 AGGREGATE_SQL = ("aggregates/entity.sql", "aggregates/history.sql")
 FEATURE_SQL = ("features/windows.sql", "features/join.sql", "features/history.sql")
 VIEWS = "views"
-# Settings of a table that say where its rows lie.
+# Settings of a table that define where its rows are.
 PLACE = ("path", "format", "version", "partition", "valid_from", "valid_to")
 
 
@@ -94,7 +94,7 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
     """The context in which a saved model's features are built.
 
     Features, labels and context columns are the model's. How the log is read, where the tables lie,
-    the candidates and how many of them are kept are as the project file says now.
+    the candidates and how many of them are kept are those of the present project file.
 
     Args:
         project, sql: of the saved model.
@@ -146,7 +146,7 @@ def views_of(
 
 
 def _at_current_path(table: Table | None, current: Table | None) -> Table | None:
-    """A table with the model's columns, read from where and as the project file says."""
+    """A table with the model's columns, read as the project file defines."""
     if table is None or current is None:
         return table
     return table.model_copy(update={name: getattr(current, name) for name in PLACE})

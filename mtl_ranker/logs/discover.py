@@ -566,7 +566,7 @@ def _stream(log: Events, other: Events) -> StreamFound | str:
     if not other.item:
         return "another log of requests; not used"
     if other.data.partition != log.data.partition and other.data.days:
-        return f"days lie in folders of another layout ({other.data.partition}); not used"
+        return f"days are in folders of another layout ({other.data.partition}); not used"
     shown = _keyed(log)
     done = _keyed(other)
     kinds = (shown.schema["user"], shown.schema["item"])

@@ -171,7 +171,7 @@ KEPT = "views/columns.json"
 
 
 def kept_columns(workspace: Workspace) -> set[str]:
-    """Columns of the log that registered models need, whatever the project file says now."""
+    """Columns of the log that registered models need, also those not in the project file."""
     path = workspace.file(KEPT)
     return set(json.loads(path.read_text("utf-8"))) if path.is_file() else set()
 

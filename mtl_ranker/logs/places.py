@@ -101,7 +101,7 @@ class ObjectPath:
         return self
 
     def __truediv__(self, other: Any) -> Any:
-        """A path below; an absolute path or an address stands for itself."""
+        """A path below; an absolute path or an address is kept."""
         text = str(other)
         if text.startswith("/") or ADDRESS.match(text):
             return place_at(text)

@@ -1,21 +1,21 @@
-"""Simulated users answer a published ranking, which makes the log of the next day.
+"""Simulated responses to a published ranking, as the log of the next day.
 
-The truth is that of the feed (`logs/simulate.py`), with what a ranking changes:
+The true probabilities are those of the feed (`logs/simulate.py`), with these additions:
 
-- **lists**: a user with a ranking sees its list, others the logging policy's slates;
+- **lists**: a user with a ranking is shown its list, others the logging policy's slates;
 - **fatigue**: interest in an item falls with the impressions of it that the user has had on the
   last days and earlier on the day, as 1 / (1 + fatigue · impressions);
-- **drift**: after the last day of the feed's own log, tastes turn slowly towards other tastes; the
-  random walk of a feed with `drift` goes on;
+- **drift**: after the last day of the feed's own log, preference vectors turn slowly in random
+  directions; the random walk of a feed with `drift` continues;
 - **returns**: on the days on which users come they come more often the more they liked of what
-  they saw on the last days, and as often as before when they have been away;
+  they were shown on the last days, and as often as before when they have been away;
 - **leaving**: the odds that a user comes at all on a day grow with how much it liked of its last
   days with visits, however long ago. The days until it returns are then geometric with a parameter
   that depends on the satisfaction of its last sessions: the structure of KuaiSim's retention model
   (Zhao et al., NeurIPS 2023), with the rate of likes as satisfaction;
 - **new items** and new users, up to the feed's horizon.
 
-Random numbers come from the feed's seed and the day, so the same ranking has the same answers.
+Random numbers come from the feed's seed and the day, so the same ranking has the same responses.
 """
 
 from __future__ import annotations

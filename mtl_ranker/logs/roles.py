@@ -1,7 +1,7 @@
 """What the columns of a log and its tables may be: labels, context, features.
 
 Guesses from names, types and samples. A column of the log that is neither a label nor known before
-the impression by its name has no role, as a feature must not know the outcome.
+the impression by its name has no role, as a feature must not contain the outcome.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class TableColumns:
 
 
 def group_of(name: str) -> str:
-    """The group of what a name says, "" for what is bad."""
+    """The group of the objective that a name suggests, "" for a bad outcome."""
     parts = set(words(name))
     if parts & NEGATIVE:
         return ""
@@ -223,7 +223,7 @@ def table_columns(table: TableFound | None, taken: Sequence[str], items: bool) -
 
     Args:
         taken: names that other columns have.
-        items: whether it may say when an item was published.
+        items: whether it may be the time of an item's publication.
     """
     found = TableColumns()
     if table is None:

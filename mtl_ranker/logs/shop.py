@@ -1,6 +1,6 @@
 """A simulated shop with known true probabilities.
 
-The strongest signal is whether an item's category is among its user's favourites. It lies in no
+The strongest signal is whether an item's category is among its user's favourites. It is in no
 column of the log, but in two tables whose columns share a vocabulary.
 
 A shop is one log of joined rows (`write_log`), or impressions and a stream of each action

@@ -270,7 +270,7 @@ def write_by_day(target: Path, rows: pl.DataFrame, days: Days, part: str) -> Non
 
 
 def write_part(folder: Path, target: Path, frame: pl.DataFrame) -> None:
-    """Write a Parquet file below `folder`; a reader sees the whole file or none."""
+    """Write a Parquet file below `folder`; readers find the whole file or none."""
     with Workspace(folder).staged(target) as temporary:
         frame.write_parquet(temporary)
 

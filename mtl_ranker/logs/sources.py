@@ -21,7 +21,7 @@ import polars as pl
 
 from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
 from mtl_ranker.context import Context, Place, Source
-from mtl_ranker.errors import ProjectError, first_line
+from mtl_ranker.errors import ProjectError, counted, first_line
 from mtl_ranker.logs.places import (
     content_of,
     listed,
@@ -342,7 +342,11 @@ class ParquetSource:
             partitions = self._partitions()
             if day not in partitions:
                 have = sorted(partitions)
-                days = f"{len(have)} days from {have[0]} to {have[-1]}" if have else "no day"
+                days = (
+                    f"{counted(len(have), 'day')} from {have[0]} to {have[-1]}"
+                    if have
+                    else "no day"
+                )
                 raise ProjectError(
                     f"{path}: no partition {day.strftime(self.log.layout or '')}; the log has "
                     f"{days}"
@@ -886,7 +890,10 @@ def _key_problem(settings: Table, rows: pl.LazyFrame, which: str, place: str) ->
     row = wrong.row(0, named=True)
     shown = f"{row[FROM] or 'always'} to {row[TO] or 'open'}"
     if row[FROM] is not None and row[TO] is not None and row[FROM] > row[TO]:
-        return f"{place}: key {settings.key!r} = {row[key]!r} is valid from {shown}"
+        return (
+            f"{place}: key {settings.key!r} = {row[key]!r} is valid from {shown}; allowed: an end "
+            "that is not before the start"
+        )
     return (
         f"{place}: key {settings.key!r} = {row[key]!r} has two rows that are valid at one time: "
         f"{row['from before'] or 'always'} to {row['to before'] or 'open'}, and {shown}; allowed: "

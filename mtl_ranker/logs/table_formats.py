@@ -1,6 +1,6 @@
 """Delta and Iceberg tables at one version: their rows, and which data files may hold a day.
 
-Rows are read by polars, which honours deleted rows, partitions and added columns. A table is found
+Rows are read by polars, which supports deleted rows, partitions and added columns. A table is found
 by deltalake, or by pyiceberg in the catalog of its own configuration (`.pyiceberg.yaml`,
 `PYICEBERG_CATALOG__…`).
 """

@@ -71,7 +71,7 @@ class TableSource(ParquetSource):
         return open_table(self.log.format, self.root, self.log.path, self.log.version)
 
     def _day_column(self, table: TableVersion) -> tuple[str, pl.DataType]:
-        """The column that says a row's day, and its type. Raises ProjectError for a wrong type."""
+        """The column of a row's day, and its type. Raises ProjectError for a wrong type."""
         schema, name = table.scan().collect_schema(), self.log.partition
         if name is not None and name in schema:
             dtype = schema[name]
@@ -122,7 +122,7 @@ class TableSource(ParquetSource):
         return ProjectError(f"{self._table().place}: no rows of {day}; the table has {span}")
 
     def _read_days(self, table: TableVersion) -> list[date]:
-        """The days of all rows, from the column that says them."""
+        """The days of all rows, from their column."""
 
         def read() -> list[str]:
             day = self._day_of(*self._day_column(table), table.place)

@@ -157,7 +157,7 @@ def with_prior(
     if obstacle is not None:
         note = f"soft labels by the base rate of closed days: version {version} {obstacle}"
         return replace(plan, prior_note=note)
-    # The version stands for trees and calibration, which the weights do not name.
+    # The version also identifies trees and calibration, which the weights do not.
     digest = fingerprint(version, champion.weights_digest)
     prior = Prior(champion.predict, same, digest)
     return replace(plan, prior=prior, prior_note=f"soft labels by version {version}")

@@ -41,8 +41,9 @@ class Decision:
     """Whether the challenger is promoted, and why.
 
     Attributes:
-        blended: difference of the blended quality, challenger minus champion.
-        differences: objective → difference of GAUC by list, AUC or R², challenger minus champion.
+        blended: difference of the blended quality, challenger minus `against`.
+        differences: objective → difference of GAUC by list, AUC or R², challenger minus `against`.
+        against: the champion, or the name of a baseline for a first model.
         serving: how the saved challenger was served, if that was measured.
         fallback: a ranker without a trained model that becomes champion, as there is none and the
             challenger was not promoted.
@@ -54,6 +55,7 @@ class Decision:
     differences: dict[str, Interval] | None = None
     serving: Serving | None = None
     fallback: RankerArtifact | None = None
+    against: str = "champion"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,7 +376,7 @@ def decide_first(
             objections.append(
                 f"it is not better than {name}: its blended quality differs by {gain.signed}{on}"
             )
-        decision = replace(decision, blended=gain, differences=found.differences)
+        decision = replace(decision, blended=gain, differences=found.differences, against=name)
     if objections:
         *others, fallback = baselines
         of_fallback = replace(evidence, challenger=fallback.prediction)

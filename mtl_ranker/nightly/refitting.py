@@ -1,7 +1,7 @@
-"""Whether a refit model replaces the one that it was made from: only if it does no harm.
+"""Whether a refit model replaces its original: unless it is significantly worse or uncalibrated.
 
-Its validation days are training days, so the days that neither saw decide: the test days, on which
-the winner among models is never chosen.
+Its validation days are training days, so the decision is made on days that neither was
+trained on: the test days, on which the winner among models is never chosen.
 """
 
 from __future__ import annotations

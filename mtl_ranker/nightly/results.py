@@ -176,7 +176,7 @@ def predicted_rows(held_out: HeldOut, prediction: np.ndarray) -> PredictedRows:
 def still_improving(by_model: Mapping[str, list[ModelRun]]) -> dict[tuple[str, str], str]:
     """(model, objective) → that a training's best epoch is its last allowed one, in words.
 
-    Such a model has not been trained to its end, and a comparison with it says which model learns
+    Such a model has not been trained to its end, and a comparison with it shows which model learns
     faster. A training without validation (a refit) has no best epoch of its own.
     """
     found = {}

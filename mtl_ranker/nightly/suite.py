@@ -177,7 +177,7 @@ def _winner(
     Chosen on validation by `Criterion`, guarded by the log loss of the first model: the best seed
     of the model with the best mean, with trees or trees alone if they are better. With
     `training.refit` it is refit, unless that does harm on the test days. Its artifact keeps the
-    test metrics of the model's seeds, whose spread promotion needs. The notes say what was decided
+    test metrics of the model's seeds, whose spread promotion needs. The notes give what was decided
     on the test days.
     """
     by_model = _by_model(runs)

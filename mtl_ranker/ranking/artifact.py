@@ -67,7 +67,7 @@ class RankerArtifact:
         sql: template name → text, by which its features were built; None in artifacts that were
             saved without it.
         seed_metrics: objective → metric → value on test days, for each of several trainings of
-            this model with other seeds; their spread says what a seed changes. Empty if one seed
+            this model with other seeds; their spread is the effect of a seed. Empty if one seed
             was trained.
         fixed: it was made without a random seed, as item popularity.
         last_day: the last day that its network was trained on; None if that is not known.
@@ -127,7 +127,7 @@ class RankerArtifact:
             "conditional": list(choice.conditional),
         }
         scoring = self.project.scoring.model_copy(update=update)
-        # A choice has the signs of its weights, whatever the objectives say.
+        # A choice has the signs of its weights, not of the objectives.
         objectives = [
             o.model_copy(update={"good": o.good or choice.weights.get(o.name, 0.0) > 0})
             for o in self.project.objectives

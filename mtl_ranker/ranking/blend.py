@@ -94,7 +94,7 @@ def _conditions(objectives: tuple[Objective, ...]) -> tuple[tuple[str, str], ...
 def _holds_where(
     where: str, objective: Objective, ancestors: Sequence[str], objectives: Sequence[Objective]
 ) -> bool:
-    """Whether a condition says that the objective's label is 1."""
+    """Whether a condition is that the objective's label is 1."""
     expression = pl.sql_expr(where)
     if pl.sql_expr(f"case when {where} then 1 else 0 end").meta.eq(pl.sql_expr(objective.label)):
         return True

@@ -378,9 +378,9 @@ def describe_generated(context: Context, day: date) -> Iterator[str]:
     for source in sources:
         if source.doubtful:
             yield (
-                f"warning: log.context: {source.column!r} depends on the item and on more than it, "
-                "so the item's last impression says little about a candidate's; give candidates "
-                "with this column (scoring.candidates), or add it to log.items.columns"
+                f"warning: log.context: {source.column!r} depends on the item and on other things, "
+                "so the value of the item's last impression may be wrong for a candidate; provide "
+                "candidates with this column (scoring.candidates), or add it to log.items.columns"
             )
 
 

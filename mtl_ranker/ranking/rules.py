@@ -1,8 +1,8 @@
 """A day's lists: the best candidates by score, under `[scoring.rules]`, with exploration.
 
-Rules are the project file's, whatever model ranks. They apply after the blend, in this order: drop
-what the user saw, what is blocked and what is not allowed; fill the list rank by rank under the
-other rules (`lists`); explore (`exploration`). What each step changes of the blended score is
+Rules are the project file's, for every model. They apply after the blend, in this order: drop
+what the user was shown, what is blocked and what is not allowed; fill the list rank by rank under
+the other rules (`lists`); explore (`exploration`). What each step changes of the blended score is
 summed over all users.
 """
 
@@ -134,7 +134,7 @@ def effects_from_json(text: str) -> list[Effect]:
 
 
 def check_rules(context: Context) -> None:
-    """Raise ProjectError for a table of `[scoring.rules]` that cannot be read as the project says.
+    """Raise ProjectError for a table of `[scoring.rules]` that cannot be read as configured.
 
     Columns are checked against the tables of users and items, and the keys of block and allow lists
     in their files.

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from mtl_ranker.config import Project
+from mtl_ranker.errors import counted
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.nightly.history import NightRecord, ObjectiveRecord, alarms, stored
@@ -20,12 +21,12 @@ from mtl_ranker.workspace import Workspace
 
 SHOWN = 90  # latest nights on the page
 WIDTH, HEIGHT, EDGE = 260.0, 96.0, 6.0  # of a chart, in its own units
-LEFT = 44.0  # for the ends of the vertical axis
+LEFT = 52.0  # for the ends of the vertical axis
 
 
 @dataclass(frozen=True)
 class Point:
-    """A night in a chart: its place, the ends of its interval, and what it says."""
+    """A night in a chart: its place, the ends of its interval, and its text."""
 
     x: float
     y: float
@@ -83,6 +84,7 @@ def history_page(project: Project, records: Sequence[NightRecord], workspace: Wo
         by_objective={name: _objective_charts(shown, warned, name) for name in names},
         charts=_night_charts(shown, warned),
         linked={r.day for r in shown if workspace.has(f"reports/{r.day}.html")},
+        counted=counted,
         width=WIDTH,
         height=HEIGHT,
     )
@@ -92,7 +94,7 @@ def history_table(records: Sequence[NightRecord], project: Project, width: int) 
     """The nights for a terminal, oldest first, with the number of alarms of each."""
     warned = alarms(records, project)
     names = list(dict.fromkeys(own.name for record in records for own in record.objectives))
-    table = Table(box=box.SIMPLE_HEAD, title=f"{project.name}: {len(records)} nights")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{project.name}: {counted(len(records), 'night')}")
     table.title_justify = "left"
     table.add_column("night", no_wrap=True)
     table.add_column("champion", no_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mtl_ranker.errors import counted
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.features.days import span
 from mtl_ranker.nightly.promotion import Decision
@@ -43,7 +44,7 @@ def run_text(run: ModelRun) -> str:
     ]
     return "\n".join(
         [
-            f"{run.label}: {epochs} epochs in {trained.seconds:,.1f} s, best epoch "
+            f"{run.label}: {counted(epochs, 'epoch')} in {trained.seconds:,.1f} s, best epoch "
             f"{trained.best_epoch}. On the test days:",
             "",
             *_table(["objective", *measures], rows),
@@ -52,12 +53,14 @@ def run_text(run: ModelRun) -> str:
 
 
 def with_decision(text: str, decision: Decision, version: str) -> str:
-    """A description that starts with the decision on a version; it replaces an earlier one."""
+    """A description whose first line is the decision on a version; it replaces an earlier one."""
     outcome = "is champion" if decision.promoted else "is not champion"
-    lines = ["### Decision", "", f"**Version {version} {outcome}.** {decision.reason}."]
+    # MLflow's lists of versions show the first line as plain text.
+    reason = decision.reason[:1].upper() + decision.reason[1:]
+    lines = [f"Version {version} {outcome}. {reason}."]
     if decision.differences:
         rows = [[name, value.signed] for name, value in decision.differences.items()]
-        lines += ["", *_table(["objective", "challenger minus champion"], rows)]
+        lines += ["", *_table(["objective", f"challenger minus {decision.against}"], rows)]
     _, found, training = text.partition(TRAINING)
     return "\n".join([*lines, "", found + training])
 

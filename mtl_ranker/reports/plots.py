@@ -30,7 +30,8 @@ def learning_curves(
     epochs = np.arange(1, len(train) + 1)
     for t, (axis, name) in enumerate(zip(axes, names, strict=True)):
         axis.plot(epochs, train[:, t], marker="o", markersize=3, label="train")
-        axis.plot(epochs, validate[:, t], marker="o", markersize=3, label="validation")
+        if np.isfinite(validate[:, t]).any():  # a refit has no validation rows
+            axis.plot(epochs, validate[:, t], marker="o", markersize=3, label="validation")
         axis.axvline(best_epochs[t], color="0.6", linestyle=":", label="best epoch")
         axis.set(title=name, xlabel="epoch", ylabel="loss" if t == 0 else "")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -147,7 +148,7 @@ def pareto_front(points: Sequence[Point], marked: Mapping[str, Point], title: st
             label=f"{name}: {weights}",
         )
     axis.set(xlabel="engagement NDCG@10", ylabel="satisfaction NDCG@10")
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower left", ncols=3)
     if title:
         axis.set_title(title, fontsize=10)
     return figure

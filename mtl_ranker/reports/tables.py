@@ -101,7 +101,7 @@ def comparison_table(suite: Suite, width: int) -> Table:
 
 
 def list_lines(suite: Suite) -> list[str]:
-    """For each binary objective the lists that say something about an order, and the others."""
+    """For each binary objective the number of lists with both labels, and of all lists."""
     lines = []
     for name, count in suite.lists.items():
         too_few = suite.measures.get(name) == "auc"

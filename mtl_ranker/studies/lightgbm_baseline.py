@@ -32,7 +32,7 @@ class Boosting:
     """How a LightGBM is searched and trained.
 
     Attributes:
-        space: LightGBM's own parameters; `categorical`, if searched, says whether codes of
+        space: LightGBM's own parameters; `categorical`, if searched, is whether codes of
             categories are split as sets ("categorical", the default) or by order ("ordinal").
         patience: rounds without a better validation AUC after which a training stops.
         objective: binary, or one that ranks within lists (`RANKING`), whose scores are no

@@ -268,7 +268,7 @@ def load_artifact(project: Project, alias: str) -> RegisteredRanker:
     if version is None:
         raise ProjectError(
             f"models:/{project.name}@{alias}: no version has this alias; run `mtl-ranker nightly`, "
-            "or `mtl-ranker promote`, which says why a version is not promoted"
+            "or `mtl-ranker promote`, which prints why a version is not promoted"
         )
     return load_version(project, version)
 
@@ -340,8 +340,8 @@ def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | 
         tested = client.get_model_version(project.name, version).tags.get("test_day")
         if tested is not None and day < date.fromisoformat(tested):
             return (
-                f"version {version} was trained on days before {tested} and may know the labels "
-                f"of {day}; a night whose last test day is {tested} or later compares"
+                f"version {version} was trained on days before {tested} and may have seen the "
+                f"labels of {day}; a night whose last test day is {tested} or later compares"
             )
     return None
 

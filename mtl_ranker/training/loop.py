@@ -429,7 +429,7 @@ class _Monitor:
     """Losses [T] on the validation rows; `base`, those of predicting the training means.
 
     With members, the losses of the mean prediction, which is what is served.
-    `labelled` [T] says which objectives have a label there; at least one has.
+    `labelled` [T] marks which objectives have a label there; at least one has.
     """
 
     def __init__(

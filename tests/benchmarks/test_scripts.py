@@ -80,10 +80,10 @@ def test_known_truth(tmp_path):
     for name, found in click.items():
         if name not in ("item_popularity", "true probabilities"):
             assert found["auc"] < click["true probabilities"]["auc"]
-    ours, low = click["ours"], click["item_popularity"]["auc"]
+    ours, low = click["mtl_ranker"], click["item_popularity"]["auc"]
     high = click["true probabilities"]["auc"]
     assert ours["share"] == pytest.approx((ours["auc"] - low) / (high - low))
-    assert ours["auc"] != click["ours, without matches"]["auc"]
+    assert ours["auc"] != click["mtl_ranker, without matches"]["auc"]
     assert f"{ours['auc']:.4f}" in printed
 
 
@@ -108,7 +108,7 @@ def test_quality(shared_data, tmp_path):
     assert models["item_popularity"]["is_click"]["interval"]["gauc"][0] > 0.5
     assert {f"LightGBM {name}" for name in ("lambdarank", "rank_xendcg")} < set(models)
     assert figures["lists"]["is_click"]["both"] < figures["lists"]["is_click"]["lists"]
-    ours, theirs = models["ours (mmoe), trees, refit"], models["LightGBM"]
+    ours, theirs = models["mtl_ranker (mmoe), trees, refit"], models["LightGBM"]
     assert set(ours) == set(models["logistic regression"]) == objectives
     click, other = ours["is_click"], theirs["is_click"]
     assert min(click["auc"], other["auc"]) > 0.65

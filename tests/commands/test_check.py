@@ -466,7 +466,7 @@ def test_check_warns_of_nothing_in_a_sound_project(tiny):
 
 def test_tables_without_dates_are_said_once(tiny):
     write_project(tiny, log={"items": items(tiny, price=1.5)})
-    assert checked(tiny).count("log.items: without dates (partition or valid_from); the val") == 1
+    assert checked(tiny).count("log.items: without dates (partition or valid_from); the cur") == 1
     dated = {"path": "dated", "key": "i", "columns": ["price"], "partition": "date"}
     folder = tiny / "dated" / f"date={LAST - timedelta(days=2)}"
     folder.mkdir(parents=True)

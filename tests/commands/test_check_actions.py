@@ -42,7 +42,7 @@ def test_streams_labels_and_their_wait_are_said(tmp_path):
     found = checked(streams(tmp_path))
     assert f"ok  actions of click: 7 days, {FIRST}..{FIRST + timedelta(days=6)}" in found
     assert "ok  split: 3 train, 1 validate, 1 test" in found
-    assert "labels are final 1 days later; until then, training.immature = 'wait'" in found
+    assert "labels are final 1 day later; until then, training.immature = 'wait'" in found
     assert "ok  click: 80 of 80 actions belong to the sampled impressions" in found
     assert "warning: click begins" not in found
 

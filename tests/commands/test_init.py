@@ -264,7 +264,7 @@ def test_a_shop_with_names_of_its_own(tmp_path):
     assert list(project.features.signals) == ["returned"]
     assert ["user_id", "brand"] in project.features.entities
     assert "unsure  columns of the log without a role: experiment" in lines
-    assert "would know what came after a row: avg_rating" in lines
+    assert "would contain later events: avg_rating" in lines
     assert "notes.csv: not Parquet, not read" in lines
     text = checked(tmp_path)
     assert "contract on 2026-03-07: 200 rows, 0 quarantined" in text

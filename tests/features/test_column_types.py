@@ -150,5 +150,5 @@ def test_candidates_may_have_dates_as_text(typed, dates):
 
 def test_check_stores_and_ranks_with_every_type(typed):
     said = list(check_project(str(typed / "project.toml"), typed))
-    assert any(line.startswith("ok  encoder, 1 models") for line in said)
+    assert any(line.startswith("ok  encoder, 1 model,") for line in said)
     assert any("candidates of 10 users ranked" in line for line in said)

@@ -92,4 +92,4 @@ def test_backtest_prints_a_curve_of_every_policy(finished_night, feed):
         "backtest", finished_night, feed, "--from", "2026-03-08", "--to", "2026-03-07"
     )
     assert reversed_span.returncode == 2
-    assert "lies after --to" in reversed_span.stderr
+    assert "is after --to" in reversed_span.stderr

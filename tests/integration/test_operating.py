@@ -184,7 +184,7 @@ def test_a_late_log_is_waited_for_until_the_deadline(tmp_path, feed):
     done = run("nightly", tmp_path, "--date", "2026-03-08", "--wait-minutes", "3", data=data)
     thread.join()
     assert done.returncode == 0, done.stderr
-    assert "is not here yet" in done.stdout
+    assert "has not arrived" in done.stdout
 
 
 @pytest.mark.slow

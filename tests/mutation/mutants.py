@@ -270,7 +270,7 @@ MUTANTS = [
         "wednesday",
     ),
     Mutant(
-        "a row sees the snapshot of its own day",
+        "a row has the values of its own day's snapshot",
         "logs/sources.py",
         r"for own in parts if own < day\]",
         "for own in parts if own <= day]",

@@ -159,6 +159,7 @@ def test_the_first_model_must_beat_every_baseline(rows):
     assert decision.fallback is None
     assert "differs from the base rate's by +" in decision.reason
     assert " and from item popularity's by +" in decision.reason
+    assert decision.against == "item popularity"  # of the differences
     decision, fallback = first_on(
         labels, user, weak, {"the base rate": rate, "item popularity": truth}
     )

@@ -237,7 +237,7 @@ def test_context_that_varies_within_a_request_is_never_the_users(tmp_path):
     found = generated_context(context, NEXT)
     assert found == [ContextSource("hour", "user"), ContextSource("distance", "item", True)]
     _, warning = describe_generated(context, NEXT)
-    assert "'distance' depends on the item and on more than it" in warning
+    assert "'distance' depends on the item and on other things" in warning
     rows = generate_candidates(context, NEXT).collect()
     assert rows.group_by("item_id").agg(pl.col("distance").n_unique())["distance"].max() == 1
 

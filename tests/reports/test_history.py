@@ -63,7 +63,7 @@ def test_points_of_a_chart_by_hand(tmp_path):
     chart = text.split("<figure>")[-2]  # the champion's age, in days: 0 and 2
     assert "champion&#39;s age in days" in chart
     places = [a for tag, a in Page(chart).tags if tag == "circle"]
-    assert [p["cx"] for p in places] == ["44.0", "254.0"]
+    assert [p["cx"] for p in places] == ["52.0", "254.0"]
     # 0 to 2 with 8 % of room: 84 units of height from 90 upwards.
     expected = [90 - 84 * (v + 0.16) / 2.32 for v in (0.0, 2.0)]
     assert [float(p["cy"]) for p in places] == [round(v, 1) for v in expected]

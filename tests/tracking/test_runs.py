@@ -287,15 +287,16 @@ def test_decisions_are_in_descriptions_and_runs_say_which_is_champion(named):
     registry.record_decision(project, "1", Decision(True, "first" * 200, None, differences))
     text = client.get_model_version(project.name, "1").description
     decision, training = text.split("### Training")
-    assert decision.startswith(f"### Decision\n\n**Version 1 is champion.** {'first' * 200}.")
+    assert decision.startswith(f"Version 1 is champion. F{('first' * 200)[1:]}.\n")
+    assert "| objective | &nbsp;&nbsp;challenger minus champion |" in decision
     assert "| click | &nbsp;&nbsp;+0.0100 [+0.0020, +0.0180] |" in decision
     assert "wins on the validation days" in training
     assert client.get_model_version(project.name, "1").tags["promotion"] == "first" * 200
     # Another decision on it replaces this one.
     registry.record_decision(project, "1", Decision(False, "again"))
     text = client.get_run(logged.run_id).data.tags["mlflow.note.content"]
-    assert text.count("### Decision") == text.count("### Training") == 1
-    assert "**Version 1 is not champion.** again." in text
+    assert text.startswith("Version 1 is not champion. Again.\n\n### Training")
+    assert text.count("### Training") == 1
 
     def champion_tags() -> list[str | None]:
         runs = [logged.run_id, version.run_id, other]
