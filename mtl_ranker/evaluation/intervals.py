@@ -345,6 +345,22 @@ def judge(
     }
 
 
+def pooled_spread(groups: Sequence[np.ndarray]) -> Part | None:
+    """The variance of one training, from groups of trainings that differ in their seed only.
+
+    The pooled variance within groups, as of models of several nights. None without a group of two.
+
+    Args:
+        groups: values [S] of each group's trainings.
+    """
+    several = [values for values in groups if len(values) > 1]
+    if not several:
+        return None
+    df = sum(len(values) - 1 for values in several)
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in several)
+    return Part(squares / df, df)
+
+
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     """Student's interval of the mean of independent values [n]."""
     mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))

@@ -213,7 +213,7 @@ def _both(evidence: Evidence, t: int, rows: LabelledRows, measure: str) -> tuple
     """A measure of challenger and champion on objective number t, with their spreads over seeds."""
     task = evidence.tasks[t]
     known, of_champion = (
-        _known(task, measure, seeds)
+        seed_values(task, measure, seeds)
         for seeds in (evidence.challenger_seeds, evidence.champion_seeds)
     )
     own = _quality(model_quality(rows, [evidence.challenger[:, t]], measure), known, of_champion)
@@ -223,7 +223,7 @@ def _both(evidence: Evidence, t: int, rows: LabelledRows, measure: str) -> tuple
     return own, _quality(model_quality(rows, champion, measure), of_champion, known)
 
 
-def _known(task: Task, measure: str, seeds: Sequence[Metrics]) -> np.ndarray:
+def seed_values(task: Task, measure: str, seeds: Sequence[Metrics]) -> np.ndarray:
     """The trainings' values [S] of an objective's measure, without those that are unknown."""
     values = np.array([metrics.get(task.name, {}).get(measure, np.nan) for metrics in seeds])
     return values[~np.isnan(values)]
