@@ -173,7 +173,7 @@ class Quality:
     def estimated(self) -> Estimated:
         """The quality by itself."""
         return Estimated(
-            self.value, _over_users(self.influence, self.support), self.spread(), self.support
+            self.value, over_users(self.influence, self.support), self.spread(), self.support
         )
 
     def interval(self, confidence: float = 0.95) -> Interval:
@@ -244,7 +244,7 @@ def compare(one: Quality, other: Quality) -> Estimated:
         trainings = replace(trainings, df=known[0].df)
     return Estimated(
         value=one.value - other.value,
-        users=_over_users(one.influence - other.influence, one.support),
+        users=over_users(one.influence - other.influence, one.support),
         trainings=trainings,
         support=one.support,
     )
@@ -368,7 +368,8 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def _over_users(influence: np.ndarray, support: Support) -> Part:
+def over_users(influence: np.ndarray, support: Support) -> Part:
+    """The variance over users, of each user's influence [U]."""
     return Part(float(influence @ influence), max(support.users - 1, 1))
 
 
