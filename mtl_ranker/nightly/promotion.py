@@ -117,12 +117,16 @@ class Comparison:
             its difference, so that no objective decides by its unit or its noise. NaN if no
             objective can be compared.
         differences: objective → difference of its measure.
+        lower: one-sided lower bound of the blended difference, at the same confidence.
+        measures: objective → the measure that is compared.
         losses: binary objective → difference of log loss, the guard.
         thin: objectives without enough labels, with what they have and what it takes.
     """
 
     blended: Interval
+    lower: float
     differences: dict[str, Interval]
+    measures: dict[str, str]
     losses: dict[str, Interval]
     thin: list[str]
 
@@ -158,7 +162,9 @@ def compare_models(evidence: Evidence, confidence: float) -> Comparison:
     by_name = {task.name: each for task, each in zip(tasks, compared, strict=True)}
     return Comparison(
         blended=overall.interval(confidence),
+        lower=overall.interval(2 * confidence - 1).low,
         differences={name: each.interval(confidence) for name, each in by_name.items()},
+        measures={task.name: each.measure for task, each in zip(tasks, challenger, strict=True)},
         losses=losses,
         thin=[
             f"{name} ({each.support})" for name, each in by_name.items() if not each.support.enough
