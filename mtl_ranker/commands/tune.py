@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 from mtl_ranker.context import Context
+from mtl_ranker.evaluation.intervals import ONE_SEED
 from mtl_ranker.nightly.tuning import Budget, Trial
 from mtl_ranker.reports.console import console, progress_bar
 from mtl_ranker.tracking import connection
@@ -36,7 +37,8 @@ def tune_command(context: Context, day: date, name: str, budget: Budget) -> Reco
     search = recorded.search
     console.print(
         f"best of {search.trials} trials ({search.pruned} pruned): validation quality "
-        f"{search.quality:.3f} standard errors\n",
+        f"{search.quality:.3f} standard errors. Every trial is one training ({ONE_SEED}): train "
+        "the chosen settings and your own with several training.seeds to compare them\n",
         highlight=False,
     )
     console.print(recorded.toml, highlight=False, markup=False)

@@ -411,7 +411,10 @@ def below(
         if compared.blended.high < 0:
             worse.append(f"the blended quality ({compared.blended.signed})")
         if worse:
-            found.append(f"it is significantly worse than {baseline.name} on {', '.join(worse)}")
+            found.append(
+                f"it is significantly worse than {baseline.name} on {', '.join(worse)} "
+                "(this training, over users)"
+            )
     return found
 
 
