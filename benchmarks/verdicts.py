@@ -387,7 +387,7 @@ def main() -> None:
         "--population", type=int, default=10_000, help="users of the truth of known nights"
     )
     options.add_argument(
-        "--nights", type=int, default=60, help="A/A nights with trainings, over all feeds"
+        "--nights", type=int, default=50, help="A/A nights with trainings, over all feeds"
     )
     options.add_argument("--planted", type=int, default=10, help="nights of each planted gain")
     options.add_argument("--impressions", type=int, default=24_000, help="of a feed")

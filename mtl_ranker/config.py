@@ -831,7 +831,8 @@ class Training(Settings):
     trees: int = Field(
         0,
         ge=0,
-        description="boosted trees per objective at most; predictions are averaged with theirs",
+        description="boosted trees per objective at most: two contenders more, the winner averaged "
+        "with them and the trees alone; 0 for none",
     )
     position_dropout: float = Field(
         0.1, ge=0, lt=1, description="probability that a row's position is hidden in training"
