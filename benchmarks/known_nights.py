@@ -41,6 +41,7 @@ FLAWS = (0.6, 1.2)  # of the models over which a gain is planted
 SEEDS = (2, 3)
 PRINTED = {"gauc": "list GAUC", "auc": "AUC"}
 WEIGHTS = {"click": 1.0, "watch": 0.0, "like": 0.0}  # against those of the project
+GROUPS = ("engagement", "satisfaction")
 NAMES = {**MEASURE_NAMES, "log_loss": "log loss", "calibration": "predictions / labels"}
 
 
@@ -206,7 +207,7 @@ def one_night(project: Project, truth: Truth, rng: np.random.Generator, users: i
         for seeds in SEEDS:
             interval = quality(key, predictions[0.0][:seeds]).interval()
             check("quality", label_of(key), str(seeds), interval, truth.seeds[0.0][key])
-    verdicts: dict[str, Any] = {}
+    verdicts: dict[tuple[str, str, int], int] = {}
     for seeds in SEEDS:
         ours = {key: quality(key, predictions[0.0][:seeds]) for key in KEYS}
         others = {"none": same, **{f"{flaw:g}": predictions[flaw] for flaw in FLAWS}}
@@ -265,14 +266,14 @@ def one_night(project: Project, truth: Truth, rng: np.random.Generator, users: i
     for name, interval in calibration(predicted).items():
         check("calibration", name, "one training", interval, truth.calibration[name])
     gains = paired_gains(project, predicted, choices(project), project.scoring.blend, 0.95)
-    for group, gain, value in zip(("engagement", "satisfaction"), gains, truth.blend, strict=True):
-        check("blend weights", f"{group} NDCG@10", "one training", gain, value)
+    for group, of_group, value in zip(GROUPS, gains, truth.blend, strict=True):
+        check("blend weights", f"{group} NDCG@10", "one training", of_group, value)
     surface = pl.Series("surface", np.array(["a", "b"])[drawn.lists % 2])
     sliced = slice_metrics(TASKS, predicted, {"surface": surface})
-    for each in sliced:
-        if each.value == "a":
-            key = next(k for k in KEYS if TASKS[k[0]].name == each.objective)
-            check("slice", label_of(key), "one training", each.quality, truth.fixed[key])
+    for part in sliced:
+        if part.value == "a":
+            key = next(k for k in KEYS if TASKS[k[0]].name == part.objective)
+            check("slice", label_of(key), "one training", part.quality, truth.fixed[key])
     return {
         "covers": covers,
         "verdicts": verdicts,
