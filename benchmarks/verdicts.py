@@ -1,10 +1,13 @@
-"""How often verdicts are wrong: A/A nights, power by planted gain, and the cost of judging.
+"""How often verdicts are wrong: coverage, A/A nights, power by planted gain, and the cost.
 
-A night trains small MMoEs on a simulated feed. A/A: both sides are the same model with other seeds,
-so every verdict is false and every promotion is luck. Planted gain: one side learns from a share of
-the training rows only. Each night is judged twice: with the bootstrap over users (and trainings)
-that resamples rows of predictions, and with `evaluation/intervals.py`. Rates have Clopper-Pearson
-intervals over nights.
+Two kinds of nights. Those of known truth train nothing (`known_nights.py`): each interval that a
+night prints is compared with the truth of many users and seeds, and verdicts are counted without
+and with a planted gain. The others train small MMoEs on a simulated feed. A/A: both sides are the
+same model with other seeds, so every verdict is false and every promotion is luck. Planted gain:
+one side learns from a share of the training rows only. Each is judged twice: with the bootstrap
+over users (and trainings) that resamples rows of predictions, and with `evaluation/intervals.py`.
+By list GAUC as well as AUC; rates have Clopper-Pearson intervals over nights. Off-policy estimates
+have their own coverage test (tests/evaluation/test_off_policy.py).
 """
 
 from __future__ import annotations
@@ -22,14 +25,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.stats import binomtest
 
 from benchmarks import markdown, results
+from benchmarks.known_nights import known_nights, rate
 from benchmarks.prepared import examples_of
 from mtl_ranker.config import Project, Promotion, Training, load_project
-from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.influence import MEASURE_NAMES, Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import Quality, compare, judge, model_quality
-from mtl_ranker.evaluation.metrics import evaluate_all, quality_metric
+from mtl_ranker.evaluation.metrics import auc_of_own_group, evaluate_all
 from mtl_ranker.logs.simulate import Feed, simulate
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.presets import make
@@ -71,13 +74,11 @@ class Side:
 
     Attributes:
         predictions: [N, T] of each training.
-        qualities: objective → the quality of each training alone.
-        draws: objective → [S, R], its quality in resamples of users.
+        draws: objective and measure → [S, R], its quality in resamples of users.
     """
 
     predictions: list[np.ndarray]
-    qualities: dict[str, list[Quality]]
-    draws: dict[str, np.ndarray]
+    draws: dict[tuple[int, str], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,30 @@ class Judging:
         }
         return cls(project, parts, rows, user_draws(clusters))
 
-    def side(self, predictions: list[np.ndarray]) -> Side:
-        qualities, draws = {}, {}
-        for t, task in enumerate(self.parts.tasks):
-            rows, columns = self.rows[task.name], [p[:, t] for p in predictions]
-            measure = quality_metric(task.kind)
-            qualities[task.name] = [model_quality(rows, [column], measure) for column in columns]
-            draws[task.name] = np.stack(
-                [resampled(rows, c[rows.known], self.weights[:, rows.known]) for c in columns]
-            )
-        return Side(predictions=predictions, qualities=qualities, draws=draws)
+    @property
+    def keys(self) -> list[tuple[int, str]]:
+        """Objectives by number, each with the measures it is judged by."""
+        measures = [(t, measures_of(task)) for t, task in enumerate(self.parts.tasks)]
+        return [(t, measure) for t, own in measures for measure in own]
 
-    def quality(self, side: Side, t: int, seeds: int) -> Quality:
-        task = self.parts.tasks[t]
-        columns = [p[:, t] for p in side.predictions[:seeds]]
-        return model_quality(self.rows[task.name], columns, quality_metric(task.kind))
+    def name(self, key: tuple[int, str]) -> str:
+        return f"{self.parts.tasks[key[0]].name} {MEASURE_NAMES[key[1]]}"
+
+    def side(self, predictions: list[np.ndarray]) -> Side:
+        draws = {}
+        for t, measure in self.keys:
+            rows = self.rows[self.parts.tasks[t].name]
+            draws[t, measure] = np.stack(
+                [
+                    resampled(rows, p[rows.known, t], self.weights[:, rows.known], measure)
+                    for p in predictions
+                ]
+            )
+        return Side(predictions=predictions, draws=draws)
+
+    def quality(self, side: Side, key: tuple[int, str], seeds: int) -> Quality:
+        columns = [p[:, key[0]] for p in side.predictions[:seeds]]
+        return model_quality(self.rows[self.parts.tasks[key[0]].name], columns, key[1])
 
     def promoted(self, challenger: Side, champion: Side, seeds: int) -> bool:
         """Whether the first training replaces the other side's; `seeds` give the spread."""
@@ -140,6 +150,11 @@ class Judging:
         return decide(self.project, evidence).promoted
 
 
+def measures_of(task: Task) -> list[str]:
+    """The measure by which models are compared first."""
+    return ["gauc", "auc"] if task.kind == "binary" else ["r2"]
+
+
 def user_draws(clusters: Clusters) -> np.ndarray:
     """Weights [R, N] of rows in resamples of users."""
     rng = np.random.default_rng(0)
@@ -147,12 +162,19 @@ def user_draws(clusters: Clusters) -> np.ndarray:
     return rng.multinomial(users, np.full(users, 1 / users), size=DRAWS)[:, clusters.codes]
 
 
-def resampled(rows: LabelledRows, prediction: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC or R² [R] of labelled rows under weights [R, n]."""
+def resampled(
+    rows: LabelledRows, prediction: np.ndarray, weights: np.ndarray, measure: str
+) -> np.ndarray:
+    """GAUC by list, AUC or R² [R] of labelled rows under weights [R, n]."""
     label, w = rows.label, weights.astype(np.float64)
-    if rows.kind != "binary":
+    if measure == "r2":
         mean = (w @ label) / w.sum(1)
         return 1 - (w @ (label - prediction) ** 2) / (w @ label**2 - w.sum(1) * mean**2)
+    if measure == "gauc":
+        assert rows.clusters.lists is not None
+        own = auc_of_own_group(label, prediction, rows.clusters.lists)
+        known = ~np.isnan(own)
+        return w[:, known] @ own[known] / w[:, known].sum(1)
     order = np.argsort(prediction)
     w, positive = w[:, order], label[order] > 0.5
     starts = np.flatnonzero(np.r_[True, np.diff(prediction[order]) != 0])
@@ -200,29 +222,34 @@ Judge = Callable[[Judging, Side, Side], list[dict[str, Any]]]
 
 
 def judged(judging: Judging, one: Side, other: Side) -> list[dict[str, Any]]:
-    """The verdicts on two sides with 1, 2, … seeds, before and after, and the promotions."""
+    """The verdicts on two sides with 1, 2, … seeds, before and after, and the promotions.
+
+    The false discovery rate is controlled over a night's objectives, by list GAUC as a night does,
+    and apart from that by AUC.
+    """
     found = []
     for seeds in range(1, MOST + 1):
-        tasks = judging.parts.tasks
         compared = {
-            task.name: compare(judging.quality(one, t, seeds), judging.quality(other, t, seeds))
-            for t, task in enumerate(tasks)
+            key: compare(judging.quality(one, key, seeds), judging.quality(other, key, seeds))
+            for key in judging.keys
         }
-        after = judge(compared)
+        after = judge({key: each for key, each in compared.items() if key[1] != "auc"})
+        by_auc = judge({key: each for key, each in compared.items() if key[1] != "gauc"})
+        after |= {key: each for key, each in by_auc.items() if key[1] == "auc"}
         found.append(
             {
                 "seeds": seeds,
                 "promoted": judging.promoted(one, other, seeds),
                 "objectives": {
-                    task.name: {
-                        "gain": compared[task.name].value,
+                    judging.name(key): {
+                        "gain": compared[key].value,
                         "before": bootstrap_verdict(
-                            one.draws[task.name][:seeds], other.draws[task.name][:seeds]
+                            one.draws[key][:seeds], other.draws[key][:seeds]
                         ),
-                        "interval": _sign(after[task.name].interval),
-                        "after": after[task.name].verdict,
+                        "interval": _sign(after[key].interval),
+                        "after": after[key].verdict,
                     }
-                    for task in tasks
+                    for key in judging.keys
                 },
             }
         )
@@ -262,12 +289,6 @@ def nights(size: Size) -> dict[str, Any]:
     return {"rows": rows, "same": same, "planted": planted}
 
 
-def rate(hits: Sequence[bool]) -> dict[str, Any]:
-    """A share of nights with its Clopper-Pearson interval."""
-    found = binomtest(sum(hits), len(hits)).proportion_ci(0.95)
-    return {"hits": sum(hits), "of": len(hits), "low": found.low, "high": found.high}
-
-
 def false_positives(same: Sequence[Any]) -> list[dict[str, Any]]:
     """Rates of verdicts on A/A nights, by seeds and objective, and of promotions."""
     found = []
@@ -283,13 +304,18 @@ def false_positives(same: Sequence[Any]) -> list[dict[str, Any]]:
                 "seeds": at + 1,
                 "objectives": own,
                 "any": {
-                    how: rate([any(o[how] for o in n["objectives"].values()) for n in of_seeds])
+                    how: rate([any(o[how] for o in _of_a_night(n)) for n in of_seeds])
                     for how in HOW
                 },
                 "promoted": rate([n["promoted"] for n in of_seeds]),
             }
         )
     return found
+
+
+def _of_a_night(found: Mapping[str, Any]) -> list[Any]:
+    """The verdicts that a night prints: by AUC only where an objective has no other measure."""
+    return [each for name, each in found["objectives"].items() if not name.endswith(" AUC")]
 
 
 def power(planted: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -346,9 +372,9 @@ def cost(rows: int) -> dict[str, float]:
     weights = user_draws(clusters).astype(np.float32)
     shared = time.perf_counter() - began
     began = time.perf_counter()
-    for t in range(3):
+    for t, measure in enumerate(("auc", "auc", "r2")):
         for first in range(0, DRAWS, 20):
-            resampled(prepared[t], models[0][0][:, t], weights[first : first + 20])
+            resampled(prepared[t], models[0][0][:, t], weights[first : first + 20], measure)
     found["before, 1 seeds"] = shared / len(models) + time.perf_counter() - began
     return found
 
@@ -356,14 +382,22 @@ def cost(rows: int) -> dict[str, float]:
 def main() -> None:
     options = results.parser(__doc__)
     options.add_argument("--feeds", type=int, default=4)
-    options.add_argument("--nights", type=int, default=80, help="A/A nights over all feeds")
-    options.add_argument("--planted", type=int, default=20, help="nights of each planted gain")
+    options.add_argument("--known", type=int, default=1_000, help="nights of known truth")
+    options.add_argument(
+        "--population", type=int, default=10_000, help="users of the truth of known nights"
+    )
+    options.add_argument(
+        "--nights", type=int, default=50, help="A/A nights with trainings, over all feeds"
+    )
+    options.add_argument("--planted", type=int, default=10, help="nights of each planted gain")
     options.add_argument("--impressions", type=int, default=24_000, help="of a feed")
     options.add_argument("--judged-rows", type=int, default=200_000)
     chosen: argparse.Namespace = results.parse(options)
     size = Size(chosen.feeds, chosen.nights, chosen.planted, chosen.impressions)
+    known = known_nights(project_of(), chosen.known, chosen.population)
     found = nights(size)
     figures = {
+        "known": known,
         "rows": found["rows"],
         "feeds": size.feeds,
         "false": false_positives(found["same"]),
@@ -407,8 +441,11 @@ def _cells(figures: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[s
         ]
         for each in figures["power"]
     ]
+    known = figures.get("known")
+    more = {} if known is None else _cells_of_known(known)
     seconds = [[how, f"{value:.2f}"] for how, value in figures["seconds_a_model"].items()]
     return {
+        **more,
         "verdicts false": (
             ["seeds a side", "objective", "bootstrap", "interval", "verdict"],
             false,
@@ -422,8 +459,33 @@ def _cells(figures: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[s
     }
 
 
+def _cells_of_known(known: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    coverage = [
+        [each["interval"], each["of"], each["seeds"], _share(each["rate"])]
+        for each in known["coverage"]
+    ]
+    verdicts = [
+        [
+            "none" if each["planted"] == "none" else f"{each['gain']:+.4f}",
+            each["of"],
+            str(each["seeds"]),
+            _share(each["rate"]),
+        ]
+        for each in known["verdicts"]
+    ]
+    verdicts.append(["none", "promoted", "1, spread of 3", _share(known["promoted"])])
+    verdicts.append(["none", "any slice of two", "one training", _share(known["sliced"])])
+    return {
+        "verdicts coverage": (["interval", "of", "trainings", "covers the truth"], coverage),
+        "verdicts known": (
+            ["planted gain", "of", "trainings a side", "called different (better, if planted)"],
+            verdicts,
+        ),
+    }
+
+
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
-    """False verdicts, promotions by luck, power, and seconds to judge a model."""
+    """Coverage, false verdicts, promotions by luck, power, and seconds to judge a model."""
     return {name: markdown.table(*cells) for name, cells in _cells(figures).items()}
 
 
@@ -434,7 +496,17 @@ def summary(figures: Mapping[str, Any]) -> str:
     )
     of = sum(o["after"]["of"] for o in last["objectives"].values())
     worst = max(figures["seconds_a_model"][k] for k in figures["seconds_a_model"] if "after" in k)
-    return (
+    known = ""
+    if "known" in figures:
+        low, high = (
+            pick(each["rate"]["hits"] / each["rate"]["of"] for each in figures["known"]["coverage"])
+            for pick in (min, max)
+        )
+        known = (
+            f"the 95 % intervals of {figures['known']['nights']:,} nights of known truth cover it "
+            f"in {low:.0%} to {high:.0%}; "
+        )
+    return known + (
         f"the same model with {last['seeds']} other seeds is called different in {after} of {of} "
         f"comparisons (bootstrap over users: {before}), promoted by luck in "
         f"{last['promoted']['hits']} of {last['promoted']['of']} nights; at most {worst:.2f} s to "

@@ -831,7 +831,8 @@ class Training(Settings):
     trees: int = Field(
         0,
         ge=0,
-        description="boosted trees per objective at most; predictions are averaged with theirs",
+        description="boosted trees per objective at most: two contenders more, the winner averaged "
+        "with them and the trees alone; 0 for none",
     )
     position_dropout: float = Field(
         0.1, ge=0, lt=1, description="probability that a row's position is hidden in training"
@@ -898,6 +899,12 @@ class Promotion(Settings):
         True, description="the blended quality's interval must lie above 0; else above -tolerance"
     )
     tolerance: float = Field(0.0, ge=0, description="see require_significance")
+    refit_margin: float = Field(
+        0.005,
+        ge=0,
+        description="loss of blended quality on the test days that must be excluded, one-sided, "
+        "before a refit model replaces the one that it was made from",
+    )
     require_spread: bool = Field(
         True,
         description="the spread of training seeds must be known, so that no model is promoted by "

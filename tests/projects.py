@@ -44,7 +44,8 @@ TINY: Table = {
     "split": {"warmup_days": 1, "train_days": 3},
     "models": {"mmoe": {"preset": "mmoe", "experts": 2, "expert_hidden": [8]}},
     "training": {"epochs": 2, "refit": False, "spread_seeds": 0},
-    "promotion": {"require_spread": False},
+    # Forty rows a day bound no loss that matters.
+    "promotion": {"require_spread": False, "refit_margin": 10.0},
 }
 
 # Of the simulated feed, for whole nights.

@@ -20,6 +20,8 @@ from mtl_ranker.reports import plots
 from mtl_ranker.reports.console import console, progress_bar
 from mtl_ranker.tracking import connection, runs
 
+VERDICTS = {1: "significantly better", -1: "significantly worse", 0: "no significant difference"}
+
 
 def backtest_command(
     context: Context, first: date, last: date, only: Sequence[str]
@@ -65,7 +67,11 @@ def backtest_command(
             asdict(r) | {"day": str(r.day), "night": str(r.night)} for r in result.replayed
         ],
         "promotions": {str(d): reason for d, reason in result.promotions.items()},
-        "gains_over_kept": {f"{p} {o}": asdict(g) for (p, o), g in result.gains.items()},
+        "gains_over_kept": {
+            f"{policy} {objective}": asdict(gain.interval)
+            | {"p_value": gain.p_value, "verdict": gain.verdict, "note": gain.note}
+            for (policy, objective), gain in result.gains.items()
+        },
     }
     workspace.publish_file(f"{path}.json", json.dumps(content, indent=1))
     child_runs = {
@@ -112,7 +118,8 @@ def _backtest_tables(project: Project, result: Backtest) -> list[Table]:
             table.add_row(str(day), *(f"{v:.4f}" for v in values))
         for policy in POLICIES[1:]:
             gain = result.gains[policy, objective]
-            words = f"{policy} over kept, all days' rows: {gain.signed} ({gain.note})\n"
+            verdict = gain.note or VERDICTS[gain.verdict]
+            words = f"{policy} over kept, all days' rows: {gain.interval.signed}, {verdict}\n"
             table.caption = (table.caption or "") + words
         table.caption_justify = "left"
         tables.append(table)

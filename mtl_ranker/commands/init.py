@@ -197,6 +197,11 @@ class Draft:
         if self.split is not None:
             warmup, train = self.split
             parts += ["", "[split]", f"warmup_days = {warmup}", f"train_days = {train}"]
+        parts += [
+            "",
+            "[training]",
+            "trees = 100  # boosted trees, alone and averaged with the winner: two contenders",
+        ]
         if self.found.candidates is not None:
             parts += ["", "[scoring]", f"candidates = {_toml(self.found.candidates)}"]
         return "\n".join(parts) + "\n"

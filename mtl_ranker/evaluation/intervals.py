@@ -173,7 +173,7 @@ class Quality:
     def estimated(self) -> Estimated:
         """The quality by itself."""
         return Estimated(
-            self.value, _over_users(self.influence, self.support), self.spread(), self.support
+            self.value, over_users(self.influence, self.support), self.spread(), self.support
         )
 
     def interval(self, confidence: float = 0.95) -> Interval:
@@ -244,7 +244,7 @@ def compare(one: Quality, other: Quality) -> Estimated:
         trainings = replace(trainings, df=known[0].df)
     return Estimated(
         value=one.value - other.value,
-        users=_over_users(one.influence - other.influence, one.support),
+        users=over_users(one.influence - other.influence, one.support),
         trainings=trainings,
         support=one.support,
     )
@@ -345,6 +345,22 @@ def judge(
     }
 
 
+def pooled_spread(groups: Sequence[np.ndarray]) -> Part | None:
+    """The variance of one training, from groups of trainings that differ in their seed only.
+
+    The pooled variance within groups, as of models of several nights. None without a group of two.
+
+    Args:
+        groups: values [S] of each group's trainings.
+    """
+    several = [values for values in groups if len(values) > 1]
+    if not several:
+        return None
+    df = sum(len(values) - 1 for values in several)
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in several)
+    return Part(squares / df, df)
+
+
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     """Student's interval of the mean of independent values [n]."""
     mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
@@ -352,7 +368,8 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def _over_users(influence: np.ndarray, support: Support) -> Part:
+def over_users(influence: np.ndarray, support: Support) -> Part:
+    """The variance over users, of each user's influence [U]."""
     return Part(float(influence @ influence), max(support.users - 1, 1))
 
 

@@ -8,8 +8,8 @@ item popularity, else item popularity, as on a first night.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -18,8 +18,17 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.criterion import WORST, bounded
 from mtl_ranker.evaluation.influence import Clusters, LabelledRows
-from mtl_ranker.evaluation.intervals import Interval, compare, model_quality
+from mtl_ranker.evaluation.intervals import (
+    NO_VARIANCE,
+    Judged,
+    Part,
+    compare,
+    judge,
+    model_quality,
+    pooled_spread,
+)
 from mtl_ranker.evaluation.metrics import Metrics, evaluate_all, quality_metric
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.columns import LABEL
@@ -29,10 +38,11 @@ from mtl_ranker.features.lists import list_ids
 from mtl_ranker.logs.actions import final_day
 from mtl_ranker.logs.contract import label_actions
 from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.models.objectives import Task
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.plan import Origin, PastNight, plan_training, with_prior
 from mtl_ranker.nightly.popularity import name_of
-from mtl_ranker.nightly.promotion import compare_artifacts
+from mtl_ranker.nightly.promotion import compare_artifacts, seed_values
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.batches import label_matrix
@@ -63,14 +73,14 @@ class Backtest:
 
     Attributes:
         promotions: day → the reason of the promotion decision of the night before.
-        gains: (policy, objective) → quality over all days minus that of `kept` on the same rows,
-            with intervals over users.
+        gains: (policy, objective) → quality over all days minus that of `kept` on the same rows
+            (`gains_over_kept`), judged together.
     """
 
     days: list[date]
     replayed: list[Replayed]
     promotions: dict[date, str]
-    gains: dict[tuple[str, str], Interval]
+    gains: dict[tuple[str, str], Judged]
 
     def curve(self, policy: str, objective: str, metric: str) -> list[float]:
         """A policy's metric on each day."""
@@ -84,6 +94,11 @@ class NightModel:
     night: date
     label: str
     artifact: RankerArtifact
+
+    @property
+    def key(self) -> tuple[date, str]:
+        """Differs between all models of a backtest."""
+        return self.night, self.label
 
     @property
     def as_champion(self) -> Origin:
@@ -115,7 +130,7 @@ def backtest(
     replayed: list[Replayed] = []
     promotions: dict[date, str] = {}
     history: list[PastNight] = []
-    predictions: dict[str, list[np.ndarray]] = {policy: [] for policy in POLICIES}
+    ranked: dict[str, list[Ranked]] = {policy: [] for policy in POLICIES}
     labels, users, lists = [], [], []
     for day, night in zip(days, nights, strict=True):
         build_split(context, night)
@@ -144,13 +159,13 @@ def backtest(
         lists.append(list_ids(frame, project.log.list_keys))
         for policy, model in policies.items():
             predicted = model.artifact.predict(frame).select(names).to_numpy()
-            predictions[policy].append(predicted)
+            ranked[policy].append(Ranked(model, predicted))
             metrics = evaluate_all(tasks, labels[-1], predicted, lists[-1])
             replayed.append(Replayed(day, policy, model.night, model.label, metrics))
         origin = "" if plan.start is None else f", continued from that {plan.start.version}"
         on_step(f"{day}: night of {night}, {suite.winner.label}{origin}")
     clusters = Clusters.of(np.concatenate(users), np.concatenate(lists))
-    gains = _gains(project, np.concatenate(labels), clusters, predictions)
+    gains = gains_over_kept(project, labels, clusters, ranked)
     return Backtest(days, replayed, promotions, gains)
 
 
@@ -187,30 +202,81 @@ def _examples_of(context: Context, day: date) -> pl.DataFrame:
     return context.workspace.scan("examples", [day]).collect(engine="streaming")
 
 
-def _gains(
+@dataclass(frozen=True)
+class Ranked:
+    """One day under one policy: the model, and its predictions [n, T] for the day's rows."""
+
+    model: NightModel
+    prediction: np.ndarray
+
+
+def gains_over_kept(
     project: Project,
-    labels: np.ndarray,
+    labels: Sequence[np.ndarray],
     clusters: Clusters,
-    predictions: Mapping[str, Sequence[np.ndarray]],
-) -> dict[tuple[str, str], Interval]:
+    ranked: Mapping[str, Sequence[Ranked]],
+) -> dict[tuple[str, str], Judged]:
     """The paired difference between each policy and `kept` over all days' rows.
 
-    Of the measure by which models are compared (`LabelledRows.measure`).
+    Of the measure by which models are compared (`LabelledRows.measure`). The variance of one
+    training is that between the seeds of each night's winner, pooled over the nights; a model
+    counts with the share of rows that it ranks under one policy and not under the other. One that
+    has no seed, as item popularity, has none. Over all policies and objectives the false discovery
+    rate is controlled.
 
     Args:
-        labels: [N, T] of all days.
-        clusters: users and lists of the N rows.
-        predictions: policy → [n, T] of each day.
+        labels: [n, T] of each day.
+        clusters: users and lists of the N rows of all days.
+        ranked: policy → each day.
     """
-    predicted = {policy: np.concatenate(predictions[policy]) for policy in POLICIES}
-    gains = {}
-    for t, objective in enumerate(project.objectives):
-        rows = LabelledRows.of(objective.kind, labels[:, t], clusters)
-        quality = {p: model_quality(rows, [predicted[p][:, t]]) for p in POLICIES}
+    together = np.concatenate(labels)
+    predicted = {p: np.concatenate([day.prediction for day in ranked[p]]) for p in POLICIES}
+    nights = {day.model.key: day.model for day in ranked["retrained"]}
+    compared = {}
+    for t, task in enumerate(tasks_of(project)):
+        rows = LabelledRows.of(task.kind, together[:, t], clusters)
+        # The spread over seeds follows below: a policy's days are of several trainings.
+        quality = {
+            p: bounded(model_quality(rows, [predicted[p][:, t]], fixed=True)) for p in POLICIES
+        }
+        spread = _spread(task, rows.measure, nights.values())
+        known = np.array([np.count_nonzero(~np.isnan(day[:, t])) for day in labels])
+        share = known / max(int(known.sum()), 1)
         for policy in POLICIES[1:]:
+            trainings = _of_trainings(spread, ranked[policy], ranked["kept"], share)
             difference = compare(quality[policy], quality["kept"])
-            gains[policy, objective.name] = difference.interval(project.promotion.confidence)
-    return gains
+            compared[policy, task.name] = replace(difference, trainings=trainings)
+    return judge(compared, project.promotion.confidence)
+
+
+def _spread(task: Task, measure: str, models: Iterable[NightModel]) -> Part | None:
+    """The variance of one training of the nights' models; None if each is known with one seed."""
+    groups = [seed_values(task, measure, model.artifact.seed_metrics) for model in models]
+    return pooled_spread(
+        [np.maximum(values, WORST) if measure == "r2" else values for values in groups]
+    )
+
+
+def _of_trainings(
+    spread: Part | None, policy: Sequence[Ranked], kept: Sequence[Ranked], share: np.ndarray
+) -> Part | None:
+    """The variance of a difference of policies over seeds: Σ_k w_k² · spread of the models k.
+
+    w_k is the share of rows that the model ranks under `policy` minus that under `kept`. None if
+    the spread is needed and unknown.
+
+    Args:
+        share: of each day's rows.
+    """
+    weights: dict[tuple[date, str], float] = {}
+    for one, other, part in zip(policy, kept, share, strict=True):
+        for model, signed in ((one.model, part), (other.model, -part)):
+            if not model.artifact.fixed:
+                weights[model.key] = weights.get(model.key, 0.0) + signed
+    square = sum(weight**2 for weight in weights.values())
+    if square == 0:
+        return NO_VARIANCE
+    return None if spread is None else Part(spread.variance * square, spread.df)
 
 
 def measures(project: Project) -> dict[str, list[str]]:

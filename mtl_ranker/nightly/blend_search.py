@@ -207,9 +207,13 @@ class KeptBlend:
         words = ", ".join(f"{name} {weight:.3g}" for name, weight in self.choice.weights.items())
         return (
             f"the model blends with {words} (scoring.maximise); NDCG@10 against scoring.weights on "
-            f"the test days: engagement {self.engagement.signed}, satisfaction "
-            f"{self.satisfaction.signed}"
+            f"the test days: engagement {_with_note(self.engagement)}, satisfaction "
+            f"{_with_note(self.satisfaction)}"
         )
+
+
+def _with_note(gain: Interval) -> str:
+    return f"{gain.signed} ({gain.note})" if gain.note else gain.signed
 
 
 def kept_blend(

@@ -119,12 +119,16 @@ class Comparison:
             its difference, so that no objective decides by its unit or its noise. NaN if no
             objective can be compared.
         differences: objective → difference of its measure.
+        lower: one-sided lower bound of the blended difference, at the same confidence.
+        measures: objective → the measure that is compared.
         losses: binary objective → difference of log loss, the guard.
         thin: objectives without enough labels, with what they have and what it takes.
     """
 
     blended: Interval
+    lower: float
     differences: dict[str, Interval]
+    measures: dict[str, str]
     losses: dict[str, Interval]
     thin: list[str]
 
@@ -160,7 +164,9 @@ def compare_models(evidence: Evidence, confidence: float) -> Comparison:
     by_name = {task.name: each for task, each in zip(tasks, compared, strict=True)}
     return Comparison(
         blended=overall.interval(confidence),
+        lower=overall.interval(2 * confidence - 1).low,
         differences={name: each.interval(confidence) for name, each in by_name.items()},
+        measures={task.name: each.measure for task, each in zip(tasks, challenger, strict=True)},
         losses=losses,
         thin=[
             f"{name} ({each.support})" for name, each in by_name.items() if not each.support.enough
@@ -215,7 +221,7 @@ def _both(evidence: Evidence, t: int, rows: LabelledRows, measure: str) -> tuple
     """A measure of challenger and champion on objective number t, with their spreads over seeds."""
     task = evidence.tasks[t]
     known, of_champion = (
-        _known(task, measure, seeds)
+        seed_values(task, measure, seeds)
         for seeds in (evidence.challenger_seeds, evidence.champion_seeds)
     )
     own = _quality(model_quality(rows, [evidence.challenger[:, t]], measure), known, of_champion)
@@ -225,7 +231,7 @@ def _both(evidence: Evidence, t: int, rows: LabelledRows, measure: str) -> tuple
     return own, _quality(model_quality(rows, champion, measure), of_champion, known)
 
 
-def _known(task: Task, measure: str, seeds: Sequence[Metrics]) -> np.ndarray:
+def seed_values(task: Task, measure: str, seeds: Sequence[Metrics]) -> np.ndarray:
     """The trainings' values [S] of an objective's measure, without those that are unknown."""
     values = np.array([metrics.get(task.name, {}).get(measure, np.nan) for metrics in seeds])
     return values[~np.isnan(values)]
@@ -407,7 +413,10 @@ def below(
         if compared.blended.high < 0:
             worse.append(f"the blended quality ({compared.blended.signed})")
         if worse:
-            found.append(f"it is significantly worse than {baseline.name} on {', '.join(worse)}")
+            found.append(
+                f"it is significantly worse than {baseline.name} on {', '.join(worse)} "
+                "(this training, over users)"
+            )
     return found
 
 

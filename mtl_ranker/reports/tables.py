@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
-from mtl_ranker.evaluation.intervals import Interval
+from mtl_ranker.evaluation.intervals import ONE_SEED, Interval
 from mtl_ranker.evaluation.metrics import quality_metric
 from mtl_ranker.features.days import span
 from mtl_ranker.nightly.results import Suite
@@ -58,13 +58,14 @@ def comparison_table(suite: Suite, width: int) -> Table:
     winner = suite.winner.name
     days = suite.days
     confidence = 100 * suite.winner.artifact.project.promotion.confidence
+    seeds = suite.winner.artifact.project.training.seeds
     table = Table(
         title=f"Test {span(days.test)}: {len(suite.held_out.user):,} rows; trained on "
         f"{suite.trained_on}, validated on {span(days.validate)}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption=f"* wins on validation; intervals: {confidence:g} % over users"
-        f"{' and seeds' if len(suite.winner.artifact.project.training.seeds) > 1 else ''}",
+        f"{' and seeds' if len(seeds) > 1 else f' ({ONE_SEED})'}",
         caption_justify="left",
     )
     table.caption = "\n".join([str(table.caption), *list_lines(suite)])

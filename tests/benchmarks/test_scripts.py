@@ -216,8 +216,12 @@ def test_histories(tmp_path):
 
 @pytest.mark.slow
 def test_verdicts(tmp_path):
-    """A/A: the same model with other seeds; the interval of the false rate includes 5 % or less."""
+    """A/A: the same model with other seeds; the interval of the false rate includes 5 % or less.
+
+    Coverage: the interval of every rate includes 95 % or more.
+    """
     sizes = ("--feeds", "1", "--nights", "10", "--planted", "2", "--impressions", "12000")
+    sizes = ("--known", "40", "--population", "2000", *sizes)
     options = (*sizes, "--judged-rows", "20000", "--threads", "1")
     figures, printed = run_sized("verdicts", tmp_path, *options)
     one, *several = figures["false"]
@@ -229,6 +233,19 @@ def test_verdicts(tmp_path):
     largest = [p for p in figures["power"] if p["share"] == 0.05 and p["seeds"] == 3]
     assert max(p["after"]["hits"] / p["after"]["of"] for p in largest) >= 0.5
     assert "promoted by luck" in printed
+    known = figures["known"]
+    # Of heavy tails (watch) fewer are covered, and 2,000 users are no exact truth.
+    assert all(each["rate"]["high"] > 0.9 for each in known["coverage"])
+    kinds = {"quality", "gain, none planted", "promotion", "calibration", "blend weights", "slice"}
+    assert kinds < {each["interval"] for each in known["coverage"]}
+    assert {"click list GAUC", "click AUC"} < {each["of"] for each in known["verdicts"]}
+    for each in known["verdicts"]:
+        if each["planted"] == "none":
+            assert each["rate"]["low"] <= 0.05
+    found = [
+        v["rate"]["hits"] for v in known["verdicts"] if (v["planted"], v["seeds"]) == ("1.2", 3)
+    ]
+    assert min(found) > 20
 
 
 @pytest.mark.slow

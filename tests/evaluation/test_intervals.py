@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from mtl_ranker.evaluation.influence import LEAST, MEASURES, Clusters, LabelledRows, Support
@@ -22,6 +23,7 @@ from mtl_ranker.evaluation.intervals import (
     judge,
     mean_interval,
     model_quality,
+    pooled_spread,
     weighted_mean,
 )
 from mtl_ranker.evaluation.metrics import auc_of_own_group
@@ -182,6 +184,40 @@ def test_a_difference_of_many_standard_errors_has_the_smallest_p_value():
     assert replace(found, value=3.0).p_value == pytest.approx(2 * stats.norm.sf(3.0))
 
 
+@pytest.fixture(scope="module")
+def nights():
+    """120 draws of 40 users: measure → [120, 4] of value and error, alone and of a difference."""
+    found = {measure: [] for measure in MEASURES}
+    for night in range(120):
+        rng = np.random.default_rng(night)
+        user = np.repeat(np.arange(40), 16)
+        lists = np.repeat(np.arange(80), 8)
+        x = rng.normal(size=(640, 2)) + 0.5 * rng.normal(size=(40, 2))[user]
+        level = 0.5 * rng.normal(size=40)[user]
+        label = (rng.random(640) < expit(x.sum(1) - 1 + level)).astype(float)
+        rows = LabelledRows.of("binary", label, Clusters.of(user, lists))
+        one, other = expit(x.sum(1) - 1), expit(1.5 * x[:, 0] - 1)
+        for measure, values in found.items():
+            a, b = (model_quality(rows, [p], measure, fixed=True) for p in (one, other))
+            alone, difference = a.estimated(), compare(a, b)
+            values.append(
+                [alone.value, alone.standard_error, difference.value, difference.standard_error]
+            )
+    return {measure: np.array(values) for measure, values in found.items()}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_errors_are_the_spread_over_repeated_nights(nights, measure):
+    """Too narrow and too wide alike: 0.7 or 1.4 times the error is outside.
+
+    The standard deviation of 120 values has a standard error of 6.5 %.
+    """
+    alone, error, difference, paired_error = nights[measure].T
+    for values, errors in ((alone, error), (difference, paired_error)):
+        ratio = np.sqrt((errors**2).mean()) / values.std(ddof=1)
+        assert 0.83 < ratio < 1.2
+
+
 @pytest.mark.parametrize("seeds", [2, 3])
 @pytest.mark.parametrize("share", [0.3, 3.0, 30.0])
 def test_equal_models_are_called_different_in_at_most_five_percent(seeds, share):
@@ -331,6 +367,13 @@ def test_one_estimate_of_the_spread_counts_once():
     one, other = _trained(values, averaged=1), _trained(values, averaged=1)
     found = compare(one, other).trainings
     assert found == Part(pytest.approx(2 * np.var(values, ddof=1)), 2)
+
+
+def test_the_spread_of_a_training_is_pooled_over_groups():
+    """(2 · 1² + 2 · 3²) / (1 + 2); a group of one says nothing."""
+    groups = [np.array([4.0, 6.0]), np.array([0.0, 3.0, 6.0]), np.array([9.0])]
+    assert pooled_spread(groups) == Part(20 / 3, 3)
+    assert pooled_spread(groups[2:]) is None
 
 
 def test_mean_interval_is_students():

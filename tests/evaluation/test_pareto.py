@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.metrics import PredictedRows, ndcg
@@ -149,9 +150,23 @@ def test_paired_gains_are_the_differences_of_qualities_with_the_error_of_their_m
             of_users.setdefault(int(rows.user[here][0]), []).append(a - b)
     lists = [difference for own in of_users.values() for difference in own]
     sums = [np.sum(np.array(own) - np.mean(lists)) for own in of_users.values()]
-    error = np.sqrt(np.sum(np.square(sums))) / len(lists)
-    assert len(lists) > len(of_users)
-    assert found[1].high - found[1].value == pytest.approx(1.959964 * error)
+    users = len(of_users)
+    error = np.sqrt(np.sum(np.square(sums)) * users / (users - 1)) / len(lists)
+    assert len(lists) > users
+    half = stats.t.ppf(0.975, users - 1) * error
+    assert found[1].high - found[1].value == pytest.approx(half)
+    assert found[1].value - found[1].low == pytest.approx(half)
+
+
+def test_paired_gains_of_few_users_have_no_interval():
+    """Nine users with likes are too few, ten are enough."""
+    rows, choices = inside(), ({"click": 1.0, "like": 0.0}, {"click": 1.0, "like": 1.0})
+    liking = np.unique(rows.user[rows.labels[:, 1] > 0])
+    few = [rows.where(np.isin(rows.user, liking[:n])) for n in (9, 10)]
+    nine, ten = (paired_gains(PROJECT, each, choices, "weighted_sum", 0.95)[1] for each in few)
+    assert np.isnan(nine.low)
+    assert re.fullmatch(r"\d+ lists with a gain of 9 users; it takes 10 of 10", nine.note)
+    assert ten.low < ten.value < ten.high
 
 
 def test_weights_that_are_better_for_both_groups_are_found_and_noise_is_not():

@@ -63,6 +63,7 @@ def test_tune_is_resumed_and_logs_every_trial(finished_night, feed):
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after 2 trials" in resumed.stdout
     assert "[models.mmoe]" in resumed.stdout
+    assert "one seed: no verdict on the model" in " ".join(resumed.stdout.split())
     assert json.loads(figures.read_text())["trials"] == 4
     import mlflow
 

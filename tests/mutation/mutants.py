@@ -223,6 +223,41 @@ MUTANTS = [
         "evaluation/test_intervals.py",
         "excludes_zero",
     ),
+    *(
+        Mutant(
+            f"standard errors are {scale} of theirs",
+            "evaluation/intervals.py",
+            r"return float\(np\.sqrt\(sum\(part\.variance for part in self\._parts\)\)\)",
+            f"return {scale} * float(np.sqrt(sum(part.variance for part in self._parts)))",
+            "evaluation/test_intervals.py",
+            "repeated_nights",
+        )
+        for scale in (0.7, 1.4)
+    ),
+    Mutant(
+        "gains of blend weights are too certain",
+        "evaluation/pareto.py",
+        r"users=over_users\(np\.asarray\(by_user\), support\),",
+        "users=over_users(0.7 * np.asarray(by_user), support),",
+        "evaluation/test_pareto.py",
+        "paired_gains",
+    ),
+    Mutant(
+        "a refit replaces its model where no harm is significant",
+        "nightly/refitting.py",
+        r"elif compared\.lower <= -rule\.refit_margin:",
+        "elif compared.blended.high < 0:",
+        "nightly/test_suite.py",
+        "does_no_harm",
+    ),
+    Mutant(
+        "a back-test's trainings count as one",
+        "nightly/backtest.py",
+        r"square = sum\(weight\*\*2 for weight in weights\.values\(\)\)",
+        "square = sum(abs(weight) for weight in weights.values())",
+        "nightly/test_backtest.py",
+        "gain",
+    ),
     _in(
         DRIFT,
         "a sample's rows are a day's volume",

@@ -6,11 +6,14 @@ import math
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 
 from mtl_ranker.context import Context, without_log
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import ONE_SEED, Part, compare, model_quality
 from mtl_ranker.evaluation.metrics import evaluate_all
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.days import split_days
@@ -18,12 +21,19 @@ from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
-from mtl_ranker.nightly.backtest import POLICIES, backtest
+from mtl_ranker.nightly.backtest import (
+    POLICIES,
+    NightModel,
+    Ranked,
+    backtest,
+    gains_over_kept,
+)
+from mtl_ranker.nightly.popularity import fit_base_rate
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, tiny_events, write_day, write_log
 from tests.features.test_actions import LAST, one_each_day, write_world
-from tests.projects import write_project
+from tests.projects import project, write_project
 
 
 @pytest.fixture
@@ -112,9 +122,94 @@ def test_an_objective_without_labels_has_no_gain_and_no_curve(tiny):
     result = backtest(context, FIRST + timedelta(days=6), FIRST + timedelta(days=7))
     for policy in POLICIES[1:]:
         gain = result.gains[policy, "long"]
-        assert math.isnan(gain.value)
+        assert math.isnan(gain.interval.value)
+        assert gain.verdict == 0
         assert "0 labels" in gain.note or "positives" in gain.note
     assert all(math.isnan(value) for value in result.curve("kept", "long", "auc"))
+
+
+class Replay:
+    """Two days of 300 and 100 rows; `good` orders each user's list, `bad` at random."""
+
+    def __init__(self):
+        one = {"name": "click", "group": "engagement", "label": "click"}
+        self.project = project(objectives=[one])
+        rng = np.random.default_rng(0)
+        self.user = np.r_[np.arange(300) // 6, np.arange(100) // 2]
+        lists = np.r_[self.user[:300], 1_000 + self.user[300:]]
+        self.clusters = Clusters.of(self.user, lists)
+        label = (np.arange(400) % 2 == 0).astype(float)
+        self.labels = [label[:300, None], label[300:, None]]
+        good, bad = label + rng.normal(size=400), rng.random(400)
+        self.good, self.bad = ([p[:300, None], p[300:, None]] for p in (good, bad))
+        rows = pl.DataFrame({"item_id": [1, 2], "label_click": [0, 1]})
+        self.artifact = fit_base_rate(self.project, rows.lazy(), None)
+
+    def model(self, night, seeds, fixed=False):
+        metrics = [{"click": {"gauc": value}} for value in seeds]
+        artifact = replace(self.artifact, fixed=fixed, seed_metrics=metrics)
+        return NightModel(FIRST + timedelta(days=night), "mmoe seed 0", artifact)
+
+    def gains(self, kept, champion, retrained):
+        """Of models on the two days; `kept` and `champion` predict `bad`, `retrained` `good`."""
+        ranked = {
+            policy: [Ranked(m, p) for m, p in zip(models, predictions, strict=True)]
+            for policy, models, predictions in (
+                ("kept", kept, self.bad),
+                ("champion", champion, self.bad),
+                ("retrained", retrained, self.good),
+            )
+        }
+        return gains_over_kept(self.project, self.labels, self.clusters, ranked)
+
+    def by_hand(self, trainings):
+        rows = LabelledRows.of("binary", np.concatenate(self.labels)[:, 0], self.clusters)
+        assert rows.measure == "gauc"
+        both = (
+            model_quality(rows, [np.concatenate(p)[:, 0]], fixed=True)
+            for p in (self.good, self.bad)
+        )
+        return replace(compare(*both), trainings=trainings).interval()
+
+
+def ends(interval):
+    return interval.value, interval.low, interval.high
+
+
+def test_a_gain_counts_each_nights_training_with_its_share_of_rows():
+    """The second night's model ranks a quarter of the rows, which the first one's would have.
+
+    The pooled variance of one training is (2 · 0.01² + 2 · 0.03²) / 3 with three degrees.
+    """
+    replay = Replay()
+    one, two = replay.model(0, [0.70, 0.72]), replay.model(1, [0.70, 0.73, 0.76])
+    found = replay.gains([one, one], [one, one], [one, two])
+    spread = (2 * 0.01**2 + 2 * 0.03**2) / 3
+    expected = replay.by_hand(Part(2 * 0.25**2 * spread, 3))
+    retrained, champion = found["retrained", "click"], found["champion", "click"]
+    assert ends(retrained.interval) == pytest.approx(ends(expected))
+    assert (retrained.verdict, retrained.note) == (1, "")
+    assert (champion.interval.low, champion.interval.high, champion.verdict) == (0.0, 0.0, 0)
+
+
+def test_a_gain_over_popularity_has_the_spread_of_one_side():
+    replay = Replay()
+    fixed = replay.model(0, [], fixed=True)
+    two = replay.model(1, [0.70, 0.72])
+    found = replay.gains([fixed, fixed], [fixed, fixed], [two, two])
+    expected = replay.by_hand(Part(2e-4, 1))
+    assert ends(found["retrained", "click"].interval) == pytest.approx(ends(expected))
+
+
+def test_nights_of_one_seed_have_no_verdict_unless_the_model_is_the_same():
+    replay = Replay()
+    one, two = replay.model(0, [0.70]), replay.model(1, [])
+    found = replay.gains([one, one], [one, one], [one, two])
+    assert found["retrained", "click"].note == ONE_SEED
+    assert found["retrained", "click"].verdict == 0
+    assert found["retrained", "click"].interval.low > 0
+    same = replay.gains([one, one], [one, one], [one, one])
+    assert (same["retrained", "click"].note, same["retrained", "click"].verdict) == ("", 1)
 
 
 def test_nights_continue_from_the_champion_of_the_night_before(tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import timedelta
 
@@ -12,12 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mtl_ranker.config import load_project
 from mtl_ranker.context import Context, without_log
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.evaluation.drift import health
+from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.intervals import compare, model_quality
 from mtl_ranker.features.columns import numeric_features
 from mtl_ranker.features.days import needed_days, split_days
 from mtl_ranker.features.encoders import Encoder
@@ -456,9 +460,47 @@ def test_what_a_refit_makes_worse_is_named(tiny):
     assert harm(1 - good, good) == []
     assert "click: list GAUC -1.0000" in harm(good, 1 - good)[0]
     low = good / 20
-    assert harm(good, low)
-    assert all("promotion.max_calibration_ratio" in x for x in harm(good, low))
+    loss, *ratio = harm(good, low)
+    assert loss.startswith("click: log loss +")
+    assert ratio
+    assert all("promotion.max_calibration_ratio" in x for x in ratio)
     assert harm(low, low) == []
+
+
+def test_a_refit_must_show_that_it_does_no_harm(tiny):
+    """Noise that is not significantly worse on forty rows could be: the bound says how much."""
+    write_project(tiny, training={"refit": True})
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
+    held_out, run = suite.held_out, suite.runs[0]
+    rng = np.random.default_rng(0)
+    known = np.nan_to_num(held_out.labels, nan=0.5)
+    one, other = (
+        (0.4 + 0.1 * known + 0.2 * rng.random(known.shape)).astype(np.float32) for _ in range(2)
+    )
+
+    def harm(margin, rows=held_out):
+        rule = context.project.promotion.model_copy(update={"refit_margin": margin})
+        settings = context.project.model_copy(update={"promotion": rule})
+        runs = (replace(run, test_prediction=p) for p in (one, other))
+        return harm_of_refit(settings, suite.tasks, rows, *runs)
+
+    (message,) = harm(0.001)
+    found = re.search(r"a loss of (\d\.\d+) cannot be excluded \(one-sided 95 % bound", message)
+    bound = float(found[1])
+    assert bound > 0.001
+    assert harm(bound + 0.001) == []
+    assert len(harm(bound - 0.001)) == 1
+    # By hand: of click alone, as `long` has labels of too few users.
+    clusters = Clusters.of(held_out.user, held_out.lists)
+    rows = LabelledRows.of("binary", held_out.labels[:, 0], clusters)
+    after, before = (model_quality(rows, [p[:, 0]], fixed=True) for p in (other, one))
+    difference = compare(after, before)
+    quantile = stats.t.ppf(0.95, rows.support_of(after.measure).users - 1)
+    assert bound == pytest.approx(quantile * difference.standard_error - difference.value, abs=1e-4)
+    unlabelled = replace(held_out, labels=np.full_like(held_out.labels, np.nan))
+    (nothing,) = harm(10.0, unlabelled)
+    assert nothing.startswith("no objective has enough labels to judge it (click (0 positives")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from mtl_ranker.evaluation.intervals import Interval
+from mtl_ranker.evaluation.intervals import ONE_SEED, Interval
 from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.load_test import Serving
 from mtl_ranker.reports.page import training_report, warnings_of, with_decision
 from mtl_ranker.reports.tables import comparison_rows, comparison_table
 from tests.nightly.test_suite import LAST, prepared
-from tests.projects import write_project
+from tests.projects import edit_project, write_project
 
 MODELS = {
     "alone": {"preset": "single_task", "expert_hidden": [8]},
@@ -110,6 +110,19 @@ def test_the_decision_is_inserted_and_a_later_one_replaces_it(trained):
     assert replaced.count("no: the interval contains zero") == 2
     assert replaced == with_decision(replaced, second, "2", "1", 0.9)
     assert replaced.split("<h2>Objectives")[1] == text.split("<h2>Objectives")[1]
+    alone = Interval(0.02, 0.01, 0.03, ONE_SEED)
+    third = Decision(True, "promoted", alone, {"click": alone})
+    without_verdict = with_decision(page, third, "2", "1", 0.9)
+    assert without_verdict.count(ONE_SEED) == text.count(ONE_SEED) + 2
+    assert "yes: better" not in without_verdict
+
+
+def test_the_table_of_one_seed_says_that_it_is_no_verdict_on_models(trained, tiny):
+    _, suite = trained
+    assert comparison_table(suite, 140).caption.split("\n")[0].endswith(f"over users ({ONE_SEED})")
+    edit_project(tiny, training={"seeds": [0, 1]})
+    several = train_suite(prepared(tiny), LAST)
+    assert comparison_table(several, 140).caption.split("\n")[0].endswith("over users and seeds")
 
 
 def test_the_table_fits_a_terminal_without_cutting_numbers(trained):
