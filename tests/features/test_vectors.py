@@ -113,7 +113,8 @@ def test_a_row_has_the_vector_of_the_snapshot_before_its_day(root):
     rows = built(context)
     table = load_vectors(context.workspace, ["content"], [rows.lazy()])["content"]
     of_five = table.vectors[table.rows(rows.filter(pl.col("item_id") == 5)["content"])]
-    assert len(of_five) and (of_five == [1.0, 2.0]).all()
+    assert len(of_five)
+    assert (of_five == [1.0, 2.0]).all()
     assert audit_day(context, LAST, 40).differences == []
 
 
@@ -127,7 +128,7 @@ def test_the_audit_finds_a_vector_of_a_later_snapshot(root):
 
 
 @pytest.mark.parametrize(
-    "wrong, words",
+    ("wrong", "words"),
     [
         ({4: [1.0]}, ["items.parquet", "'content'", "item_id 4", "has 1 numbers", "allowed: 2"]),
         ({4: []}, ["item_id 4", "has 0 numbers", "allowed: 2"]),
@@ -174,8 +175,8 @@ def test_vectors_that_are_gone_are_missed(root):
 def test_vectors_are_of_a_table():
     with pytest.raises(ProjectError, match="'content' is no column of a table"):
         project(features={"embeddings": ["content"]})
+    features = {"embeddings": ["content"], "numerics": ["content"]}
     with pytest.raises(ProjectError, match="'content' is another feature too"):
-        features = {"embeddings": ["content"], "numerics": ["content"]}
         project(log={"items": TABLE}, features=features)
 
 
