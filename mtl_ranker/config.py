@@ -640,6 +640,11 @@ class Features(Settings):
     lists: list[ListColumn] = Field(
         [], description="features that are lists of values; a list's embedding is their mean"
     )
+    embeddings: list[Name] = Field(
+        [],
+        description="columns of vectors (lists or arrays of numbers of one length, null without "
+        "one) of the user and item tables, read through a learned projection",
+    )
     histories: list[History] = Field(
         [], description="each user's latest positive impressions, as far back as the longest window"
     )
@@ -702,6 +707,13 @@ class Features(Settings):
         if len(set(signals)) < len(signals):
             raise ValueError(f"histories: signals {signals}; allowed: each once")
         return self
+
+    @field_validator("embeddings")
+    @classmethod
+    def _embeddings(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{value}; allowed: each column once")
+        return value
 
     @field_validator("entities")
     @classmethod
@@ -1218,6 +1230,7 @@ class Project(Settings):
                     f"features.derived: {name!r} is also in features.numerics; allowed: in one of "
                     "them, as derived features are numbers"
                 )
+        self._check_embeddings()
         for index, history in enumerate(self.features.histories):
             if history.signal not in {*names, *self.features.signals}:
                 raise ValueError(
@@ -1227,6 +1240,22 @@ class Project(Settings):
         for name in self.models:
             _identifier(name)
         return self
+
+    def _check_embeddings(self) -> None:
+        """Raise ValueError for vectors that no table has, or that are another feature too."""
+        features, tables = self.features, (self.log.users, self.log.items)
+        known = [column for table in tables if table is not None for column in table.columns]
+        others = {c.column for c in features.categoricals} | {c.column for c in features.lists}
+        for column in features.embeddings:
+            if column not in known:
+                raise ValueError(
+                    f"features.embeddings: {column!r} is no column of a table; allowed: those in "
+                    f"log.users.columns and log.items.columns ({', '.join(known) or 'none'})"
+                )
+            if column in others | {*features.numerics, *features.derived}:
+                raise ValueError(
+                    f"features.embeddings: {column!r} is another feature too; allowed: one of them"
+                )
 
     def _check_rules(self) -> None:
         """Raise ValueError for a column of `[scoring]` that candidates do not have."""

@@ -110,4 +110,5 @@ def _example_rows(context: Context, champion: RegisteredRanker) -> pl.DataFrame:
     if not days:
         raise ProjectError(f"{own.workspace.where(dataset)}: no examples; run `mtl-ranker promote`")
     rows = own.workspace.scan(dataset, days[-1:]).head(CHECKED_ROWS).collect()
-    return rows.select(champion.artifact.columns)
+    known = champion.artifact.with_vectors(own.workspace, rows).encoder
+    return known.with_vectors(rows.select(champion.artifact.columns))

@@ -135,6 +135,7 @@ class Draft:
         objectives = [
             label for group in ("engagement", "satisfaction") for label in _best(labels, group)
         ]
+        bad = [label for label in _best(labels, "") if label.kind == "binary"]
         if not objectives:
             raise ProjectError(
                 f"{data / found.log.data.path}: no column or stream of actions looks like a label "
@@ -143,6 +144,7 @@ class Draft:
             )
         users = table_columns(found.users, names, items=False)
         items = table_columns(found.items, [*names, *users.columns, *users.lists], items=True)
+        objectives += bad
         chosen = {label.name for label in objectives}
         draft = cls(
             found=found,
@@ -283,9 +285,13 @@ def _questions(draft: Draft, project: Project) -> Iterator[str]:
         yield f"context, taken to be known before the impression: {', '.join(columns.context)}"
     if columns.unknown:
         yield f"columns of the log without a role: {', '.join(columns.unknown)}"
-    bad = [label.name for label in draft.signals if label.group == ""]
-    if bad:
-        yield f"taken for undesired outcomes, and used as history only: {', '.join(bad)}"
+    for labels, use in (
+        (draft.objectives, "objectives with good = false"),
+        (draft.signals, "history only"),
+    ):
+        bad = [label.name for label in labels if label.group == ""]
+        if bad:
+            yield f"taken for undesired outcomes, used as {use}: {', '.join(bad)}"
     for table, found in (("users", draft.users), ("items", draft.items)):
         if found.derived:
             yield (
@@ -361,6 +367,11 @@ def _table_lines(which: str, table: TableFound | None, columns: TableColumns) ->
     yield f"[log.{which}]"
     yield f"path = {_toml(table.data.path)}"
     yield f"key = {_toml(table.key)}"
+    if table.data.partition is not None:
+        yield (
+            f"partition = {_toml(table.data.partition)}  # a row has the values of the latest "
+            "snapshot before its day"
+        )
     yield from _array("columns", [_toml(name) for name in columns.columns])
     if columns.lists:
         pairs = ", ".join(f"{_toml(name)} = {_toml(by)}" for name, by in columns.lists.items())
@@ -375,7 +386,9 @@ def _objective(label: Label) -> Iterator[str]:
     yield ""
     yield "[[objectives]]"
     yield f"name = {_toml(label.name)}"
-    yield f"group = {_toml(label.group)}  # ? engagement or satisfaction"
+    yield f"group = {_toml(label.group or 'satisfaction')}  # ? engagement or satisfaction"
+    if not label.group:
+        yield "good = false  # ? by its name it is bad: the less of it the better"
     if label.kind != "binary":
         yield f"kind = {_toml(label.kind)}"
         yield 'transform = "log1p"'
@@ -402,6 +415,9 @@ def _feature_lines(draft: Draft) -> Iterator[str]:
     lists = [*users.lists, *users.native, *items.lists, *items.native]
     if lists:
         yield from _array("lists", [f"{{ column = {_toml(c)}, min_count = 5 }}" for c in lists])
+    vectors = [*users.vectors, *items.vectors]
+    if vectors:
+        yield from _array("embeddings", [_toml(name) for name in vectors])
     if draft.signals:
         yield ""
         yield "[features.signals]  # of earlier impressions only; ? some may be objectives"

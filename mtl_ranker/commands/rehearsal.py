@@ -17,6 +17,7 @@ from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.days import needed_days
 from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
+from mtl_ranker.features.vectors import load_vectors
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import shown_layout
@@ -122,7 +123,9 @@ def rehearse(project: Project, source: Source, folder: Path) -> Iterator[str]:
     yield f"ok  events and aggregates of {counted(len(days), 'day')}, examples of {day}: " + (
         f"{examples.height:,} rows, at most {SAMPLE_ROWS:,} of a day"
     )
-    encoder = fit_encoder(project, examples)
+    embeddings = project.features.embeddings
+    tables = load_vectors(context.workspace, embeddings, [examples.lazy()])
+    encoder = fit_encoder(project, examples, tables=tables)
     encoder.transform(examples)
     tasks, specs = tasks_of(project), model_specs(project)
     try:

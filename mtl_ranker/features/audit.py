@@ -24,6 +24,7 @@ from mtl_ranker.features.columns import entity_name, history_features, numeric_f
 from mtl_ranker.features.derived import with_computed
 from mtl_ranker.features.sql import date_of, day_number
 from mtl_ranker.features.tables import join_tables, local_date, scan_events, tables_as_of
+from mtl_ranker.features.vectors import with_keys
 from mtl_ranker.features.view import examples_dataset
 from mtl_ranker.logs.actions import EVENT, PAIR, day_of, end_of, reach, read_actions, reduced
 
@@ -121,7 +122,9 @@ class _Past:
         project = self.context.project
         own = [c for c in rows.columns if c in ("user_id", "item_id", *project.log.context)]
         numbered = rows.lazy().select(own).with_row_index("place")
-        joined_tables = join_tables(tables_as_of(self.context.source, self.as_of), numbered)
+        tables = tables_as_of(self.context.source, self.as_of)
+        tables = with_keys(self.context, tables, numbered, store=False)
+        joined_tables = join_tables(tables, numbered)
         keyed = joined_tables.sort("place").drop("place").collect()
         entities, histories = project.features.entities, project.features.histories
         sums: list[list[pl.DataFrame]] = [[] for _ in [[], *entities]]

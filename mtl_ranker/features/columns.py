@@ -125,7 +125,7 @@ def feature_columns(project: Project) -> list[str]:
     names = [c.column for c in features.categoricals] + [c.column for c in features.lists]
     for history in features.histories:
         names += history_features(history)
-    return list(dict.fromkeys(names + numeric_features(project)))
+    return list(dict.fromkeys(names + numeric_features(project) + features.embeddings))
 
 
 def check_feature_columns(project: Project, schema: pl.Schema) -> None:
@@ -135,6 +135,7 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
     wanted = {f"features.categoricals ({c.column})": c.column for c in features.categoricals}
     wanted |= {f"features.lists ({c.column})": c.column for c in features.lists}
     wanted |= {f"features.numerics ({c})": c for c in features.numerics}
+    wanted |= {f"features.embeddings ({c})": c for c in features.embeddings}
     for place, column in wanted.items():
         if column not in schema:
             raise ProjectError(f"{place}: no such column; available: {', '.join(available)}")
@@ -146,8 +147,16 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
         fits = (number or value == pl.String) if kind != "numerics" else number or is_date
         if kind == "lists" and not isinstance(dtype, pl.List):
             fits = dtype == pl.Null
+        if kind == "embeddings":  # of examples, which have keys
+            fits = dtype == pl.Int64 or is_vector(dtype)
         if not fits:
             raise ProjectError(f"{place}: is {dtype}; allowed: {FITTING[kind]}")
+
+
+def is_vector(dtype: pl.DataType) -> bool:
+    """Whether values are lists or arrays of numbers."""
+    inner = dtype.inner if isinstance(dtype, pl.List | pl.Array) else None
+    return inner is not None and inner.is_numeric()
 
 
 # What a feature may be, by the setting that names it.
@@ -156,6 +165,7 @@ FITTING = {
     "numerics": "a number, a Boolean or a date, one per row; text belongs in features.categoricals",
     "lists": "a list of text, numbers or Booleans; text with a separator becomes one by "
     "log.items.lists or log.users.lists",
+    "embeddings": "a list or an array of numbers",
 }
 
 

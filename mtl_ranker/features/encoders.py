@@ -2,7 +2,8 @@
 
 A categorical becomes an index (0 for unknown and missing values), a list column a padded row of
 indices, a numeric stays a number, NaN where missing: the model's embedding encodes it piecewise
-linearly (Gorishniy et al., NeurIPS 2022) from the bin edges that the encoder holds.
+linearly (Gorishniy et al., NeurIPS 2022) from the bin edges that the encoder holds. A vector
+becomes its row in a table.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mtl_ranker.config import Categorical, Features, ListColumn, Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import numeric_features, table_sides
 from mtl_ranker.features.matches import Match, find_matches, with_matches
+from mtl_ranker.features.vectors import VectorTable, read_vectors
 
 HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -49,15 +51,47 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Content:
+    """A column of vectors and its scale in training: (v - mean) / rms has a mean square of 1.
+
+    Attributes:
+        mean: [D], of the training rows' distinct vectors.
+        rms: root mean square of their numbers minus the mean.
+    """
+
+    column: str
+    mean: list[float]
+    rms: float
+
+    @classmethod
+    def fit(cls, column: str, vectors: np.ndarray) -> Content:
+        """Of K distinct vectors [K, D]. Raises ProjectError without one."""
+        if not len(vectors):
+            raise ProjectError(
+                f"features.embeddings ({column}): no training row has a vector; allowed: at least "
+                "one"
+            )
+        mean = vectors.mean(0, dtype=np.float64)
+        rms = float(np.sqrt(np.square(vectors - mean).mean()))
+        return cls(column, [float(value) for value in mean], rms if rms > 0 else 1.0)
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Arrays of N rows: categorical [N, C], bags [N, sum of lengths], numeric [N, F].
 
     C categorical columns, and F numeric ones. Bags are the padded rows of all list columns.
+
+    Attributes:
+        vectors: [N, E], rows of the tables of E columns of vectors; 0 = missing.
+        tables: of each of these columns, float32 [V + 1, D] with NaN in row 0.
     """
 
     categorical: np.ndarray
     bags: np.ndarray
     numeric: np.ndarray
+    vectors: np.ndarray
+    tables: list[np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +104,8 @@ class Encoder:
         numerics: names; the last ones are those of the match features.
         histories: for each history, pairs of fields (numbers among categoricals and lists): a
             field of the item, and the list with the same field of the user's latest impressions.
+        contents: columns of vectors.
+        tables: their vectors by key, for rows that have keys; not saved.
     """
 
     categoricals: list[Vocabulary]
@@ -80,6 +116,8 @@ class Encoder:
     missing: list[bool]
     histories: list[list[list[int]]] = field(default_factory=list)
     matches: list[Match] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)
+    tables: Mapping[str, VectorTable] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def fit(
@@ -167,12 +205,30 @@ class Encoder:
             lists=[grown(v) for v in self.lists],
         )
 
+    def with_contents(
+        self, columns: Sequence[str], tables: Mapping[str, VectorTable], rows: pl.LazyFrame
+    ) -> Encoder:
+        """The encoder with columns of vectors, whose scale is that of these training rows.
+
+        Raises ProjectError for a column without a vector.
+
+        Args:
+            tables: with the vectors that the rows' keys name, among others.
+        """
+        contents = []
+        for column in columns:
+            keys = rows.select(column).drop_nulls().unique().sort(column)
+            table = tables[column]
+            known = table.rows(keys.collect(engine="streaming")[column])
+            contents.append(Content.fit(column, table.vectors[known]))
+        return replace(self, contents=contents, tables=tables)
+
     @property
     def columns(self) -> list[str]:
         """The columns that `transform` reads."""
         names = [v.column for v in (*self.categoricals, *self.lists)]
         numbers = self.numerics[: len(self.numerics) - len(self.matches)]
-        return list(dict.fromkeys([*names, *numbers]))
+        return list(dict.fromkeys([*names, *numbers, *(c.column for c in self.contents)]))
 
     def transform(self, frame: pl.DataFrame) -> Encoded:
         """Encode N rows. Raises ProjectError when a column is missing."""
@@ -184,10 +240,43 @@ class Encoder:
         padded = [_padded(frame[v.column], v) for v in self.lists]
         bags = np.concatenate(padded, 1) if padded else np.zeros((frame.height, 0), np.int64)
         numeric = numeric_matrix(with_matches(frame, self.matches), self.numerics)
-        return Encoded(categorical, bags, numeric)
+        found = [self._vectors(frame[content.column], content) for content in self.contents]
+        rows = [rows for rows, _ in found]
+        vectors = np.stack(rows, 1) if rows else np.zeros((frame.height, 0), np.int64)
+        return Encoded(categorical, bags, numeric, vectors, [table for _, table in found])
+
+    def _vectors(self, series: pl.Series, content: Content) -> tuple[np.ndarray, np.ndarray]:
+        """The row of each of N values, and the table; of keys that of `tables`."""
+        size, missing = len(content.mean), np.full((1, len(content.mean)), np.nan, np.float32)
+        if series.null_count() == len(series):
+            return np.zeros(len(series), np.int64), missing
+        if series.dtype.is_integer():
+            table = self.tables.get(content.column, VectorTable(np.zeros(0, np.int64), missing))
+            if table.vectors.shape[1] != size:
+                raise ProjectError(
+                    f"features.embeddings: vectors in {content.column!r} have "
+                    f"{table.vectors.shape[1]} numbers; allowed: {size}, as in training"
+                )
+            return table.rows(series), table.vectors
+        ids = pl.Series("row", np.arange(len(series)))
+        known, vectors = read_vectors(series, ids, "features.embeddings", size)
+        return np.where(known, known.cumsum(), 0), np.concatenate([missing, vectors])
+
+    def with_vectors(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Rows with the vectors themselves, lists of numbers, in place of their keys."""
+        columns = []
+        for content in self.contents:
+            series = frame[content.column]
+            if not isinstance(series.dtype, pl.List | pl.Array):
+                rows, table = self._vectors(series, content)
+                vectors = pl.Series(content.column, table[rows]).cast(pl.List(pl.Float32))
+                columns.append(vectors.set(pl.Series(rows == 0), None))
+        return frame.with_columns(columns)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)), "utf-8")
+        content = asdict(replace(self, tables={}))
+        del content["tables"]
+        path.write_text(json.dumps(content), "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Encoder:
@@ -195,15 +284,25 @@ class Encoder:
         for key in ("categoricals", "lists"):
             content[key] = [Vocabulary(**vocabulary) for vocabulary in content[key]]
         content["matches"] = [Match(**match) for match in content.get("matches", [])]
+        content["contents"] = [Content(**own) for own in content.get("contents", [])]
         return cls(**content)
 
 
 def fit_encoder(
-    project: Project, rows: pl.DataFrame | pl.LazyFrame, sample_rows: int | None = None
+    project: Project,
+    rows: pl.DataFrame | pl.LazyFrame,
+    sample_rows: int | None = None,
+    tables: Mapping[str, VectorTable] | None = None,
 ) -> Encoder:
-    """An encoder of a project's features, fitted on training rows (see `Encoder.fit`)."""
+    """An encoder of a project's features, fitted on training rows (see `Encoder.fit`).
+
+    Args:
+        tables: of the columns `features.embeddings`, with the vectors of these rows and of all
+            that are to be encoded.
+    """
     numerics, sides = numeric_features(project), table_sides(project)
-    return Encoder.fit(project.features, numerics, rows, sample_rows, sides)
+    encoder = Encoder.fit(project.features, numerics, rows, sample_rows, sides)
+    return encoder.with_contents(project.features.embeddings, tables or {}, rows.lazy())
 
 
 def _vocabularies(

@@ -309,6 +309,11 @@ def examples_provenance(context: Context, day: date, night: date | None = None) 
         **with_labels,
         **(of_histories if features.histories else {}),
         **({"setting features.derived": fingerprint(features.derived)} if features.derived else {}),
+        **(
+            {"setting features.embeddings": fingerprint(features.embeddings)}
+            if features.embeddings
+            else {}
+        ),
         **({"setting log.list or log.request": fingerprint(further)} if further else {}),
         "events": workspace.published_fingerprint("events", day) or "",
         "aggregates of earlier days": history_fingerprint(context, day),

@@ -7,7 +7,7 @@ happens on day D. The same SQL joins them to impressions (training) and to candi
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -27,6 +27,7 @@ from mtl_ranker.features.columns import (
 from mtl_ranker.features.derived import check_derived, columns_of_derived, with_computed
 from mtl_ranker.features.sql import day_number, run_sql
 from mtl_ranker.features.tables import join_tables, local_date, tables_as_of
+from mtl_ranker.features.vectors import with_keys
 from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
 
 
@@ -285,13 +286,18 @@ def feature_sides(
 def join_features(context: Context, rows: pl.LazyFrame, day: date) -> pl.LazyFrame:
     """Features for impressions of partition D.
 
-    They are as of D, or as of the date of the impression's timestamp where that is earlier.
+    They are as of D, or as of the date of the impression's timestamp where that is earlier. Vectors
+    are keys (features/vectors.py).
     """
+
+    def joined(part: pl.LazyFrame, own: date, known: Sequence[date] | None = None) -> pl.LazyFrame:
+        as_of = AsOf.build(context, part, own, known)
+        return replace(as_of, tables=with_keys(context, as_of.tables, part)).join(part)
+
     if not context.project.log.day_tolerance_hours:
-        return AsOf.build(context, rows, day).join(rows)
+        return joined(rows, day)
     as_of = pl.min_horizontal(local_date(context.project), pl.lit(day))
     known, parts = history_days(context, day), []
     for own in rows.select(as_of.unique().sort()).collect().to_series():
-        part = rows.filter(as_of == own)
-        parts.append(AsOf.build(context, part, own, known).join(part))
-    return pl.concat(parts) if parts else AsOf.build(context, rows, day).join(rows)
+        parts.append(joined(rows.filter(as_of == own), own, known))
+    return pl.concat(parts) if parts else joined(rows, day)

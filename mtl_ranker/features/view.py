@@ -63,6 +63,7 @@ def view_digest(context: Context) -> str:
             "numerics": features.numerics,
             "context": context.project.log.context,
             **({"derived": features.derived} if features.derived else {}),
+            **({"embeddings": features.embeddings} if features.embeddings else {}),
             "sql": {name: sql[name] for name in FEATURE_SQL},
         }
     )

@@ -403,7 +403,10 @@ def separator_of(column: pl.Series) -> str | None:
 
 @dataclass(frozen=True)
 class TableFound:
-    """A table of users or items: its key, and the share of the log's ids that it has."""
+    """A table of users or items: its key, and the share of the log's ids that it has.
+
+    One with days has a snapshot in each of their folders.
+    """
 
     data: Dataset
     key: str
@@ -529,7 +532,10 @@ def _why_not(data: Dataset) -> str:
 
 
 def _table(log: Events, rest: Sequence[Dataset], which: str) -> TableFound | None:
-    """The dataset with one row for each of the log's users or items, and most of them."""
+    """The dataset with one row for each of the log's users or items, and most of them.
+
+    Of dated snapshots the newest one counts.
+    """
     of, column = {"users": (USER, log.user), "items": (ITEM, log.item)}[which]
     if column:
         ids = log.data.sample.select(pl.col(column).alias("id"))
@@ -544,7 +550,7 @@ def _table(log: Events, rest: Sequence[Dataset], which: str) -> TableFound | Non
     ids = ids.drop_nulls().cast(pl.String).unique()
     found: list[TableFound] = []
     for data in rest:
-        if data.days or len(data.files) != 1:
+        if not data.days and len(data.files) != 1:
             continue
         about = any(word in of or word.removesuffix("s") in of for word in words(data.name))
         for name, dtype in data.sample.schema.items():
@@ -552,7 +558,7 @@ def _table(log: Events, rest: Sequence[Dataset], which: str) -> TableFound | Non
             fits |= about and [w for w in words(name) if w not in KEY] == []
             if not fits or not (dtype.is_integer() or dtype == pl.String):
                 continue
-            keys = scan_files(data.files).select(pl.col(name).cast(pl.String).alias("id")).collect()
+            keys = data.newest().select(pl.col(name).cast(pl.String).alias("id")).collect()
             if keys["id"].is_duplicated().any() or keys["id"].null_count():
                 continue
             share = ids.join(keys, on="id", how="semi").height / max(1, ids.height)

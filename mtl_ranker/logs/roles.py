@@ -35,7 +35,8 @@ SATISFACTION = named(
 )
 NEGATIVE = named(
     "hate dislike disliked dislikes report reported block blocked hide hidden skip skipped return "
-    "returned returns refund refunded unfollow unlike downvote complaint"
+    "returned returns refund refunded unfollow unlike downvote complaint unsubscribe "
+    "unsubscribed cancel cancelled canceled uninstall uninstalled mute muted"
 )
 OUTCOME = ENGAGEMENT | SATISFACTION | NEGATIVE
 BEFORE = named(
@@ -103,6 +104,7 @@ class TableColumns:
     Attributes:
         lists: text column → separator.
         native: lists that are no text.
+        vectors: lists of floats, all of one length.
         derived: numbers whose names are those of actions.
     """
 
@@ -113,10 +115,11 @@ class TableColumns:
     published: str | None = None
     derived: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    vectors: list[str] = field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
-        return [*self.categoricals, *self.numerics, *self.native]
+        return [*self.categoricals, *self.numerics, *self.native, *self.vectors]
 
 
 def group_of(name: str) -> str:
@@ -228,7 +231,7 @@ def table_columns(table: TableFound | None, taken: Sequence[str], items: bool) -
     found = TableColumns()
     if table is None:
         return found
-    rows = pl.scan_parquet(table.data.files, glob=False).head(200_000).collect()
+    rows = table.data.newest().head(200_000).collect()
     published = None
     for name, dtype in rows.schema.items():
         column, parts = rows[name], set(words(name))
@@ -241,6 +244,8 @@ def table_columns(table: TableFound | None, taken: Sequence[str], items: bool) -
             published = name
         elif parts & OUTCOME and dtype.is_numeric() and not parts & KEY:
             found.derived.append(name)
+        elif _is_vector(column):
+            found.vectors.append(name)
         elif isinstance(dtype, pl.List):
             inner = dtype.inner
             fits = inner == pl.String or inner.is_integer()
@@ -251,8 +256,17 @@ def table_columns(table: TableFound | None, taken: Sequence[str], items: bool) -
             _place(found, name, column)
     return TableColumns(
         found.categoricals, found.numerics, found.lists, found.native, published,
-        found.derived, found.unused,
+        found.derived, found.unused, found.vectors,
     )  # fmt: skip
+
+
+def _is_vector(column: pl.Series) -> bool:
+    """Whether values are floats, several and as many in each row."""
+    inner = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else None
+    if inner is None or not inner.is_float():
+        return False
+    lengths = column.drop_nulls().cast(pl.List(inner)).list.len().unique()
+    return len(lengths) == 1 and lengths[0] > 1
 
 
 def _place(found: TableColumns, name: str, column: pl.Series) -> None:

@@ -1,7 +1,8 @@
 """A simulated feed with known true probabilities, for demonstrations and tests.
 
 Users and items have latent tastes. Some items are clickbait: their clicks are more likely and
-their likes less likely. A logging policy shows items by noisy affinity and freshness at ten
+their likes less likely. Items have content embeddings, noisy linear images of their tastes; some
+have none. A logging policy shows items by noisy affinity and freshness at ten
 positions; the probability of examination, and so of a click, falls with the position. Items appear
 every day, weekends are busier, and some users are new. Tastes may drift from day to day. The true
 probabilities are written beside the log, never into it.
@@ -31,6 +32,9 @@ SLATE = 10
 TASTES = 8
 TOPICS = 12
 CHUNK_SLATES = 50_000
+CONTENT = 16  # numbers of a content embedding
+CONTENT_NOISE = 0.5  # standard deviation, where that of a number without noise is about 1
+NO_CONTENT = 0.05  # share of the items
 SURFACES = np.array(["home", "following", "search"])
 EXAMINATION = 1.0 / np.arange(1, SLATE + 1) ** 0.5
 HOUR_MS = 3_600_000
@@ -299,10 +303,20 @@ def _write_tables(feed: Feed, world: World, folder: Path) -> None:
             "seconds": world.item_seconds,
             "tags": tags,
             "published": published,
+            "content": _contents(feed, world),
         }
     )
     for name, frame in (("users", users), ("items", items)):
         write_part(folder, folder / f"{name}.parquet", frame)
+
+
+def _contents(feed: Feed, world: World) -> pl.Series:
+    """Content embeddings: lists of float32, null for items without one."""
+    rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 9]))
+    image = world.item_taste @ rng.normal(0, TASTES**-0.5, (TASTES, CONTENT))
+    image = image + rng.normal(0, CONTENT_NOISE, image.shape)
+    vectors = pl.Series(image.astype(np.float32)).cast(pl.List(pl.Float32))
+    return vectors.set(pl.Series(rng.random(feed.items) < NO_CONTENT), None)
 
 
 def _impressions(feed: Feed, world: World, chunk: Chunk) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -1,4 +1,4 @@
-"""Embedding of encoded rows: categoricals, lists, histories and piecewise-linear numerics."""
+"""Embedding of encoded rows: categoricals, lists, histories, numerics and projected vectors."""
 
 from __future__ import annotations
 
@@ -122,6 +122,35 @@ class PiecewiseLinear(nn.Module):
         return torch.cat([code, absent]).t()
 
 
+class ContentProjection(nn.Module):
+    """A trained projection of given vectors: W (v - mean) / rms.
+
+    A missing vector (NaN) has a trained vector in its place.
+
+    Args:
+        mean: [D_v].
+        rms: a number above 0.
+        width: D.
+
+    Shape: [B, D_v] → [B, D].
+    """
+
+    mean: Tensor
+
+    def __init__(self, mean: Sequence[float], rms: float, width: int) -> None:
+        super().__init__()
+        self.size, self.rms = len(mean), rms
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.empty(width, self.size))
+        nn.init.uniform_(self.weight, -(self.size**-0.5), self.size**-0.5)
+        self.absent = nn.Parameter(torch.zeros(width))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        missing = torch.isnan(vectors[:, :1])
+        centred = ((vectors - self.mean) / self.rms).nan_to_num(0.0)
+        return torch.where(missing, self.absent, functional.linear(centred, self.weight))
+
+
 def table_layout(sizes: Sequence[int], share: Sequence[str | None]) -> tuple[list[int], int]:
     """The first row of each field in the table of embeddings, and the number of rows.
 
@@ -153,13 +182,14 @@ class FeatureEmbedding(nn.Module):
         bags: (vocabulary size, slots) of each list field.
         numerics: encoding of the F numeric fields.
         width: D, width of an embedding.
-        names: of all fields (categoricals, lists, numerics), for groups of features.
+        names: of all fields (categoricals, lists, numerics, vectors), for groups of features.
         share: for each categorical and list field, a name or None; fields with the same name have
             the same vocabulary and use the same embeddings.
         histories: for each history, pairs of fields (numbers among categoricals and lists): a field
             of the item, and the list with the same field of the user's latest impressions. These
             lists are the last ones.
         heads: of the target attention.
+        contents: projections of E columns of vectors.
 
     Attributes:
         outputs: I, width of x.
@@ -167,7 +197,8 @@ class FeatureEmbedding(nn.Module):
         attended: columns of x that come from target attention.
         sparse: whether the table's gradient is a sparse tensor, of the batch's rows only.
 
-    Shape: categorical [B, C], bags [B, all slots], numeric [B, F] → x [B, I] as a RowInput.
+    Shape: categorical [B, C], bags [B, all slots], numeric [B, F + numbers of all vectors] →
+    x [B, I] as a RowInput.
     """
 
     offset: Tensor
@@ -184,6 +215,7 @@ class FeatureEmbedding(nn.Module):
         share: Sequence[str | None] = (),
         histories: Sequence[Sequence[Sequence[int]]] = (),
         heads: int = 1,
+        contents: Sequence[ContentProjection] = (),
     ) -> None:
         super().__init__()
         rows = [*sizes, *(size for size, _ in bags)]
@@ -211,6 +243,10 @@ class FeatureEmbedding(nn.Module):
             fields += 2 * [past for _, past in history for _ in range(width)]
         attended = torch.arange(begin, len(fields))
         self.register_buffer("attended", attended, persistent=False)
+        self.contents = nn.ModuleList(contents)
+        self.sizes = [numerics.features, *(content.size for content in contents)]
+        first = len(rows) + numerics.features
+        fields += [first + e for e in range(len(contents)) for _ in range(width)]
         self.sources = fields + [len(rows) + f for f in numerics.sources]
         self.outputs = len(self.sources)
 
@@ -222,6 +258,8 @@ class FeatureEmbedding(nn.Module):
         ):
             target = vectors[:, [field for field, _ in history]]
             columns.append(attention(target, *impressions))
+        numeric, *given = numeric.split(self.sizes, 1) if self.contents else (numeric,)
+        columns += [content(own) for content, own in zip(self.contents, given, strict=True)]
         learned = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
         return RowInput(learned, self.numerics(numeric))
 

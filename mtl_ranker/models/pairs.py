@@ -30,13 +30,14 @@ class ItemSide:
     Args:
         embedding: of encoded rows; its parameters must not change meanwhile.
         items: encoded rows [V, ·]; only the fields of the item are used.
-        part: for each field (categoricals, lists, numerics), USER, ITEM or PAIR. Histories belong
-            to the user; target attention is computed for each pair.
+        part: for each field (categoricals, lists, numerics, vectors), USER, ITEM or PAIR. Histories
+            belong to the user; target attention is computed for each pair.
     """
 
     def __init__(self, embedding: FeatureEmbedding, items: Inputs, part: Sequence[int]) -> None:
-        first = len(part) - embedding.numerics.features
-        if PAIR in part[:first]:
+        last = len(part) - len(embedding.contents)
+        first = last - embedding.numerics.features
+        if PAIR in part[:first] or PAIR in part[last:]:
             raise ValueError("only numbers can belong to a pair; embed its other fields as rows")
         column_part = torch.tensor([part[field] for field in embedding.sources])
         # Target attention depends on user and item.
@@ -46,7 +47,7 @@ class ItemSide:
         self.columns = [(column_part == p).nonzero().squeeze(1) for p in (USER, ITEM, PAIR)]
         self.rows = embedding(*items).row()[:, self.columns[ITEM]]  # [V, I_i]
         self.vectors = embedding.vectors(*items[:2])[0] if embedding.histories else None
-        self.pair_numbers = [n for n, p in enumerate(part[first:]) if p == PAIR]
+        self.pair_numbers = [n for n, p in enumerate(part[first:last]) if p == PAIR]
         self.encode_pair = embedding.numerics.of(self.pair_numbers)
         self._products: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 

@@ -158,7 +158,8 @@ def backtest(
         users.append(frame["user_id"].to_numpy())
         lists.append(list_ids(frame, project.log.list_keys))
         for policy, model in policies.items():
-            predicted = model.artifact.predict(frame).select(names).to_numpy()
+            found = model.artifact.predict_examples(context.workspace, frame)
+            predicted = found.select(names).to_numpy()
             ranked[policy].append(Ranked(model, predicted))
             metrics = evaluate_all(tasks, labels[-1], predicted, lists[-1])
             replayed.append(Replayed(day, policy, model.night, model.label, metrics))

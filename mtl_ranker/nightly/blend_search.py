@@ -121,7 +121,7 @@ def find_blend(
             f"{', '.join(o.name for o in project.objectives)}; train again first"
         )
     days = split_days(project, workspace.days("events"), day)
-    rows = predicted_by(artifact, model_examples(context, artifact, days.test), project)
+    rows = predicted_by(artifact, model_examples(context, artifact, days.test), context)
     missing = unmeasured_groups(artifact.project, rows)
     if missing:
         raise ProjectError(
@@ -235,14 +235,14 @@ def kept_blend(
     return KeptBlend(BlendChoice(method, chosen, project.scoring.conditional), *gains)
 
 
-def predicted_by(artifact: RankerArtifact, frame: pl.DataFrame, project: Project) -> PredictedRows:
+def predicted_by(artifact: RankerArtifact, frame: pl.DataFrame, context: Context) -> PredictedRows:
     """Labels and predictions of raw examples, with the project's lists."""
     names = [task.name for task in artifact.tasks]
     return PredictedRows(
         labels=label_matrix(frame, [LABEL + n for n in names]),
-        prediction=artifact.predict(frame).select(names).to_numpy(),
+        prediction=artifact.predict_examples(context.workspace, frame).select(names).to_numpy(),
         user=frame["user_id"].to_numpy(),
-        lists=list_ids(frame, project.log.list_keys),
+        lists=list_ids(frame, context.project.log.list_keys),
     )
 
 

@@ -324,7 +324,7 @@ def held_out_predictions(
             artifact, _ = _retrained(project, dataset, run, others, callbacks, world)
         frame = _frame_of(dataset, [day])
         rows = encode_examples(artifact.encoder, frame, labels, dataset.list_keys)
-        folds.append(Fold(frame, rows.labels.numpy(), artifact.raw(rows.inputs)))
+        folds.append(Fold(frame, rows.labels.numpy(), artifact.raw(rows)))
     return folds
 
 
@@ -351,7 +351,8 @@ def _rows_of(
         new = dataset.trained_on(dataset.frames["validate"]).lazy()
         # Of a streamed split `frames` has a sample.
         older = dataset.workspace.scan_files(dataset.files["train"])
-        encoder = again.start.encoder.extended(project.features, new)
+        extended = again.start.encoder.extended(project.features, new)
+        encoder = replace(extended, tables=dataset.encoder.tables)
         return encoder, continued_examples(project, encoder, new, older, folder)
     labels = [LABEL + task.name for task in dataset.tasks]
     if dataset.shards is not None:
@@ -359,11 +360,11 @@ def _rows_of(
         paths = [*dataset.files["train"], *dataset.files["validate"]]
         files = [path for day, path in zip(known, paths, strict=True) if day in again.days]
         lazy = dataset.workspace.scan_files(files)
-        encoder = fit_encoder(project, lazy, SAMPLE_ROWS)
+        encoder = fit_encoder(project, lazy, SAMPLE_ROWS, dataset.encoder.tables)
         write = partial(write_shards, encoder, files, labels, list_keys=dataset.list_keys)
         return encoder, written_once(write, folder, world)
     frame = dataset.trained_on(_frame_of(dataset, again.days))
-    encoder = fit_encoder(project, frame)
+    encoder = fit_encoder(project, frame, tables=dataset.encoder.tables)
     return encoder, encode_examples(encoder, frame, labels, dataset.list_keys)
 
 
@@ -377,7 +378,7 @@ def _calibrate(dataset: Dataset, fitted: Fitted) -> tuple[Fitted, Validation]:
     """The contender with a calibration fitted on the validation days, and its results there."""
     tasks, validate = dataset.tasks, dataset.examples["validate"]
     frame, settings = dataset.frames["validate"], fitted.artifact.project.calibration
-    raw, labels = fitted.artifact.raw(validate.inputs), validate.labels.numpy()
+    raw, labels = fitted.artifact.raw(validate), validate.labels.numpy()
     metrics = evaluate_all(tasks, labels, raw, dataset.validation.lists)
     surface = None if settings.by is None else frame[settings.by]
     calibration = fit_calibration(tasks, labels, raw, settings, surface)
@@ -392,7 +393,7 @@ def _evaluate(dataset: Dataset, fitted: Fitted, validation: Validation) -> Model
     tasks, held_out, test = dataset.tasks, dataset.held_out, dataset.examples["test"]
     artifact, diagnosis = fitted.artifact, fitted.diagnosis
     by = artifact.calibration.by
-    raw = artifact.raw(test.inputs)
+    raw = artifact.raw(test)
     names = [task.name for task in tasks]
     prediction = artifact.calibration.apply(names, raw, held_out.frame[by] if by else None)
     if diagnosis is None:

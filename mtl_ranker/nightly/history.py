@@ -137,8 +137,8 @@ def champion_quality(
     context: Context, artifact: RankerArtifact, days: list[date]
 ) -> list[ObjectiveRecord]:
     """A model's quality and calibration on test days, by objective."""
-    project, confidence = context.project, context.project.promotion.confidence
-    rows = predicted_by(artifact, model_examples(context, artifact, days), project)
+    confidence = context.project.promotion.confidence
+    rows = predicted_by(artifact, model_examples(context, artifact, days), context)
     labels, prediction = rows.labels, rows.prediction
     bounds = {each.objective: each.ratio for each in calibrated(artifact.tasks, rows, confidence)}
     clusters, records = Clusters.of(rows.user, rows.lists), []

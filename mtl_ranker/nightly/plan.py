@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import partial
 
 from mtl_ranker.config import Project, Training
 from mtl_ranker.context import Context
@@ -159,7 +160,7 @@ def with_prior(
         return replace(plan, prior_note=note)
     # The version also identifies trees and calibration, which the weights do not.
     digest = fingerprint(version, champion.weights_digest)
-    prior = Prior(champion.predict, same, digest)
+    prior = Prior(partial(champion.predict_examples, context.workspace), same, digest)
     return replace(plan, prior=prior, prior_note=f"soft labels by version {version}")
 
 

@@ -301,7 +301,7 @@ def compare_artifacts(
     project = context.project
     split = split_days(project, context.workspace.days("events"), day)
     frame = _test_rows(context, challenger, split.test, day)
-    alone = _evidence(project, challenger, frame, folder)
+    alone = _evidence(context, challenger, frame, folder)
     tasks, serving = list(alone.tasks), alone.serving
     names = [task.name for task in tasks]
     if champion is None:
@@ -469,7 +469,7 @@ def accept_by_hand(
     """
     split = split_days(context.project, context.workspace.days("events"), day)
     frame = _test_rows(context, challenger, split.test, day)
-    evidence = _evidence(context.project, challenger, frame, folder)
+    evidence = _evidence(context, challenger, frame, folder)
     objections = unfit(context.project, evidence)
     if objections:
         return Decision(False, "not promoted: " + "; ".join(objections), serving=evidence.serving)
@@ -491,20 +491,22 @@ def _test_rows(
 
 
 def _evidence(
-    project: Project, challenger: RankerArtifact, frame: pl.DataFrame, folder: Path | None
+    context: Context, challenger: RankerArtifact, frame: pl.DataFrame, folder: Path | None
 ) -> ChallengerEvidence:
     """The challenger's predictions for these rows; with a folder, also how it is served."""
+    challenger = challenger.with_vectors(context.workspace, frame)
     names = [task.name for task in challenger.tasks]
     prediction = challenger.predict(frame)
     serving = None
     if folder is not None:
         rows = frame.select(challenger.columns).head(MEASURED_ROWS)
+        rows = challenger.encoder.with_vectors(rows)
         serving = try_serving(folder, rows, prediction.head(MEASURED_ROWS))
     return ChallengerEvidence(
         tasks=challenger.tasks,
         labels=label_matrix(frame, [LABEL + name for name in names]),
         user=frame["user_id"].to_numpy(),
-        lists=list_ids(frame, project.log.list_keys),
+        lists=list_ids(frame, context.project.log.list_keys),
         challenger=prediction.select(names).to_numpy(),
         serving=serving,
     )
@@ -523,4 +525,4 @@ def _predictions_on(
     event = ["date", EVENT]
     if not own.select(event).equals(frame.select(event)):
         raise RuntimeError(f"examples of {span(days)} are not of the same events")
-    return model.predict(own)
+    return model.predict_examples(context.workspace, own)

@@ -20,6 +20,7 @@ from torch import Tensor
 from mtl_ranker.config import Project, parse_project
 from mtl_ranker.context import Context
 from mtl_ranker.features.encoders import Encoder, numeric_matrix
+from mtl_ranker.features.vectors import load_vectors
 from mtl_ranker.features.view import model_context
 from mtl_ranker.models.matmul import in_blocks
 from mtl_ranker.models.objectives import Task, predictions
@@ -29,8 +30,9 @@ from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.models.trees import Forest, averaged, tree_numbers
 from mtl_ranker.ranking.blend import BlendChoice, blend, blend_choice
 from mtl_ranker.ranking.calibration import Calibration
-from mtl_ranker.training.batches import encoded_tensors
+from mtl_ranker.training.batches import Examples, encoded_rows, encoded_tensors, part_of
 from mtl_ranker.training.network import build_ranker
+from mtl_ranker.workspace import Workspace
 
 SIDES = ("user", "item", "pair")  # in the order of USER, ITEM and PAIR in models/pairs.py
 
@@ -246,17 +248,18 @@ class RankerArtifact:
         """
         names = [v.column for v in (*self.encoder.categoricals, *self.encoder.lists)]
         side_of = {**side_of, **{match.name: "pair" for match in self.encoder.matches}}
-        sides = [SIDES.index(side_of[name]) for name in (*names, *self.encoder.numerics)]
+        contents = [content.column for content in self.encoder.contents]
+        fields = [*names, *self.encoder.numerics, *contents]
+        sides = [SIDES.index(side_of[name]) for name in fields]
         encoded = self._on_device(encoded_tensors(self.encoder.transform(self._padded(items))))
         side = ItemSide(self.model.embedding, encoded, sides)
         # The trees read numbers, then categories.
         column_sides = torch.tensor(
-            [*sides[len(names) :], *sides[: encoded[0].shape[1]]], device=self.model.device
+            [*sides[len(names) : len(fields) - len(contents)], *sides[: encoded[0].shape[1]]],
+            device=self.model.device,
         )
         columns = [(column_sides == s).nonzero().squeeze(1) for s in (USER, ITEM, PAIR)]
-        return PairItems(
-            side, columns, tree_numbers(encoded[0], encoded[2]).index_select(1, columns[ITEM])
-        )
+        return PairItems(side, columns, self._tree_numbers(encoded).index_select(1, columns[ITEM]))
 
     @torch.inference_mode()
     def predict_pairs(
@@ -291,9 +294,7 @@ class RankerArtifact:
         user_rows, item_rows = (
             torch.from_numpy(np.asarray(i, np.int64)).to(device) for i in (user, item)
         )
-        user_numbers = tree_numbers(encoded[0], encoded[2]).index_select(
-            1, items.tree_columns[USER]
-        )
+        user_numbers = self._tree_numbers(encoded).index_select(1, items.tree_columns[USER])
         order = torch.cat(items.tree_columns).argsort()
 
         def logits(rows: slice) -> Tensor:
@@ -311,19 +312,41 @@ class RankerArtifact:
 
     def uncalibrated(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Predictions of the network and the trees before calibration: a column per objective."""
-        values = self.raw(encoded_tensors(self.encoder.transform(frame)))
+        values = self.raw(encoded_rows(self.encoder.transform(frame)))
         return pl.DataFrame({task.name: values[:, t] for t, task in enumerate(self.tasks)})
 
     @torch.inference_mode()
-    def raw(self, inputs: Inputs) -> np.ndarray:
+    def raw(self, examples: Examples) -> np.ndarray:
         """Predictions of encoded rows before calibration: [N, T]."""
         self.model.eval()
         device = self.model.device
         return self._predicted(
-            lambda rows: self.model(*(t[rows].to(device) for t in inputs)),
-            lambda rows: tree_numbers(inputs[0][rows].to(device), inputs[2][rows].to(device)),
-            len(inputs[0]),
+            lambda rows: self.model(*(t.to(device) for t in part_of(examples, rows).inputs)),
+            lambda rows: tree_numbers(
+                examples.categorical[rows].to(device), examples.numeric[rows].to(device)
+            ),
+            len(examples),
         )
+
+    def with_vectors(self, workspace: Workspace, rows: pl.DataFrame) -> RankerArtifact:
+        """The same ranker with the vectors that the keys in these examples name.
+
+        Raises ProjectError as `load_vectors` does.
+        """
+        columns = [content.column for content in self.encoder.contents]
+        keyed = [column for column in columns if rows.schema[column].is_integer()]
+        if not keyed:
+            return self
+        tables = load_vectors(workspace, keyed, [rows.lazy()])
+        return replace(self, encoder=replace(self.encoder, tables=tables))
+
+    def predict_examples(self, workspace: Workspace, rows: pl.DataFrame) -> pl.DataFrame:
+        """`predict` for examples, whose vectors are keys."""
+        return self.with_vectors(workspace, rows).predict(rows)
+
+    def _tree_numbers(self, inputs: Inputs) -> Tensor:
+        """Inputs of the trees, which read no vectors."""
+        return tree_numbers(inputs[0], inputs[2][:, : len(self.encoder.numerics)])
 
     def _on_device(self, inputs: Inputs) -> Inputs:
         """Encoded rows on the device of the network."""

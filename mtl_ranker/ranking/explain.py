@@ -13,7 +13,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.point_in_time import join_features
+from mtl_ranker.features.point_in_time import AsOf
 from mtl_ranker.features.tables import read_as
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.blend import blend_values
@@ -90,7 +90,7 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
     taken = [] if ranked is None else [c for c in columns if c not in pair.context and c in ranked]
     if ranked is not None:
         candidate = candidate.with_columns(ranked[c].cast(candidate.schema[c]) for c in taken)
-    row = join_features(context, candidate.lazy(), day).collect()
+    row = AsOf.build(context, candidate.lazy(), day).join(candidate.lazy()).collect()
     names = [task.name for task in artifact.tasks]
     calibrated, raw = artifact.predict(row), artifact.uncalibrated(row)
     layers = artifact.model.expert_weights(*encoded_tensors(artifact.encoder.transform(row)))

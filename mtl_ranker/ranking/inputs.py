@@ -19,6 +19,7 @@ from mtl_ranker.features.tables import survives
 UNKNOWN = "unknown, as a value that training has not seen"
 EMPTY = "an empty list"
 LEARNED = "missing, as in some rows of training"
+NO_VECTOR = "no vector, in whose place training has learned one"
 NOT_SEEN = "missing; training has seen no missing value, so predictions are less certain"
 EVERYWHERE = "calibrated as all surfaces together"
 KEY = "not allowed"
@@ -57,6 +58,7 @@ def feature_inputs(encoder: Encoder, by: str | None, types: pl.Schema) -> list[I
     columns |= {v.column: (False, EMPTY) for v in encoder.lists}
     for name, missing in zip(encoder.numerics, encoder.missing, strict=True):
         columns.setdefault(name, (False, LEARNED) if missing else (True, NOT_SEEN))
+    columns |= {content.column: (False, NO_VECTOR) for content in encoder.contents}
     if by is not None:
         columns.setdefault(by, (False, EVERYWHERE))
     return [InputColumn(name, types[name], *columns[name]) for name in columns if name in types]

@@ -123,7 +123,8 @@ class ScoringProgram(nn.Module):
         logits = self.model(categorical, bags, numeric)
         predicted = predictions(logits, self.tasks, self.model.cutpoints)
         if self.trees is not None:
-            forest = self.trees(tree_numbers(categorical, numeric))
+            own = numeric[:, : self.model.embedding.numerics.features]  # without vectors
+            forest = self.trees(tree_numbers(categorical, own))
             predicted = averaged(predicted, forest, self.share)
         columns = [self._calibrate(t, predicted[:, t], surface) for t in range(len(self.names))]
         clipped = []

@@ -41,9 +41,11 @@ def model_arguments(
     """What MLflow is given to store a ranker: feature rows in, predictions and `score` out.
 
     Args:
-        example: some raw feature rows, in the types of the training examples.
+        example: some raw feature rows, in the types of the training examples; the model reads
+            vectors themselves where these have keys.
         folder: where the ranker's files and code are written; needed until MLflow has copied them.
     """
+    example = artifact.encoder.with_vectors(example)
     columns = feature_inputs(artifact.encoder, artifact.calibration.by, example.schema)
     files = {"ranker": artifact.save(folder / "ranker"), "types": folder / "types.parquet"}
     example.clear().write_parquet(files["types"])

@@ -30,6 +30,9 @@ class Examples:
         position: [N] integers, -1 = unknown.
         weight: [N], sample weights.
         lists: [N] integers, equal for rows of the same list.
+        vectors: [N, E], rows in the tables of E columns of vectors; 0 = missing.
+        tables: of each of these columns, [V + 1, D] with NaN in row 0; those of all rows, of which
+            a part of the rows has the same ones.
     """
 
     categorical: Tensor
@@ -39,13 +42,20 @@ class Examples:
     position: Tensor | None = None
     weight: Tensor | None = None
     lists: Tensor | None = None
+    vectors: Tensor | None = None
+    tables: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.categorical, self.bags, self.numeric
+        """Those of a network, with the vectors beside the numerics: a copy for each row."""
+        if self.vectors is None:
+            return self.categorical, self.bags, self.numeric
+        rows = self.vectors.unbind(1)
+        looked_up = [t.index_select(0, r) for t, r in zip(self.tables, rows, strict=True)]
+        return self.categorical, self.bags, torch.cat([self.numeric, *looked_up], 1)
 
     @property
     def positions(self) -> int:
@@ -56,7 +66,7 @@ class Examples:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those that the rows have."""
+        """Those that the rows have, without `tables`."""
         found = [getattr(self, name) for name in TENSORS]
         return [tensor for tensor in found if tensor is not None]
 
@@ -67,15 +77,17 @@ class Examples:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in (*self.tensors, *self.tables))
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Examples:
-        """The rows with a function applied to every tensor."""
+        """The rows with a function applied to every tensor but `tables`."""
         return _map(self, change)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Examples:
         """The rows on a device; see `torch.Tensor.to`."""
-        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        tables = tuple(table.to(device) for table in self.tables)
+        moved = _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, tables=tables)
 
     def pinned(self) -> Examples:
         """The rows in pinned memory, from which copies to a CUDA device are asynchronous."""
@@ -107,7 +119,7 @@ class Examples:
         return batches_of(self, random_order(self, generator, together), size)
 
 
-TENSORS = [field.name for field in fields(Examples)]
+TENSORS = [field.name for field in fields(Examples) if field.name != "tables"]  # of N rows each
 
 
 def encode_examples(
@@ -118,7 +130,7 @@ def encode_examples(
     Args:
         list_keys: `Log.list_keys`; without, the rows have no lists.
     """
-    inputs = encoded_tensors(encoder.transform(frame))
+    rows = encoded_rows(encoder.transform(frame))
     position = weight = None
     if "position" in frame.columns:
         integers = frame["position"].cast(pl.Int64, strict=False).fill_null(-1)
@@ -132,7 +144,21 @@ def encode_examples(
         hashes = list_ids(frame, list_keys) >> np.uint64(33)
         lists = torch.from_numpy(hashes.astype(np.int64))
     matrix = torch.from_numpy(label_matrix(frame, labels))
-    return Examples(*inputs, matrix, position=position, weight=weight, lists=lists)
+    return replace(rows, labels=matrix, position=position, weight=weight, lists=lists)
+
+
+def encoded_rows(encoded: Encoded) -> Examples:
+    """Encoded rows without labels."""
+    rows = Examples(
+        torch.from_numpy(encoded.categorical),
+        torch.from_numpy(encoded.bags),
+        torch.from_numpy(encoded.numeric),
+        labels=torch.zeros(len(encoded.categorical), 0),
+    )
+    if not encoded.tables:
+        return rows
+    tables = tuple(torch.from_numpy(table) for table in encoded.tables)
+    return replace(rows, vectors=torch.from_numpy(encoded.vectors), tables=tables)
 
 
 def label_matrix(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray:
@@ -142,11 +168,8 @@ def label_matrix(frame: pl.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def encoded_tensors(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.from_numpy(encoded.categorical),
-        torch.from_numpy(encoded.bags),
-        torch.from_numpy(encoded.numeric),
-    )
+    """The inputs of a network (`Examples.inputs`)."""
+    return encoded_rows(encoded).inputs
 
 
 def take(examples: Examples, rows: Tensor) -> Examples:
@@ -160,21 +183,21 @@ def part_of(examples: Examples, rows: slice) -> Examples:
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
-    """Examples concatenated in order."""
+    """Examples of the same tables, concatenated in order."""
     tensors: dict[str, Any] = {}
     for name in TENSORS:
         of_parts = [getattr(part, name) for part in parts]
         tensors[name] = None if of_parts[0] is None else torch.cat(of_parts)
-    return Examples(**tensors)
+    return Examples(**tensors, tables=parts[0].tables)
 
 
 def _map(examples: Examples, change: Callable[[Tensor], Tensor]) -> Examples:
-    """Apply a function to every tensor."""
+    """Apply a function to every tensor but `tables`."""
     tensors: dict[str, Any] = {}
     for name in TENSORS:
         tensor = getattr(examples, name)
         tensors[name] = None if tensor is None else change(tensor)
-    return Examples(**tensors)
+    return Examples(**tensors, tables=examples.tables)
 
 
 def random_order(examples: Examples, generator: torch.Generator, together: bool = False) -> Tensor:
@@ -200,17 +223,23 @@ def batches_of(examples: Examples, order: Tensor, size: int) -> Iterator[Example
 def without_ids(examples: Examples, rate: float, seed: int | None) -> Examples:
     """The rows with a random share `rate` of their categorical values replaced by 0, unknown.
 
-    The embedding of the unknown value, which unseen ids get, is so trained on the rows of all ids.
+    The embedding of the unknown value, which unseen ids get, is so trained on the rows of all ids,
+    and that of a missing vector on the rows of all vectors.
 
     Args:
         seed: of the choice; None to draw from the global generator of the rows' device.
     """
-    if rate == 0 or not examples.categorical.shape[1]:
+    if rate == 0:
         return examples
     device = examples.categorical.device
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    dropped = torch.rand(examples.categorical.shape, generator=generator, device=device) < rate
-    return replace(examples, categorical=examples.categorical.masked_fill(dropped, 0))
+    changed = {}
+    for name in ("categorical", "vectors"):
+        index = getattr(examples, name)
+        if index is not None and index.shape[1]:
+            dropped = torch.rand(index.shape, generator=generator, device=device) < rate
+            changed[name] = index.masked_fill(dropped, 0)
+    return replace(examples, **changed)
 
 
 def thin_negatives(examples: Examples, binary: list[int], keep: float, seed: int) -> Examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.features.sql import run_sql, sql_text
+from mtl_ranker.features.vectors import load_vectors
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples
@@ -197,6 +198,8 @@ def load_dataset(
         for part in ("train", "validate"):
             files[part] = soft.files(workspace, files[part], world)
     everything = lazy["train"]
+    embeddings = project.features.embeddings
+    tables = load_vectors(workspace, embeddings, list(lazy.values())) if embeddings else {}
     if streamed:
         lazy["train"] = everything.gather_every(-(-rows // SAMPLE_ROWS))
     frames = {part: rows.collect(engine="streaming") for part, rows in lazy.items()}
@@ -206,14 +209,14 @@ def load_dataset(
         rows_of_days = workspace.scan_files(files["train"])
         new = rows_of_days.filter(pl.col("date") > continuing.after)
         older = rows_of_days.filter(pl.col("date") <= continuing.after)
-        encoder = continuing.encoder.extended(project.features, new)
+        encoder = replace(continuing.encoder.extended(project.features, new), tables=tables)
         trained = continued_examples(project, encoder, new, older, folder)
     elif streamed:
-        encoder = fit_encoder(project, everything, SAMPLE_ROWS)
+        encoder = fit_encoder(project, everything, SAMPLE_ROWS, tables)
         write = partial(write_shards, encoder, files["train"], labels, list_keys=keys)
         trained = written_once(write, folder, world)
     else:
-        encoder = fit_encoder(project, frames["train"])
+        encoder = fit_encoder(project, frames["train"], tables=tables)
         known = frames["train"] if soft is None else soft.of(frames["train"])
         trained = encode_examples(encoder, known, labels, keys)
     examples = {"train": trained} if isinstance(trained, Examples) else {}

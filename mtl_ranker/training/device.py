@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def fits(rows: Examples, device: torch.device) -> bool:
 
 
 def streamed(batches: Iterable[Examples], device: torch.device) -> Iterator[Examples]:
-    """The batches on the device.
+    """The batches, all with the same tables of vectors, on the device.
 
     To a CUDA device a batch is copied from pinned memory while the one before it is trained on.
     """
@@ -62,12 +62,15 @@ def streamed(batches: Iterable[Examples], device: torch.device) -> Iterator[Exam
         for batch in batches:
             yield batch.to(device)
         return
+    tables: tuple[Tensor, ...] | None = None  # copied once
     copies = torch.cuda.Stream(device)
     waiting: tuple[Examples, torch.cuda.Event] | None = None
     for batch in batches:
-        pinned = batch.pinned()
+        if tables is None:
+            tables = tuple(table.to(device) for table in batch.tables)
+        pinned = replace(batch, tables=()).pinned()
         with torch.cuda.stream(copies):
-            moved = pinned.to(device, non_blocking=True)
+            moved = replace(pinned.to(device, non_blocking=True), tables=tables)
             done = copies.record_event()
         if waiting is not None:
             yield _arrived(*waiting)

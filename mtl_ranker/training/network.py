@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtl_ranker.config import Objective, Project, Training
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
+from mtl_ranker.models.embedding import ContentProjection, FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.models.matmul import in_blocks
 from mtl_ranker.models.objectives import (
     Task,
@@ -21,7 +21,7 @@ from mtl_ranker.models.objectives import (
 )
 from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.models.spec import RankerSpec
-from mtl_ranker.training.batches import Examples
+from mtl_ranker.training.batches import Examples, part_of
 
 
 def tasks_of(project: Project) -> list[Task]:
@@ -65,15 +65,18 @@ def build_ranker(
     numerics = PiecewiseLinear(
         encoder.edges, encoder.missing, encoder.numeric_encoding == "standardise"
     )
+    width = spec.embedding_dim * (spec.objectives if spec.unshared else 1)
+    fields = [v.column for v in (*encoder.categoricals, *encoder.lists)]
     embedding = FeatureEmbedding(
         [v.size for v in encoder.categoricals],
         [(v.size, v.max_length or 1) for v in encoder.lists],
         numerics,
-        spec.embedding_dim * (spec.objectives if spec.unshared else 1),
-        [*(v.column for v in (*encoder.categoricals, *encoder.lists)), *encoder.numerics],
+        width,
+        [*fields, *encoder.numerics, *(content.column for content in encoder.contents)],
         [v.share for v in (*encoder.categoricals, *encoder.lists)],
         encoder.histories,
         heads=spec.objectives if spec.unshared else 1,
+        contents=[ContentProjection(own.mean, own.rms, width) for own in encoder.contents],
     )
     return Ranker(spec, embedding, positions, cutpoints_needed(tasks), position_dropout)
 
@@ -104,7 +107,7 @@ def predict_logits(model: Ranker, examples: Examples) -> Tensor:
     device = model.device
 
     def block(rows: slice) -> Tensor:
-        return model(*(tensor[rows].to(device) for tensor in examples.inputs))
+        return model(*(tensor.to(device) for tensor in part_of(examples, rows).inputs))
 
     return torch.cat(in_blocks(block, len(examples), model.block_rows, device), 1)
 

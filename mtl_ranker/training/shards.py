@@ -51,6 +51,7 @@ class ShardedExamples:
         change: applied to a block's labels when it is read.
         thin: then applied to the block, with a seed from `seed` and the block's number.
         kept: number of rows after thinning; None without.
+        tables: of the rows' vectors (`Examples.tables`), in memory.
     """
 
     files: list[Path]
@@ -61,6 +62,7 @@ class ShardedExamples:
     thin: Callable[..., Examples] | None = None
     seed: int = 0
     kept: int | None = None
+    tables: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self.blocks) if self.kept is None else self.kept
@@ -147,14 +149,14 @@ def _read(examples: ShardedExamples, block: int, inputs: bool = True) -> Example
             matrix = np.frombuffer(content, stored, rows * width).reshape(rows, width)
         tensor = torch.from_numpy(matrix.astype(np.int64 if name in INDICES else np.float32))
         tensors[name] = tensor.squeeze(1) if name in SINGLE else tensor
-    return Examples(**tensors)
+    return Examples(**tensors, tables=examples.tables)
 
 
 def _read_all(examples: ShardedExamples, blocks: Sequence[int]) -> list[Examples]:
     return [_read(examples, block) for block in blocks]
 
 
-INDICES = ("categorical", "bags", "position", "lists")
+INDICES = ("categorical", "bags", "position", "lists", "vectors")
 SINGLE = ("position", "weight", "lists")
 WITHOUT_INPUTS = ("labels", *SINGLE)
 
@@ -176,6 +178,8 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     positions = 0
     files = []
+    for number, content in enumerate(encoder.contents):
+        np.save(folder / f"vectors_{number}.npy", encoder.tables[content.column].vectors)
     for number, source in enumerate(sources):
         scan = pl.scan_parquet(source)
         rows = scan.select(pl.len()).collect().item()
@@ -207,7 +211,14 @@ def open_shards(folder: Path) -> ShardedExamples:
         widths = json.loads(meta.metadata[META])
         blocks += [(number, g, meta.row_group(g).num_rows) for g in range(meta.num_row_groups)]
     blocks = [block for block in blocks if block[2]]
-    return ShardedExamples(files=files, blocks=blocks, widths=widths, positions=positions)
+    tables = [np.load(folder / f"vectors_{n}.npy") for n in range(widths.get("vectors", 0))]
+    return ShardedExamples(
+        files=files,
+        blocks=blocks,
+        widths=widths,
+        positions=positions,
+        tables=tuple(torch.from_numpy(table) for table in tables),
+    )
 
 
 def _table(rows: Examples) -> pa.Table:

@@ -64,6 +64,7 @@ def test_the_simulated_feed(feed, tmp_path):
         ("watch_seconds", "engagement", "regression"),
         ("like", "satisfaction", "binary"),
     ]
+    assert project.features.embeddings == ["content"]
     assert "truth" not in (tmp_path / "feed.toml").read_text("utf-8")
     assert "unsure  columns of the log without a role: list_propensity, propensity" in lines
     assert "candidates of 10 users ranked" in checked(feed, tmp_path / "feed.toml")
@@ -76,7 +77,7 @@ def test_kuairand_in_its_own_zone(shared_data, tmp_path):
     assert (log.timezone, log.random_exposure) == ("Etc/GMT-8", "is_rand")
     assert log.context == ["tab"]
     assert {"is_click", "long_view", "is_like"} < {o.label for o in project.objectives}
-    assert "is_hate" in project.features.signals
+    assert {o.name for o in project.objectives if not o.good} == {"is_hate"}
     assert not features_of(project) & (labels_of(project) | {"hourmin", "duration_ms"})
 
 
@@ -256,12 +257,14 @@ def test_a_shop_with_names_of_its_own(tmp_path):
     assert (log.users.path, log.users.key) == ("customers.parquet", "id")
     assert (log.items.key, log.items.published) == ("sku", "launched")
     assert log.items.columns == ["brand", "in_stock", "list_price"]
-    assert [(o.name, o.group) for o in project.objectives] == [
-        ("added_to_cart", "engagement"),
-        ("purchased", "satisfaction"),
-        ("order_value", "satisfaction"),
+    assert [(o.name, o.group, o.good) for o in project.objectives] == [
+        ("added_to_cart", "engagement", True),
+        ("purchased", "satisfaction", True),
+        ("order_value", "satisfaction", True),
+        ("returned", "satisfaction", False),
     ]
-    assert list(project.features.signals) == ["returned"]
+    assert "good = false  # ? by its name it is bad" in (tmp_path / "first.toml").read_text()
+    assert "unsure  taken for bad, used as objectives with good = false: returned" in lines
     assert ["user_id", "brand"] in project.features.entities
     assert "unsure  columns of the log without a role: experiment" in lines
     assert "would contain later events: avg_rating" in lines
@@ -269,6 +272,30 @@ def test_a_shop_with_names_of_its_own(tmp_path):
     text = checked(tmp_path)
     assert "contract on 2026-03-07: 200 rows, 0 quarantined" in text
     assert "price_shown of the item's last impression" in text
+
+
+def test_dated_tables_and_vectors_of_one_length(tmp_path):
+    write_log(tmp_path, 5)
+    for n in (-1, 2):
+        folder = tmp_path / "items" / f"date={FIRST + timedelta(days=n)}"
+        folder.mkdir(parents=True)
+        count = 13 if n == 2 else 4  # ids of the newest snapshot count
+        items = pl.DataFrame(
+            {
+                "i": range(count),
+                "maker": ["x", "y", "x", "y", "z"][:4] + ["z"] * (count - 4),
+                "content": [None, *([0.5, k / 7] for k in range(1, count))],
+                "ragged": [[0.5] * (1 + k % 2) for k in range(count)],
+            }
+        )
+        items.write_parquet(folder / "part-0.parquet")
+    project, _ = started(tmp_path, item="i")
+    items_table = project.log.items
+    assert items_table is not None
+    assert (items_table.path, items_table.key, items_table.partition) == ("items", "i", "date")
+    assert items_table.columns == ["maker", "content"]
+    assert project.features.embeddings == ["content"]
+    assert "candidates of 10 users ranked" in checked(tmp_path)
 
 
 # What is refused

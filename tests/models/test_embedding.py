@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtl_ranker.models.embedding import FeatureEmbedding, PiecewiseLinear
+from mtl_ranker.models.embedding import ContentProjection, FeatureEmbedding, PiecewiseLinear
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.loop import Design, Rows, train_ranker
 from mtl_ranker.training.network import build_ranker
@@ -90,3 +90,24 @@ def test_rows_that_no_batch_has_stay_as_they_began() -> None:
     assert not used.all()
     assert (moved <= used).all()
     assert moved.any()
+
+
+def test_a_vector_is_projected_and_a_missing_one_has_a_trained_one() -> None:
+    content = ContentProjection([1.0, -1.0], 2.0, 3)
+    with torch.no_grad():
+        content.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, -1.0]]))
+        content.absent.copy_(torch.tensor([0.1, 0.2, 0.3]))
+    embedding = FeatureEmbedding(
+        [4], [], PiecewiseLinear([[0.0, 10.0]], [False]), 3, names=["id", "n", "c"],
+        contents=[content],
+    )  # fmt: skip
+    numeric = torch.tensor([[5.0, 5.0, 3.0], [10.0, torch.nan, torch.nan]])
+    found = embedding(torch.tensor([[1], [2]]), torch.zeros(2, 0).long(), numeric)
+    # (5 - 1) / 2 = 2 and (3 + 1) / 2 = 2.
+    expected = torch.tensor([[2.0, 2.0, 2.0], [0.1, 0.2, 0.3]])
+    torch.testing.assert_close(found.learned[:, 3:], expected)
+    torch.testing.assert_close(found.fixed, torch.tensor([[0.5], [1.0]]))
+    assert embedding.columns_of(["c"]).tolist() == 3 * [False] + 3 * [True] + [False]
+    found.learned.sum().backward()
+    assert content.absent.grad.tolist() == [1.0, 1.0, 1.0]
+    assert content.weight.grad.isfinite().all()

@@ -17,6 +17,7 @@ from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.point_in_time import feature_sides, join_features
 from mtl_ranker.features.tables import tables_as_of
+from mtl_ranker.features.vectors import load_vectors
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.presets import make
@@ -59,6 +60,11 @@ NUMBERS = {
     "users": {"path": "users.parquet", "key": "u", "columns": ["budget", "joined"]},
     "items": {"path": "items.parquet", "key": "i", "columns": ["price", "category", "released"]},
 }
+VECTORS = {
+    "users": {"path": "users.parquet", "key": "u", "columns": ["interest"]},
+    "items": {"path": "items.parquet", "key": "i", "columns": ["content"]},
+}
+EMBEDDED = {"embeddings": ["content", "interest"]}
 DERIVED = {
     "numerics": ["budget", "joined", "released"],
     "derived": {
@@ -86,6 +92,7 @@ def write_tables(folder) -> None:
             "favourites": [lists[u % 7] for u in users],
             "budget": [u % 5 for u in users],
             "joined": [None if u % 9 == 0 else FIRST - timedelta(days=u) for u in users],
+            "interest": [None if u % 4 == 0 else [u / 9, u % 3, 1.0] for u in users],
         }
     ).write_parquet(folder / "users.parquet")
     pl.DataFrame(
@@ -95,6 +102,7 @@ def write_tables(folder) -> None:
             "tags": [lists[i % 7] for i in items],
             "price": [i / 7 for i in items],
             "released": [datetime(2026, 1, 1) + timedelta(hours=7 * i) for i in items],
+            "content": [None if i % 5 == 0 else [i / 7, i % 2] for i in items],
         }
     ).write_parquet(folder / "items.parquet")
 
@@ -109,7 +117,9 @@ def random_ranker(folder, **changes) -> tuple[Context, RankerArtifact]:
         aggregate_day(context, day)
         build_examples(context, day)
     project, frame = context.project, all_examples(context)
-    encoder = fit_encoder(project, frame)
+    embeddings = project.features.embeddings
+    tables = load_vectors(context.workspace, embeddings, [frame.lazy()])
+    encoder = fit_encoder(project, frame, tables=tables)
     tasks = tasks_of(project)
     torch.manual_seed(0)
     spec = make("m", {"preset": "mmoe", "members": 2}, len(tasks), project.features.groups)
@@ -137,17 +147,16 @@ def ranking_of_all_pairs(context, artifact, day, top_k):
     candidates = load_candidates(context, day)
     candidates = candidates.unique(["user_id", "item_id"], keep="first", maintain_order=True)
     rows = join_features(context, candidates, day).collect()
-    ranked = pl.concat(
-        [rows.select("user_id", "item_id", "tab"), artifact.predict(rows)], how="horizontal"
-    )
+    predicted = artifact.predict_examples(context.workspace, rows)
+    ranked = pl.concat([rows.select("user_id", "item_id", "tab"), predicted], how="horizontal")
     ranked = ranked.sort(["user_id", "score", "item_id"], descending=[False, True, False])
     return ranked.group_by("user_id", maintain_order=True).head(top_k)
 
 
 @pytest.mark.parametrize(
     ("features", "log"),
-    [({}, {}), (HISTORY, {}), (MATCHED, TABLES), (DERIVED, NUMBERS)],
-    ids=["", "histories", "matches", "derived"],
+    [({}, {}), (HISTORY, {}), (MATCHED, TABLES), (DERIVED, NUMBERS), (EMBEDDED, VECTORS)],
+    ids=["", "histories", "matches", "derived", "vectors"],
 )
 @pytest.mark.parametrize(("block_rows", "blocks_per_core"), [(1, 1), (40, 16), (131_072, 1)])
 def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(

@@ -12,7 +12,7 @@ import torch
 from mtl_ranker.models.objectives import Task, ensemble_losses, losses
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.balancing import BALANCERS
-from mtl_ranker.training.batches import Examples, encode_examples
+from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.network import build_ranker
 from tests.training import rows as small
 
@@ -39,18 +39,13 @@ PRESETS = [
 ]
 
 
-def on_meta(rows: Examples) -> Examples:
-    moved = {k: None if v is None else v.to("meta") for k, v in vars(rows).items()}
-    return Examples(**moved)
-
-
 @pytest.fixture(scope="module")
 def encoded():
     frame = small.frame(60)
     encoder = small.encoder(frame)
     rows = encode_examples(encoder, frame, small.LABELS[:1])
     rows = rows.with_labels(lambda labels: labels.expand(-1, len(TASKS)))
-    return encoder, on_meta(rows)
+    return encoder, rows.to(torch.device("meta"))
 
 
 def model_of(encoder, preset: str, **more):

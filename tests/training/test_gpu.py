@@ -193,9 +193,7 @@ def test_predictions_of_rows_and_of_pairs_are_those_of_the_cpu():
     on_cpu = RankerArtifact(project, ENCODER, tasks, model)
     on_gpu = on_cpu.on(torch.device("cuda"))
     assert on_cpu.model.device.type == "cpu"
-    np.testing.assert_allclose(
-        on_gpu.raw(TEST.inputs), on_cpu.raw(TEST.inputs), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(on_gpu.raw(TEST), on_cpu.raw(TEST), rtol=1e-4, atol=1e-4)
     sides = {"colour": "item", "tags": "item", "age": "user", "rate": "pair"}
     users, items = TEST_FRAME[:50].select("age"), TEST_FRAME[50:90].select("colour", "tags")
     user, item = (n.ravel() for n in np.meshgrid(np.arange(50), np.arange(40), indexing="ij"))
