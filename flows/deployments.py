@@ -21,7 +21,7 @@ REQUIRED = {
     "MTL_RANKER_HOME": "the folder that holds flows/ on the worker's machine",
     "MTL_RANKER_CONFIG": "a preset or a project file",
     "MTL_RANKER_DATA": "the folder of the log",
-    "MTL_RANKER_WORKSPACE": "the folder for everything produced",
+    "MTL_RANKER_WORKSPACE": "the folder, or address in a store, for everything produced",
 }
 
 

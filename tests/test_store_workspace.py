@@ -271,6 +271,28 @@ class TestFaults:
         assert on("c").file("reports/a.html").read_text() == "whole"
 
 
+@pytest.mark.slow
+def test_ranks_of_several_hosts_and_studies_refuse_an_address(tmp_path: Path):
+    for module, arguments, why in (
+        ("train_ranks", ["-c", "simulated"], "ranks on several hosts share their rows"),
+        ("app", ["study", "synthetic"], "studies allow a local folder only"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", f"mtl_ranker.commands.{module}", *arguments, "-w", "s3://b/w"],
+            env=os.environ | {"LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"},
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 2
+        assert f"--workspace s3://b/w: {why}" in done.stderr
+
+
+def test_an_unknown_store_is_refused():
+    with pytest.raises(ProjectError, match=r"ftp://a/b: no known store; allowed: .* s3://"):
+        open_workspace("ftp://a/b")
+
+
 def test_events_and_examples_of_two_hosts_are_those_of_a_folder(
     tiny: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

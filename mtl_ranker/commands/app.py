@@ -789,10 +789,11 @@ def study_census(
 
 
 def _study(name: str, workspace: Path, *arguments: Any) -> None:
+    folder = _of_study(workspace)
     prepare(workspace)
     from mtl_ranker.commands.study import random_starts
 
-    random_starts(name, _of_study(workspace), *arguments)
+    random_starts(name, folder, *arguments)
 
 
 def _of_study(folder: Path) -> Workspace:

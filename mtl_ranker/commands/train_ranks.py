@@ -21,6 +21,8 @@ import typer
 
 from mtl_ranker.context import without_log
 from mtl_ranker.environment import prepare as prepare_environment
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.stores.objects import address_of, is_address
 
 SUMMED = ("fixed", "normalised")  # kinds of balancing whose gradient is a sum over rows
 
@@ -40,8 +42,8 @@ def main(
 ) -> None:
     """Train the project's models data-parallel over all ranks and register the winner."""
     prepare_environment(workspace)
+    _refuse_store(workspace)
     from mtl_ranker.config import load_project
-    from mtl_ranker.errors import ProjectError
     from mtl_ranker.features.examples import soft_objectives
     from mtl_ranker.nightly.plan import FROM_SCRATCH
     from mtl_ranker.nightly.suite import train_suite
@@ -52,12 +54,6 @@ def main(
     from mtl_ranker.workspace import open_workspace
 
     project, work = load_project(config), open_workspace(workspace)
-    here, everywhere = (os.environ.get(f"{of}WORLD_SIZE", "1") for of in ("LOCAL_", ""))
-    if work.store is not None and here != everywhere:
-        raise ProjectError(
-            f"--workspace {work.where()}: ranks on several hosts share their rows and checkpoints; "
-            "allowed: a folder that all hosts mount, or the ranks of one host"
-        )
     unknown = set(model or []) - set(project.models)
     if unknown:
         allowed = ", ".join(project.models)
@@ -91,6 +87,16 @@ def main(
                 f"{project.name} version {version.version}, alias challenger"
             )
         world.wait()
+
+
+def _refuse_store(workspace: Path) -> None:
+    """Raise ProjectError for ranks of several hosts (by torchrun's variables) and an address."""
+    here, everywhere = (os.environ.get(f"{of}WORLD_SIZE", "1") for of in ("LOCAL_", ""))
+    if is_address(workspace) and here != everywhere:
+        raise ProjectError(
+            f"--workspace {address_of(workspace)}: ranks on several hosts share their rows and "
+            "checkpoints; allowed: a folder that all hosts mount, or the ranks of one host"
+        )
 
 
 if __name__ == "__main__":
