@@ -158,8 +158,12 @@ class TableSource(ParquetSource):
             for each in (day, day + timedelta(days=1))
         )
         if isinstance(dtype, pl.Datetime):
-            if dtype.time_zone is None:
-                start, end = start.replace(tzinfo=None), end.replace(tzinfo=None)
+            # Bounds of files are compared only with values of the column's own zone.
+            own = None if dtype.time_zone is None else ZoneInfo(dtype.time_zone)
+            start, end = (
+                each.replace(tzinfo=None) if own is None else each.astimezone(own)
+                for each in (start, end)
+            )
             return value.is_null() | ((value >= start) & (value < end))
         if dtype.is_numeric() and self.log.timestamp_unit in PER_SECOND:
             scale = PER_SECOND[self.log.timestamp_unit]

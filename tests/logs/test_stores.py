@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
@@ -242,6 +243,37 @@ def test_a_commit_to_one_day_leaves_the_others_up_to_date(tiny: Path, partition:
     place = (tiny / "table").resolve()
     assert made[FIRST]["version of log"] == f"5 of {place}"
     assert made[LAST]["version of log"] == f"6 of {place}"
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
+@pytest.mark.parametrize("kind", ["moments", "local times", "milliseconds"])
+@pytest.mark.parametrize("format", ["delta", "iceberg"])
+def test_times_of_any_type_are_filed_under_the_day_of_the_zone(
+    tmp_path: Path, catalog: Any, format: str, kind: str, zone: str
+):
+    """Noon of each day in the zone, and one minute before its end."""
+    noon = datetime(2026, 3, 2, 12, tzinfo=ZoneInfo(zone))
+    times = [noon + timedelta(days=n, minutes=m) for n in range(3) for m in (0, 719)]
+    rows = tiny_events(FIRST, rows=6)
+    if kind == "milliseconds":
+        stamps = pl.Series([int(time.timestamp()) * 1000 for time in times])
+    elif kind == "local times":
+        stamps = pl.Series([time.replace(tzinfo=None) for time in times], dtype=pl.Datetime("us"))
+    else:
+        stamps = pl.Series([time.astimezone(UTC) for time in times], dtype=pl.Datetime("us", "UTC"))
+    frame = rows.with_columns(stamps.alias("ts"))
+    if format == "delta":
+        write_delta(tmp_path / "table", [frame.head(3), frame.tail(3)])
+    else:
+        write_iceberg(catalog, "feed.log", [frame.head(3), frame.tail(3)], None)
+    path = {"delta": "table", "iceberg": "feed.log"}[format]
+    unit = "ms" if kind == "milliseconds" else "datetime"
+    context = opened(tmp_path, format=format, path=path, timezone=zone, timestamp_unit=unit)
+    assert days(context) == [0, 1, 2]
+    for n, day in enumerate(context.source.days()):
+        found = context.source.scan_day(day).sort("timestamp").collect()
+        assert found["user_id"].to_list() == rows["u"].to_list()[2 * n : 2 * n + 2]
+        assert found["timestamp"].to_list() == times[2 * n : 2 * n + 2]
 
 
 def test_deleted_rows_make_their_day_stale_and_are_not_read(tiny: Path):
