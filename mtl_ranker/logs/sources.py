@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import lru_cache
 from importlib import import_module
@@ -46,12 +46,14 @@ class ParquetSource:
     Attributes:
         workspace: where hashes of the files are cached; None to compute them each time.
         setting: the section of the project file, for messages.
+        pins: format and path of a Delta or Iceberg table → the version that is read.
     """
 
     log: Log
     root: Place
     workspace: Workspace | None = None
     setting: str = "log"
+    pins: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def path(self) -> Place:
         """The log's file or folder. Raises ProjectError where there is none."""
@@ -93,36 +95,34 @@ class ParquetSource:
             day_tolerance_hours=self.log.day_tolerance_hours,
         )
         stream = _reader(log, self.root, self.workspace)
-        return replace(stream, setting=f"log.actions[{index}]")
+        return replace(stream, setting=f"log.actions[{index}]", pins=self.pins)
 
     def pinned(self) -> Source:
-        """The same log with its tables at their present versions, which later commits leave."""
-        log, versions = self.log, self._versions()
-        update: dict[str, Any] = {
-            which: getattr(log, which).model_copy(update={"version": table.version})
-            for which in ("users", "items")
-            if (table := versions.get(f"log.{which}")) is not None
+        """The same log with its tables at their present versions, which later commits leave.
+
+        A source that is read by other settings (`with_log`) keeps the versions.
+        """
+        pins = {
+            (f"{self._format(settings)}", settings.path): self._open(settings).version
+            for settings in self._tables().values()
+            if settings.version is None
         }
-        update["actions"] = [
-            action.model_copy(update={"version": table.version})
-            if (table := versions.get(f"log.actions.{action.name}")) is not None
-            else action
-            for action in log.actions
-        ]
-        if "log" in versions:
-            update["version"] = versions["log"].version
-        return self.with_log(log.model_copy(update=update)) if versions else self
+        return replace(self, pins={**self.pins, **pins}) if pins else self
 
     def versions(self) -> dict[str, str]:
         """Setting (log, log.users) → version of the Delta or Iceberg table that it names."""
         return {name: f"{t.version} of {t.place}" for name, t in self._versions().items()}
 
     def _versions(self) -> dict[str, TableVersion]:
+        return {name: self._open(settings) for name, settings in self._tables().items()}
+
+    def _tables(self) -> dict[str, Any]:
+        """Setting (log, log.users) → the settings of a Delta or Iceberg table."""
         log = self.log
         named: dict[str, Any] = {"log": log, "log.users": log.users, "log.items": log.items}
         named |= {f"log.actions.{action.name}": action for action in log.actions}
         return {
-            name: self._open(settings)
+            name: settings
             for name, settings in named.items()
             if settings is not None and self._format(settings)
         }
@@ -135,7 +135,10 @@ class ParquetSource:
     def _open(self, settings: Any) -> TableVersion:
         format = self._format(settings)
         assert format is not None
-        return open_table(format, self.root, settings.path, settings.version)
+        version = settings.version
+        if version is None:
+            version = self.pins.get((format, settings.path))
+        return open_table(format, self.root, settings.path, version)
 
     @property
     def undivided(self) -> bool:
@@ -382,9 +385,13 @@ class ParquetSource:
         if self.workspace is None:
             found = read()
         else:
-            stamp = fingerprint(content_of(file, self.workspace), self.log.model_dump_json())
+            stamp = fingerprint(content_of(file, self.workspace), self.own_settings())
             found = self.workspace.cached(f"days of {file.resolve()}", stamp, read)
         return [None if day is None else date.fromisoformat(day) for day in found]
+
+    def own_settings(self) -> str:
+        """How the log's rows are read, as text: without its tables and streams."""
+        return self.log.model_dump_json(exclude={"version", "users", "items", "actions"})
 
     def _day_of(self, column: str, dtype: pl.DataType, place: Place | str) -> pl.Expr:
         """The day of each row by `log.partition` or `log.timestamp`, one of which is the column."""
@@ -763,7 +770,7 @@ class VersionPart:
 
     def content(self, workspace: Workspace | None) -> str:
         """What changes when the rows do."""
-        return f"{self.format} {self.table.version} of {self.table.place}"
+        return f"{self.format} {self.table.version} of {self.table.place}, {self.table.id}"
 
     def schema(self) -> pl.Schema:
         return self.table.scan().collect_schema()

@@ -17,7 +17,7 @@ from mtl_ranker.config import Log
 from mtl_ranker.context import Place
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.sources import ParquetSource, widened
-from mtl_ranker.logs.table_formats import DataFile, TableVersion, data_files, open_table
+from mtl_ranker.logs.table_formats import DataFile, TableVersion, data_files
 from mtl_ranker.workspace import FileSize, Workspace, fingerprint
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -68,7 +68,7 @@ class TableSource(ParquetSource):
         return self._table().scan().collect_schema().names()
 
     def _table(self) -> TableVersion:
-        return open_table(self.log.format, self.root, self.log.path, self.log.version)
+        return self._open(self.log)
 
     def _day_column(self, table: TableVersion) -> tuple[str, pl.DataType]:
         """The column that says a row's day, and its type. Raises ProjectError for a wrong type."""
@@ -132,7 +132,7 @@ class TableSource(ParquetSource):
         if self.workspace is None:
             found = read()
         else:
-            stamp = fingerprint(table.version, self.log.model_dump_json(exclude={"version"}))
+            stamp = fingerprint(table.id, table.version, self.own_settings())
             found = self.workspace.cached(f"days of {table.place}", stamp, read)
         return [date.fromisoformat(day) for day in found]
 
