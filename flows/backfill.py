@@ -72,7 +72,7 @@ def backfill(
         jobs: days at a time.
         cluster: see `runner_of`.
     """
-    context = open_context(config, Path(data), Path(workspace))
+    context = open_context(config, Path(data), Path(workspace)).pinned()
     days = days_between(context.source.days(), first, last)
     needed = needed_history(context.project, context.source.days(), days)
     with context.workspace.lock(f"backfill {first}..{last}"):

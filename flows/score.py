@@ -143,7 +143,7 @@ def score_new(config: str, data: str, workspace: str, dry_run: bool = False) -> 
 
     Days that the log already contains are skipped.
     """
-    context = open_context(config, Path(data), Path(workspace))
+    context = open_context(config, Path(data), Path(workspace)).pinned()
     mark_lost_runs()
     connect(context)
     with context.workspace.lock("score-new", "score-new"):

@@ -41,7 +41,7 @@ def tune(
         trials: trainings in all, including those of earlier searches.
         minutes: no trial starts after this time.
     """
-    context = open_context(config, Path(data), Path(workspace))
+    context = open_context(config, Path(data), Path(workspace)).pinned()
     mark_lost_runs()
     chosen = chosen_day(context, day)
     budget = Budget(trials, None if minutes is None else 60 * minutes)

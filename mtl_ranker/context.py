@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
@@ -114,6 +114,9 @@ class NoSource:
     def with_log(self, log: Log) -> NoSource:
         return self
 
+    def pinned(self) -> NoSource:
+        return self
+
     def __getattr__(self, name: str) -> Any:
         raise ProjectError("this command reads no log; it was started without --data")
 
@@ -139,6 +142,10 @@ class Context:
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         """Prefect describes a flow's parameters with pydantic; a context is passed unchanged."""
         return core_schema.any_schema()
+
+    def pinned(self) -> Context:
+        """The context with its tables at their present versions (`Source.pinned`)."""
+        return replace(self, source=self.source.pinned())
 
     @property
     def log_path(self) -> Place:

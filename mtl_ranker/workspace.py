@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -177,9 +178,10 @@ class Workspace:
         return sorted(date.fromisoformat(f.parent.name.removeprefix("date=")) for f in files)
 
     def scan(self, dataset: str, days: list[date]) -> pl.LazyFrame:
-        """The rows of some days, with the columns of the first one.
+        """The rows of some days, with the columns of all.
 
-        A column without any value on one day has the type that another day gives it.
+        A column that one day lacks is null in its rows. Numbers of several types are read as the
+        widest one, and a column without any value on one day as another day has it.
         """
         return self.scan_files(self.files([self.place(dataset, day) for day in days]))
 
@@ -192,14 +194,13 @@ class Workspace:
     @staticmethod
     def scan_files(paths: list[Path]) -> pl.LazyFrame:
         """The rows of partitions' files, as `scan`."""
-        schema = pl.Schema(pl.read_parquet_schema(paths[0])) if len(paths) > 1 else pl.Schema()
-        untyped = {name for name, dtype in schema.items() if dtype == pl.Null}
-        for path in paths[1:] if untyped else []:
-            for name, dtype in pl.read_parquet_schema(path).items():
-                if name in untyped and dtype != pl.Null:
-                    schema[name] = dtype
-                    untyped.remove(name)
-        return pl.scan_parquet(paths, schema=schema or None, missing_columns="insert", glob=False)
+        schemas = ((path, pl.read_parquet_schema(path)) for path in paths)
+        groups = [
+            [path for path, _ in group]
+            for _, group in groupby(schemas, lambda pair: tuple(pair[1].items()))
+        ]
+        frames = [pl.scan_parquet(group, glob=False) for group in groups]
+        return frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
 
     def provenance(self, dataset: str, day: date) -> dict[str, str] | None:
         """Provenance of the published partition, or None without one."""

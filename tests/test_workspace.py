@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-from datetime import timedelta
+from datetime import date, timedelta
 
+import polars as pl
 import pytest
 
 from mtl_ranker.features import sql
@@ -84,6 +85,24 @@ def test_a_changed_sql_file_rebuilds_what_it_makes(built, monkeypatch):
     reasons = build(built)
     assert (reasons["ingest"], reasons["aggregate"]) == (None, None)
     assert reasons["examples"] == "changed: sql/features/join.sql"
+
+
+def test_days_with_other_columns_and_number_types_are_read_together(tmp_path):
+    workspace = Workspace(tmp_path)
+    frames = {
+        1: pl.DataFrame({"k": [1], "a": ["x"], "n": [None]}),
+        2: pl.DataFrame({"k": [2.5], "a": ["y"], "n": [3], "b": [True]}),
+        3: pl.DataFrame({"b": [False], "k": [4.5]}),
+    }
+    for n, frame in frames.items():
+        workspace.publish("events", date(2026, 3, n), frame, {})
+    found = workspace.scan("events", [date(2026, 3, n) for n in frames]).collect()
+    assert found.schema == {"k": pl.Float64, "a": pl.String, "n": pl.Int64, "b": pl.Boolean}
+    assert found.rows() == [
+        (1.0, "x", None, None),
+        (2.5, "y", 3, True),
+        (4.5, None, None, False),
+    ]
 
 
 def test_temporary_files_of_other_hosts_are_kept_for_a_week(tmp_path):

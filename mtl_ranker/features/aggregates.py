@@ -55,6 +55,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
     Returns why they were built, or None when all were up to date. Raises ProjectError when the
     day's events are not published, or a setting names a column that is missing.
     """
+    context = context.pinned()
     if context.project.log.actions and context.workspace.days("events"):
         for each in neighbours(context, day):
             join_actions(context, each)
@@ -73,6 +74,7 @@ def aggregate_day(context: Context, day: date) -> str | None:
 
 def stale_aggregates(context: Context, day: date) -> str | None:
     """Why `aggregate_day` would build something, or None. Raises ProjectError as it does."""
+    context = context.pinned()
     joined = context.project.log.actions and context.workspace.days("events")
     for each in neighbours(context, day) if joined else []:
         why = stale_actions(context, each)

@@ -133,6 +133,7 @@ def build_examples(context: Context, day: date, night: date | None = None) -> st
     Args:
         night: D, on which the labels are known; None for the last published day.
     """
+    context = context.pinned()
     plan = plan_examples(context, day, night)
     if plan is None:
         return None
@@ -178,7 +179,8 @@ def _relabelled(context: Context, plan: ExamplesPlan) -> pl.LazyFrame:
     columns = published.collect_schema().names()
     names = _label_columns(context.project)
     labels = labelled_events(context, plan.day, plan.night).select(EVENT, *names)
-    features = [c for c in columns if not c.startswith((LABEL, OPEN)) and c not in names]
+    known = _label_columns(context.project, every=True)
+    features = [c for c in columns if c not in known]
     kept = published.select(features).join(labels, on=EVENT, how="left", maintain_order="left")
     return kept.select(*features, *names)
 
@@ -214,9 +216,15 @@ def _with_known_actions(context: Context, day: date, night: date) -> pl.LazyFram
     return with_actions(context, rows, day, pl.col("known") <= day_number(night))
 
 
-def _label_columns(project: Project) -> list[str]:
+def _label_columns(project: Project, every: bool = False) -> list[str]:
+    """Names of the columns that `labelled_events` adds.
+
+    Args:
+        every: with those that it adds under other settings of the training.
+    """
     names = [LABEL + o.name for o in project.objectives]
-    names += [OPEN + name for name in soft_objectives(project)]
+    open_ones = [o.name for o in project.objectives] if every else soft_objectives(project)
+    names += [OPEN + name for name in open_ones]
     return names if project.training.sample_weight is None else [*names, SAMPLE_WEIGHT]
 
 

@@ -17,7 +17,7 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -99,7 +99,7 @@ def join_actions(context: Context, day: date) -> list[ActionReport]:
     column that is missing or of a wrong type, and when more than `log.max_bad_share` of the rows
     break the contract, other than by being delivered twice.
     """
-    context = replace(context, source=context.source.pinned())
+    context = context.pinned()
     return [_join(context, action, day) for action in context.project.log.actions]
 
 

@@ -156,14 +156,18 @@ def label_actions(project: Project, objectives: Sequence[Objective] | None = Non
 
 
 MOST_CASES = 100_000
+RATIOS = (1.25, 2.0, 10.0)  # of the values of an action that are tried; the first that is cheap
+NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 def may_fall(project: Project, objective: Objective) -> bool:
     """Whether a further action can make another value of a label that is 1; True for numbers.
 
     A label that is 1 stays 1 if it does so wherever one action's value rises. This is tried with
-    the values at, below and above each number of the label's expressions. A value itself can fall
-    with `reduce` first or last, and as a sum, as values may be negative.
+    the values at, below and above each number and each constant part of the label's expressions
+    (`60 * 10`), and with a geometric series of values. A value itself can fall with `reduce` first
+    or last, and as a sum, as values may be negative. The answer is True for a label that cannot be
+    tried.
     """
     actions = label_actions(project, [objective])
     falling = [a for a in actions if a.value and a.reduce in ("first", "last", "sum")]
@@ -171,20 +175,12 @@ def may_fall(project: Project, objective: Objective) -> bool:
         return True
     label = _label(objective, objective.name)
     texts = f"{objective.label} {objective.where or ''}"
-    numbers = {float(found) for found in re.findall(r"\d+(?:\.\d+)?", texts)} | {0.0, 1.0}
-    values: dict[str, list[Any]] = {}
-    for action in actions:
-        near = {max(0.0, n + step) for n in numbers for step in (-1, -0.5, 0, 0.5, 1)}
-        if action.value is None and action.reduce == "sum":  # a number of actions
-            near = {float(math.ceil(n)) for n in near}
-        elif action.value is None or action.reduce == "any":
-            near = {0.0, 1.0}
-        values[action.name] = [*([] if action.missing == 0 else [None]), *sorted(near)]
-    others = [name for name in label.meta.root_names() if name not in values]
+    numbers = _constants(texts) | {0.0, 1.0}
     words = [*re.findall(r"'([^']*)'", texts), "another"]
-    for given in (sorted({n + step for n in numbers for step in (-1, 0, 1)}), words):
-        grid = values | dict.fromkeys(others, given)
-        if math.prod(len(each) for each in grid.values()) > MOST_CASES:
+    others = sorted({n + step for n in numbers for step in (-1, 0, 1)})
+    for given in (others, words):
+        grid = _cases_of(actions, label, numbers, given)
+        if grid is None:
             return True
         cases = pl.DataFrame()
         for name, column in grid.items():
@@ -196,6 +192,54 @@ def may_fall(project: Project, objective: Objective) -> bool:
             continue
         return any(_falls(cases, action.name) for action in actions)
     return True
+
+
+def _cases_of(
+    actions: Sequence[Action], label: pl.Expr, numbers: set[float], given: Sequence[Any]
+) -> dict[str, Sequence[Any]] | None:
+    """The values to try of each column that a label reads; None where these are too many.
+
+    Args:
+        numbers: of the label's expressions.
+        given: values of the columns that are no actions.
+    """
+    for ratio in RATIOS:
+        count = math.ceil(math.log(1e12, ratio))
+        near = {max(0.0, n + step) for n in numbers for step in (-1, -0.5, 0, 0.5, 1)}
+        near |= {1e-3 * ratio**power for power in range(count + 1)}
+        grid: dict[str, Sequence[Any]] = {}
+        for action in actions:
+            values = near
+            if action.value is None and action.reduce == "sum":  # a number of actions
+                values = {float(math.ceil(n)) for n in near}
+            elif action.value is None or action.reduce == "any":
+                values = {0.0, 1.0}
+            grid[action.name] = [*([] if action.missing == 0 else [None]), *sorted(values)]
+        grid |= {name: given for name in label.meta.root_names() if name not in grid}
+        if math.prod(len(each) for each in grid.values()) <= MOST_CASES:
+            return grid
+    return None
+
+
+def _constants(text: str) -> set[float]:
+    """The numbers of a SQL text, and the values of its parts that are made of numbers alone."""
+    found = set()
+    for part in re.findall(rf"(?:(?<![\w.]){NUMBER}|[-+*/()\s])+", text):
+        tokens = re.findall(rf"{NUMBER}|[-+*/()]", part)
+        for start in range(len(tokens)):
+            for end in range(start + 1, len(tokens) + 1):
+                value = _value_of(" ".join(tokens[start:end]))
+                if value is not None and math.isfinite(value):
+                    found.add(value)
+    return found
+
+
+def _value_of(text: str) -> float | None:
+    """The value of a SQL expression without columns; None for what is none."""
+    try:
+        return pl.select(pl.sql_expr(text).cast(pl.Float64)).item()
+    except pl.exceptions.PolarsError:
+        return None
 
 
 def _falls(cases: pl.DataFrame, action: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 
 import polars as pl
@@ -48,7 +48,7 @@ def ingest_day(context: Context, day: date) -> IngestReport:
     `log.max_bad_share` of it breaks the contract. In the last case the quarantine is written for
     inspection, and a previously published day is left unchanged.
     """
-    context = replace(context, source=context.source.pinned())
+    context = context.pinned()
     project, source, workspace = context.project, context.source, context.workspace
     provenance = events_provenance(context, day)
     why = workspace.stale("events", day, provenance)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import lru_cache
 from importlib import import_module
@@ -45,12 +45,14 @@ class ParquetSource:
     Attributes:
         workspace: where hashes of the files are cached; None to compute them each time.
         setting: the section of the project file, for messages.
+        pins: format and path of a Delta or Iceberg table → the version that is read.
     """
 
     log: Log
     root: Place
     workspace: Workspace | None = None
     setting: str = "log"
+    pins: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def path(self) -> Place:
         """The log's file or folder. Raises ProjectError where there is none."""
@@ -92,36 +94,34 @@ class ParquetSource:
             day_tolerance_hours=self.log.day_tolerance_hours,
         )
         stream = _reader(log, self.root, self.workspace)
-        return replace(stream, setting=f"log.actions[{index}]")
+        return replace(stream, setting=f"log.actions[{index}]", pins=self.pins)
 
     def pinned(self) -> Source:
-        """The same log with its tables at their present versions, which later commits leave."""
-        log, versions = self.log, self._versions()
-        update: dict[str, Any] = {
-            which: getattr(log, which).model_copy(update={"version": table.version})
-            for which in ("users", "items")
-            if (table := versions.get(f"log.{which}")) is not None
+        """The same log with its tables at their present versions, which later commits leave.
+
+        A source that is read by other settings (`with_log`) keeps the versions.
+        """
+        pins = {
+            (f"{self._format(settings)}", settings.path): self._open(settings).version
+            for settings in self._tables().values()
+            if settings.version is None
         }
-        update["actions"] = [
-            action.model_copy(update={"version": table.version})
-            if (table := versions.get(f"log.actions.{action.name}")) is not None
-            else action
-            for action in log.actions
-        ]
-        if "log" in versions:
-            update["version"] = versions["log"].version
-        return self.with_log(log.model_copy(update=update)) if versions else self
+        return replace(self, pins={**self.pins, **pins}) if pins else self
 
     def versions(self) -> dict[str, str]:
         """Setting (log, log.users) → version of the Delta or Iceberg table that it names."""
         return {name: f"{t.version} of {t.place}" for name, t in self._versions().items()}
 
     def _versions(self) -> dict[str, TableVersion]:
+        return {name: self._open(settings) for name, settings in self._tables().items()}
+
+    def _tables(self) -> dict[str, Any]:
+        """Setting (log, log.users) → the settings of a Delta or Iceberg table."""
         log = self.log
         named: dict[str, Any] = {"log": log, "log.users": log.users, "log.items": log.items}
         named |= {f"log.actions.{action.name}": action for action in log.actions}
         return {
-            name: self._open(settings)
+            name: settings
             for name, settings in named.items()
             if settings is not None and self._format(settings)
         }
@@ -134,7 +134,10 @@ class ParquetSource:
     def _open(self, settings: Any) -> TableVersion:
         format = self._format(settings)
         assert format is not None
-        return open_table(format, self.root, settings.path, settings.version)
+        version = settings.version
+        if version is None:
+            version = self.pins.get((format, settings.path))
+        return open_table(format, self.root, settings.path, version)
 
     @property
     def undivided(self) -> bool:
@@ -311,7 +314,7 @@ class ParquetSource:
         place = f"{parts[0]}" if settings.partition is None else parts[0].folder
 
         def problem() -> str | None:
-            return _key_problem(settings, rows, which, place)
+            return _key_problem(settings, rows, which, place, self.log)
 
         if self.workspace is None:
             found = problem()
@@ -385,9 +388,13 @@ class ParquetSource:
         if self.workspace is None:
             found = read()
         else:
-            stamp = fingerprint(content_of(file, self.workspace), self.log.model_dump_json())
+            stamp = fingerprint(content_of(file, self.workspace), self.own_settings())
             found = self.workspace.cached(f"days of {file.resolve()}", stamp, read)
         return [None if day is None else date.fromisoformat(day) for day in found]
+
+    def own_settings(self) -> str:
+        """How the log's rows are read, as text: without its tables and streams."""
+        return self.log.model_dump_json(exclude={"version", "users", "items", "actions"})
 
     def _day_of(self, column: str, dtype: pl.DataType, place: Place | str) -> pl.Expr:
         """The day of each row by `log.partition` or `log.timestamp`, one of which is the column."""
@@ -715,6 +722,17 @@ def _in_zone(local: pl.Expr, log: Log) -> pl.Expr:
     return local.dt.replace_time_zone(log.timezone, ambiguous="earliest", non_existent="null")
 
 
+def _first_in_zone(local: pl.Expr, log: Log) -> pl.Expr:
+    """Local times in the log's zone; one that a change of the clock skips is the first after it.
+
+    Clocks change at full or half hours, by half an hour, an hour or a day.
+    """
+    half_hour = local.dt.truncate("30m")
+    later = (half_hour.dt.offset_by("30m"), half_hour.dt.offset_by("1h"))
+    whole_day = local.dt.truncate("1d").dt.offset_by("1d")
+    return pl.coalesce(_in_zone(each, log) for each in (local, *later, whole_day))
+
+
 @dataclass(frozen=True)
 class FilePart:
     """A file of a user or item table."""
@@ -755,7 +773,7 @@ class VersionPart:
 
     def content(self, workspace: Workspace | None) -> str:
         """What changes when the rows do."""
-        return f"{self.format} {self.table.version} of {self.table.place}"
+        return f"{self.format} {self.table.version} of {self.table.place}, {self.table.id}"
 
     def schema(self) -> pl.Schema:
         return self.table.scan().collect_schema()
@@ -833,15 +851,25 @@ def _scan_table(
 
 
 def _bound(column: str, dtype: pl.DataType, place: str, log: Log) -> pl.Expr:
-    """An end of the time in which a row is valid: a date, or a time in the log's zone."""
+    """An end of the time in which a row is valid: a date, or a time in the log's zone.
+
+    A local time that daylight saving time skips is the first one after it.
+    """
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
-        return _in_zone(pl.col(column), log).cast(pl.Datetime("us", log.timezone))
+        return _first_in_zone(pl.col(column), log).cast(pl.Datetime("us", log.timezone))
     if isinstance(dtype, pl.Datetime):
         local = pl.col(column).dt.convert_time_zone(log.timezone)
         return local.cast(pl.Datetime("us", log.timezone))
     if dtype in (pl.Date, pl.Null):
         return pl.col(column).cast(pl.Date)
     raise ProjectError(f"{place} is {dtype}; allowed: Date or Datetime")
+
+
+def _moment(bound: str, schema: pl.Schema, log: Log) -> pl.Expr:
+    """`FROM` or `TO` as a moment in the log's zone; a date is its first moment."""
+    if schema[bound] != pl.Date:
+        return pl.col(bound)
+    return _first_in_zone(pl.col(bound).cast(pl.Datetime("us")), log)
 
 
 def _valid_at(settings: Table, schema: pl.Schema, log: Log, day: date) -> pl.Expr:
@@ -857,7 +885,12 @@ def _valid_at(settings: Table, schema: pl.Schema, log: Log, day: date) -> pl.Exp
     return valid
 
 
-def _key_problem(settings: Table, rows: pl.LazyFrame, which: str, place: str) -> str | None:
+BEGINS, ENDS = "begins", "ends"  # the moments of `FROM` and `TO`
+
+
+def _key_problem(
+    settings: Table, rows: pl.LazyFrame, which: str, place: str, log: Log
+) -> str | None:
     """What is wrong with a table's keys: two rows of one key that are valid at one time."""
     key = {"users": "user_id", "items": "item_id"}[which]
     if settings.valid_from is None:
@@ -869,34 +902,38 @@ def _key_problem(settings: Table, rows: pl.LazyFrame, which: str, place: str) ->
             "allowed: one row per key; for several, of different times, see "
             f"log.{which}.partition and log.{which}.valid_from"
         )
-    start = pl.col(FROM)
-    end = pl.col(TO) if settings.valid_to is not None else pl.lit(None, pl.Date)
-    spans = rows.select(key, start, end.alias(TO)).filter(pl.col(key).is_not_null())
-    zone = rows.collect_schema()[FROM]
-    spans = spans.with_columns(pl.col(TO).cast(zone)).filter(
-        start.is_null() | start.ne_missing(pl.col(TO))
+    schema = rows.collect_schema()
+    ends = _moment(TO, schema, log) if settings.valid_to is not None else pl.lit(None, pl.Date)
+    spans = rows.filter(pl.col(key).is_not_null()).select(
+        key,
+        FROM,
+        pl.col(TO) if settings.valid_to is not None else ends.alias(TO),
+        _moment(FROM, schema, log).alias(BEGINS),
+        ends.cast(pl.Datetime("us", log.timezone)).alias(ENDS),
     )
-    ordered = spans.sort(key, FROM, nulls_last=False).with_columns(
-        pl.col(key).shift(1).alias("key before"),
-        pl.col(FROM).shift(1).alias("from before"),
-        pl.col(TO).shift(1).alias("to before"),
+    start = pl.col(BEGINS)
+    spans = spans.filter(start.is_null() | start.ne_missing(pl.col(ENDS)))
+    ordered = spans.sort(key, BEGINS, nulls_last=False).with_columns(
+        pl.col(column).shift(1).alias(f"{column} before") for column in (key, FROM, TO, ENDS)
     )
-    overlap = (pl.col("key before") == pl.col(key)) & (
-        pl.col("to before").is_null() | start.is_null() | (start < pl.col("to before"))
+    end_before = pl.col(f"{ENDS} before")
+    overlap = (pl.col(f"{key} before") == pl.col(key)) & (
+        end_before.is_null() | start.is_null() | (start < end_before)
     )
-    wrong = ordered.filter(overlap | (start > pl.col(TO))).head(1).collect()
+    wrong = ordered.filter(overlap | (start > pl.col(ENDS))).head(1).collect()
     if wrong.is_empty():
         return None
     row = wrong.row(0, named=True)
     shown = f"{row[FROM] or 'always'} to {row[TO] or 'open'}"
-    if row[FROM] is not None and row[TO] is not None and row[FROM] > row[TO]:
+    if row[BEGINS] is not None and row[ENDS] is not None and row[BEGINS] > row[ENDS]:
         return (
             f"{place}: key {settings.key!r} = {row[key]!r} is valid from {shown}; allowed: an end "
             "that is not before the start"
         )
+    before = f"{row[f'{FROM} before'] or 'always'} to {row[f'{TO} before'] or 'open'}"
     return (
         f"{place}: key {settings.key!r} = {row[key]!r} has two rows that are valid at one time: "
-        f"{row['from before'] or 'always'} to {row['to before'] or 'open'}, and {shown}; allowed: "
+        f"{before}, and {shown}; allowed: "
         f"each row ends (log.{which}.valid_to) before or when the next one begins"
     )
 

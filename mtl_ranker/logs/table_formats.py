@@ -50,6 +50,7 @@ class TableVersion(Protocol):
     Attributes:
         place: its path or name, for messages.
         version: of a Delta table, or snapshot id of an Iceberg table.
+        id: of the table; one that is written anew at the same place has another.
     """
 
     @property
@@ -57,6 +58,9 @@ class TableVersion(Protocol):
 
     @property
     def version(self) -> int: ...
+
+    @property
+    def id(self) -> str: ...
 
     def __hash__(self) -> int: ...
 
@@ -80,7 +84,9 @@ def open_table(format: str, root: Place, path: str, version: int | None = None) 
     if format == "delta":
         needs_extra(f"{place} (format = 'delta')", "deltalake")
         uri = place if ADDRESS.match(place) else str((root / path).resolve())
-        return _latest_delta(uri) if version is None else _delta_at(uri, version)
+        if version is None:
+            return _latest_delta(uri)
+        return _delta_at(uri, version, _IDS.get(uri))
     needs_extra(f"{path} (format = 'iceberg')", "pyiceberg")
     return _iceberg(place if path.endswith(".metadata.json") else path, version)
 
@@ -96,6 +102,10 @@ class DeltaVersion:
     place: str
     version: int
     table: Any
+
+    @property
+    def id(self) -> str:
+        return str(self.table.metadata().id)
 
     def scan(self) -> pl.LazyFrame:
         try:
@@ -152,13 +162,22 @@ def _in_utc(value: Any) -> Any:
     return value
 
 
+_IDS: dict[str, str] = {}  # address → id of the Delta table that was last found there
+
+
 def _latest_delta(uri: str) -> TableVersion:
-    return _delta_at(uri, _load_delta(uri, None).version())
+    table = _load_delta(uri, None)
+    _IDS[uri] = str(table.metadata().id)
+    return _delta_at(uri, table.version(), _IDS[uri])
 
 
 @functools.lru_cache(maxsize=16)
-def _delta_at(uri: str, version: int) -> TableVersion:
-    """A version does not change, so it is loaded once."""
+def _delta_at(uri: str, version: int, id: str | None) -> TableVersion:
+    """A version of one table does not change, so it is loaded once.
+
+    Args:
+        id: of the table that is there; None where its latest version was not looked for.
+    """
     return DeltaVersion(uri, version, _load_delta(uri, version))
 
 
@@ -180,6 +199,10 @@ class IcebergVersion:
     place: str
     version: int
     table: Any
+
+    @property
+    def id(self) -> str:
+        return str(self.table.metadata.table_uuid)
 
     def scan(self) -> pl.LazyFrame:
         return pl.scan_iceberg(self.table, snapshot_id=self.version)

@@ -17,7 +17,7 @@ from mtl_ranker.config import Log
 from mtl_ranker.context import Place
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.sources import ParquetSource, widened
-from mtl_ranker.logs.table_formats import DataFile, TableVersion, data_files, open_table
+from mtl_ranker.logs.table_formats import DataFile, TableVersion, data_files
 from mtl_ranker.workspace import FileSize, Workspace, fingerprint
 
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -68,7 +68,7 @@ class TableSource(ParquetSource):
         return self._table().scan().collect_schema().names()
 
     def _table(self) -> TableVersion:
-        return open_table(self.log.format, self.root, self.log.path, self.log.version)
+        return self._open(self.log)
 
     def _day_column(self, table: TableVersion) -> tuple[str, pl.DataType]:
         """The column of a row's day, and its type. Raises ProjectError for a wrong type."""
@@ -132,7 +132,7 @@ class TableSource(ParquetSource):
         if self.workspace is None:
             found = read()
         else:
-            stamp = fingerprint(table.version, self.log.model_dump_json(exclude={"version"}))
+            stamp = fingerprint(table.id, table.version, self.own_settings())
             found = self.workspace.cached(f"days of {table.place}", stamp, read)
         return [date.fromisoformat(day) for day in found]
 
@@ -158,8 +158,12 @@ class TableSource(ParquetSource):
             for each in (day, day + timedelta(days=1))
         )
         if isinstance(dtype, pl.Datetime):
-            if dtype.time_zone is None:
-                start, end = start.replace(tzinfo=None), end.replace(tzinfo=None)
+            # Bounds of files are compared only with values of the column's own zone.
+            own = None if dtype.time_zone is None else ZoneInfo(dtype.time_zone)
+            start, end = (
+                each.replace(tzinfo=None) if own is None else each.astimezone(own)
+                for each in (start, end)
+            )
             return value.is_null() | ((value >= start) & (value < end))
         if dtype.is_numeric() and self.log.timestamp_unit in PER_SECOND:
             scale = PER_SECOND[self.log.timestamp_unit]

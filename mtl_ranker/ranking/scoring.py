@@ -154,6 +154,7 @@ def score_day(
 
     `on_block` is called with the number of candidates done and of all candidates.
     """
+    context = context.pinned()
     with context.workspace.lock(f"score {day}", ranking_scope(day), wait=True):
         return _score_day(context, ranker, day, on_block)
 

@@ -317,6 +317,32 @@ def test_labels_are_refreshed_without_their_features(tmp_path):
     assert build_examples(context, first, second) is None
 
 
+def test_a_feature_that_is_named_like_a_label_stays_when_labels_are_refreshed(tmp_path):
+    shown = one_each_day([Shown(1, 1, "home", 3)])
+    write_world(tmp_path, shown, [Acted(1, 1, 4, 30, 1)], [])
+    colours = pl.DataFrame({"i": [0, 1, 2], "label_colour": ["r", "g", "b"]})
+    colours.write_parquet(tmp_path / "items.parquet")
+    items = {"path": "items.parquet", "key": "i", "columns": ["label_colour"]}
+    edit_project(
+        tmp_path,
+        log={"items": items},
+        features={"categoricals": [{"column": c} for c in ("item_id", "label_colour")]},
+    )
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    for n in range(2):
+        ingest_day(context, FIRST + timedelta(days=n))
+        aggregate_day(context, FIRST + timedelta(days=n))
+    build_examples(context, FIRST, FIRST)
+    before = context.workspace.scan("examples", [FIRST]).collect()
+    plan = plan_examples(context, FIRST, FIRST + timedelta(days=1))
+    assert plan is not None
+    assert plan.only_labels
+    build_examples(context, FIRST, FIRST + timedelta(days=1))
+    after = context.workspace.scan("examples", [FIRST]).collect()
+    assert after.drop("label_like").equals(before.drop("label_like"))
+    assert set(after["label_colour"].to_list()) <= {"r", "g", "b"}
+
+
 def test_immature_labels_wait_or_are_missing_while_negative(tmp_path):
     shown = one_each_day([Shown(1, 1, "home", 24 * n + 3) for n in range(DAYS)])
     likes = [Acted(1, 1, 24 * n + 4, 0, 1) for n in range(DAYS)]

@@ -312,6 +312,48 @@ def test_spans_that_touch_or_are_empty_do_not_overlap(tmp_path):
         assert table["price"].to_list() == [price]
 
 
+def zoned(*times: datetime | None) -> pl.Series:
+    """Moments given in UTC, in the zone of Berlin."""
+    naive = pl.Series(times, dtype=pl.Datetime("us"))
+    return naive.dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
+
+
+def in_berlin(tmp_path: Path, since: pl.Series, until: pl.Series) -> Context:
+    """Rows of one item with prices 1, 2, …; Berlin is one hour ahead of UTC, in summer two."""
+    frame = pl.DataFrame({"i": 7, "price": range(1, len(since) + 1), "maker": "x"})
+    frame.with_columns(since.alias("since"), until.alias("until")).write_parquet(
+        tmp_path / "items.parquet"
+    )
+    write_project(tmp_path, log={"items": SPANS, "timezone": "Europe/Berlin"}, features=FEATURES)
+    return open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+
+
+def priced(context: Context, day: date) -> list[float]:
+    return tables_as_of(context.source, day)["item_id"].collect()["price"].to_list()
+
+
+def test_an_end_that_is_a_time_overlaps_a_begin_that_is_a_date(tmp_path):
+    noon = zoned(datetime(2026, 3, 4, 11), None)
+    context = in_berlin(tmp_path, pl.Series([date(2026, 1, 1), date(2026, 3, 4)]), noon)
+    with pytest.raises(ProjectError, match=r"'i' = 7 has two rows .* 2026-01-01 to 2026-03-04 12"):
+        priced(context, LAST)
+
+
+def test_an_end_that_is_a_date_touches_a_begin_that_is_its_first_moment(tmp_path):
+    since = zoned(datetime(2025, 12, 31, 23), datetime(2026, 3, 3, 23))
+    context = in_berlin(tmp_path, since, pl.Series([date(2026, 3, 4), None]))
+    assert [priced(context, date(2026, 3, n)) for n in (3, 4)] == [[1], [2]]
+
+
+def test_a_begin_in_the_hour_that_summer_time_skips_is_its_end(tmp_path):
+    """On 2026-03-29, 02:00 is followed by 03:00."""
+    since = pl.Series([datetime(2026, 3, 28), datetime(2026, 3, 29, 2, 30)])
+    until = pl.Series([datetime(2026, 3, 29, 3), None])
+    context = in_berlin(tmp_path, since, until)
+    seen = [priced(context, date(2026, 3, n)) for n in (28, 29, 30)]
+    assert seen == [[1], [1], [2]]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

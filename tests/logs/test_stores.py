@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from polars.testing import assert_frame_equal
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features import aggregates
 from mtl_ranker.logs.actions import join_actions, with_actions
 from mtl_ranker.logs.ingest import events_provenance, ingest_day
 from mtl_ranker.logs.places import place_at, schema_of
@@ -206,9 +209,38 @@ def test_a_commit_to_one_day_leaves_the_others_up_to_date(tiny: Path, partition:
     assert made[LAST]["version of log"] == f"6 of {place}"
 
 
-def test_deleted_rows_make_their_day_stale_and_are_not_read(tiny: Path):
-    from deltalake import DeltaTable
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
+@pytest.mark.parametrize("kind", ["moments", "local times", "milliseconds"])
+@pytest.mark.parametrize("format", ["delta", "iceberg"])
+def test_times_of_any_type_are_filed_under_the_day_of_the_zone(
+    tmp_path: Path, catalog: Any, format: str, kind: str, zone: str
+):
+    """Noon of each day in the zone, and one minute before its end."""
+    noon = datetime(2026, 3, 2, 12, tzinfo=ZoneInfo(zone))
+    times = [noon + timedelta(days=n, minutes=m) for n in range(3) for m in (0, 719)]
+    rows = tiny_events(FIRST, rows=6)
+    if kind == "milliseconds":
+        stamps = pl.Series([int(time.timestamp()) * 1000 for time in times])
+    elif kind == "local times":
+        stamps = pl.Series([time.replace(tzinfo=None) for time in times], dtype=pl.Datetime("us"))
+    else:
+        stamps = pl.Series([time.astimezone(UTC) for time in times], dtype=pl.Datetime("us", "UTC"))
+    frame = rows.with_columns(stamps.alias("ts"))
+    if format == "delta":
+        write_delta(tmp_path / "table", [frame.head(3), frame.tail(3)])
+    else:
+        write_iceberg(catalog, "feed.log", [frame.head(3), frame.tail(3)], None)
+    path = {"delta": "table", "iceberg": "feed.log"}[format]
+    unit = "ms" if kind == "milliseconds" else "datetime"
+    context = opened(tmp_path, format=format, path=path, timezone=zone, timestamp_unit=unit)
+    assert days(context) == [0, 1, 2]
+    for n, day in enumerate(context.source.days()):
+        found = context.source.scan_day(day).sort("timestamp").collect()
+        assert found["user_id"].to_list() == rows["u"].to_list()[2 * n : 2 * n + 2]
+        assert found["timestamp"].to_list() == times[2 * n : 2 * n + 2]
 
+
+def test_deleted_rows_make_their_day_stale_and_are_not_read(tiny: Path):
     frames, by = table_frames(tiny, "by date")
     write_delta(tiny / "table", frames, by)
     context = opened(tiny, format="delta", path="table")
@@ -253,6 +285,75 @@ def test_a_pinned_source_does_not_see_later_commits(tiny: Path):
     pinned = context.source.pinned()
     write_delta(tiny / "table", frames[-1:], by)
     assert pinned.days() == context.source.days()[:-1]
+
+
+def test_a_pinned_source_keeps_its_versions_under_other_settings(tiny: Path):
+    items = pl.DataFrame({"i": range(13), "kind": "old", "size": 1})
+    write_delta(tiny / "items", [items])
+    table = {"format": "delta", "path": "items", "key": "i", "columns": ["kind"]}
+    context = opened(tiny, items=table).pinned()
+    write_delta(tiny / "items", [items.with_columns(pl.col("i") + 100)])
+    other = context.project.log.model_copy(deep=True)
+    assert other.items is not None
+    other.items.columns.append("size")
+    for source in (context.source, context.source.with_log(other), context.source.pinned()):
+        rows = source.table("items", FIRST)
+        assert rows is not None
+        assert rows.select(pl.len()).collect().item() == 13
+
+
+def test_a_commit_while_aggregates_are_built_makes_them_stale(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+):
+    items = pl.DataFrame({"i": range(13), "kind": "old"})
+    write_delta(tiny / "items", [items])
+    table = {"format": "delta", "path": "items", "key": "i", "columns": ["kind"]}
+    write_project(tiny, log={"items": table}, features={"entities": [["user_id"], ["kind"]]})
+    context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+    ingest_day(context, FIRST)
+    scan = aggregates.run_sql
+
+    def late(*args: Any, **options: Any) -> pl.LazyFrame:
+        if not (tiny / "committed").exists():
+            (tiny / "committed").touch()
+            DeltaTable(tiny / "items").update(new_values={"kind": "new"})
+        return scan(*args, **options)
+
+    def kinds() -> set[str]:
+        return set(context.workspace.scan("aggregates/kind", [FIRST]).collect()["kind"])
+
+    monkeypatch.setattr(aggregates, "run_sql", late)
+    aggregates.aggregate_day(context, FIRST)
+    assert kinds() == {"old"}
+    why = "changed: rows of the user and item tables"
+    assert aggregates.stale_aggregates(context, FIRST) == why
+    assert aggregates.aggregate_day(context, FIRST) == why
+    assert kinds() == {"new"}
+
+
+def test_a_table_that_is_written_anew_is_another_one(tiny: Path):
+    """Both have version 0."""
+    items = {"format": "delta", "path": "items", "key": "i", "columns": ["kind"]}
+    write_delta(tiny / "items", [pl.DataFrame({"i": [1], "kind": ["old"]})])
+    first, second = (daily_frames(tiny / "log")[n].drop("date") for n in (0, 1))
+    write_delta(tiny / "table", [pl.concat([first, second])])
+
+    def seen() -> Any:
+        context = opened(tiny, format="delta", path="table", items=items)
+        rows = context.source.table("items", FIRST)
+        assert rows is not None
+        kinds = rows.collect()["kind"].to_list()
+        return days(context), kinds, context.source.tables_state(FIRST)
+
+    (before_days, before_kinds, before) = seen()
+    assert (before_days, before_kinds) == ([0, 1], ["old"])
+    for name in ("items", "table"):
+        shutil.rmtree(tiny / name)
+    write_delta(tiny / "items", [pl.DataFrame({"i": [1], "kind": ["new"]})])
+    write_delta(tiny / "table", [pl.concat([first, daily_frames(tiny / "log")[2].drop("date")])])
+    (after_days, after_kinds, after) = seen()
+    assert (after_days, after_kinds) == ([0, 2], ["new"])
+    assert before != after
 
 
 def test_rows_without_a_time_are_quarantined_on_every_day(tiny: Path):
