@@ -146,7 +146,7 @@ def views_of(
 
 
 def _at_current_path(table: Table | None, current: Table | None) -> Table | None:
-    """A table with the model's columns, read from where and as the project file says."""
+    """A table with the model's columns; its place and key are those of the project file."""
     if table is None or current is None:
         return table
-    return table.model_copy(update={name: getattr(current, name) for name in PLACE})
+    return table.model_copy(update={name: getattr(current, name) for name in (*PLACE, "key")})
