@@ -29,6 +29,7 @@ from mtl_ranker.errors import ProjectError
 Place = tuple[int | str, ...]  # of a key in the project file
 IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 GIVEN = "timestamp given"  # whether the log has a timestamp, valid or not
+UNEVEN = " is of another length"  # after the name of a list, whether it is, of a request
 STRAY = "clicked and not shown"  # whether a row is a click on no item of its request
 CANONICAL = ("user_id", "item_id", "timestamp", "date", "position", "propensity")
 
@@ -146,6 +147,12 @@ class Table(Versioned):
 
     @model_validator(mode="after")
     def _one_kind_of_date(self) -> Table:
+        joined = self.joined
+        twice = [name for name in dict.fromkeys(joined) if joined.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"columns and lists: {', '.join(twice)} twice; allowed: each column once"
+            )
         if self.valid_to is not None and self.valid_from is None:
             raise ValueError(f"valid_to: {self.valid_to!r}; allowed: with valid_from")
         if self.partition is not None and self.valid_from is not None:
@@ -248,7 +255,9 @@ class Requests(Settings):
     label: str = Field("clicked", description="column of the labels: 1 if clicked, 0 if not")
     separator: str = Field(" ", min_length=1, description="of the items of a text")
     per_item: list[Name] = Field(
-        [], description="further lists with a value for each item, such as its price"
+        [],
+        description="further lists with a value for each item, such as its price, or null; a "
+        "request with a list of another length than the items is quarantined",
     )
 
     _check_label = field_validator("label")(_identifier)
@@ -401,6 +410,11 @@ class Log(Versioned):
                 f"list: {self.list_by}; allowed: user_id and further columns, each once"
             )
         if self.request is not None and "list_by" in self.model_fields_set:
+            if self.requests is not None and self.request == REQUEST:
+                raise ValueError(
+                    "list: not with items that name lists, as a row of the log is a list then; "
+                    "allowed: without list"
+                )
             raise ValueError("request: not with list; allowed: one of them")
         named = {"date", "user_id", "item_id", "timestamp", self.user, self.item, self.timestamp}
         wrong = [column for column in self.list_columns if column in named]

@@ -7,6 +7,7 @@ so the order and number of the rows do not matter.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterator
 from datetime import date
 
@@ -14,9 +15,17 @@ import polars as pl
 
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError, first_line
-from mtl_ranker.features.columns import columns_of_derived, derived_features, table_sides
+from mtl_ranker.features.columns import (
+    columns_of_derived,
+    derived_features,
+    generated_columns,
+    table_sides,
+)
 
 TRIED = 3  # rows on which an expression is tried
+CLOCK = re.compile(
+    r"(?i)\b(?:current_(?:date|time|timestamp)|local(?:time|timestamp)|now\s*\(\s*\)|today\s*\(\s*\))"
+)
 GIVEN = " as given"  # suffix of a column that an expression reads as a number
 
 
@@ -72,11 +81,22 @@ def check_derived(project: Project, schema: pl.Schema) -> None:
     """
     features, allowed = project.features, [*project.log.context, *table_sides(project)]
     derived = derived_features(project)
+    without = project.model_copy(update={"features": features.model_copy(update={"derived": {}})})
     for name, columns in columns_of_derived(project).items():
         place = f"features.derived.{name}"
         if not columns:
             raise ProjectError(
                 f"{place}: {features.derived[name]!r} reads no column; allowed: {_listed(allowed)}"
+            )
+        if name in generated_columns(without):
+            raise ProjectError(
+                f"{place}: is the name of a generated column (features.entities, windows and "
+                "signals make them); allowed: any other name"
+            )
+        if clock := CLOCK.search(re.sub(r"'[^']*'", "", features.derived[name])):
+            raise ProjectError(
+                f"{place}: {features.derived[name]!r} reads the clock ({clock[0]}), so a feature "
+                "would change with the time of the run; allowed: columns and constants"
             )
         for column in columns:
             if column not in allowed or column not in schema:

@@ -107,13 +107,19 @@ def check_table_keys(context: Context, key: str, table: pl.LazyFrame, dtype: pl.
 
 
 def read_as(column: str, given: pl.DataType, dtype: pl.DataType) -> pl.Expr:
-    """A column in another type, null where that is not possible; text may be a date or a time."""
+    """A column in another type, null where that is not possible.
+
+    Text may be a date or a time. Whole floating-point numbers are text as integers are.
+    """
     value = pl.col(column)
     if given == pl.String and dtype == pl.Date:
         return value.str.to_date(strict=False)
     if given == pl.String and isinstance(dtype, pl.Datetime):
         zone = dtype.time_zone
         return value.str.to_datetime(strict=False, time_unit=dtype.time_unit, time_zone=zone)
+    if given.is_float() and dtype == pl.String:  # an id as 7.0, from a column with missing values
+        whole = value.cast(pl.Int64, strict=False)
+        return pl.when(whole.cast(given) == value).then(whole).cast(pl.String)
     return value.cast(dtype, strict=False)
 
 

@@ -147,7 +147,7 @@ def views_of(
 
 
 def _at_current_path(table: Table | None, current: Table | None) -> Table | None:
-    """A table with the model's columns, read as the project file defines."""
+    """A table with the model's columns; its place and key are those of the project file."""
     if table is None or current is None:
         return table
-    return table.model_copy(update={name: getattr(current, name) for name in PLACE})
+    return table.model_copy(update={name: getattr(current, name) for name in (*PLACE, "key")})

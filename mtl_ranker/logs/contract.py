@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from mtl_ranker.config import GIVEN, STRAY, Action, Log, Objective, Project, Range
+from mtl_ranker.config import GIVEN, STRAY, UNEVEN, Action, Log, Objective, Project, Range
 from mtl_ranker.errors import ProjectError, first_line
 
 if TYPE_CHECKING:
@@ -354,6 +354,9 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
     rules["timestamp outside the day"] = Rule(inside_day(log, day), timestamp)
     if STRAY in schema:
         rules["clicked, but no item of its request"] = Rule(~pl.col(STRAY), pl.col("item_id"))
+    for flag in (name for name in schema if name.endswith(UNEVEN)):
+        reason = f"{flag.removesuffix(UNEVEN)} has another length than the items"
+        rules[reason] = Rule(~pl.col(flag))
     columns = ", ".join(log.unique)
     key = pl.concat_str(pl.col(log.unique).cast(pl.String), separator=" ")
     first = pl.struct(log.unique).is_first_distinct()
@@ -409,7 +412,8 @@ def check_events(
             f"{place}: column 'reason' has the name of the quarantine's column; rename it in "
             "the log"
         )
-    own = [name for name in schema.names() if name not in (GIVEN, REPEATED, STRAY)]
+    marks = (GIVEN, REPEATED, STRAY)
+    own = [n for n in schema.names() if n not in marks and not n.endswith(UNEVEN)]
     check_expressions(project, schema, place, columns or own)
     rows = lazy.select(pl.len()).collect(engine="streaming").item()
     contract = event_schema(project, schema, day)

@@ -17,7 +17,13 @@ import polars as pl
 
 from mtl_ranker.config import Log, TimestampUnit
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.sources import day_folders, parquet_files, parquet_schema, scan_files
+from mtl_ranker.logs.sources import (
+    day_folders,
+    parquet_files,
+    parquet_schema,
+    scan_files,
+    utc_timestamp,
+)
 
 SAMPLE_ROWS = 20_000
 TIMES = 5_000_000  # that are looked at for the time zone
@@ -274,13 +280,18 @@ def _zone(data: Dataset, time: Time) -> tuple[float, Time]:
         return 1.0, time
     parts, count = [], 0
     for day, files in reversed(data.days.items()):
-        frames = [pl.read_parquet(f, columns=[time.column], glob=False) for f in files]
+        having = [f for f in files if time.column in pl.read_parquet_schema(f)]
+        if not having:
+            continue  # a column that the log has from a later day on
+        frames = [pl.read_parquet(f, columns=[time.column], glob=False) for f in having]
         start = pl.lit(day).cast(pl.Datetime("us"))
         moments = pl.concat(moments_of(frame, time) for frame in frames)
         parts.append(moments.to_frame("at").select((pl.col("at") - start).cast(pl.Int64)))
         count += len(moments)
         if count > TIMES:
             break
+    if not parts:
+        return 0.0, time
     hours = pl.concat(parts)["at"].drop_nulls() / 3_600_000_000
     if not len(hours):
         return 0.0, time
@@ -306,8 +317,9 @@ def moments_of(frame: pl.DataFrame, time: Time) -> pl.Series:
         column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if zone else column
         return column.cast(pl.Datetime("us"))
     if time.unit == "iso":
-        text = column.str.replace(r"(?i)\s*(Z|[+-]\d{2}:?\d{2})\s*$", "")
-        return text.str.to_datetime(strict=False, time_unit="us")
+        log = Log(timestamp=time.column, timestamp_unit="iso")
+        moment = utc_timestamp(log, pl.String(), time.column, "log.timestamp")
+        return frame.select(moment).to_series().dt.replace_time_zone(None)
     micros = column.cast(pl.Float64) * (1e6 / UNITS[time.unit])
     return micros.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
 

@@ -10,7 +10,7 @@ import re
 
 import polars as pl
 
-from mtl_ranker.config import REQUEST, STRAY, Log, Requests
+from mtl_ranker.config import REQUEST, STRAY, UNEVEN, Log, Requests
 from mtl_ranker.errors import ProjectError
 
 SHOWN, CLICKED = "items shown", "items clicked"  # columns while requests are divided
@@ -22,7 +22,8 @@ def shown_items(rows: pl.LazyFrame, log: Log, place: str) -> pl.LazyFrame:
 
     Columns of the request are repeated. Further columns are `log.item`, `log.position` (from 1, in
     the order of the list, unless `requests.per_item` names it), `log.request` (the number of the
-    row where the log has no id), `requests.label` (Int64) and `STRAY`. The lists are left out. A
+    row where the log has no id), `requests.label` (Int64) and `STRAY`; for each
+    list of `requests.per_item` one with `UNEVEN`. The lists are left out. A
     clicked item that the request does not have is a row of its own, for the contract to refuse. A
     request without items has no row.
 
@@ -50,6 +51,12 @@ def shown_items(rows: pl.LazyFrame, log: Log, place: str) -> pl.LazyFrame:
     together = pl.col(SHOWN).fill_null([]).list.concat(stray)
     rows = rows.with_columns(together.alias(SHOWN))
     whole = pl.col(SHOWN).list.len()
+    uneven = []
+    for name in requests.per_item:  # a list that is null or empty has no values
+        length = pl.col(name).cast(pl.List(_inner(schema[name]))).list.len()
+        is_uneven = (length > 0) & (length != pl.col(COUNT))
+        uneven.append(is_uneven.fill_null(False).alias(f"{name}{UNEVEN}"))
+    rows = rows.with_columns(uneven)
     values = [
         pl.col(name)
         .cast(pl.List(_inner(schema[name])))
@@ -65,6 +72,7 @@ def shown_items(rows: pl.LazyFrame, log: Log, place: str) -> pl.LazyFrame:
     if requests.mark is not None:
         item, label = _marked(requests.mark)
     made = [item.alias(log.item), is_stray.alias(STRAY)]
+    made += [pl.col(f"{name}{UNEVEN}") for name in requests.per_item]
     if requests.labelled:
         made.append(label.alias(requests.label))
     if log.position is not None and log.position not in requests.per_item:

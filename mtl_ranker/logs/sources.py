@@ -185,7 +185,8 @@ class ParquetSource:
         What the day before has and D has not is missing on D.
         """
         partitions = self._partitions()
-        days = sorted(partitions)
+        # With `log.ready`, a complete day may have no file.
+        days = sorted(d for d in partitions if parquet_files(partitions[d]))
         around = [*[d for d in days if d <= day][-2:], days[-1]]
         schemas = {d: parquet_schema(f) for d in around for f in parquet_files(partitions[d])[:1]}
         own = {n for f in parquet_files(partitions[day]) for n in parquet_schema(f)}
@@ -314,14 +315,16 @@ class ParquetSource:
         place = f"{parts[0]}" if settings.partition is None else parts[0].folder
 
         def problem() -> str | None:
-            return _key_problem(settings, rows, which, place, self.log)
+            return _key_problem(settings, rows, which, place, self.log) or _published_problem(
+                settings, parts, which, place, self.log
+            )
 
         if self.workspace is None:
             found = problem()
         else:
             contents = [part.content(self.workspace) for part in parts]
-            stamp = fingerprint(*contents, _reading(settings))
-            found = self.workspace.cached(f"keys of {which} in {place}", stamp, problem)
+            stamp = fingerprint(*contents, _reading(settings), self.log.timezone)
+            found = self.workspace.cached(f"rows of {which} in {place}", stamp, problem)
         if found is not None:
             raise ProjectError(found)
         return rows
@@ -383,6 +386,7 @@ class ParquetSource:
                 own = self._day_of(name, schema[name], self.path())
                 rows = scan_files([file], {name})
             days = rows.select(own.unique().sort().alias("date")).collect()
+            self.check_days(rows, self.path())
             return [day and day.isoformat() for day in days["date"]]
 
         if self.workspace is None:
@@ -392,6 +396,19 @@ class ParquetSource:
             found = self.workspace.cached(f"days of {file.resolve()}", stamp, read)
         return [None if day is None else date.fromisoformat(day) for day in found]
 
+    def check_days(self, rows: pl.LazyFrame, place: Place | str) -> None:
+        """Raise ProjectError for text in the column of the day that is no date."""
+        schema, column = rows.collect_schema(), self.log.partition
+        if column is None or schema.get(column) != pl.String:
+            return
+        lost = pl.col(column).is_not_null() & pl.col(column).str.to_date(strict=False).is_null()
+        found = rows.filter(lost).select(pl.col(column).unique().sort().head(3)).collect()
+        if found.height:
+            raise ProjectError(
+                f"{place}: column {column!r} ({self.setting}.partition) holds "
+                f"{found[column].to_list()}; allowed: dates as YYYY-MM-DD"
+            )
+
     def own_settings(self) -> str:
         """How the log's rows are read, as text: without its tables and streams."""
         return self.log.model_dump_json(exclude={"version", "users", "items", "actions"})
@@ -399,8 +416,14 @@ class ParquetSource:
     def _day_of(self, column: str, dtype: pl.DataType, place: Place | str) -> pl.Expr:
         """The day of each row by `log.partition` or `log.timestamp`, one of which is the column."""
         if column == self.log.partition:
-            day = pl.col(column)
-            return day.str.to_date(strict=False) if dtype == pl.String else day.cast(pl.Date)
+            if not _is_day(dtype):
+                raise ProjectError(
+                    f"{place}: column {column!r} ({self.setting}.partition) is {dtype}; "
+                    "allowed: Date, Datetime or String"
+                )
+            if dtype == pl.String:
+                return pl.col(column).str.to_date(strict=False)
+            return _local_day(column, dtype, self.log)
         time = utc_timestamp(self.log, wide_type(dtype), f"{place}", f"{self.setting}.timestamp")
         return time.dt.convert_time_zone(self.log.timezone).dt.date()
 
@@ -433,6 +456,17 @@ class ParquetSource:
         lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
         lazy = _canonical(lazy, self.log, place, self.setting)
         return lazy.with_columns(local.alias("date"))
+
+
+def _is_day(dtype: pl.DataType) -> bool:
+    return dtype in (pl.Date, pl.String, pl.Null) or isinstance(dtype, pl.Datetime)
+
+
+def _local_day(column: str, dtype: pl.DataType, log: Log) -> pl.Expr:
+    """The date of a column of dates or times; of moments, that in the log's zone."""
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        return pl.col(column).dt.convert_time_zone(log.timezone).dt.date()
+    return pl.col(column).cast(pl.Date)
 
 
 def day_folders(path: AnyPlace, log: Log) -> dict[date, AnyPlace]:
@@ -694,16 +728,7 @@ def utc_timestamp(log: Log, dtype: pl.DataType, place: str, setting: str) -> pl.
     if unit == "iso":
         if dtype != pl.String:
             raise wrong
-        offset = column.str.contains(r"(?i)(Z|[+-]\d{2}:?\d{2})\s*$")
-        zoned = pl.when(offset).then(column.str.replace(r"(?i)\s*Z\s*$", "+00:00"))
-        absolute = zoned.str.to_datetime(time_zone="UTC", time_unit="us", strict=False)
-        local = pl.when(~offset).then(column).str.to_datetime(time_unit="us", strict=False)
-        return (
-            pl.when(offset)
-            .then(absolute)
-            .otherwise(_in_zone(local, log).dt.convert_time_zone("UTC"))
-            .alias(log.timestamp)
-        )
+        return _iso_moment(column, log).alias(log.timestamp)
     if not dtype.is_numeric():
         raise wrong
     to_us = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 1e-3}[unit]
@@ -715,6 +740,16 @@ def utc_timestamp(log: Log, dtype: pl.DataType, place: str, setting: str) -> pl.
         finite = pl.when(column.is_finite()).then(column)
         micros = (finite * to_us).cast(pl.Int64, strict=False)
     return micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC").alias(log.timestamp)
+
+
+def _iso_moment(text: pl.Expr, log: Log) -> pl.Expr:
+    """ISO texts in UTC, in microseconds; those without an offset are in the log's zone."""
+    offset = text.str.contains(r"(?i)(Z|[+-]\d{2}:?\d{2})\s*$")
+    zoned = pl.when(offset).then(text.str.replace(r"(?i)\s*Z\s*$", "+00:00"))
+    absolute = zoned.str.to_datetime(time_zone="UTC", time_unit="us", strict=False)
+    local = pl.when(~offset).then(text).str.to_datetime(time_unit="us", strict=False)
+    in_utc = _in_zone(local, log).dt.convert_time_zone("UTC")
+    return pl.when(offset).then(absolute).otherwise(in_utc)
 
 
 def _in_zone(local: pl.Expr, log: Log) -> pl.Expr:
@@ -836,11 +871,20 @@ def _scan_table(
     schema = pl.Schema(types)
     chosen = [pl.col(settings.key).alias(key), *(pl.col(c) for c in settings.columns)]
     for column, separator in settings.lists.items():
+        if schema[column].is_nested():
+            raise ProjectError(
+                f"{every[-1]}: column {column!r} ({where}.lists) is {schema[column]}; allowed: "
+                f"text; a column of lists is named in {where}.columns"
+            )
         chosen.append(pl.col(column).cast(pl.String).str.split(separator).alias(column))
     if settings.published:
-        text = schema[settings.published] == pl.String
-        day = pl.col(settings.published)
-        day = day.str.to_date(strict=False) if text else day.cast(pl.Date)
+        dtype = schema[settings.published]
+        if not _is_day(dtype):
+            raise ProjectError(
+                f"{every[-1]}: column {settings.published!r} ({where}.published) is {dtype}; "
+                "allowed: Date, Datetime, or a date or time as ISO text"
+            )
+        day = _published_day(settings.published, dtype, log)
         chosen.append(day.cast(pl.Int32).alias(f"{key}_published_day"))
     for setting, name in (("valid_from", FROM), ("valid_to", TO)):
         bound = getattr(settings, setting)
@@ -848,6 +892,36 @@ def _scan_table(
             place = f"{parts[0]}: column {bound!r} ({where}.{setting})"
             chosen.append(_bound(bound, schema[bound], place, log).alias(name))
     return lazy.select(chosen)
+
+
+def _published_day(column: str, dtype: pl.DataType, log: Log) -> pl.Expr:
+    """The date of a column of dates, times or ISO texts, in the log's zone."""
+    if dtype != pl.String:
+        return _local_day(column, dtype, log)
+    day = pl.col(column).str.to_date("%Y-%m-%d", strict=False)
+    time = _iso_moment(pl.col(column), log).dt.convert_time_zone(log.timezone).dt.date()
+    return pl.coalesce(day, time)
+
+
+def _published_problem(
+    settings: Table, parts: list[TablePart], which: str, place: str, log: Log
+) -> str | None:
+    """What is wrong with a table's texts of publication: some that are no date and no time."""
+    column = settings.published
+    if column is None:
+        return None
+    for part in parts:
+        if part.schema().get(column) != pl.String:
+            continue
+        lost = _published_day(column, pl.String(), log).is_null()
+        rows = part.rows().filter(lost & (pl.col(column).str.strip_chars() != ""))
+        found = rows.select(column).head(3).collect()[column].to_list()
+        if found:
+            return (
+                f"{place}: column {column!r} (log.{which}.published) holds {found}; "
+                "allowed: dates as YYYY-MM-DD, or times as ISO text"
+            )
+    return None
 
 
 def _bound(column: str, dtype: pl.DataType, place: str, log: Log) -> pl.Expr:

@@ -270,7 +270,7 @@ def generate_candidates(context: Context, day: date) -> pl.LazyFrame:
     sources = generated_context(context, day)
     of_table = [s.column for s in sources if s.of == "item table"]
     of_item = [s.column for s in sources if s.of == "item"]
-    modes = [pl.col(s.column).mode().sort().first() for s in sources if s.of == "user"]
+    modes = [pl.col(s.column).drop_nulls().mode().sort().first() for s in sources if s.of == "user"]
     users = last.group_by("user_id").agg(pl.len().alias("impressions"), *modes)
     users = users.sort(["impressions", "user_id"], descending=[True, False]).drop("impressions")
     if project.scoring.generated_users is not None:
@@ -428,7 +428,16 @@ def cast_keys(
 
 
 def published_types(context: Context) -> pl.Schema:
-    """Columns of published events; a context column that no day has is text."""
-    schema = scan_events(context, context.workspace.days("events")[-1:]).collect_schema()
+    """Columns of published events; a context column that no day has is text.
+
+    Raises ProjectError without published events.
+    """
+    days = context.workspace.days("events")
+    if not days:
+        raise ProjectError(
+            "no events are published, which say the types of candidates; run `mtl-ranker ingest` "
+            "first"
+        )
+    schema = scan_events(context, days[-1:]).collect_schema()
     missing = [name for name in context.project.log.context if name not in schema]
     return pl.Schema({**schema, **dict.fromkeys(missing, pl.String())})

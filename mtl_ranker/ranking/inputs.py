@@ -14,7 +14,7 @@ import polars as pl
 
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.encoders import Encoder
-from mtl_ranker.features.tables import survives
+from mtl_ranker.features.tables import read_as, survives
 
 UNKNOWN = "unknown, as a value that training has not seen"
 EMPTY = "an empty list"
@@ -90,7 +90,7 @@ def _column(frame: pl.DataFrame, column: InputColumn) -> pl.Series:
         raise ProjectError(f"input: column {name!r} has {series.null_count()} missing values")
     if series.dtype == dtype or dtype == pl.Null:
         return series
-    cast = series.cast(dtype, strict=False)
+    cast = series.to_frame(name).select(read_as(name, series.dtype, dtype)).to_series()
     if dtype.is_float():
         kept = cast.is_not_null()
     else:

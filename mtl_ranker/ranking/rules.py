@@ -22,7 +22,7 @@ from mtl_ranker.config import Exploration, ListTable, Project, Scoring
 from mtl_ranker.context import Context, Place
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import EXPLORATION_COLUMNS
-from mtl_ranker.features.tables import new_columns, survives, tables_as_of
+from mtl_ranker.features.tables import new_columns, read_as, survives, tables_as_of
 from mtl_ranker.logs.places import content_of
 from mtl_ranker.logs.sources import parquet_schema, scan_files
 from mtl_ranker.ranking import exploration, lists
@@ -670,7 +670,7 @@ def _as_ids(step: str, frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
                 f"scoring.rules.{step}: column {column!r} is {given} and holds "
                 f"{lost[column].head(3).to_list()}, but it is {dtype} of the candidates"
             )
-        frame = frame.with_columns(pl.col(column).cast(dtype, strict=False)).drop_nulls()
+        frame = frame.with_columns(read_as(column, given, dtype)).drop_nulls()
     return frame
 
 

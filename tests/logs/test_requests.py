@@ -141,9 +141,8 @@ def test_a_click_on_no_item_of_its_request_is_quarantined_alone(tmp_path):
 
 
 def test_values_of_each_item_are_divided_with_it(tmp_path):
-    rows = behaviours(prices=[[1.5, 2.5, 3.5], [4.0, 9.0], []])
+    rows = behaviours(prices=[[1.5, 2.5, 3.5], [4.0], []])
     context = opened(tmp_path, rows, requests={**SHORT, "per_item": ["prices"]}, context=["prices"])
-    # Of a list that is too long the rest is left out, of one too short values are missing.
     assert events(context)["prices"].to_list() == [1.5, 2.5, 3.5, 4.0, None, None]
 
 
@@ -166,7 +165,7 @@ def test_values_of_each_item_are_divided_with_it(tmp_path):
             {**SHORT, "requests": {"items": "article_ids_inview"}},
             r"items: 'article_ids_inview' beside requests; allowed: requests.items",
         ),
-        (behaviours(), {**SHORT, "list": ["user_id"]}, r"request: not with list"),
+        (behaviours(), {**SHORT, "list": ["user_id"]}, r"list: not with items that name lists"),
         (
             behaviours(),
             {"requests": {**SHORT, "mark": "-"}},

@@ -19,10 +19,10 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking import scoring
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
-from mtl_ranker.ranking.rules import PUBLISHED, DayLists, check_rules
+from mtl_ranker.ranking.rules import PUBLISHED, DayLists, check_rules, rules_provenance
 from mtl_ranker.ranking.scoring import score_day
 from tests.conftest import FIRST
-from tests.projects import TINY, merged, project, project_text, write_project
+from tests.projects import TINY, edit_project, merged, project, project_text, write_project
 from tests.ranking.test_scoring import PAIRED, random_ranker, write_candidates
 
 DAY = date(2026, 3, 9)
@@ -333,6 +333,22 @@ def test_seen_blocked_and_not_allowed_candidates_are_dropped(tmp_path, monkeypat
     assert [name for name in made if made[name] != changed[name]] == [
         "table of scoring.rules.block[0]"
     ]
+
+
+def test_a_table_that_only_the_rules_read_changes_the_provenance(tmp_path):
+    _, _, day = prepared(tmp_path)
+    edit_project(
+        tmp_path,
+        log={"items": {"path": "kinds.parquet", "key": "i", "columns": ["kind"]}},
+        scoring={"rules": {"at_most": [{"column": "kind", "count": 1, "within": 2}]}},
+    )
+    kinds = pl.DataFrame({"i": range(13), "kind": "a"})
+    kinds.write_parquet(tmp_path / "kinds.parquet")
+    context = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+    made = rules_provenance(context, day)
+    assert rules_provenance(context, day) == made
+    kinds.with_columns(kind=pl.col("i")).write_parquet(tmp_path / "kinds.parquet")
+    assert rules_provenance(context, day) != made
 
 
 def test_a_rule_may_read_context_that_the_model_does_not_have(tmp_path):
