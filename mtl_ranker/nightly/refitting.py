@@ -1,4 +1,4 @@
-"""Whether a refit model replaces the one that it was made from: only if that does no harm.
+"""Whether a refit model replaces the one that it was made from: if it is not worse.
 
 Its validation days are training days, so the days that neither saw decide: the test days, on which
 the winner among models is never chosen. That no harm was found is no evidence where few labels

@@ -176,7 +176,7 @@ def _winner(
 
     Chosen on validation by `Criterion`, guarded by the log loss of the first model: the best seed
     of the model with the best mean, with trees or trees alone if they are better. With
-    `training.refit` it is refit, where the test days show that this does no harm. Its artifact
+    `training.refit` it is refit, where the test days exclude a loss above the margin. Its artifact
     keeps the test metrics of the model's seeds, whose spread promotion needs. The notes say what
     was decided on the test days.
     """
@@ -203,8 +203,8 @@ def _winner(
         harm = harm_of_refit(project, dataset.tasks, dataset.held_out, winner, again)
         if harm:
             notes.append(
-                f"{again.label} does not replace {winner.label}, as the test days do not show that "
-                "it does no harm: " + "; ".join(harm)
+                f"{again.label} does not replace {winner.label}, as the test days do not exclude "
+                "a loss: " + "; ".join(harm)
             )
         else:
             winner = again

@@ -264,7 +264,10 @@ def test_a_shop_with_names_of_its_own(tmp_path):
         ("returned", "satisfaction", False),
     ]
     assert "good = false  # ? by its name it is bad" in (tmp_path / "first.toml").read_text()
-    assert "unsure  taken for bad, used as objectives with good = false: returned" in lines
+    assert (
+        "unsure  taken for undesired outcomes, used as objectives with good = false: returned"
+        in lines
+    )
     assert ["user_id", "brand"] in project.features.entities
     assert "unsure  columns of the log without a role: experiment" in lines
     assert "would contain later events: avg_rating" in lines
