@@ -21,6 +21,7 @@ endif
 test: install
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
+# Of faults and mutants every other case, the others on the next day; all with MTL_RANKER_ALL_CASES=1.
 test-slow: install
 	$(BIN)/python -m pytest -m slow --durations=30 $(SIDE_BY_SIDE)
 

@@ -24,6 +24,7 @@ from tests.integration import forks
 from tests.integration.commands import environment, shared_api
 from tests.integration.faults import FAULTS
 from tests.projects import edit_project, write_project
+from tests.rotation import of_today
 
 DAY = FIRST + timedelta(days=6)
 DOCS = Path(__file__).parents[2] / "docs/operations.md"
@@ -202,7 +203,9 @@ def documented() -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [name for name in (*FAULTS, *LOG_FAULTS) if name != "nothing"])
+@pytest.mark.parametrize(
+    "fault", of_today(name for name in (*FAULTS, *LOG_FAULTS) if name != "nothing")
+)
 def test_after_a_fault_there_is_a_ranking_or_a_sentence_and_the_next_night_recovers(nights, fault):
     night, undisturbed = nights
     night.restore()
