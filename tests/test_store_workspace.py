@@ -19,8 +19,10 @@ import pytest
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.examples import build_examples
+from mtl_ranker.features.vectors import load_vectors
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
+from mtl_ranker.nightly.build import build_split
 from mtl_ranker.stores import copies, leases, objects
 from mtl_ranker.workspace import Workspace, open_workspace
 from tests.projects import edit_project
@@ -90,6 +92,21 @@ class TestTwoHosts:
         assert second.rows("events", DAY) == 1000
         assert second.provenance("events", date(2026, 3, 2)) is None
         assert downloaded(tmp_path / "b") == ["part-0.parquet.end"]
+
+    def test_the_second_has_the_vectors_that_the_first_stored(self, on: OpenOn, tiny: Path):
+        vectors = [[float(n), -1.0] for n in range(13)]
+        items = pl.DataFrame({"i": range(13), "content": vectors})
+        items.write_parquet(tiny / "items.parquet")
+        table = {"path": "items.parquet", "key": "i", "columns": ["content"]}
+        edit_project(tiny, log={"items": table}, features={"embeddings": ["content"]})
+        context = open_context(str(tiny / "project.toml"), tiny, str(on("a").where()))
+        build_split(context, context.last_day())
+        second = on("b")
+        rows = second.scan("examples", second.days("examples")[-1:])
+        table_of_rows = load_vectors(second, ["content"], [rows])["content"]
+        keys = rows.collect()
+        found = table_of_rows.vectors[table_of_rows.rows(keys["content"])]
+        assert found.tolist() == [vectors[n] for n in keys["item_id"]]
 
     def test_a_new_content_is_seen_when_the_lock_is_taken(self, on: OpenOn):
         second = on("b")

@@ -16,6 +16,7 @@ import polars as pl
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.columns import is_vector
 from mtl_ranker.workspace import Workspace, fingerprint
 
 VECTORS = "vectors"
@@ -66,8 +67,7 @@ def read_vectors(
     known = column.is_not_null()
     if not known.any():
         return known.to_numpy(), np.zeros((0, size or 0), np.float32)
-    inner = getattr(column.dtype, "inner", None)
-    if inner is None or not inner.is_numeric():
+    if not is_vector(column.dtype):
         raise ProjectError(
             f"{place}: column {column.name!r} is {column.dtype}; allowed: lists or arrays of "
             "numbers, null without a vector"
@@ -148,7 +148,7 @@ def _file(context: Context, key: str) -> str:
 
 def _stored(workspace: Workspace) -> pl.LazyFrame:
     """All stored vectors; a key may occur twice, with the same numbers."""
-    files = sorted((workspace.root / VECTORS).glob("*.parquet"))
+    files = workspace.files(list(workspace.places(VECTORS)))
     if not files:
         return pl.LazyFrame(schema={"key": pl.Int64, "vector": pl.List(pl.Float32)})
     return pl.scan_parquet(files, glob=False)
@@ -161,8 +161,8 @@ def _store(workspace: Workspace, keys: np.ndarray, vectors: np.ndarray) -> None:
     if len(new):
         vector = pl.Series("vector", vectors[new]).cast(pl.List(pl.Float32))
         rows = pl.DataFrame([pl.Series("key", keys[new]), vector])
-        file = workspace.root / VECTORS / f"{fingerprint(*keys[new].tolist())}.parquet"
-        with workspace.staged(file) as temporary:
+        place = f"{VECTORS}/{fingerprint(*keys[new].tolist())}.parquet"
+        with workspace.published(place) as temporary:
             rows.write_parquet(temporary)
 
 
@@ -181,7 +181,7 @@ def load_vectors(
         found = chosen.unique("key").sort("key").collect(engine="streaming")
         if found.height < len(keys):
             raise ProjectError(
-                f"{workspace.root / VECTORS}: lacks {len(keys) - found.height:,} of "
+                f"{workspace.where(VECTORS)}: lacks {len(keys) - found.height:,} of "
                 f"{len(keys):,} vectors that examples name in {column!r}; remove the examples, so "
                 "that both are built again"
             )
