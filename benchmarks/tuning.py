@@ -74,7 +74,7 @@ def on_day(project: Project, parts: Dataset, budget: Budget, seeds: int) -> dict
         "confirmed": [asdict(each) for each in search.confirmed],
         "seconds": seconds,
     }
-    if search.chosen:
+    if search.chosen is not None:
         training = project.training.model_copy(update=search.training)
         other = {"models": {MODEL: search.model}, "training": training}
         models = [

@@ -44,7 +44,7 @@ def by_lists(project: Project, parts: Dataset, days: int, share: float) -> Datas
         "validate": known.filter(chosen),
         "test": parts.frames["test"],
     }
-    encoder = fit_encoder(project, frames["train"])
+    encoder = fit_encoder(project, frames["train"], tables=parts.encoder.tables)
     labels = [LABEL + task.name for task in parts.tasks]
     examples = {
         part: encode_examples(encoder, frame, labels, parts.list_keys)

@@ -114,7 +114,7 @@ def folds_of(project: Project, dataset: Dataset, count: int) -> list[Fold]:
         if len(found) == count:
             break
         before, rows = known.filter(pl.col("date") < day), known.filter(pl.col("date") == day)
-        encoder = fit_encoder(project, before)
+        encoder = fit_encoder(project, before, tables=dataset.encoder.tables)
         validate = encode_examples(encoder, rows, labels, keys)
         found.append(
             Fold(

@@ -67,7 +67,7 @@ class Search:
         training, model: settings of `[training]` and `[models.NAME]`.
         quality: by `Criterion` on the validation days, in standard errors.
         trials: all of them, pruned ones included.
-        chosen: number of the trial with these settings; 0 has the project file's.
+        chosen: number of the trial that replaces the project file's settings; None to keep them.
         confirmed: the trials that were compared on rolling validation days.
     """
 
@@ -76,13 +76,13 @@ class Search:
     quality: float
     trials: int
     pruned: int
-    chosen: int = 0
+    chosen: int | None = None
     confirmed: list[Confirmed] = field(default_factory=list)
 
     @property
     def decision(self) -> str:
         """What was chosen, in words."""
-        if self.chosen:
+        if self.chosen is not None:
             return f"trial {self.chosen} is significantly better than the project file"
         return "no trial is significantly better than the project file, whose settings are kept"
 
@@ -227,7 +227,7 @@ def tune(
         quality=float(best.value or 0.0),
         trials=len(trials),
         pruned=len(trials) - len(complete),
-        chosen=best.number,
+        chosen=None if winner is None else winner.trial,
         confirmed=confirmed,
     )
 

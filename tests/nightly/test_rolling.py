@@ -20,7 +20,7 @@ from mtl_ranker.training.dataset import HeldOut, load_dataset
 from mtl_ranker.training.specs import model_specs
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.nightly.test_suite import LAST, prepared
-from tests.projects import TINY, write_project
+from tests.projects import TINY, edit_project, write_project
 
 
 @pytest.fixture
@@ -57,6 +57,19 @@ def test_the_encoder_of_a_fold_does_not_know_its_validation_day(project_and_data
     other = replace(dataset, frames=dataset.frames | {"train": moved})
     one, two = (folds_of(project, each, 2)[1].encoder for each in (dataset, other))
     assert one == two
+
+
+def test_vectors_are_looked_up_in_every_fold(tiny):
+    vectors = [[float(n), -1.0] for n in range(13)]
+    items = pl.DataFrame({"i": range(13), "content": vectors})
+    items.write_parquet(tiny / "items.parquet")
+    table = {"path": "items.parquet", "key": "i", "columns": ["content"]}
+    edit_project(tiny, log={"items": table}, features={"embeddings": ["content"]})
+    context = prepared(tiny)
+    _, earlier = folds_of(context.project, load_dataset(context, LAST), 2)
+    (looked_up,) = earlier.validate.tables
+    found = looked_up[earlier.validate.vectors[:, 0]]
+    assert found.tolist() == [vectors[n] for n in earlier.held_out.frame["item_id"]]
 
 
 def test_at_least_half_of_the_training_days_remain(project_and_dataset):
@@ -157,5 +170,6 @@ def test_tune_replaces_settings_that_cannot_learn(tmp_path):
     context = prepared(tmp_path)
     project, dataset = context.project, load_dataset(context, LAST)
     search = tune(project, dataset, Study("mmoe"), Budget(4, finalists=1, folds=2))
-    assert search.chosen > 0, search.confirmed
+    assert search.chosen is not None, search.confirmed
+    assert search.chosen > 0
     assert search.training["learning_rate"] > 1e-4

@@ -103,3 +103,12 @@ def test_a_search_killed_in_its_first_trial_begins_with_the_project_file_again(
     open_study(project, study)
     assert len(again.get_trials()) == 2
     assert suggest(again.ask(), project, project.models["mmoe"]) == settings
+
+
+def test_a_search_that_keeps_the_project_file_names_no_trial(project_and_dataset, tmp_path):
+    project, dataset = project_and_dataset
+    study = Study("mmoe", "killed", f"sqlite:///{tmp_path / 'optuna.db'}")
+    open_study(project, study).ask()  # trial 0 is killed, so the project file has another number
+    search = tune(project, dataset, study, Budget(1))
+    assert search.chosen is None
+    assert search.decision.endswith("whose settings are kept")
