@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
 from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
 from benchmarks.quality import CONSOLE
@@ -46,10 +44,8 @@ def main() -> None:
             "proposed": _figures(found.proposed_on_test),
         },
     }
-    table = Table(*HEADINGS, title=f"{chosen.preset}: on the users not chosen on")
-    for row in _rows(figures):
-        table.add_row(*row)
-    CONSOLE.print(table)
+    title = f"{chosen.preset}: on the users not chosen on"
+    results.show(CONSOLE, HEADINGS, _rows(figures), title)
     results.write(chosen, figures)
 
 

@@ -39,7 +39,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from rich.table import Table
 
 from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE
@@ -657,15 +656,6 @@ def summary(figures: Mapping[str, Any]) -> str:
     )
 
 
-def printed(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*row)
-    CONSOLE.print(table)
-
-
 def main() -> None:
     options = results.parser(__doc__)
     options.add_argument("--seeds", type=int, default=4, help="worlds")
@@ -684,14 +674,13 @@ def main() -> None:
         CONSOLE.print("without LightGBM: not installed (pip install 'mtl_ranker[studies]')")
     began = time.perf_counter()
     figures: dict[str, Any] = {"size": size, "worlds": worlds(chosen, size, policies)}
-    printed(
-        "Means over nights; difference to mmoe, paired by seed",
-        headings(figures),
-        table_rows(figures),
-    )
-    printed("Homogeneity and value", HOMOGENEITY, homogeneity_rows(figures))
-    printed(f"Challengers of {PROMOTED}", CHALLENGERS, challenger_rows(figures))
-    printed("Off-policy estimates and the truth", ESTIMATES, estimate_rows(figures))
+    for title, names, rows in (
+        ("Means over nights; difference to mmoe, paired by seed", headings(figures), table_rows),
+        ("Homogeneity and value", HOMOGENEITY, homogeneity_rows),
+        (f"Challengers of {PROMOTED}", CHALLENGERS, challenger_rows),
+        ("Off-policy estimates and the truth", ESTIMATES, estimate_rows),
+    ):
+        results.show(CONSOLE, names, rows(figures), title)
     found: list[dict[str, Any]] = figures["worlds"]
     each = float(np.mean([own["seconds"] for world in found for own in world.values()]))
     each /= chosen.nights

@@ -25,13 +25,13 @@ import numpy as np
 import polars as pl
 from rich.progress import Progress
 from rich.table import Table
-from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE
 from mtl_ranker.config import Project, load_project
 from mtl_ranker.context import Context
+from mtl_ranker.evaluation.intervals import mean_interval
 from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
@@ -133,11 +133,10 @@ def expected_auc(chance: np.ndarray, predicted: np.ndarray) -> float:
 
 def mean_with_interval(values: Sequence[float]) -> list[float]:
     """Mean and the ends of a 95 % interval over seeds (Student's t); NaN ends of one value."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return [mean, float("nan"), float("nan")]
-    half = student.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count)
-    return [mean, mean - half, mean + half]
+    if len(values) < 2:
+        return [float(np.mean(values)), float("nan"), float("nan")]
+    found = mean_interval(np.array(values))
+    return [found.value, found.low, found.high]
 
 
 def main() -> None:

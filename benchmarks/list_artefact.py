@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from benchmarks import markdown, results
 from benchmarks.prepared import examples_of, parser
@@ -70,10 +69,8 @@ def main() -> None:
                 for name, score in scores.items()
             },
         }
-    table = Table(*HEADINGS, title=f"{', '.join(figures['test_days'])}: {frame.height:,} rows")
-    for row in _rows(figures):
-        table.add_row(*row)
-    CONSOLE.print(table)
+    title = f"{', '.join(figures['test_days'])}: {frame.height:,} rows"
+    results.show(CONSOLE, HEADINGS, _rows(figures), title)
     for name, each in figures["objectives"].items():
         CONSOLE.print(f"{name}: {each['lists']}")
     results.write(chosen, figures)

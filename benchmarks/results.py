@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from mtl_ranker.models.matmul import cores
 from mtl_ranker.workspace import write_json
@@ -47,6 +49,16 @@ def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     return chosen
+
+
+def show(
+    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
+) -> None:
+    """Print a table."""
+    table = Table(*headings, title=title or None, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def write(chosen: argparse.Namespace, figures: Mapping[str, Any]) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE, in_process
 from mtl_ranker.logs.ingest import ingest_day
@@ -100,10 +98,7 @@ def main() -> None:
     options.add_argument("--impressions", type=int, default=2_000_000)
     chosen = results.parse(options)
     figures = measure(chosen.impressions)
-    table = Table(*HEADINGS)
-    for row in _rows(figures):
-        table.add_row(*row)
-    CONSOLE.print(table)
+    results.show(CONSOLE, HEADINGS, _rows(figures))
     results.write(chosen, figures)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.table import Table
 
 from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE, in_process
@@ -215,10 +214,7 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=20_000, help="of a partition")
     chosen = results.parse(options)
     figures = measure(chosen.impressions, chosen.partitions, chosen.rows)
-    table = Table(*HEADINGS)
-    for row in _rows(figures):
-        table.add_row(*row)
-    CONSOLE.print(table)
+    results.show(CONSOLE, HEADINGS, _rows(figures))
     results.write(chosen, figures)
 
 

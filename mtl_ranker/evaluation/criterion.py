@@ -100,11 +100,11 @@ class Criterion:
         """
         if not all(np.isfinite(prediction).all() for prediction in predictions):
             return [task.name for task in self.tasks if task.kind == "binary"]
+        others = [self.reference] if reference is None else reference
         found = []
         for t, task in enumerate(self.tasks):
             if task.kind == "binary":
                 own = model_quality(self.rows[t], [p[:, t] for p in predictions], LOSS)
-                others = [self.reference] if reference is None else reference
                 base = model_quality(
                     self.rows[t], [p[:, t] for p in others], LOSS, fixed=reference is None
                 )

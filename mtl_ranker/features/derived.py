@@ -82,13 +82,14 @@ def check_derived(project: Project, schema: pl.Schema) -> None:
     features, allowed = project.features, [*project.log.context, *table_sides(project)]
     derived = derived_features(project)
     without = project.model_copy(update={"features": features.model_copy(update={"derived": {}})})
+    generated = generated_columns(without)
     for name, columns in columns_of_derived(project).items():
         place = f"features.derived.{name}"
         if not columns:
             raise ProjectError(
                 f"{place}: {features.derived[name]!r} reads no column; allowed: {_listed(allowed)}"
             )
-        if name in generated_columns(without):
+        if name in generated:
             raise ProjectError(
                 f"{place}: is the name of a generated column (features.entities, windows and "
                 "signals make them); allowed: any other name"

@@ -435,8 +435,8 @@ def published_types(context: Context) -> pl.Schema:
     days = context.workspace.days("events")
     if not days:
         raise ProjectError(
-            "no events are published, which say the types of candidates; run `mtl-ranker ingest` "
-            "first"
+            "no events are published, which define the types of candidates; run "
+            "`mtl-ranker ingest` first"
         )
     schema = scan_events(context, days[-1:]).collect_schema()
     missing = [name for name in context.project.log.context if name not in schema]

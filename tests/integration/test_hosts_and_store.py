@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import polars.testing
 import pytest
 
 from mtl_ranker.stores import objects
 from mtl_ranker.workspace import open_workspace
 from tests.hosts import Host
 from tests.integration.commands import command, environment, free_port
-from tests.integration.test_operating import run
-from tests.integration.test_stack import published, started
-from tests.projects import SMALL, write_project
+from tests.integration.test_stack import NIGHT, assert_same_night, night_of_one, started
 from tests.stores import s3_server, upload
 
 WORKSPACE = "s3://feed/workspace"
@@ -88,14 +85,7 @@ def test_a_night_on_two_hosts_that_share_a_store_is_the_local_night(
     hosts: list[Host], feed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Log and workspace are in S3; each host has an empty cache; one worker is killed."""
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    for folder in (alone, tmp_path):
-        write_project(folder, SMALL, features={"block_rows": 400}, scoring={"block_rows": 50})
-    day = ("--date", "2026-03-08")
-    done = run("nightly", alone, *day, data=feed)
-    assert done.returncode == 0, done.stdout + done.stderr
-
+    alone = night_of_one(tmp_path, feed)
     here = hosts[0].gateway
     monkeypatch.setenv("MTL_RANKER_CACHE", str(tmp_path / "here"))
     with s3_server(here), servers(tmp_path, here) as variables:
@@ -103,7 +93,7 @@ def test_a_night_on_two_hosts_that_share_a_store_is_the_local_night(
         with workers(hosts, tmp_path, variables) as scheduler:
             line = ["nightly", "-c", tmp_path / "project.toml", "-d", data, "-w", WORKSPACE]
             done = subprocess.run(
-                command(*line, *day, "--cluster", scheduler),
+                command(*line, *NIGHT, "--cluster", scheduler),
                 env=os.environ | variables,
                 capture_output=True,
                 text=True,
@@ -111,10 +101,6 @@ def test_a_night_on_two_hosts_that_share_a_store_is_the_local_night(
             )
             assert done.returncode == 0, done.stdout + done.stderr
         assert open_workspace(WORKSPACE).places(".parts") == {}
-        for dataset in ("events", "examples", "rankings"):
-            one, other = (published(place, dataset) for place in (alone / "ws", WORKSPACE))
-            if dataset == "rankings":  # cores change the rounding of matrix products
-                one, other = (frame.select("user_id", "rank", "score") for frame in (one, other))
-            polars.testing.assert_frame_equal(one, other, rel_tol=1e-4)
+        assert_same_night(alone / "ws", WORKSPACE)
     for host in hosts:  # each worked with copies of its own
         assert list((tmp_path / host.name).rglob("part-0.parquet*"))

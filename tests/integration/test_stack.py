@@ -285,6 +285,29 @@ def published(place: Path | str, dataset: str) -> pl.DataFrame:
     return pl.concat(rows).collect()
 
 
+NIGHT = ("--date", "2026-03-08")
+
+
+def night_of_one(folder: Path, feed: Path) -> Path:
+    """A folder with a night by one process; its project is also in `folder`."""
+    alone = folder / "alone"
+    alone.mkdir()
+    for each in (alone, folder):
+        write_project(each, SMALL, features={"block_rows": 400}, scoring={"block_rows": 50})
+    done = run("nightly", alone, *NIGHT, data=feed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return alone
+
+
+def assert_same_night(workspace: Path | str, another: Path | str) -> None:
+    """Events, examples and rankings agree; cores change the rounding of matrix products."""
+    for dataset in ("events", "examples", "rankings"):
+        one, other = (published(place, dataset) for place in (workspace, another))
+        if dataset == "rankings":
+            one, other = (frame.select("user_id", "rank", "score") for frame in (one, other))
+        polars.testing.assert_frame_equal(one, other, rel_tol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_backfill_on_a_dask_cluster_outlives_a_lost_worker(stack, tmp_path, feed):
     """Two workers of a running cluster; one is killed while the days are built."""
@@ -333,14 +356,7 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
 
     One worker is killed once it has blocks to build; the training runs where the night does.
     """
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    for folder in (alone, tmp_path):
-        write_project(folder, SMALL, features={"block_rows": 400}, scoring={"block_rows": 50})
-    day = ("--date", "2026-03-08")
-    done = run("nightly", alone, *day, data=feed)
-    assert done.returncode == 0, done.stdout + done.stderr
-
+    alone = night_of_one(tmp_path, feed)
     port, here = free_port(), hosts[0].gateway
     server = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", here]
     api, log = f"http://{here}:{port}/api", tmp_path / "prefect.log"
@@ -361,7 +377,7 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
         try:
             with killed(processes[1], tmp_path / "ws/.parts/examples", "*/*/*.parquet"):
                 done = run(
-                    "nightly", tmp_path, *day, "--cluster", address, data=feed, env=variables
+                    "nightly", tmp_path, *NIGHT, "--cluster", address, data=feed, env=variables
                 )
                 assert done.returncode == 0, done.stdout + done.stderr
         finally:
@@ -369,11 +385,7 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
                 process.kill()
                 process.wait(30)
     assert not list((tmp_path / "ws/.parts").glob("*/*"))
-    for dataset in ("events", "examples", "rankings"):
-        one, other = (published(folder / "ws", dataset) for folder in (alone, tmp_path))
-        if dataset == "rankings":  # the number of cores changes the rounding of matrix products
-            one, other = (frame.select("user_id", "rank", "score") for frame in (one, other))
-        polars.testing.assert_frame_equal(one, other, rel_tol=1e-4)
+    assert_same_night(alone / "ws", tmp_path / "ws")
     for part in ("examples 2026-03-08 00000", "score 2026-03-09 00000"):
         query = {"task_runs": {"name": {"like_": part}}}
         assert len(ask(stack.prefect, "/task_runs/filter", query)) > 1
