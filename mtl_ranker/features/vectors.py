@@ -1,8 +1,8 @@
 """Content embeddings: vectors of the user and item tables, stored once and named by a key.
 
 A key is a hash of a vector's numbers, so a vector that changes has another one. Examples hold keys;
-the vectors lie in `vectors/` of the workspace, in files that are only added. Whatever two runs add
-at the same time, a key names the same numbers.
+the vectors are in `vectors/` of the workspace, in files that are only added. Two runs may add the
+same vector at the same time: a key names the same numbers in both files.
 """
 
 from __future__ import annotations

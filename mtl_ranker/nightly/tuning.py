@@ -156,7 +156,6 @@ def tune(
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     configured = dict(project.models[study.model])
 
     def objective(trial: optuna.Trial) -> float:
@@ -286,6 +285,7 @@ def open_study(project: Project, study: Study) -> optuna.Study:
     """The Optuna study, whose first finished trial has the settings of the project file."""
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     stored = optuna.create_study(
         study_name=study.name,
         storage=study.storage,
