@@ -22,6 +22,7 @@ index of two users' lists (Chaney et al., RecSys 2018), here beside the value of
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE
@@ -644,6 +646,46 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+CURVES = ("regret", "clicks", "likes")
+SMOOTHED = 7  # nights of a moving mean
+
+
+def picture(figures: Mapping[str, Any], path: Path) -> None:
+    """A panel per measure: every policy by night, and the 95 % interval of the reference.
+
+    The curves are moving means over `SMOOTHED` nights, centred, of the means over worlds; the
+    interval is of the reference's moving means over worlds.
+    """
+    figure = Figure(figsize=(9, 3 * len(CURVES)), layout="constrained")
+    axes = figure.subplots(len(CURVES), 1, sharex=True)
+    for axis, measure in zip(axes, CURVES, strict=True):
+        for policy in policies_of(figures):
+            nights = np.array(
+                [
+                    [night[measure] for night in world[policy]["nights"]]
+                    for world in figures["worlds"]
+                ]
+            )
+            width = min(SMOOTHED, nights.shape[1])
+            smooth = np.array(
+                [np.convolve(row, np.full(width, 1 / width), "valid") for row in nights]
+            )
+            x = np.arange(smooth.shape[1]) + (width + 1) / 2
+            bold = policy == REFERENCE
+            colour = "black" if bold else None
+            axis.plot(x, smooth.mean(0), label=policy, color=colour, linewidth=2 if bold else 1.2)
+            if bold and len(smooth) > 1:
+                found = [mean_interval(column) for column in smooth.T]
+                low, high = [each.low for each in found], [each.high for each in found]
+                axis.fill_between(x, low, high, color="0.85", zorder=0)
+        axis.set_ylabel(MEASURES[measure])
+    axes[-1].set_xlabel("night")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    CONSOLE.print(f"picture: {path}")
+
+
 def summary(figures: Mapping[str, Any]) -> str:
     regret = {
         policy: np.mean([mean_of(world, policy, "regret") for world in figures["worlds"]])
@@ -665,7 +707,16 @@ def main() -> None:
     options.add_argument("--impressions", type=int, default=16_000, help="of the feed's own log")
     options.add_argument("--candidates", type=int, default=40, help="of each user and day")
     options.add_argument("--jobs", type=int, default=1, help="worlds at a time")
+    options.add_argument("--picture", type=Path, help="write the curves by night to this file")
+    options.add_argument(
+        "--figures", type=Path, help="draw --picture from this results file, run nothing"
+    )
     chosen = results.parse(options)
+    if chosen.figures:
+        if not chosen.picture:
+            options.error("--figures takes --picture")
+        picture(json.loads(chosen.figures.read_text("utf-8"))["figures"], chosen.picture)
+        return
     size = {"days": 8, "nights": chosen.nights, "users": chosen.users, "items": chosen.items}
     size |= {"impressions": chosen.impressions, "candidates": chosen.candidates}
     policies = list(POLICIES)
@@ -692,6 +743,8 @@ def main() -> None:
         f"with --jobs {chosen.jobs}",
         highlight=False,
     )
+    if chosen.picture:
+        picture(figures, chosen.picture)
     results.write(chosen, figures)
 
 

@@ -1,6 +1,6 @@
 """The latency of a request: one user's candidates with features, by each form of a model.
 
-A winner with trees and calibration is trained on a simulated feed. Its predictions are measured as
+An MMoE with trees and calibration is trained on a simulated feed. Its predictions are measured as
 `RankerArtifact.predict`, as a `torch.export` program and as an ONNX model in onnxruntime, each with
 as many threads as torch. The programs read encoded rows; the times with feature rows include the
 encoder. Needs the extra `onnx`.
@@ -17,31 +17,30 @@ from typing import Any
 import polars as pl
 
 from benchmarks import markdown, results
-from mtl_ranker.config import read_project_text
+from benchmarks.prepared import examples_of
+from mtl_ranker.config import load_project
 from mtl_ranker.logs.simulate import Feed, simulate
-from mtl_ranker.logs.sources import open_context
-from mtl_ranker.nightly.build import build_split
-from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.models.presets import make
+from mtl_ranker.nightly.contenders import Contender, train_model, with_trees
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.onnx_model import check_installed, export_onnx, load_onnx
 from mtl_ranker.ranking.program import export_program, latencies, load_program
 
+TREES = 200
 HEADINGS = ["model", "input", "p50, ms", "p99, ms"]
 FORMS = {"torch.export": (export_program, load_program), "ONNX": (export_onnx, load_onnx)}
 
 
 def trained(folder: Path, impressions: int) -> tuple[RankerArtifact, pl.DataFrame]:
-    """The winner of a night on a simulated feed, with trees, and its test rows."""
+    """An MMoE averaged with boosted trees, trained on a simulated feed, and its test rows."""
     feed = simulate(Feed(impressions=impressions, days=11), folder / "feed")
-    settings, _ = read_project_text("simulated")
-    project = folder / "project.toml"
-    project.write_text(settings.replace("[training]\n", "[training]\ntrees = 200\n"), "utf-8")
-    context = open_context(str(project), feed, folder / "workspace")
-    day = context.last_day()
-    build_split(context, day)
-    suite = train_suite(context, day)
-    winner = suite.winner.artifact
-    return winner, suite.held_out.frame.select(winner.columns)
+    project = load_project("simulated")
+    training = project.training.model_copy(update={"trees": TREES})
+    project = project.model_copy(update={"training": training})
+    parts = examples_of(project, feed)
+    spec = make("mmoe", project.models["mmoe"], len(parts.tasks), project.features.groups)
+    run = with_trees(project, parts, train_model(project, parts, Contender("mmoe", spec, seed=0)))
+    return run.artifact, parts.held_out.frame.select(run.artifact.columns)
 
 
 def main() -> None:

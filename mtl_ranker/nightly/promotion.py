@@ -84,12 +84,14 @@ class Evidence(ChallengerEvidence):
 
     Attributes:
         champion: predictions [N, T].
+        challenger_fixed: the challenger is this training, not any training with another seed.
         champion_fixed: the champion has no training seed, as item popularity.
         challenger_seeds, champion_seeds: metrics of trainings of the same model with two seeds or
             more, from which the variance of one training is estimated; empty if unknown.
     """
 
     champion: np.ndarray
+    challenger_fixed: bool = False
     champion_fixed: bool = False
     challenger_seeds: Sequence[Metrics] = ()
     champion_seeds: Sequence[Metrics] = ()
@@ -224,8 +226,11 @@ def _both(evidence: Evidence, t: int, rows: LabelledRows, measure: str) -> tuple
         seed_values(task, measure, seeds)
         for seeds in (evidence.challenger_seeds, evidence.champion_seeds)
     )
-    own = _quality(model_quality(rows, [evidence.challenger[:, t]], measure), known, of_champion)
-    champion = [evidence.champion[:, t]]
+    challenger, champion = [evidence.challenger[:, t]], [evidence.champion[:, t]]
+    if evidence.challenger_fixed:
+        own = model_quality(rows, challenger, measure, fixed=True)
+    else:
+        own = _quality(model_quality(rows, challenger, measure), known, of_champion)
     if evidence.champion_fixed:
         return own, model_quality(rows, champion, measure, fixed=True)
     return own, _quality(model_quality(rows, champion, measure), of_champion, known)
@@ -421,7 +426,13 @@ def below(
 
 
 def _against(project: Project, evidence: ChallengerEvidence, baseline: Baseline) -> Comparison:
-    compared = Evidence(**vars(evidence), champion=baseline.prediction, champion_fixed=True)
+    """This training beside a baseline: intervals over users."""
+    compared = Evidence(
+        **vars(evidence),
+        champion=baseline.prediction,
+        challenger_fixed=True,
+        champion_fixed=True,
+    )
     return compare_models(compared, project.promotion.confidence)
 
 

@@ -88,6 +88,18 @@ def test_known_truth(tmp_path):
 
 
 @pytest.mark.slow
+def test_latency(tmp_path):
+    sizes = ("--impressions", "4000", "--times", "5")
+    figures, printed = run_sized("latency", tmp_path, "--items", "200", *sizes)
+    assert figures["items"] == 200
+    assert figures["trees"] > 0
+    assert max(figures["differences"].values()) < 1e-5
+    for found in figures["forms"].values():
+        assert 0 < found["p50"] <= found["p99"]
+    assert "ONNX | feature rows" in printed
+
+
+@pytest.mark.slow
 def test_blend_weights(feed, tmp_path):
     figures, printed = run("blend_weights", feed, tmp_path, "--preset", "simulated")
     assert figures["choices"]["the preset's"]["weights"]["click"] == 1.0
@@ -177,7 +189,7 @@ def test_vocabulary(tmp_path):
 @pytest.mark.slow
 def test_closed_loop(tmp_path):
     sizes = ("--seeds", "1", "--nights", "2", "--users", "120", "--items", "150")
-    options = ("--impressions", "9000", "--candidates", "30", "--threads", "1")
+    options = ("--impressions", "9000", "--candidates", "30", "--picture", "curves.png")
     figures, printed = run_sized("closed_loop", tmp_path, *sizes, *options)
     (world,) = figures["worlds"]
     for policy, found in world.items():
@@ -199,6 +211,7 @@ def test_closed_loop(tmp_path):
     later = world["mmoe"]["estimates"][2:]
     assert all("no list was randomised" in each["refused"] for each in later)
     assert f"{exploring['regret']:.3f}"[:3] in printed
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
 
 
 @pytest.mark.slow

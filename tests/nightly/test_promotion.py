@@ -160,6 +160,9 @@ def test_the_first_model_must_beat_every_baseline(rows):
     assert "differs from the base rate's by +" in decision.reason
     assert " and from item popularity's by +" in decision.reason
     assert decision.against == "item popularity"  # of the differences
+    for gain in (decision.blended, *decision.differences.values()):
+        assert gain.note == ""  # of this training, so over users only
+        assert gain.low > 0
     decision, fallback = first_on(
         labels, user, weak, {"the base rate": rate, "item popularity": truth}
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -115,6 +116,10 @@ def test_the_decision_is_inserted_and_a_later_one_replaces_it(trained):
     without_verdict = with_decision(page, third, "2", "1", 0.9)
     assert without_verdict.count(ONE_SEED) == text.count(ONE_SEED) + 2
     assert "yes: better" not in without_verdict
+    assert "where the spread of training seeds is known, seeds." in " ".join(page.split())
+    model = with_decision(page, replace(first, against="item popularity"), "1", None, 0.9)
+    assert "minus item popularity on the same test rows" in " ".join(model.split())
+    assert "90 % intervals over users, for this training." in " ".join(model.split())
 
 
 def test_the_table_of_one_seed_says_that_it_is_no_verdict_on_models(trained, tiny):
