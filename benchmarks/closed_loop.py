@@ -651,39 +651,49 @@ SMOOTHED = 7  # nights of a moving mean
 
 
 def picture(figures: Mapping[str, Any], path: Path) -> None:
-    """A panel per measure: every policy by night, and the 95 % interval of the reference.
+    """A row per measure: every policy by night, and its difference to the reference by night.
 
-    The curves are moving means over `SMOOTHED` nights, centred, of the means over worlds; the
-    interval is of the reference's moving means over worlds.
+    The curves are moving means over `SMOOTHED` nights (fewer of a short run) of the worlds. The
+    difference is paired by world and has its 95 % interval over worlds.
     """
-    figure = Figure(figsize=(9, 3 * len(CURVES)), layout="constrained")
-    axes = figure.subplots(len(CURVES), 1, sharex=True)
-    for axis, measure in zip(axes, CURVES, strict=True):
-        for policy in policies_of(figures):
-            nights = np.array(
-                [
-                    [night[measure] for night in world[policy]["nights"]]
-                    for world in figures["worlds"]
-                ]
-            )
-            width = min(SMOOTHED, nights.shape[1])
-            smooth = np.array(
-                [np.convolve(row, np.full(width, 1 / width), "valid") for row in nights]
-            )
-            x = np.arange(smooth.shape[1]) + (width + 1) / 2
-            bold = policy == REFERENCE
-            colour = "black" if bold else None
-            axis.plot(x, smooth.mean(0), label=policy, color=colour, linewidth=2 if bold else 1.2)
-            if bold and len(smooth) > 1:
-                found = [mean_interval(column) for column in smooth.T]
-                low, high = [each.low for each in found], [each.high for each in found]
-                axis.fill_between(x, low, high, color="0.85", zorder=0)
-        axis.set_ylabel(MEASURES[measure])
-    axes[-1].set_xlabel("night")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure = Figure(figsize=(12, 3 * len(CURVES)), layout="constrained")
+    axes = figure.subplots(len(CURVES), 2, sharex=True)
+    for (level, difference), measure in zip(axes, CURVES, strict=True):
+        reference = _curves(figures, REFERENCE, measure)
+        nights = np.arange(reference.shape[1]) + 1 + (_width(figures) - 1) / 2
+        for number, policy in enumerate(policies_of(figures)):
+            style = {"color": f"C{number}", "linewidth": 1.2}
+            curves = _curves(figures, policy, measure)
+            if policy == REFERENCE:
+                style = {"color": "black", "linewidth": 2}
+            level.plot(nights, curves.mean(0), label=policy, **style)
+            if policy != REFERENCE and len(curves) > 1:
+                gains = [mean_interval(column) for column in (curves - reference).T]
+                difference.plot(nights, [each.value for each in gains], **style)
+                low, high = [each.low for each in gains], [each.high for each in gains]
+                difference.fill_between(nights, low, high, color=style["color"], alpha=0.1)
+        difference.axhline(0.0, color="black", linewidth=2)
+        level.set_ylabel(MEASURES[measure])
+        difference.set_ylabel(f"difference to {REFERENCE}")
+    for axis in axes[-1]:
+        axis.set_xlabel("night")
+    labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside upper center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     CONSOLE.print(f"picture: {path}")
+
+
+def _width(figures: Mapping[str, Any]) -> int:
+    """The nights of a moving mean."""
+    return max(1, min(SMOOTHED, len(figures["worlds"][0][REFERENCE]["nights"]) // 4))
+
+
+def _curves(figures: Mapping[str, Any], policy: str, measure: str) -> np.ndarray:
+    """Moving means of a policy's measure, [worlds, nights]."""
+    kernel = np.full(_width(figures), 1 / _width(figures))
+    values = [[night[measure] for night in w[policy]["nights"]] for w in figures["worlds"]]
+    return np.array([np.convolve(row, kernel, "valid") for row in values])
 
 
 def summary(figures: Mapping[str, Any]) -> str:
