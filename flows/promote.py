@@ -25,11 +25,11 @@ def decide_task(
     """A version against the one that is champion, if there is one."""
     project = context.project
     new = registry.load_version(project, challenger)
-    folder = registry.artifact_folder(project, new.version)
-    if accept:
-        return accept_by_hand(context, day, new.artifact, folder)
-    old = None if champion is None else registry.load_version(project, champion).artifact
-    return compare_artifacts(context, day, new.artifact, old, folder)
+    with registry.artifact_folder(project, new.version) as folder:
+        if accept:
+            return accept_by_hand(context, day, new.artifact, folder)
+        old = None if champion is None else registry.load_version(project, champion).artifact
+        return compare_artifacts(context, day, new.artifact, old, folder)
 
 
 @flow(name="promote", flow_run_name="promote {day}", validate_parameters=False)

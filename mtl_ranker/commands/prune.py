@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from mtl_ranker.context import Context
 from mtl_ranker.features.view import VIEWS, views_of
-from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.tracking import connection, registry
 
 
@@ -25,9 +24,7 @@ def prune(context: Context, dry_run: bool) -> Iterator[str]:
             name, *below = place.removeprefix(f"{VIEWS}/").split("/")
             folders.update({name: size} if below else {})
         versions = registry.versions_in_use(context.project) if folders else []
-        artifacts = [
-            RankerArtifact.load(registry.artifact_folder(context.project, v)) for v in versions
-        ]
+        artifacts = [registry.load_version(context.project, v).artifact for v in versions]
         needed = views_of(context, [(a.project, a.sql) for a in artifacts])
         unused = sorted(name for name in folders if name not in needed)
         for name in unused:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from hashlib import blake2b
@@ -201,7 +202,8 @@ def night_plan(context: Context, day: date) -> TrainingPlan:
     if version is None:
         why = "there is no champion of an earlier night"
         return replace(plan, prior_note=f"soft labels by the base rate of closed days: {why}")
-    artifact = RankerArtifact.load(artifact_folder(project, version))
+    with artifact_folder(project, version) as folder:
+        artifact = RankerArtifact.load(folder)
     return with_prior(plan, context, version, artifact)
 
 
@@ -210,9 +212,9 @@ def champion_before(project: Project, day: date) -> Origin | None:
     version = champion_version_before(project, day)
     if version is None:
         return None
-    folder = artifact_folder(project, version)
-    start = RankerArtifact.load_start(folder)
-    return Origin(version, start is None and RankerArtifact.load(folder).fixed, start)
+    with artifact_folder(project, version) as folder:
+        start = RankerArtifact.load_start(folder)
+        return Origin(version, start is None and RankerArtifact.load(folder).fixed, start)
 
 
 def champion_version_before(project: Project, day: date) -> str | None:
@@ -284,7 +286,8 @@ def champion(project: Project) -> Champion:
 
 def load_version(project: Project, version: str) -> RegisteredRanker:
     """The model of a version, with its blend as in `load_artifact`."""
-    artifact = RankerArtifact.load(artifact_folder(project, version))
+    with artifact_folder(project, version) as folder:
+        artifact = RankerArtifact.load(folder)
     chosen = stored_blend(project, version, artifact.project)
     if chosen is None:
         scoring, own = project.scoring, artifact.project
@@ -326,11 +329,13 @@ def store_blend(project: Project, version: str, choice: BlendChoice) -> None:
     client.set_model_version_tag(project.name, version, BLEND_TAG, content)
 
 
-def artifact_folder(project: Project, version: str) -> Path:
-    """The local folder of a model version's files, downloaded if necessary."""
+@contextmanager
+def artifact_folder(project: Project, version: str) -> Iterator[Path]:
+    """A local copy of a model version's files, removed afterwards."""
     uri = f"models:/{project.name}/{version}"
-    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=None))
-    return folder / "artifacts" / "ranker"
+    with tempfile.TemporaryDirectory(prefix="mtl-ranker-") as copy:
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=copy)
+        yield Path(folder) / "artifacts" / "ranker"
 
 
 def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | None:

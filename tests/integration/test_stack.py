@@ -217,9 +217,12 @@ def status(address: str, user: str | None = None) -> int:
 def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path, feed):
     write_project(tmp_path, SMALL)
     day = ("--date", "2026-03-08")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    env = stack.env | {"TMPDIR": str(temporary)}
 
     def on_stack(name: str, *more: str, data: Path | None = feed):
-        done = run(name, tmp_path, *more, data=data, env=stack.env)
+        done = run(name, tmp_path, *more, data=data, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -241,6 +244,8 @@ def test_night_win_loss_rollback_and_backfill_on_postgres_and_s3(stack, tmp_path
     assert "setting features.windows" in on_stack("backfill", *span)
     assert len(Workspace(tmp_path / "ws").days("events")) == 7
 
+    # Models are downloaded from the server; no copy is left.
+    assert not [path.parent for path in temporary.rglob("MLmodel")]
     # Nothing of MLflow or Prefect lies in the workspace: it is all on the servers.
     assert not (tmp_path / "ws/mlflow.db").exists()
     assert not (tmp_path / "ws/prefect").exists()
