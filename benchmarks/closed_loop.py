@@ -299,7 +299,8 @@ def true_reordering(
     )
     keys = ["user_id", "item_id", "shown_at_ms"]
     hidden = hidden.rename({"user": "user_id", "item": "item_id"})
-    rows = rows.join(hidden, on=keys, how="left", maintain_order="left")
+    # Two visits of a user within a millisecond are one event of the ingested log.
+    rows = rows.join(hidden.unique(keys, keep="first"), on=keys, how="left", maintain_order="left")
     order = reordered(frame, score, list_ids(frame, context.project.log.list_keys))
     moved = np.sqrt(order.position / order.new_position)  # examination is 1 / √position
     value = rows["click_probability"].to_numpy() * moved
