@@ -1,10 +1,11 @@
 """Nights that continue from the champion beside nights that train from scratch.
 
-A simulated feed with drifting tastes and new items every day. All arms have the same first night, a
-full training, and replay the same nights after it: a night trains on the split that ends with its
-day, its refit model ranks the next day, and the next night continues from it (every model becomes
-champion, so that an arm is a chain of trainings). Qualities are those of all next days together,
-against training from scratch on the same rows, with intervals over users.
+A simulated feed with drifting tastes and new items every day, and with `--data` KuaiRand-Pure. All
+arms have the same first night, a full training, and replay the same nights after it: a night trains
+on the split that ends with its day, its refit model ranks the next day, and the next night
+continues from it (every model becomes champion, so that an arm is a chain of trainings). Qualities
+are those of all next days together, against training from scratch on the same rows, with intervals
+over users and, with two seeds or more, over chains.
 """
 
 from __future__ import annotations
@@ -127,6 +128,14 @@ def replay(context: Context, nights: list[date], first: Trained) -> Replay:
     )
 
 
+@dataclass(frozen=True)
+class Arms:
+    """The arms to compare: by name, each with these seeds; a chain of trainings has one seed."""
+
+    names: list[str]
+    seeds: int
+
+
 def with_training(context: Context, changes: Mapping[str, Any]) -> Context:
     """The context with other settings of `[training]`."""
     project = context.project
@@ -134,18 +143,31 @@ def with_training(context: Context, changes: Mapping[str, Any]) -> Context:
     return replace(context, project=project.model_copy(update={"training": training}))
 
 
-def project_of(epochs: int) -> Project:
+def simulated_project(epochs: int) -> Project:
     """The simulated preset with one model, as a continued night trains one."""
     preset = load_project("simulated")
     training = Training(epochs=epochs, spread_seeds=0, threads=torch.get_num_threads())
     return preset.model_copy(update={"models": {"mmoe": {"preset": "mmoe"}}, "training": training})
 
 
-def measure(feed: Feed, epochs: int) -> dict[str, Any]:
+def real_project() -> Project:
+    """The network alone of KuaiRand's preset, with three training days, so that nights remain."""
+    preset = load_project("kuairand")
+    changes = {"trees": 0, "spread_seeds": 0, "threads": torch.get_num_threads()}
+    split = preset.split.model_copy(update={"train_days": 3, "validate_days": 1, "test_days": 1})
+    return preset.model_copy(
+        update={
+            "models": {"mmoe": preset.models["mmoe"]},
+            "training": preset.training.model_copy(update=changes),
+            "split": split,
+        }
+    )
+
+
+def measure(project: Project, data: Path, arms: Arms) -> dict[str, Any]:
     """Every arm on the same nights."""
-    folder = simulate(feed, Path(mkdtemp(prefix="incremental-")))
-    project = project_of(epochs)
-    context = Context(project, open_source(project, folder), Workspace(folder / "ws"))
+    workspace = Workspace(Path(mkdtemp(prefix="incremental-")) / "ws")
+    context = Context(project, open_source(project, data), workspace)
     days = context.source.days()
     split = project.split
     first = split.warmup_days + split.train_days + split.validate_days + split.test_days - 1
@@ -159,17 +181,23 @@ def measure(feed: Feed, epochs: int) -> dict[str, Any]:
     tasks = [objective.name for objective in project.objectives]
     labels = label_matrix(frame, [LABEL + name for name in tasks])
     clusters = Clusters.of(frame["user_id"].to_numpy())
+    replays: dict[str, list[Replay]] = {name: [] for name in arms.names}
+    for seed in range(arms.seeds):
+        of_seed = with_training(context, {"seeds": [seed]})
+        first_night = with_training(of_seed, {"start": "champion"})
+        started = train_night(first_night, FROM_SCRATCH, nights[0])
+        for name in arms.names:
+            done = replay(with_training(of_seed, ARMS[name]), nights, started)
+            replays[name].append(done)
+            print(f"seed {seed}, {name}: {done.training:.2f} s a training", flush=True)
     found: dict[str, Any] = {}
-    scratch: Replay | None = None
-    started = train_night(with_training(context, {"start": "champion"}), FROM_SCRATCH, nights[0])
-    for name, changes in ARMS.items():
-        done = replay(with_training(context, changes), nights, started)
-        scratch = scratch or done
+    for name, chains in replays.items():
         quality = {}
         for t, objective in enumerate(project.objectives):
             rows = LabelledRows.of(objective.kind, labels[:, t], clusters)
             own_quality, reference = (
-                model_quality(rows, [each.predictions[:, t]]) for each in (done, scratch)
+                model_quality(rows, [each.predictions[:, t] for each in of_arm])
+                for of_arm in (chains, replays[SCRATCH])
             )
             interval = compare(own_quality, reference).interval(project.promotion.confidence)
             quality[objective.name] = {
@@ -179,24 +207,29 @@ def measure(feed: Feed, epochs: int) -> dict[str, Any]:
                 "high": interval.high,
             }
         found[name] = {
-            "continued": done.continued,
-            "training_seconds": done.training,
-            "night_seconds": done.night,
+            "continued": chains[0].continued,
+            "training_seconds": float(np.median([each.training for each in chains])),
+            "night_seconds": float(np.median([each.night for each in chains])),
             "quality": quality,
         }
-        print(f"{name}: {found[name]}", flush=True)
     return {
         "arms": found,
         "nights": len(nights) - 1,
+        "seeds": arms.seeds,
         "rows": frame.height,
         "rows_a_day": frame.height / (len(nights) - 1),
-        "drift": feed.drift,
     }
 
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
-    """The table of docs/performance.md."""
-    arms = figures["arms"]
+    """The tables of docs/performance.md, one for each log."""
+    return {
+        "incremental" if log == "simulated" else f"incremental {log}": _table(figures[log]["arms"])
+        for log in figures
+    }
+
+
+def _table(arms: Mapping[str, Any]) -> str:
     objectives = list(arms[SCRATCH]["quality"])
     rows = []
     for name, arm in arms.items():
@@ -208,13 +241,18 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
             cells.append(f"{q['quality']:.4f}" if name == SCRATCH else difference)
         seconds = [f"{arm[key]:.2f}" for key in ("training_seconds", "night_seconds")]
         rows.append([name, *cells, *seconds])
-    return {"incremental": markdown.table(["arm", *objectives, "training, s", "night, s"], rows)}
+    return markdown.table(["arm", *objectives, "training, s", "night, s"], rows)
 
 
 def summary(figures: Mapping[str, Any]) -> str:
     """For the table of the scripts."""
+    return "; ".join(f"{log}, {_summary(found)}" for log, found in figures.items())
+
+
+def _summary(figures: Mapping[str, Any]) -> str:
     arms = figures["arms"]
-    ratio = arms[SCRATCH]["training_seconds"] / arms["replay 1"]["training_seconds"]
+    fastest = min(arms, key=lambda name: arms[name]["training_seconds"])
+    ratio = arms[SCRATCH]["training_seconds"] / arms[fastest]["training_seconds"]
     worse = [
         f"{name} on {objective}"
         for name, arm in arms.items()
@@ -222,7 +260,7 @@ def summary(figures: Mapping[str, Any]) -> str:
         if q["high"] < 0
     ]
     return (
-        f"{figures['nights']} nights of {figures['rows_a_day']:,.0f} rows a day: replay 1 "
+        f"{figures['nights']} nights of {figures['rows_a_day']:,.0f} rows a day: {fastest} "
         f"trains {markdown.times(ratio)} times faster; significantly worse than scratch: "
         f"{', '.join(worse) or 'none'}"
     )
@@ -235,10 +273,19 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=10_000, help="impressions a day")
     options.add_argument("--drift", type=float, default=0.1, help="see Feed")
     options.add_argument("--epochs", type=int, default=4, help="of a training from scratch")
+    options.add_argument("--seeds", type=int, default=1, help="chains of each arm")
+    options.add_argument("--arms", nargs="+", help="these, and from scratch", choices=list(ARMS))
+    options.add_argument("--data", type=Path, help="KuaiRand-Pure too: the folder")
     chosen = results.parse(options)
-    size = Feed(impressions=chosen.rows * chosen.days, days=chosen.days, drift=chosen.drift)
-    figures = measure(size, chosen.epochs)
-    print(tables(figures)["incremental"])
+    names = [name for name in ARMS if name == SCRATCH or not chosen.arms or name in chosen.arms]
+    arms = Arms(names, chosen.seeds)
+    feed = Feed(impressions=chosen.rows * chosen.days, days=chosen.days, drift=chosen.drift)
+    folder = simulate(feed, Path(mkdtemp(prefix="incremental-")))
+    figures = {"simulated": measure(simulated_project(chosen.epochs), folder, arms)}
+    if chosen.data:
+        figures["KuaiRand"] = measure(real_project(), chosen.data, arms)
+    for name, table in tables(figures).items():
+        print(f"{name}\n{table}")
     print(summary(figures))
     results.write(chosen, figures)
 

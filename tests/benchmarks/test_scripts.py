@@ -292,8 +292,9 @@ def test_incremental(tmp_path):
     """Every arm but scratch continues after its first night, on fewer rows."""
     sizes = ("--days", "13", "--rows", "1500", "--epochs", "2", "--threads", "1")
     figures, printed = run_sized("incremental", tmp_path, *sizes)
-    arms = figures["arms"]
-    assert figures["nights"] == 1
+    found = figures["simulated"]
+    arms = found["arms"]
+    assert found["nights"] == 1
     assert [arm["continued"] for arm in arms.values()] == [0, *[1] * (len(arms) - 1)]
     scratch = arms["scratch"]
     assert all(q["gain"] == 0 for q in scratch["quality"].values())
