@@ -184,7 +184,7 @@ def write_delta(uri: str | Path, frames: list[pl.DataFrame], by: list[str] | Non
 
     from mtl_ranker.stores.objects import is_address, store_options
 
-    options = store_options() if is_address(uri) else None
+    options = store_options(str(uri)) if is_address(uri) else None
     for frame in frames:
         write_deltalake(
             str(uri), frame.to_arrow(), mode="append", partition_by=by, storage_options=options
