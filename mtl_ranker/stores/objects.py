@@ -76,7 +76,7 @@ def needs_extra(what: str, package: str) -> None:
 
 def store_options(address: str) -> dict[str, str]:
     """Options for an address's store that polars and deltalake do not take from the environment."""
-    scheme = address.partition(":")[0]
+    scheme = address.partition(":")[0].lower()
     if scheme in ("gs", "gcs"):
         # without an option polars takes GOOGLE_APPLICATION_CREDENTIALS only
         account = os.environ.get("GOOGLE_SERVICE_ACCOUNT")
