@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -53,8 +53,15 @@ def main() -> None:
 
 
 def peak_mb() -> float:
-    """The largest resident size of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The largest resident size of this process so far, in MB.
+
+    `ru_maxrss` would be at least that of the process that started this one, as Linux keeps it
+    over `execve`.
+    """
+    status = Path("/proc/self/status").read_text("ascii")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None, status
+    return int(found[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def publish_commits(workspace: str, days: int, rows: int) -> dict[str, Any]:
             mode="overwrite",
             predicate=f"date = '{own}'" if exists else None,
             partition_by=["date"],
-            storage_options=store_options(),
+            storage_options=store_options(workspace),
             commit_properties=CommitProperties(custom_metadata={"day": own, "log": str(day)}),
         )
     return {}
@@ -92,7 +92,7 @@ def look_at_commits(workspace: str, days: int) -> dict[str, Any]:
 
     from mtl_ranker.stores.objects import store_options
 
-    table = DeltaTable(f"{workspace}/sums", storage_options=store_options())
+    table = DeltaTable(f"{workspace}/sums", storage_options=store_options(workspace))
     found = {each["day"]: each["log"] for each in table.history() if "day" in each}
     assert len(found) == days
     return {}

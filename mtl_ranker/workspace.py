@@ -20,6 +20,7 @@ import io
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from mtl_ranker.stores.staging import staging_path
 PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
 VERSION = "version of "  # of a Delta or Iceberg table, in a provenance
 CACHE = ".cache"
+PARTS = ".parts"
 BUILD = "build"  # the lock of everything up to a trained model
 _LOADED: dict[Path, dict[str, Any]] = {}  # entries of caches that this process has read
 _HELD: set[str] = set()  # files of the build locks that this process holds
@@ -402,8 +404,15 @@ class Workspace:
         self.remove(self._parts_folder(dataset, day))
         return target
 
+    def unfinished(self) -> dict[str, int]:
+        """Folder → bytes of the parts of each partition that a run did not finish, ascending."""
+        found: Counter[str] = Counter()
+        for place, size in self.places(PARTS).items():
+            found[PurePath(place).parents[1].as_posix()] += size
+        return dict(found)
+
     def _parts_folder(self, dataset: str, day: date) -> str:
-        return f".parts/{dataset}/date={day.isoformat()}"
+        return f"{PARTS}/{dataset}/date={day.isoformat()}"
 
 
 def open_workspace(place: Path | str) -> Workspace:

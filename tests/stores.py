@@ -40,16 +40,14 @@ def s3_server(host: str = "127.0.0.1") -> Iterator[str]:
     """
     import boto3
 
-    with socket.socket() as free:
-        free.bind((host, 0))
-        port = free.getsockname()[1]
+    port = free_port(host)
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = dict(os.environ)
     endpoint = f"http://{host}:{port}"
     os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
     try:
-        _await(host, port, server)
+        await_server(host, port, server)
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield endpoint
     finally:
@@ -144,7 +142,13 @@ def proxy(
         server.server_close()
 
 
-def _await(host: str, port: int, server: subprocess.Popen[bytes]) -> None:
+def free_port(host: str) -> int:
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return free.getsockname()[1]
+
+
+def await_server(host: str, port: int, server: subprocess.Popen[bytes]) -> None:
     """Return once the server accepts connections."""
     deadline = time.monotonic() + 60
     while True:
@@ -184,7 +188,7 @@ def write_delta(uri: str | Path, frames: list[pl.DataFrame], by: list[str] | Non
 
     from mtl_ranker.stores.objects import is_address, store_options
 
-    options = store_options() if is_address(uri) else None
+    options = store_options(str(uri)) if is_address(uri) else None
     for frame in frames:
         write_deltalake(
             str(uri), frame.to_arrow(), mode="append", partition_by=by, storage_options=options

@@ -337,3 +337,16 @@ def test_events_and_examples_of_two_hosts_are_those_of_a_folder(
     assert built[:-1] == [None] * len(built[:-1])
     assert built[-1] == "changed: setting features.windows"
     assert changed.equals(build(tmp_path / "local", "none")[0])
+
+
+def test_each_store_has_the_options_of_its_own_environment(monkeypatch: pytest.MonkeyPatch):
+    """The endpoint of an S3-compatible store, as of MLflow's artifacts, is not for the others."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", "account.json")
+    s3 = {"aws_endpoint_url": "http://minio:9000", "aws_allow_http": "true"}
+    assert objects.store_options("s3://bucket/feed") == s3
+    assert objects.store_options("az://container/feed") == {}
+    assert objects.store_options("gs://bucket/feed") == {"google_service_account": "account.json"}
+    monkeypatch.delenv("GOOGLE_SERVICE_ACCOUNT")
+    assert objects.store_options("gs://bucket/feed") == {}

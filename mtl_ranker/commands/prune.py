@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from mtl_ranker.context import Context
 from mtl_ranker.features.view import VIEWS, views_of
 from mtl_ranker.tracking import connection, registry
+from mtl_ranker.workspace import PARTS
 
 
 def prune(context: Context, dry_run: bool) -> Iterator[str]:
     """Remove the aggregates and examples of feature views that no model in use has.
 
     In use are the versions with an alias and those to which `rollback` can return. The features of
-    the project file are never removed; what is removed is built again when a model needs it. Yields
-    a line for each folder.
+    the project file are never removed; what is removed is built again when a model needs it. Parts
+    of examples that a killed run left are removed too; those of rankings are not, as a ranking has
+    a lock of its own. Yields a line for each folder. Raises ProjectError while another run builds.
     """
     connection.connect(context.workspace)
     with context.workspace.lock("prune"):
@@ -27,10 +29,12 @@ def prune(context: Context, dry_run: bool) -> Iterator[str]:
         artifacts = [registry.load_version(context.project, v).artifact for v in versions]
         needed = views_of(context, [(a.project, a.sql) for a in artifacts])
         unused = sorted(name for name in folders if name not in needed)
-        for name in unused:
-            folder = f"{VIEWS}/{name}"
+        gone = {f"{VIEWS}/{name}": folders[name] for name in unused}
+        parts = workspace.unfinished().items()
+        gone |= {f: size for f, size in parts if not f.startswith(f"{PARTS}/rankings/")}
+        for folder, size in gone.items():
             done = "would remove" if dry_run else "removed"
-            yield f"{done} {workspace.where(folder)} ({folders[name] / 1e6:,.1f} MB)"
+            yield f"{done} {workspace.where(folder)} ({size / 1e6:,.1f} MB)"
             if not dry_run:
                 workspace.remove(folder)
         yield f"{len(folders) - len(unused)} views are in use by {len(versions)} model versions"

@@ -162,7 +162,7 @@ def scan_places(files: Sequence[Place], **options: Any) -> pl.LazyFrame:
     """`pl.scan_parquet` of local files or of objects, without patterns in their names."""
     addresses = [str(file) for file in files]
     if is_address(addresses[0]):
-        options["storage_options"] = store_options()
+        options["storage_options"] = store_options(addresses[0])
     return pl.scan_parquet(addresses, glob=False, **options)
 
 

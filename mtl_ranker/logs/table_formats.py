@@ -185,7 +185,7 @@ def _load_delta(uri: str, version: int | None) -> Any:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
-    options = store_options() if ADDRESS.match(uri) else None
+    options = store_options(uri) if ADDRESS.match(uri) else None
     try:
         return DeltaTable(uri, version=version, storage_options=options)
     except TableNotFoundError as error:
@@ -249,7 +249,7 @@ def _iceberg(name: str, version: int | None) -> TableVersion:
 
     settings = Config()
     catalog = settings.get_default_catalog_name()
-    endpoint = store_options().get("aws_endpoint_url")
+    endpoint = store_options("s3://").get("aws_endpoint_url")
     of_store = {} if endpoint is None else {"s3.endpoint": endpoint}
     own = settings.get_catalog_config(catalog) or {}
     properties = of_store | {key: str(value) for key, value in own.items()}

@@ -80,7 +80,7 @@ def _table(place: str) -> tuple[Any, dict[str, str] | None]:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
-    options = store_options() if is_address(place) else None
+    options = store_options(place) if is_address(place) else None
     try:
         return DeltaTable(_uri(place), storage_options=options), options
     except TableNotFoundError:

@@ -74,8 +74,15 @@ def needs_extra(what: str, package: str) -> None:
         )
 
 
-def store_options() -> dict[str, str]:
-    """Options for object stores that polars and deltalake do not take from the environment."""
+def store_options(address: str) -> dict[str, str]:
+    """Options for an address's store that polars and deltalake do not take from the environment."""
+    scheme = address.partition(":")[0].lower()
+    if scheme in ("gs", "gcs"):
+        # without an option polars takes GOOGLE_APPLICATION_CREDENTIALS only
+        account = os.environ.get("GOOGLE_SERVICE_ACCOUNT")
+        return {"google_service_account": account} if account else {}
+    if scheme not in ("s3", "s3a"):
+        return {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     if not endpoint:
         return {}
@@ -127,11 +134,9 @@ def read(address: str) -> tuple[bytes, Version] | None:
 
 def end_of(address: str, size: int) -> bytes | None:
     """The last `size` bytes of an object, or all of a shorter one; None without the object."""
-    import obstore
-
     with _connected(address) as (store, key):
         try:
-            return bytes(obstore.get(store, key, options={"range": {"suffix": size}}).bytes())
+            return _last_bytes(store, key, size)
         except FileNotFoundError:
             return None
 
@@ -192,6 +197,24 @@ def remove(addresses: Iterable[str]) -> None:
                 continue
 
 
+def _last_bytes(store: Any, key: str, size: int) -> bytes:
+    import obstore
+    from obstore.exceptions import NotSupportedError, PreconditionError
+
+    try:
+        return bytes(obstore.get(store, key, options={"range": {"suffix": size}}).bytes())
+    except NotSupportedError:  # Azure counts from an object's beginning only
+        pass
+    while True:
+        found = obstore.head(store, key)
+        span = max(found["size"] - size, 0), found["size"]
+        same: Any = {"range": span, "if_match": found["e_tag"]}
+        try:
+            return bytes(obstore.get(store, key, options=same).bytes())
+        except PreconditionError:  # replaced since its size was read
+            continue
+
+
 def _version_of(entry: Any) -> Version:
     return {name: entry[name] for name in ("e_tag", "version") if entry[name]}
 
@@ -212,7 +235,8 @@ def _connected(address: str, done: str = "read") -> Iterator[tuple[Any, str]]:
     scheme, _, rest = address.partition("://")
     bucket, _, key = rest.partition("/")
     try:
-        yield _bucket(f"{scheme}://{bucket}", tuple(sorted(store_options().items()))), key
+        options = tuple(sorted(store_options(address).items()))
+        yield _bucket(f"{scheme}://{bucket}", options), key
     except (BaseError, OSError) as error:
         raise ProjectError(f"{address}: the store cannot be {done}: {first_line(error)}") from error
 
@@ -223,5 +247,6 @@ def _bucket(address: str, options: tuple[tuple[str, str], ...]) -> Any:
     from obstore.store import from_url
 
     config: Any = dict(options)
-    plain = config.pop("aws_allow_http", "false") == "true"
-    return from_url(address, config=config, client_options={"allow_http": plain})
+    plain = config.pop("aws_allow_http", "") == "true"
+    # any options of the client, also empty ones, replace those of the environment
+    return from_url(address, config=config, client_options={"allow_http": True} if plain else None)
