@@ -77,9 +77,14 @@ def file_content(path: Path, workspace: Workspace | None = None) -> str:
 
     if workspace is None:
         return f"{path.name}:{digest()}"
+    stored = workspace.cached(f"content of {path.resolve()}", file_stamp(path), digest)
+    return f"{path.name}:{stored}"
+
+
+def file_stamp(path: Path) -> str:
+    """What changes when a file is written again: its size, times and number."""
     stat = path.stat()
-    stamp = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
-    return f"{path.name}:{workspace.cached(f'content of {path.resolve()}', stamp, digest)}"
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
