@@ -38,6 +38,7 @@ from mtl_ranker.stores.staging import staging_path
 PROVENANCE = "mtl_ranker.made_from"  # key in the metadata of the Parquet file
 VERSION = "version of "  # of a Delta or Iceberg table, in a provenance
 CACHE = ".cache"
+PARTS = ".parts"
 BUILD = "build"  # the lock of everything up to a trained model
 _LOADED: dict[Path, dict[str, Any]] = {}  # entries of caches that this process has read
 _HELD: set[str] = set()  # files of the build locks that this process holds
@@ -156,12 +157,14 @@ class Workspace:
         found = sorted(file for file in (self.root / folder).rglob("*") if file.is_file())
         return {file.relative_to(self.root).as_posix(): file.stat().st_size for file in found}
 
-    def remove(self, folder: str) -> None:
-        """Remove all that is published below a folder."""
+    def remove(self, place: str) -> None:
+        """Remove a published file, or all that is published below a folder."""
         if self.store is not None:
-            self.store.remove(folder)
-        elif (self.root / folder).is_dir():
-            shutil.rmtree(self.root / folder)
+            self.store.remove(place)
+        elif (self.root / place).is_dir():
+            shutil.rmtree(self.root / place)
+        else:
+            (self.root / place).unlink(missing_ok=True)
 
     def place(self, dataset: str, day: date) -> str:
         """Where the day's partition is published."""
@@ -407,8 +410,12 @@ class Workspace:
         self.remove(self._parts_folder(dataset, day))
         return target
 
+    def unfinished(self, dataset: str) -> list[str]:
+        """Places of the parts of partitions that are not published yet, ascending."""
+        return list(self.places(f"{PARTS}/{dataset}"))
+
     def _parts_folder(self, dataset: str, day: date) -> str:
-        return f".parts/{dataset}/date={day.isoformat()}"
+        return f"{PARTS}/{dataset}/date={day.isoformat()}"
 
 
 def open_workspace(place: Path | str) -> Workspace:

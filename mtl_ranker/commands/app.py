@@ -342,7 +342,7 @@ def history(
 
 @command("prune", OPERATE)
 def prune(config: Config, data: Data, workspace: Work = DEFAULT_WORK, dry_run: Dry = False) -> None:
-    """Remove aggregates and examples of features that no model in use has."""
+    """Remove aggregates, examples and vectors of features that no model in use has."""
     context = _open(config, data, workspace)
     _check_registry(context)
     from mtl_ranker.commands.prune import prune as unused

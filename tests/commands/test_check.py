@@ -359,8 +359,8 @@ REFUSED: list[tuple[Callable[[Path], Settings], str]] = [
     (dates_as_a_categorical, r"features.categoricals \(made\): is Date; allowed: text, a number"),
     (
         texts_that_share_with_whole_numbers,
-        r"features.lists \(likes\): is List\(String\), but features.categoricals \(kind\) is Int64, "
-        r"and both have share = 'kinds'; allowed: values of one type",
+        r"features.lists \(likes\): is List\(String\), but features.categoricals \(kind\) is "
+        r"Int64, and both have share = 'kinds'; allowed: values of one type",
     ),
     (text_in_lists, r"features.lists \(tab\): is String; allowed: a list of text"),
     (

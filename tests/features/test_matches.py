@@ -80,10 +80,10 @@ def test_only_columns_of_both_sides_with_common_values_are_compared():
 @pytest.mark.parametrize(
     ("home", "city"),
     [
-        ([1, 2], ["a", "b"]),
-        (["a", "b"], [1, 2]),
-        ([["a"], ["b"]], [1, 2]),
-        ([[1], [2]], [["a"]] * 2),
+        ([1], ["a"]),
+        (["a"], [1]),
+        ([["a"]], [1]),
+        ([[1]], [["a"]]),
     ],
 )
 def test_text_is_not_compared_with_numbers(home, city):
@@ -91,12 +91,12 @@ def test_text_is_not_compared_with_numbers(home, city):
     match = Match("home", "city", isinstance(home[0], list), isinstance(city[0], list))
     with pytest.raises(
         ProjectError,
-        match=r"match_home_city \(features.matches\): column 'home' of the user is (List\()?\w+\)?, "
-        r"but 'city' of the item is (List\()?\w+\)?; allowed: text in both, or numbers in both",
+        match=r"match_home_city \(features.matches\): column 'home' of the user is \S+, "
+        r"but 'city' of the item is \S+; allowed: text in both, or numbers in both",
     ):
         with_matches(frame, [match])
     missing = with_matches(frame.with_columns(city=pl.lit(None)), [replace(match, item_list=False)])
-    assert missing["match_home_city"].to_list() == [None, None]
+    assert missing["match_home_city"].to_list() == [None]
 
 
 def test_shared_columns_without_a_value_take_the_type_of_the_others():
