@@ -336,7 +336,7 @@ def content_vectors(attributes: np.ndarray, rng: np.random.Generator) -> pl.Seri
     image = attributes @ rng.normal(0, size**-0.5, (size, CONTENT))
     image = image + rng.normal(0, CONTENT_NOISE, image.shape)
     vectors = pl.Series(image.astype(np.float32)).cast(pl.List(pl.Float32))
-    return vectors.set(pl.Series(rng.random(count) < NO_CONTENT), None)
+    return vectors.set(pl.Series(rng.random((count,)) < NO_CONTENT), None)
 
 
 def _impressions(feed: Feed, world: World, chunk: Chunk) -> tuple[pl.DataFrame, pl.DataFrame]:
