@@ -3,6 +3,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKSPACE ?= workspace
 DATA ?=
+# Of the demonstration: streams (separate logs of actions) or simulated (one log with labels).
+PRESET ?= streams
 DATE ?=
 STAMP := $(VENV)/.installed
 # Test files side by side, one thread each: as many at once as there are cores.
@@ -12,8 +14,8 @@ SIDE_BY_SIDE = -n auto --dist loadfile
 
 demo: install
 ifeq ($(strip $(DATA)),)
-	$(BIN)/mtl-ranker simulate --out $(WORKSPACE)/simulated-feed
-	$(BIN)/mtl-ranker nightly --config simulated --data $(WORKSPACE)/simulated-feed --workspace $(WORKSPACE)/simulated $(if $(DATE),--date $(DATE))
+	$(BIN)/mtl-ranker simulate --preset $(PRESET) --out $(WORKSPACE)/$(PRESET)-feed
+	$(BIN)/mtl-ranker nightly --config $(PRESET) --data $(WORKSPACE)/$(PRESET)-feed --workspace $(WORKSPACE)/$(PRESET) $(if $(DATE),--date $(DATE))
 else
 	$(BIN)/mtl-ranker nightly --config kuairand --data $(DATA) --workspace $(WORKSPACE)/kuairand $(if $(DATE),--date $(DATE))
 endif

@@ -79,9 +79,14 @@ def file_content(path: Path, workspace: Workspace | None = None) -> str:
 
     if workspace is None:
         return f"{path.name}:{digest()}"
+    stored = workspace.cached(f"content of {path.resolve()}", file_stamp(path), digest)
+    return f"{path.name}:{stored}"
+
+
+def file_stamp(path: Path) -> str:
+    """What changes when a file is written again: its size, times and number."""
     stat = path.stat()
-    stamp = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
-    return f"{path.name}:{workspace.cached(f'content of {path.resolve()}', stamp, digest)}"
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
@@ -153,12 +158,14 @@ class Workspace:
         found = sorted(file for file in (self.root / folder).rglob("*") if file.is_file())
         return {file.relative_to(self.root).as_posix(): file.stat().st_size for file in found}
 
-    def remove(self, folder: str) -> None:
-        """Remove all that is published below a folder."""
+    def remove(self, place: str) -> None:
+        """Remove a published file, or all that is published below a folder."""
         if self.store is not None:
-            self.store.remove(folder)
-        elif (self.root / folder).is_dir():
-            shutil.rmtree(self.root / folder)
+            self.store.remove(place)
+        elif (self.root / place).is_dir():
+            shutil.rmtree(self.root / place)
+        else:
+            (self.root / place).unlink(missing_ok=True)
 
     def place(self, dataset: str, day: date) -> str:
         """Where the day's partition is published."""
@@ -410,6 +417,10 @@ class Workspace:
         for place, size in self.places(PARTS).items():
             found[PurePath(place).parents[1].as_posix()] += size
         return dict(found)
+
+    def unfinished_parts(self, dataset: str) -> list[str]:
+        """Places of the parts of partitions that are not published yet, ascending."""
+        return list(self.places(f"{PARTS}/{dataset}"))
 
     def _parts_folder(self, dataset: str, day: date) -> str:
         return f"{PARTS}/{dataset}/date={day.isoformat()}"

@@ -342,7 +342,7 @@ def history(
 
 @command("prune", OPERATE)
 def prune(config: Config, data: Data, workspace: Work = DEFAULT_WORK, dry_run: Dry = False) -> None:
-    """Remove features that no model in use has, and parts of examples that killed runs left."""
+    """Remove features and vectors that no model in use has, and parts left by killed runs."""
     context = _open(config, data, workspace)
     _check_registry(context)
     from mtl_ranker.commands.prune import prune as unused

@@ -1,23 +1,27 @@
-"""Remove features that no model in use needs (`mtl-ranker prune`)."""
+"""Remove features and vectors that no model in use needs (`mtl-ranker prune`)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from mtl_ranker.context import Context
-from mtl_ranker.features.view import VIEWS, views_of
+from mtl_ranker.features.vectors import VECTORS, named_vectors, prune_vectors
+from mtl_ranker.features.view import EXAMPLES, VIEWS, views_of
+from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.tracking import connection, registry
 from mtl_ranker.workspace import PARTS
 
 
 def prune(context: Context, dry_run: bool) -> Iterator[str]:
-    """Remove the aggregates and examples of feature views that no model in use has.
+    """Remove what no model in use needs: aggregates and examples of feature views, and vectors.
 
     In use are the versions with an alias and those to which `rollback` can return. The features of
     the project file are never removed; what is removed is built again when a model needs it. Parts
     of examples that a killed run left are removed too; those of rankings are not, as a ranking has
-    a lock of its own. Yields a line for each folder. Raises ProjectError while another run builds.
+    a lock of its own. Vectors of content embeddings are removed if no remaining examples name them.
+    Yields a line for each folder, and one for vectors. Raises ProjectError while another run
+    builds.
     """
     connection.connect(context.workspace)
     with context.workspace.lock("prune"):
@@ -37,4 +41,24 @@ def prune(context: Context, dry_run: bool) -> Iterator[str]:
             yield f"{done} {workspace.where(folder)} ({size / 1e6:,.1f} MB)"
             if not dry_run:
                 workspace.remove(folder)
+        yield from _vectors(context, artifacts, folders.keys() - unused, dry_run)
         yield f"{len(folders) - len(unused)} views are in use by {len(versions)} model versions"
+
+
+def _vectors(
+    context: Context, artifacts: Sequence[RankerArtifact], views: Collection[str], dry_run: bool
+) -> Iterator[str]:
+    """Remove the vectors that no examples of the project file and of these views name."""
+    workspace = context.workspace
+    if not workspace.places(VECTORS):
+        return
+    datasets = [EXAMPLES, *(f"{VIEWS}/{name}/{EXAMPLES}" for name in sorted(views))]
+    projects = [context.project, *(artifact.project for artifact in artifacts)]
+    columns = sorted({column for each in projects for column in each.features.embeddings})
+    removed, kept = prune_vectors(workspace, named_vectors(workspace, datasets, columns), dry_run)
+    if removed:
+        done = "would remove" if dry_run else "removed"
+        yield (
+            f"{done} {removed:,} of {removed + kept:,} vectors in {workspace.where(VECTORS)}, "
+            "which no examples name"
+        )

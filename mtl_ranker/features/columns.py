@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import polars as pl
 
-from mtl_ranker.config import History, Project
+from mtl_ranker.config import Features, History, Project
 from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.logs.actions import EVENT
 
@@ -151,6 +151,35 @@ def check_feature_columns(project: Project, schema: pl.Schema) -> None:
             fits = dtype == pl.Int64 or is_vector(dtype)
         if not fits:
             raise ProjectError(f"{place}: is {dtype}; allowed: {FITTING[kind]}")
+    check_shared(features, schema)
+
+
+def check_shared(features: Features, schema: Mapping[str, pl.DataType]) -> None:
+    """Raise ProjectError unless the columns that share a name hold values of one type.
+
+    They have one vocabulary, and match features compare them.
+
+    Args:
+        schema: with the columns of categoricals and lists.
+    """
+    found: dict[str, tuple[str, str]] = {}  # shared name → the first column, and where it is named
+    for setting in ("categoricals", "lists"):
+        for feature in getattr(features, setting):
+            column = feature.column
+            if feature.share is None or value_type(schema[column]) == pl.Null:
+                continue
+            place = f"features.{setting} ({column})"
+            first, other = found.setdefault(feature.share, (column, place))
+            if value_type(schema[first]) != value_type(schema[column]):
+                raise ProjectError(
+                    f"{place}: is {schema[column]}, but {other} is {schema[first]}, and both have "
+                    f"share = {feature.share!r}; allowed: values of one type"
+                )
+
+
+def value_type(dtype: pl.DataType) -> pl.DataType:
+    """The type of a column's values, or of the values in its lists."""
+    return pl.Series(dtype=dtype.inner).dtype if isinstance(dtype, pl.List) else dtype
 
 
 def is_vector(dtype: pl.DataType) -> bool:

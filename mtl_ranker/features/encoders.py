@@ -20,7 +20,7 @@ import polars as pl
 
 from mtl_ranker.config import Categorical, Features, ListColumn, Project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.columns import numeric_features, table_sides
+from mtl_ranker.features.columns import check_shared, numeric_features, table_sides
 from mtl_ranker.features.matches import Match, find_matches, with_matches
 from mtl_ranker.features.vectors import VectorTable, read_vectors
 
@@ -360,7 +360,7 @@ def _add_histories(
 def _shared(features: Features, rows: pl.LazyFrame) -> dict[str, list[Any]]:
     """The vocabulary of each shared name: values that are frequent in all its columns together.
 
-    The least `min_count` of the columns counts. Raises ProjectError for columns of several types.
+    The least `min_count` of the columns counts. Raises ProjectError as `check_shared` does.
     """
     values_of: dict[str, list[pl.LazyFrame]] = {}
     min_count: dict[str, int] = {}
@@ -371,15 +371,10 @@ def _shared(features: Features, rows: pl.LazyFrame) -> dict[str, list[Any]]:
         value = pl.col(c.column).explode() if isinstance(c, ListColumn) else pl.col(c.column)
         values_of.setdefault(c.share, []).append(rows.select(value.alias(c.share)))
         min_count[c.share] = min(c.min_count, min_count.get(c.share, c.min_count))
+    check_shared(features, rows.select(c.column for c in columns).collect_schema())
     vocabularies = {}
     for name, frames in values_of.items():
-        types = {str(frame.collect_schema()[name]) for frame in frames}
-        if len(types) > 1:
-            raise ProjectError(
-                f"features: columns that share {name!r} hold {', '.join(sorted(types))}; "
-                "allowed: one type"
-            )
-        vocabularies[name] = _frequent(pl.concat(frames), min_count[name])
+        vocabularies[name] = _frequent(pl.concat(frames, how="vertical_relaxed"), min_count[name])
     return vocabularies
 
 

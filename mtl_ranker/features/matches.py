@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.columns import value_type
+
 if TYPE_CHECKING:
     from mtl_ranker.features.encoders import Vocabulary
 
@@ -100,7 +103,8 @@ def with_matches(rows: Frame, matches: Sequence[Match]) -> Frame:
     """Rows with a column for each match feature.
 
     Text instead of lists becomes lists, as in `Encoder.transform`. A single value is compared in
-    the type of the list's values; a caller's whole numbers may arrive as floats.
+    the type of the list's values; a caller's whole numbers may arrive as floats. Raises
+    ProjectError for text that would be compared with other values.
     """
     if not matches:
         return rows
@@ -108,4 +112,17 @@ def with_matches(rows: Frame, matches: Sequence[Match]) -> Frame:
     kinds = rows.lazy().select(*columns).collect_schema()
     lists = {m.user for m in matches if m.user_list} | {m.item for m in matches if m.item_list}
     text = [pl.col(c).cast(pl.List(pl.String)) for c in lists if not isinstance(kinds[c], pl.List)]
+    for match in matches:
+        _check_types(match, kinds)
     return rows.with_columns(text).with_columns(match.feature(kinds) for match in matches)
+
+
+def _check_types(match: Match, kinds: Mapping[str, pl.DataType]) -> None:
+    """Raise ProjectError unless both columns hold text, or neither does."""
+    types = [value_type(kinds[column]) for column in (match.user, match.item)]
+    if pl.Null not in types and (types[0] == pl.String) != (types[1] == pl.String):
+        raise ProjectError(
+            f"{match.name} (features.matches): column {match.user!r} of the user is "
+            f"{kinds[match.user]}, but {match.item!r} of the item is {kinds[match.item]}; allowed: "
+            "text in both, or numbers in both"
+        )

@@ -1,8 +1,9 @@
 """Content embeddings: vectors of the user and item tables, stored once and named by a key.
 
 A key is a hash of a vector's numbers, so a vector that changes has another one. Examples hold keys;
-the vectors are in `vectors/` of the workspace, in files that are only added. Two runs may add the
-same vector at the same time: a key names the same numbers in both files.
+the vectors are in `vectors/` of the workspace, in files that are only added, until `prune_vectors`
+removes what no examples name. Two runs may add the same vector at the same time: a key names the
+same numbers in both files.
 """
 
 from __future__ import annotations
@@ -161,9 +162,54 @@ def _store(workspace: Workspace, keys: np.ndarray, vectors: np.ndarray) -> None:
     if len(new):
         vector = pl.Series("vector", vectors[new]).cast(pl.List(pl.Float32))
         rows = pl.DataFrame([pl.Series("key", keys[new]), vector])
-        place = f"{VECTORS}/{fingerprint(*keys[new].tolist())}.parquet"
-        with workspace.published(place) as temporary:
-            rows.write_parquet(temporary)
+        _write(workspace, rows)
+
+
+def _write(workspace: Workspace, rows: pl.DataFrame) -> str:
+    """Publish vectors with their keys; returns the place."""
+    place = f"{VECTORS}/{fingerprint(*rows['key'])}.parquet"
+    with workspace.published(place) as temporary:
+        rows.write_parquet(temporary)
+    return place
+
+
+def named_vectors(
+    workspace: Workspace, datasets: Sequence[str], columns: Sequence[str]
+) -> pl.Series:
+    """Distinct keys that these datasets of examples hold in these columns, also unfinished ones."""
+    places = [workspace.place(each, day) for each in datasets for day in workspace.days(each)]
+    places += [place for each in datasets for place in workspace.unfinished_parts(each)]
+    keys = [pl.LazyFrame(schema={"key": pl.Int64})]
+    for file in workspace.files(places):
+        schema = pl.read_parquet_schema(file)
+        rows = pl.scan_parquet(file, glob=False)
+        own = [column for column in columns if schema.get(column) == pl.Int64]
+        keys += [rows.select(pl.col(column).alias("key").unique()) for column in own]
+    return pl.concat(keys).unique().drop_nulls().collect(engine="streaming")["key"]
+
+
+def prune_vectors(workspace: Workspace, needed: pl.Series, dry_run: bool) -> tuple[int, int]:
+    """Remove stored vectors whose key is not needed; the number of those, and of the others.
+
+    A file with vectors of both kinds is replaced, after those that are needed are in another one.
+    """
+    unused, kept = _stored(workspace).unique("key"), needed.implode()
+    counts = unused.select(pl.col("key").is_in(kept).alias("needed")).collect()["needed"]
+    if dry_run or counts.all():
+        return int((~counts).sum()), int(counts.sum())
+    replaced, rows = [], []
+    for place in workspace.places(VECTORS):
+        file = pl.read_parquet(workspace.file(place))
+        own = file.filter(pl.col("key").is_in(kept))
+        if own.height < file.height:
+            replaced.append(place)
+            rows.append(own)
+    moved = pl.concat(rows).unique("key", maintain_order=True)
+    written = _write(workspace, moved) if moved.height else None
+    for place in replaced:
+        if place != written:
+            workspace.remove(place)
+    return int((~counts).sum()), int(counts.sum())
 
 
 def load_vectors(

@@ -21,6 +21,7 @@ from mtl_ranker.workspace import fingerprint
 AGGREGATE_SQL = ("aggregates/entity.sql", "aggregates/history.sql")
 FEATURE_SQL = ("features/windows.sql", "features/join.sql", "features/history.sql")
 VIEWS = "views"
+EXAMPLES = "examples"
 # Settings of a table that define where its rows are.
 PLACE = ("path", "format", "version", "partition", "valid_from", "valid_to")
 
@@ -79,7 +80,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def examples_dataset(context: Context) -> str:
-    return f"{context.examples_in}examples"
+    return f"{context.examples_in}{EXAMPLES}"
 
 
 def aggregate_dataset(context: Context, keys: list[str]) -> str:

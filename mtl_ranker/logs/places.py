@@ -17,7 +17,7 @@ import polars as pl
 from mtl_ranker.context import Place
 from mtl_ranker.stores import objects
 from mtl_ranker.stores.objects import ADDRESS, Meta, address_of, is_address, store_options
-from mtl_ranker.workspace import FileSize, Workspace, file_content
+from mtl_ranker.workspace import FileSize, Workspace, file_content, file_stamp
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,13 @@ def size_of(place: Place) -> FileSize:
         meta = place.meta()
         return FileSize(place.name, meta.size, meta.modified.timestamp())
     return FileSize.of(Path(str(place)))
+
+
+def stamp_of(place: Place) -> str:
+    """What changes when a file or an object is written again, without reading it."""
+    if isinstance(place, ObjectPath):
+        return content_of(place)
+    return file_stamp(Path(str(place)))
 
 
 def content_of(place: Place, workspace: Workspace | None = None) -> str:

@@ -6,7 +6,8 @@ column of the log, but in two tables whose columns share a vocabulary.
 A shop is one log of joined rows (`write_log`), or impressions and a stream of each action
 (`write_streams`): clicks, carts, purchases with their revenue, stars some days after a purchase and
 returns weeks after it. Of `Size.delayed` impressions some have a discount, which raises purchases,
-and on some days an item is out of stock, so that nobody buys it.
+and on some days an item is out of stock, so that nobody buys it. Items have content embeddings,
+noisy linear images of their category, quality and price; some have none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mtl_ranker.logs.simulate import HOUR_MS, Days, Delay, write_by_day, write_part
+from mtl_ranker.logs.simulate import (
+    HOUR_MS,
+    Days,
+    Delay,
+    content_vectors,
+    write_by_day,
+    write_part,
+)
 
 FIRST = date(2026, 3, 2)
 CATEGORIES = [f"category {n}" for n in range(15)]
@@ -168,7 +176,7 @@ def write_streams(shop: Shop, folder: Path, seed: int) -> None:
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 2]))
     euros = [pl.col(name).mul(0.6).add(3.0).exp().round(2) for name in ("budget", "price")]
-    items = shop.items.with_columns(euros[1])
+    items = shop.items.with_columns(euros[1], _contents(shop, seed))
     write_part(folder, folder / "users.parquet", shop.users.with_columns(euros[0]))
     write_part(folder, folder / "items.parquet", items)
     log, rows = shop.log, shop.log.height
@@ -207,6 +215,15 @@ def write_streams(shop: Shop, folder: Path, seed: int) -> None:
     )
     write_by_day(folder / "truth", truth, days, "part-0")
     _write_candidates(shop, folder, rng)
+
+
+def _contents(shop: Shop, seed: int) -> pl.Series:
+    """Content embeddings, noisy linear images of category, quality and price: lists of float32."""
+    price, kinds = shop.items["price"].to_numpy(), shop.items["category"].to_list()
+    category = np.array([[kind == name for name in CATEGORIES] for kind in kinds])
+    attributes = np.column_stack([category, shop.quality, price])
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 3]))
+    return content_vectors(attributes, rng).alias("content")
 
 
 def _write_candidates(shop: Shop, folder: Path, rng: np.random.Generator) -> None:

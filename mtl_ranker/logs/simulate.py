@@ -10,7 +10,8 @@ probabilities are written beside the log, never into it.
 The log is one of joined rows, or with `Feed.streams` impressions and a stream of each action, with
 daily partitions by the action's own day. Both have the same impressions and the same answers.
 Actions follow their impression with a delay of a known distribution (`Delay`); what happens after
-the last day is in no stream.
+the last day is in no stream. The user table of such a log has a snapshot of each day, in which
+users appear on the day they join.
 
 All random numbers come from `SeedSequence` of the seed, the day and the chunk: the same seed gives
 the same bytes, and memory depends on the size of a chunk, not on the number of impressions.
@@ -189,7 +190,8 @@ def simulate(feed: Feed, folder: Path, progress: Callable[[int], None] | None = 
     """Write `log/date=D/`, `users.parquet`, `items.parquet` and `truth/date=D/` to `folder`.
 
     With `Feed.streams` in place of the log `impressions`, `clicks`, `watches` and `likes`, each
-    with `date=D/`; `truth` then has the labels as well, also those that come after the last day.
+    with `date=D/`, and in place of the file of users their snapshots `users/date=D/`; `truth` then
+    has the labels as well, also those that come after the last day.
 
     Args:
         progress: called with the number of impressions written so far.
@@ -306,17 +308,35 @@ def _write_tables(feed: Feed, world: World, folder: Path) -> None:
             "content": _contents(feed, world),
         }
     )
-    for name, frame in (("users", users), ("items", items)):
-        write_part(folder, folder / f"{name}.parquet", frame)
+    write_part(folder, folder / "items.parquet", items)
+    if not feed.streams:
+        write_part(folder, folder / "users.parquet", users)
+        return
+    for day in range(-1, feed.days):  # rows of the first day have the values of the day before
+        target = folder / f"users/date={feed.first_day + timedelta(days=day)}/part-0.parquet"
+        write_part(folder, target, _users_on(world, users, day))
+
+
+def _users_on(world: World, users: pl.DataFrame, day: int) -> pl.DataFrame:
+    """The snapshot of a numbered day: who has joined, and how many days ago."""
+    joined = pl.Series(world.user_joins)
+    days = pl.col("joined_days") + day - joined
+    return users.with_columns(days).filter(joined <= max(day, 0))
 
 
 def _contents(feed: Feed, world: World) -> pl.Series:
     """Content embeddings: lists of float32, null for items without one."""
     rng = np.random.default_rng(np.random.SeedSequence([feed.seed, 9]))
-    image = world.item_taste @ rng.normal(0, TASTES**-0.5, (TASTES, CONTENT))
+    return content_vectors(world.item_taste, rng)
+
+
+def content_vectors(attributes: np.ndarray, rng: np.random.Generator) -> pl.Series:
+    """Noisy linear images of attributes [N, A]: N lists of float32, null without an embedding."""
+    count, size = attributes.shape
+    image = attributes @ rng.normal(0, size**-0.5, (size, CONTENT))
     image = image + rng.normal(0, CONTENT_NOISE, image.shape)
     vectors = pl.Series(image.astype(np.float32)).cast(pl.List(pl.Float32))
-    return vectors.set(pl.Series(rng.random(feed.items) < NO_CONTENT), None)
+    return vectors.set(pl.Series(rng.random((count,)) < NO_CONTENT), None)
 
 
 def _impressions(feed: Feed, world: World, chunk: Chunk) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from mtl_ranker.logs.places import (
     scan_places,
     schema_of,
     size_of,
+    stamp_of,
 )
 from mtl_ranker.logs.requests import shown_items
 from mtl_ranker.logs.table_formats import TableVersion, open_table
@@ -36,6 +37,30 @@ from mtl_ranker.workspace import FileSize, Workspace, fingerprint, open_workspac
 
 TABLE_FORMATS = ("delta", "iceberg")
 AnyPlace = TypeVar("AnyPlace", bound=Place)
+
+
+@dataclass(frozen=True)
+class LogFiles:
+    """The folders and files of a log as of one look at them.
+
+    Attributes:
+        path: the log's file or folder.
+        folders: day → its folder; empty for a log that is not divided into days.
+        ready: name of the marker in the folder of a complete day (`log.ready`).
+    """
+
+    path: Place
+    folders: Mapping[date, Place]
+    ready: str | None
+
+    @cached_property
+    def partitions(self) -> dict[date, list[Place]]:
+        """Day → its files. With `ready` the days that have the marker, otherwise a file."""
+        days = self.folders.items()
+        if self.ready:
+            return {day: parquet_files(own) for day, own in days if (own / self.ready).exists()}
+        files = {day: parquet_files(own) for day, own in days}
+        return {day: own for day, own in files.items() if own}
 
 
 @dataclass(frozen=True)
@@ -67,9 +92,10 @@ class ParquetSource:
 
     def days(self) -> list[date]:
         """Days present in the log, ascending."""
-        if self._folders():
-            return sorted(self._partitions())
-        found = {day for days in self._days_of_files().values() for day in days}
+        files = self._look()
+        if files.folders:
+            return sorted(files.partitions)
+        found = {day for days in self._days_of_files(files).values() for day in days}
         return sorted(day for day in found if day is not None)
 
     def with_log(self, log: Log) -> Source:
@@ -142,15 +168,15 @@ class ParquetSource:
     @property
     def undivided(self) -> bool:
         """Whether there are no folders of days, so that a day without rows is no missing one."""
-        return not self._folders()
+        return not self._look().folders
 
     def sizes(self, day: date) -> list[FileSize]:
         """Size and time of each file that the day's rows are read from."""
-        return [size_of(f) for f in self._day_files(day)]
+        return [size_of(f) for f in self._day_files(self._look(), day)]
 
     def state(self, day: date) -> list[str]:
         """Name and content's hash of each file that the day's rows are read from."""
-        return [content_of(f, self.workspace) for f in self._day_files(day)]
+        return [content_of(f, self.workspace) for f in self._day_files(self._look(), day)]
 
     def tables_state(self, day: date) -> list[str]:
         """The same for the user and item tables as of D, including how they are read."""
@@ -171,33 +197,34 @@ class ParquetSource:
         Args:
             used: columns beside the canonical ones; None for all.
         """
-        files = self._day_files(day)
-        if self._folders():
-            lazy = scan_files(files, self._read(used), self._begun_later(day))
+        of_log = self._look()
+        files = self._day_files(of_log, day)
+        if of_log.folders:
+            lazy = scan_files(files, self._read(used), self._begun_later(of_log, day))
             lazy = self._shown(lazy, files[0]).with_columns(pl.lit(day).alias("date"))
             return _canonical(lazy, self.log, files[0], self.setting)
-        rows = self._undivided(files, self._read(used), self._added_in_files())
+        rows = self._undivided(files, self._read(used), self._added_in_files(of_log))
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
 
-    def _begun_later(self, day: date) -> dict[str, pl.DataType]:
+    def _begun_later(self, of_log: LogFiles, day: date) -> dict[str, pl.DataType]:
         """Columns that neither D nor the day before has, but the log's last day; with their type.
 
         What the day before has and D has not is missing on D.
         """
-        partitions = self._partitions()
+        partitions = of_log.partitions
         # With `log.ready`, a complete day may have no file.
-        days = sorted(d for d in partitions if parquet_files(partitions[d]))
+        days = sorted(d for d, files in partitions.items() if files)
         around = [*[d for d in days if d <= day][-2:], days[-1]]
-        schemas = {d: parquet_schema(f) for d in around for f in parquet_files(partitions[d])[:1]}
-        own = {n for f in parquet_files(partitions[day]) for n in parquet_schema(f)}
+        schemas = {d: parquet_schema(partitions[d][0]) for d in around}
+        own = {n for f in partitions[day] for n in parquet_schema(f)}
         earlier = own.union(*(schemas[d] for d in around[:-1]))
         return self._optional(schemas[days[-1]], earlier)
 
-    def _added_in_files(self) -> dict[str, pl.DataType]:
+    def _added_in_files(self, of_log: LogFiles) -> dict[str, pl.DataType]:
         """Columns that the files of an undivided log have from a day on, with their type."""
         days = {
             file: [day for day in own if day is not None]
-            for file, own in self._days_of_files().items()
+            for file, own in self._days_of_files(of_log).items()
         }
         dated = sorted((own[-1], file) for file, own in days.items() if own)
         if not dated:
@@ -237,7 +264,7 @@ class ParquetSource:
 
     def columns(self, day: date) -> list[str]:
         """The columns of a day's first file, for messages."""
-        return parquet_schema(self._day_files(day)[0]).names()
+        return parquet_schema(self._day_files(self._look(), day)[0]).names()
 
     def table(self, which: str, day: date) -> pl.LazyFrame | None:
         """The users' or items' table keyed by `user_id` or `item_id`, or None.
@@ -271,10 +298,8 @@ class ParquetSource:
         """Day → the files of a table's snapshot. Raises ProjectError where there is none."""
         settings: Table = getattr(self.log, which)
         log = Log(path=settings.path, partition=settings.partition, ready=self.log.ready)
-        folders = ParquetSource(log, self.root, self.workspace, f"log.{which}")._folders()
-        complete = [d for d, f in folders.items() if not log.ready or (f / log.ready).exists()]
-        files = {day: parquet_files(folders[day]) for day in complete}
-        found = {day: own for day, own in files.items() if own}
+        of_table = ParquetSource(log, self.root, self.workspace, f"log.{which}")._look()
+        found = {day: files for day, files in of_table.partitions.items() if files}
         if not found:
             raise ProjectError(
                 f"{self.root / settings.path}: holds no snapshot; log.{which}.partition = "
@@ -329,23 +354,15 @@ class ParquetSource:
             raise ProjectError(found)
         return rows
 
-    def _folders(self) -> dict[date, Place]:
-        """Day → its folder; empty for a log that is not divided into days."""
-        return day_folders(self.path(), self.log)
-
-    def _partitions(self) -> dict[date, Place]:
-        """The days that have a file; with `log.ready`, those that have the marker."""
-        ready = self.log.ready
-        return {
-            day: folder
-            for day, folder in self._folders().items()
-            if ((folder / ready).exists() if ready else bool(parquet_files(folder)))
-        }
-
-    def _day_files(self, day: date) -> list[Place]:
+    def _look(self) -> LogFiles:
+        """The log's files, by one listing of a store."""
         path = self.path()
-        if self._folders():
-            partitions = self._partitions()
+        return LogFiles(path, day_folders(path, self.log), self.log.ready)
+
+    def _day_files(self, of_log: LogFiles, day: date) -> list[Place]:
+        """The files with a day's rows. Raises ProjectError for a day without any."""
+        path, partitions = of_log.path, of_log.partitions
+        if of_log.folders:
             if day not in partitions:
                 have = sorted(partitions)
                 days = (
@@ -357,36 +374,34 @@ class ParquetSource:
                     f"{path}: no partition {day.strftime(self.log.layout or '')}; the log has "
                     f"{days}"
                 )
-            files = parquet_files(partitions[day])
-            if not files:
-                raise ProjectError(f"{partitions[day]}: holds no *.parquet file")
-            return files
-        files_days = self._days_of_files()
+            if not partitions[day]:
+                raise ProjectError(f"{of_log.folders[day]}: holds no *.parquet file")
+            return partitions[day]
+        files_days = self._days_of_files(of_log)
         if not any(day in own for own in files_days.values()):
-            have = self.days()
+            have = sorted({day for own in files_days.values() for day in own if day is not None})
             span = f"days from {have[0]} to {have[-1]}" if have else "no day"
             raise ProjectError(f"{path}: no rows of {day}; the log has {span}")
         return [file for file, own in files_days.items() if day in own or None in own]
 
-    def _days_of_files(self) -> dict[Place, list[date | None]]:
+    def _days_of_files(self, of_log: LogFiles) -> dict[Place, list[date | None]]:
         """The days of each file of an undivided log; None for rows without a valid time."""
-        path = self.path()
-        files = parquet_files(path)
+        files = parquet_files(of_log.path)
         if not files:
-            raise ProjectError(f"{path}: holds no *.parquet file")
-        return {file: self._days_of_file(file) for file in files}
+            raise ProjectError(f"{of_log.path}: holds no *.parquet file")
+        return {file: self._days_of_file(file, of_log.path) for file in files}
 
-    def _days_of_file(self, file: Place) -> list[date | None]:
+    def _days_of_file(self, file: Place, path: Place) -> list[date | None]:
         def read() -> list[str | None]:
             schema, names = parquet_schema(file), (self.log.partition, self.log.timestamp)
             name = next((name for name in names if name is not None and name in schema), None)
             if name is None:  # raises an error that names the column
                 own, rows = pl.col("date"), self._undivided([file], self._read([]))
             else:
-                own = self._day_of(name, schema[name], self.path())
+                own = self._day_of(name, schema[name], path)
                 rows = scan_files([file], {name})
             days = rows.select(own.unique().sort().alias("date")).collect()
-            self.check_days(rows, self.path())
+            self.check_days(rows, path)
             return [day and day.isoformat() for day in days["date"]]
 
         if self.workspace is None:
@@ -579,19 +594,23 @@ def widened(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows.with_columns(_casts(schema, {n: wide_type(t) for n, t in schema.items()}))
 
 
-@lru_cache(maxsize=10_000)
-def _known_schema(file: Place, size: FileSize) -> pl.Schema:
-    """The columns of a file, read once while its size and time are the same."""
-    return parquet_schema(file)
-
-
 def parquet_schema(file: Place) -> pl.Schema:
-    """The columns of a file. Raises ProjectError for one that is not Parquet."""
-    if size_of(file).size == 0:
-        raise ProjectError(f"{file}: empty file (0 bytes), not Parquet")
+    """The columns of a file, read once while the file is the same.
+
+    Raises ProjectError for one that is not Parquet.
+    """
+    return _schema_at(str(file), stamp_of(file))
+
+
+@lru_cache(maxsize=10_000)
+def _schema_at(file: str, stamp: str) -> pl.Schema:
+    """The columns of a file whose stamp is that of `stamp_of`."""
+    place = place_at(file)
     try:
-        return schema_of(file)
+        return schema_of(place)
     except (pl.exceptions.PolarsError, OSError) as error:
+        if size_of(place).size == 0:
+            raise ProjectError(f"{file}: empty file (0 bytes), not Parquet") from error
         reason = first_line(error)
         raise ProjectError(f"{file}: not a whole Parquet file ({reason})") from error
 
@@ -786,7 +805,7 @@ class FilePart:
         return content_of(self.file, workspace)
 
     def schema(self) -> pl.Schema:
-        return _known_schema(self.file, size_of(self.file))
+        return parquet_schema(self.file)
 
     def rows(self) -> pl.LazyFrame:
         return scan_places([self.file])

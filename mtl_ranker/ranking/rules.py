@@ -9,7 +9,7 @@ summed over all users.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
@@ -219,38 +219,56 @@ class DayLists:
     vectors: np.ndarray | None = None
 
     @classmethod
-    def build(
-        cls,
-        context: Context,
-        day: date,
-        users: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows,
-        given: Collection[str] = (),
-    ) -> DayLists | None:
-        """None where lists are the best candidates by score.
+    def build(cls, context: Context, day: date, given: Collection[str] = ()) -> DayLists | None:
+        """Of all users; None where lists are the best candidates by score.
 
         Args:
             context: of the project, not of the model.
-            users: keeps the rows of the users to be ranked.
             given: columns that the scored rows have, which are not read here.
 
         Raises ProjectError as `check_rules` does.
         """
+        common = cls.of_all_users(context, day, given)
+        return None if common is None else common.with_users(context, given=given)
+
+    @classmethod
+    def of_all_users(
+        cls, context: Context, day: date, given: Collection[str] = ()
+    ) -> DayLists | None:
+        """What is the same whichever users are ranked, as `build`; `with_users` adds the rest."""
         project, rules = context.project, context.project.scoring.rules
         if not rules.names and project.scoring.exploration is None:
             return None
-        drops = {}
-        if rules.seen_days:
-            days = _seen_days(context, day)
-            if days:
-                seen = users(context.workspace.scan("events", days).select(PAIR))
-                drops["seen_days"] = seen.unique().collect(engine="streaming")
-        for setting, table in rules.tables:
-            drops[setting] = _read_list(context, setting, table)
-        wanted = set(rules.columns.values())
-        wanted |= {key for frame in drops.values() for key in frame.columns}
-        wanted |= {PUBLISHED} if rules.fresh is not None else set()
-        wanted -= {*PAIR, *given}
-        return cls.of(project, day, drops, list(_columns(context, day, wanted, users)))
+        drops = {setting: _read_list(context, setting, table) for setting, table in rules.tables}
+        wanted = _wanted(project, drops, given) - set(project.log.context)
+        return cls.of(project, day, drops, list(_columns_of_tables(context, day, wanted)))
+
+    def with_users(
+        self,
+        context: Context,
+        users: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows,
+        given: Collection[str] = (),
+    ) -> DayLists:
+        """With what users were shown, and with the context of their candidates.
+
+        Args:
+            context, given: as of `build`.
+            users: keeps the rows of the users to be ranked.
+        """
+        drops = dict(self.drops)
+        days = _seen_days(context, self.day) if self.project.scoring.rules.seen_days else []
+        if days:
+            seen = users(context.workspace.scan("events", days).select(PAIR))
+            drops = {"seen_days": seen.unique().collect(engine="streaming"), **drops}
+        wanted = _wanted(self.project, drops, given)
+        own = [column for column in self.project.log.context if column in wanted]
+        if not own:
+            return replace(self, drops=drops)
+        rows = users(prepared_candidates(context, self.day, checked=True)).select(*PAIR, *own)
+        pairs = rows.collect(engine="streaming").unique(PAIR, keep="first", maintain_order=True)
+        theirs = DayLists.of(self.project, self.day, drops, [(PAIR, pairs)])
+        vectors = self.vectors if theirs.vectors is None else theirs.vectors
+        return replace(self, drops=drops, columns=[*theirs.columns, *self.columns], vectors=vectors)
 
     @classmethod
     def of(
@@ -593,19 +611,24 @@ class _Explorer:
         return exploration.item_at_position(table)[number, rank - 1]
 
 
-def _columns(
-    context: Context,
-    day: date,
-    wanted: set[str],
-    users: Callable[[pl.LazyFrame], pl.LazyFrame],
+def _wanted(
+    project: Project, drops: Mapping[str, pl.DataFrame], given: Collection[str]
+) -> set[str]:
+    """The columns that rules read and scored rows lack."""
+    rules = project.scoring.rules
+    wanted = set(rules.columns.values()) | {
+        key for frame in drops.values() for key in frame.columns
+    }
+    wanted |= {PUBLISHED} if rules.fresh is not None else set()
+    return wanted - {*PAIR, *given}
+
+
+def _columns_of_tables(
+    context: Context, day: date, wanted: set[str]
 ) -> Iterator[tuple[list[str], pl.DataFrame]]:
-    """Frames with the wanted columns, each with its key: of candidates, users and items."""
-    own = [column for column in context.project.log.context if column in wanted]
-    if own:
-        rows = users(prepared_candidates(context, day, checked=True)).select(*PAIR, *own)
-        yield PAIR, rows.collect(engine="streaming").unique(PAIR, keep="first", maintain_order=True)
-    for key, table in tables_as_of(context.source, day).items():
-        columns = [c for c in table.collect_schema() if c in wanted and c not in own]
+    """Frames with the wanted columns of users and items, each with its key."""
+    for key, table in tables_as_of(context.source, day).items() if wanted else ():
+        columns = [c for c in table.collect_schema() if c in wanted]
         if columns:
             yield [key], table.select(key, *columns).collect()
 

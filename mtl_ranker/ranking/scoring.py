@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from pathlib import PurePath
 
 import polars as pl
@@ -179,45 +180,66 @@ def _score_day(
         if on_block is not None:
             on_block(done, plan.candidates)
 
+    parts = PartRanker(context, ranker, day)
     for part in plan.parts:
-        rank_part(context, ranker, day, part, count)
+        parts.rank(part, count)
     return publish_ranking(context.workspace, plan)
 
 
-def rank_part(
-    context: Context,
-    ranker: RegisteredRanker,
-    day: date,
-    part: RankingPart,
-    on_block: Callable[[int], None] = lambda rows: None,
-) -> None:
-    """Rank one part of a plan into its file, unless the file exists.
+def rank_part(context: Context, ranker: RegisteredRanker, day: date, part: RankingPart) -> None:
+    """Rank one part of a plan, as `PartRanker`."""
+    PartRanker(context, ranker, day).rank(part)
 
-    `on_block` is called with the candidates of each finished block. Raises ProjectError for
-    candidates without a feature column.
+
+@dataclass(frozen=True)
+class PartRanker:
+    """Ranks the parts of a plan of day D.
+
+    Attributes:
+        context: of the project, not of the model.
     """
-    if context.workspace.has(part.file):
-        on_block(part.candidates)
-        return
-    lists = DayLists.build(context, day, joined(part.blocks).of)
-    context = ranker.context(context)
-    project, artifact, blocks = context.project, ranker.artifact, part.blocks
-    all_candidates = prepared_candidates(context, day, checked=True)
-    used = [c for c in all_candidates.collect_schema() if c in columns_read(project)]
-    # One read for all blocks, as a candidate file need not be sorted by user.
-    candidates = joined(blocks).of(all_candidates).select(used).collect(engine="streaming")
-    as_of = AsOf.build(context, candidates.lazy(), day)
-    columns = as_of.join(candidates.lazy()).collect_schema()
-    missing = [c for c in feature_columns(project) if c not in columns]
-    if missing:
-        raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(missing)}")
-    ranked = rank_blocks(BlockRanker(artifact, as_of, lists), candidates, blocks, on_block)
-    repeated = candidates.select(used).n_unique() - candidates.select(PAIR).n_unique()
-    with context.workspace.published(part.file) as temporary:
-        ranking = with_version([rows for rows, _ in ranked], ranker.version)
-        effects = summed(changed for _, changed in ranked)
-        facts = {REPEATED: str(repeated), EFFECTS: effects_to_json(effects)}
-        ranking.write_parquet(temporary, metadata=facts)
+
+    context: Context
+    ranker: RegisteredRanker
+    day: date
+
+    @cached_property
+    def _lists(self) -> DayLists | None:
+        """The rules of the day, as far as all parts share them."""
+        return DayLists.of_all_users(self.context, self.day)
+
+    def rank(self, part: RankingPart, on_block: Callable[[int], None] = lambda rows: None) -> None:
+        """Rank one part into its file, unless the file exists.
+
+        `on_block` is called with the candidates of each finished block. Raises ProjectError for
+        candidates without a feature column.
+        """
+        if self.context.workspace.has(part.file):
+            on_block(part.candidates)
+            return
+        blocks, day, artifact = part.blocks, self.day, self.ranker.artifact
+        users = joined(blocks)
+        lists = self._lists
+        if lists is not None:
+            lists = lists.with_users(self.context, users.of)
+        context = self.ranker.context(self.context)
+        project = context.project
+        all_candidates = prepared_candidates(context, day, checked=True)
+        used = [c for c in all_candidates.collect_schema() if c in columns_read(project)]
+        # One read for all blocks, as a candidate file need not be sorted by user.
+        candidates = users.of(all_candidates).select(used).collect(engine="streaming")
+        as_of = AsOf.build(context, candidates.lazy(), day)
+        columns = as_of.join(candidates.lazy()).collect_schema()
+        missing = [c for c in feature_columns(project) if c not in columns]
+        if missing:
+            raise ProjectError(f"candidates of {day} lack the feature columns {', '.join(missing)}")
+        ranked = rank_blocks(BlockRanker(artifact, as_of, lists), candidates, blocks, on_block)
+        repeated = candidates.select(used).n_unique() - candidates.select(PAIR).n_unique()
+        with context.workspace.published(part.file) as temporary:
+            ranking = with_version([rows for rows, _ in ranked], self.ranker.version)
+            effects = summed(changed for _, changed in ranked)
+            facts = {REPEATED: str(repeated), EFFECTS: effects_to_json(effects)}
+            ranking.write_parquet(temporary, metadata=facts)
 
 
 @dataclass(frozen=True)

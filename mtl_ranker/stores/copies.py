@@ -160,8 +160,8 @@ class StoredFolder:
         self._keep(place, Meta(size, datetime.now(UTC), tag), temporary)
 
     def remove(self, folder: str) -> None:
-        """Remove all objects below a folder."""
-        gone = list(self.places(folder))
+        """Remove an object, or all objects below a folder."""
+        gone = [folder] if self.has(folder) else list(self.places(folder))
         if gone:
             self.confirm()
             objects.remove(self._at(place) for place in gone)

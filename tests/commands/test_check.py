@@ -316,6 +316,18 @@ def a_group_without_features(folder):
     return {"models": {"mmoe": model}, "features": {"groups": {"nothing": ["zzz_*"]}}}
 
 
+def texts_that_share_with_whole_numbers(folder):
+    pl.DataFrame({"u": range(60), "likes": "1,2"}).write_parquet(folder / "users.parquet")
+    pl.DataFrame({"i": range(60), "kind": range(60)}).write_parquet(folder / "items.parquet")
+    features = {
+        "categoricals": [{"column": "kind", "share": "kinds"}],
+        "lists": [{"column": "likes", "share": "kinds"}],
+    }
+    users = {"path": "users.parquet", "key": "u", "lists": {"likes": ","}}
+    items = {"path": "items.parquet", "key": "i", "columns": ["kind"]}
+    return {"log": {"users": users, "items": items}, "features": features}
+
+
 def a_bad_day_in_the_middle(folder):
     day = FIRST + timedelta(days=2)
     write_day(folder, day, tiny_events(day).with_columns(ts=pl.lit(None, pl.Int64)))
@@ -345,6 +357,11 @@ REFUSED: list[tuple[Callable[[Path], Settings], str]] = [
     (list_as_a_categorical, r"features.categoricals \(tags\): is List\(String\); .*features.lists"),
     (list_as_a_key, r"features.entities \(tags\): is List\(String\); allowed: one value per row"),
     (dates_as_a_categorical, r"features.categoricals \(made\): is Date; allowed: text, a number"),
+    (
+        texts_that_share_with_whole_numbers,
+        r"features.lists \(likes\): is List\(String\), but features.categoricals \(kind\) is "
+        r"Int64, and both have share = 'kinds'; allowed: values of one type",
+    ),
     (text_in_lists, r"features.lists \(tab\): is String; allowed: a list of text"),
     (
         named_like_a_generated_feature,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_ranker.config import Categorical, Features, ListColumn
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.encoders import Encoder
 from mtl_ranker.features.matches import Match, with_matches
 
@@ -71,6 +75,40 @@ def test_only_columns_of_both_sides_with_common_values_are_compared():
     assert names(two, FEATURES.model_copy(update={"matches": "share"})) == []
     for features in (FEATURES, shared):
         assert names(two, features.model_copy(update={"matches": "none"})) == []
+
+
+@pytest.mark.parametrize(
+    ("home", "city"),
+    [
+        ([1], ["a"]),
+        (["a"], [1]),
+        ([["a"]], [1]),
+        ([[1]], [["a"]]),
+    ],
+)
+def test_text_is_not_compared_with_numbers(home, city):
+    frame = pl.DataFrame({"home": home, "city": city})
+    match = Match("home", "city", isinstance(home[0], list), isinstance(city[0], list))
+    with pytest.raises(
+        ProjectError,
+        match=r"match_home_city \(features.matches\): column 'home' of the user is \S+, "
+        r"but 'city' of the item is \S+; allowed: text in both, or numbers in both",
+    ):
+        with_matches(frame, [match])
+    missing = with_matches(frame.with_columns(city=pl.lit(None)), [replace(match, item_list=False)])
+    assert missing["match_home_city"].to_list() == [None]
+
+
+def test_shared_columns_without_a_value_take_the_type_of_the_others():
+    features = Features(
+        categoricals=[
+            Categorical(column="home", share="place"),
+            Categorical(column="city", share="place"),
+        ]
+    )
+    rows = pl.DataFrame({"home": [None, None], "city": ["a", "b"]})
+    encoder = Encoder.fit(features, [], rows, sides=SIDES)
+    assert [v.values for v in encoder.categoricals] == [["a", "b"]] * 2
 
 
 values = st.one_of(st.none(), st.sampled_from("abc"))

@@ -12,7 +12,16 @@ import pytest
 
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.respond import SimulatedFeed, respond
-from mtl_ranker.logs.simulate import EXAMINATION, Delay, Feed, make_world, simulate, world_on
+from mtl_ranker.logs.shop import Size, make_shop, write_streams
+from mtl_ranker.logs.simulate import (
+    CONTENT,
+    EXAMINATION,
+    Delay,
+    Feed,
+    make_world,
+    simulate,
+    world_on,
+)
 from tests.conftest import FIRST
 
 
@@ -107,6 +116,40 @@ def test_streams_are_the_joined_log_with_delays(tmp_path):
         assert (known["at_ms"] >= known["shown_at_ms"]).all()
         assert known.height == acted.height
     assert (known["date own"] > known["date"]).any()
+
+
+def test_users_of_streams_are_in_the_snapshots_from_the_day_they_join(tmp_path):
+    feed = Feed(impressions=200, days=4, users=400, items=20, first_day=FIRST)
+    users = pl.read_parquet(simulate(feed, tmp_path / "joined") / "users.parquet")
+    streams = simulate(replace(feed, streams=True), tmp_path / "streams")
+    assert not (streams / "users.parquet").exists()
+    joins = make_world(feed).user_joins
+    for day in range(-1, 4):
+        file = streams / f"users/date={FIRST + timedelta(days=day)}/part-0.parquet"
+        found = dict(pl.read_parquet(file).select("user", "joined_days").rows())
+        before = dict(users.select("user", "joined_days").rows())
+        expected = {
+            user: before[user] + day - joins[user]
+            for user in range(400)
+            if joins[user] <= max(day, 0)
+        }
+        assert found == expected
+    assert len(expected) > sum(joins == 0)
+    assert min(expected.values()) == 0
+
+
+def test_the_shops_items_have_embeddings_of_their_category(tmp_path):
+    """Vectors of one category are nearer to each other than to others; some are missing."""
+    write_streams(make_shop(Size(30_000, days=2, delayed=True)), tmp_path, 0)
+    items = pl.read_parquet(tmp_path / "items.parquet")
+    assert 0 < items["content"].null_count() < items.height / 8
+    known = items.drop_nulls("content")
+    vectors = np.array(known["content"].to_list())
+    assert vectors.shape == (known.height, CONTENT)
+    distance = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
+    kinds = known["category"].to_numpy()
+    same = (kinds[:, None] == kinds[None]) & ~np.eye(len(kinds), dtype=bool)
+    assert distance[same].mean() < 0.95 * distance[kinds[:, None] != kinds[None]].mean()
 
 
 def test_delays_follow_their_distribution():

@@ -20,10 +20,11 @@ from mtl_ranker.features import aggregates
 from mtl_ranker.logs.actions import join_actions, with_actions
 from mtl_ranker.logs.ingest import events_provenance, ingest_day
 from mtl_ranker.logs.places import place_at, schema_of
-from mtl_ranker.logs.sources import open_context
+from mtl_ranker.logs.sources import open_context, parquet_schema
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.projects import TINY, WITHOUT, project, write_project
 from tests.stores import (
+    BUCKET,
     Request,
     daily_frames,
     iceberg_catalog,
@@ -125,6 +126,53 @@ class TestObjects:
         upload(tiny / "log", "changed/log")
         stale = [day for day in context.source.days() if not ingest_day(context, day).skipped]
         assert stale == [LAST]
+
+    def test_a_call_lists_a_folder_once(self, tiny: Path, s3: str):
+        shutil.copytree(tiny / "log", tiny / "likes")
+        for day in (FIRST, FIRST + timedelta(days=1)):
+            items = tiny / f"items/date={day}/part-0.parquet"
+            items.parent.mkdir(parents=True)
+            pl.DataFrame({"i": range(20), "topic": range(20)}).write_parquet(items)
+        address = upload(tiny, "once")
+        items = {"path": "items", "key": "i", "columns": ["topic"], "partition": "date"}
+        likes = [{"name": "like", "path": "likes"}]
+        source = opened(tiny, address, items=items, actions=likes).source
+        stream = source.actions("like")
+        calls: list[Callable[[], Any]] = [
+            lambda: source.undivided,
+            *(lambda of=of: of.days() for of in (source, stream)),  # type: ignore[misc]
+            *(lambda of=of: of.scan_day(LAST) for of in (source, stream)),  # type: ignore[misc]
+            lambda: source.sizes(LAST),
+            lambda: source.state(LAST),
+            lambda: source.columns(LAST),
+            lambda: source.tables_state(LAST),
+            lambda: source.table("items", LAST),
+            lambda: source.snapshots("items"),
+        ]
+        listings = []
+        for call in calls:
+            with proxy(s3) as answers:
+                call()
+            listings.append(sum("list-type" in answer.request.path for answer in answers))
+        assert listings == [1] * len(calls)
+
+    def test_the_footers_of_an_undivided_log_are_read_once(self, tiny: Path, s3: str):
+        for number, file in enumerate(sorted((tiny / "log").rglob("*.parquet"))):
+            file.rename(tiny / f"log/{number}.parquet")
+        source = opened(tiny, upload(tiny / "log", "footers/log").removesuffix("/log")).source
+        assert len(source.days()) == 6
+        for number, day in enumerate(source.days()):
+            with proxy(s3) as answers:
+                source.scan_day(day).collect()
+            read = {a.request.path for a in answers if "list-type" not in a.request.path}
+            assert read == {f"/{BUCKET}/footers/log/{number}.parquet"}
+
+    def test_an_object_that_is_written_again_has_its_new_columns(self, tiny: Path, s3: str):
+        file = tiny / "log/a.parquet"
+        for value in (1, 2.0, "x"):
+            pl.DataFrame({"a": [value]}).write_parquet(file)
+            place = place_at(upload(tiny / "log", "again/log")) / "a.parquet"
+            assert parquet_schema(place) == parquet_schema(file) == pl.read_parquet_schema(file)
 
     def test_a_cut_off_object_is_named(self, tiny: Path, s3: str):
         file = tiny / f"log/date={LAST}/part-0.parquet"

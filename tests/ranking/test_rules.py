@@ -24,6 +24,7 @@ from mtl_ranker.ranking.scoring import score_day
 from tests.conftest import FIRST
 from tests.projects import TINY, edit_project, merged, project, project_text, write_project
 from tests.ranking.test_scoring import PAIRED, random_ranker, write_candidates
+from tests.stores import proxy, s3_server, upload
 
 DAY = date(2026, 3, 9)
 ITEMS = {
@@ -333,6 +334,27 @@ def test_seen_blocked_and_not_allowed_candidates_are_dropped(tmp_path, monkeypat
     assert [name for name in made if made[name] != changed[name]] == [
         "table of scoring.rules.block[0]"
     ]
+
+
+def test_what_all_parts_of_a_ranking_share_is_read_once(tmp_path, monkeypatch):
+    """A block list in a store: its requests do not grow with the number of parts."""
+    _, artifact, day = prepared(tmp_path)
+    pl.DataFrame({"i": [3, 99]}).write_parquet(tmp_path / "b.parquet")
+    rules = {"seen_days": 2, "block": [{"path": "b.parquet", "key": ["i"]}]}
+    ruled = with_rules(tmp_path, **rules, at_most=[{"column": "tab", "count": 3, "within": 4}])
+    monkeypatch.setattr(scoring, "BLOCKS_PER_CORE", 1)
+    requests, rankings = [], []
+    with s3_server() as endpoint:
+        data = upload(tmp_path, "shared")
+        for block_rows in (1_000, 20):
+            edit_project(tmp_path, scoring={"block_rows": block_rows})
+            context = open_context(str(tmp_path / "project.toml"), data, ruled.workspace.root)
+            with proxy(endpoint) as answers:
+                ranked = score_day(context, RegisteredRanker(artifact, f"{block_rows}"), day)
+            requests.append(sum(a.request.path.endswith("/b.parquet") for a in answers))
+            rankings.append(pl.read_parquet(ranked.path).select("user_id", "item_id", "rank"))
+    assert rankings[0].equals(rankings[1])
+    assert 0 < requests[1] <= requests[0]
 
 
 def test_a_table_that_only_the_rules_read_changes_the_provenance(tmp_path):
