@@ -215,7 +215,9 @@ def test_floating_point_ids_are_the_texts_of_whole_numbers(tmp_path):
     given = pl.DataFrame({"u": [0.0, 10.0], "i": [0, 1], "tab": "home"})
     given.write_parquet(folder / "part-0.parquet")
     context = opened(tmp_path, scoring={"candidates": "given"})
-    with pytest.raises(ProjectError, match=r"no events are published, which define the types of cand"):
+    with pytest.raises(
+        ProjectError, match=r"no events are published, which define the types of cand"
+    ):
         prepared_candidates(context, day)
     ingest_day(context, FIRST)
     assert prepared_candidates(context, day).collect()["user_id"].to_list() == ["0", "10"]
