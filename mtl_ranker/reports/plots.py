@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mtl_ranker.evaluation.metrics import calibration_bins
 from mtl_ranker.evaluation.pareto import Point
@@ -36,7 +37,7 @@ def learning_curves(
             axis.plot(epochs, validate[:, t], marker="o", markersize=3, label="validation")
         axis.axvline(best_epochs[t], color="0.6", linestyle=":", label="best epoch")
         axis.set(title=name, xlabel="epoch", ylabel="loss" if t == 0 else "")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         axis.ticklabel_format(axis="y", scilimits=POWERS)
     axes[0].legend(frameon=False)
     return figure
