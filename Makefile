@@ -42,6 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): 2.4 GB, a few minutes"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,nightly,servers,studies,cluster,stores,onnx,docs]'
+	$(BIN)/python -m mtl_ranker.commands.databases
 	touch $(STAMP)
 
 clean:

@@ -88,6 +88,7 @@ def nightly(
     with in_turn(context.workspace, f"nightly {chosen}", wait_minutes):
         try:
             await_log(context, chosen, wait_minutes, poll_seconds or min(30.0, 3 * wait_minutes))
+            connect(context)  # before work that a night without MLflow would lose
             context = context.pinned()  # one version of each table for the whole night
             if cluster is not None:
                 build_on(cluster, context, chosen)

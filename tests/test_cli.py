@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 
 import polars as pl
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from mtl_ranker.commands.app import EXAMPLES, app
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.history import store
+from mtl_ranker.tracking import server
 from mtl_ranker.workspace import Workspace
 from tests.projects import write_project
 from tests.reports.test_history import with_trouble
@@ -51,6 +53,23 @@ def test_a_night_with_broken_candidates_ends_before_anything_starts(tiny):
     assert isinstance(done.exception, ProjectError)
     assert "column 'i' (the item) is missing; it has: u, thing" in str(done.exception)
     assert not (tiny / "ws" / "prefect").exists()
+
+
+@pytest.mark.parametrize("name", ["nightly", "train"])
+def test_a_night_whose_mlflow_is_away_reads_nothing(tiny, monkeypatch, name):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://admin:secret@127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr(server, "PAUSES", (0.01,))
+    write_project(tiny)
+    options = ["-c", str(tiny / "project.toml"), "-d", str(tiny), "-w", str(tiny / "ws")]
+    done = CliRunner().invoke(app, [name, *options])
+    assert isinstance(done.exception, ProjectError)
+    message = str(done.exception)
+    assert message.startswith("MLFLOW_TRACKING_URI: MLflow at http://127.0.0.1:")
+    assert "secret" not in message
+    assert not list((tiny / "ws").iterdir())
 
 
 def test_history_prints_the_nights_and_writes_what_other_tools_read(tmp_path):

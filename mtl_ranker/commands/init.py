@@ -46,6 +46,15 @@ SURFACES = {"surface", "tab", "page", "placement", "section", "channel", "screen
 MAKERS = named("author creator brand category topic publisher channel artist genre shop")
 WIDTH = 100
 OBJECTIVES = 2  # of each group
+# Headings of the two parts of a project file, as in the presets.
+DESCRIBE = (
+    "# ==================== Describe your log ====================",
+    "# Columns, tables, objectives, and what the ranking is for. Adapt this part to your data.",
+)
+TUNING = (
+    "# ==================== Tuning; usually leave ====================",
+    "# Without these settings the defaults apply.",
+)
 LIKELY_DUPLICATES = 0.03  # share of a day's rows, from which `max_bad_share` is raised
 
 
@@ -189,6 +198,8 @@ class Draft:
             "# Lines with a question mark are guesses to check: docs/your-log.md",
             f"name = {_toml(self.name)}",
             "",
+            *DESCRIBE,
+            "",
             *_log_lines(self),
             *(line for name, stream in self.streams.items() for line in self._action(name, stream)),
             *_table_lines("users", self.found.users, self.users),
@@ -196,6 +207,9 @@ class Draft:
             *(line for label in self.objectives for line in _objective(label)),
             *_feature_lines(self),
         ]
+        if self.found.candidates is not None:
+            parts += ["", "[scoring]", f"candidates = {_toml(self.found.candidates)}"]
+        parts += ["", *TUNING]
         if self.split is not None:
             warmup, train = self.split
             parts += ["", "[split]", f"warmup_days = {warmup}", f"train_days = {train}"]
@@ -204,8 +218,6 @@ class Draft:
             "[training]",
             "trees = 100  # boosted trees, alone and averaged with the winner: two contenders",
         ]
-        if self.found.candidates is not None:
-            parts += ["", "[scoring]", f"candidates = {_toml(self.found.candidates)}"]
         return "\n".join(parts) + "\n"
 
     def _action(self, name: str, stream: StreamFound) -> list[str]:

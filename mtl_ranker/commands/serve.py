@@ -8,8 +8,9 @@ import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mtl_ranker.commands.processes import Ended, ended_by_signals, exit_code, st
 from mtl_ranker.environment import TEMPORARY_API
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.stores.copies import local_folder
+from mtl_ranker.stores.databases import copy_template, keep_template
+from mtl_ranker.workspace import Workspace
 
 # Prefect's runner ends its flow runs within 30 seconds.
 GRACE = 40.0
@@ -51,8 +54,8 @@ def server(workspace: Path, port: int) -> Iterator[dict[str, str]]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    with _process(home, port, settings) as process:
-        _await(process, home, port)
+    with _started(home, port, settings) as api:
+        api.wait()
         yield settings | {"PREFECT_API_URL": _address(port)}
 
 
@@ -69,43 +72,75 @@ def start_api(workspace: Path) -> Callable[[], None]:
     if "PREFECT_API_URL" in os.environ:
         return lambda: None
     home = workspace.resolve() / "prefect"
-    port = _free_port()
+    port = free_port()
     running = ExitStack()
-    process = running.enter_context(_process(home, port, {}, "--no-ui"))
+    api = running.enter_context(_started(home, port, {}, "--no-ui"))
     atexit.register(running.close)
     os.environ["PREFECT_API_URL"] = os.environ[TEMPORARY_API] = _address(port)
-    return lambda: _await(process, home, port)
+    return api.wait
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A Prefect server that was started.
+
+    Attributes:
+        log: file of what it writes.
+        fresh: the database whose schema it makes; None if it has one.
+    """
+
+    process: Any
+    port: int
+    log: Path
+    fresh: Path | None
+
+    def wait(self) -> None:
+        """Return once it answers; raise ProjectError when it does not within 90 seconds."""
+        deadline = time.monotonic() + 90
+        while not answers(f"{_address(self.port)}/health"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise ProjectError(
+                    f"Prefect's server did not start on port {self.port}: see {self.log}"
+                )
+            time.sleep(0.2)
+        if self.fresh is not None:
+            keep_template("prefect", self.fresh)
 
 
 @contextmanager
-def _process(home: Path, port: int, settings: dict[str, str], *options: str) -> Iterator[Any]:
-    """The process of a Prefect server, which writes to `server.log` in its home."""
+def _started(home: Path, port: int, settings: dict[str, str], *options: str) -> Iterator[_Server]:
+    """A Prefect server, which writes to `server.log` in its home."""
     home.mkdir(parents=True, exist_ok=True)
+    variables = os.environ | settings
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
     command += ["--port", str(port), *options]
+    fresh = _without_schema(variables)
     with (
         open(home / "server.log", "a", encoding="utf-8") as log,
-        started(command, stdout=log, stderr=log, env=os.environ | settings) as process,
+        started(command, stdout=log, stderr=log, env=variables) as process,
     ):
-        yield process
+        yield _Server(process, port, home / "server.log", fresh)
 
 
-def _await(process: Any, home: Path, port: int) -> None:
-    """Return once the server answers; raise ProjectError when it does not within 90 seconds."""
-    deadline = time.monotonic() + 90
-    while not answers(f"{_address(port)}/health"):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise ProjectError(
-                f"Prefect's server did not start on port {port}: see {home}/server.log"
-            )
-        time.sleep(0.2)
+def _without_schema(variables: Mapping[str, str]) -> Path | None:
+    """The database of a new home, unless its schema could be copied; None if there is a database.
+
+    None also where settings name another database.
+    """
+    if any(f"PREFECT_{part}_DATABASE_CONNECTION_URL" in variables for part in ("API", "SERVER")):
+        return None
+    home = Path(variables["PREFECT_HOME"])
+    database = home / "prefect.db"
+    with Workspace(home).lock("create prefect.db", "prefect.db", wait=True):
+        known = database.is_file() or copy_template("prefect", database)
+    return None if known else database
 
 
 def _address(port: int) -> str:
     return f"http://127.0.0.1:{port}/api"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

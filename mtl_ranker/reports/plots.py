@@ -6,10 +6,14 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mtl_ranker.evaluation.metrics import calibration_bins
 from mtl_ranker.evaluation.pareto import Point
+
+POWERS = (-2, 4)  # tick labels of other orders of magnitude have a common power of ten
 
 
 def learning_curves(
@@ -25,8 +29,7 @@ def learning_curves(
         train, validate: [epochs, T].
         best_epochs: [T], counted from 1.
     """
-    figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    figure, axes = _panels(len(names), 4.2, 3.4, title)
     epochs = np.arange(1, len(train) + 1)
     for t, (axis, name) in enumerate(zip(axes, names, strict=True)):
         axis.plot(epochs, train[:, t], marker="o", markersize=3, label="train")
@@ -34,10 +37,9 @@ def learning_curves(
             axis.plot(epochs, validate[:, t], marker="o", markersize=3, label="validation")
         axis.axvline(best_epochs[t], color="0.6", linestyle=":", label="best epoch")
         axis.set(title=name, xlabel="epoch", ylabel="loss" if t == 0 else "")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+        axis.ticklabel_format(axis="y", scilimits=POWERS)
     axes[0].legend(frameon=False)
-    if title:
-        figure.suptitle(title)
     return figure
 
 
@@ -49,8 +51,7 @@ def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Fi
     Args:
         cosine: [epochs, T, T].
     """
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = _panels(1, 6.4, 3.2, title)
     epochs = np.arange(1, len(cosine) + 1)
     for a in range(len(names)):
         for b in range(a):
@@ -59,8 +60,6 @@ def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Fi
     axis.set(xlabel="epoch", ylabel="gradient cosine", ylim=(-1.05, 1.05))
     axis.set_xticks(epochs)
     axis.legend(frameon=False)
-    if title:
-        axis.set_title(title)
     return figure
 
 
@@ -73,8 +72,7 @@ def calibration(
         labels: [N, T].
         predictions: legend → [N, T].
     """
-    figure = Figure(figsize=(3.8 * len(names), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    figure, axes = _panels(len(names), 3.8, 3.6, title)
     for t, (axis, name) in enumerate(zip(axes, names, strict=True)):
         known = ~np.isnan(labels[:, t])
         top = 1e-6
@@ -88,9 +86,8 @@ def calibration(
             top = max(top, 1.05 * predicted.max(), 1.05 * observed.max())
         axis.plot([0, top], [0, top], color="0.7", linestyle="--", label="perfect", zorder=0)
         axis.set(title=name, xlabel="predicted", ylabel="observed" if t == 0 else "")
+        axis.ticklabel_format(scilimits=POWERS)
     axes[0].legend(frameon=False, fontsize=8)
-    if title:
-        figure.suptitle(title)
     return figure
 
 
@@ -179,6 +176,33 @@ def curves_over_days(
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _panels(count: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side, `width` × `height` inches each.
+
+    The margins are fixed: finding them by a layout engine takes longer than drawing the figure, and
+    a night draws some for each run.
+    """
+    figure = Figure(figsize=(width * count, height))
+    left, right, bottom = 0.85, 0.15, 0.5  # inches: tick labels with the label of the axis
+    top = 0.65 if title else 0.35
+    inner = width - left - right
+    axes = figure.subplots(
+        1,
+        count,
+        squeeze=False,
+        gridspec_kw={
+            "left": left / (width * count),
+            "right": 1 - right / (width * count),
+            "bottom": bottom / height,
+            "top": 1 - top / height,
+            "wspace": (left + right) / inner,
+        },
+    )
+    if title:
+        figure.suptitle(title)
+    return figure, list(axes[0])
 
 
 def png(figure: Figure) -> bytes:

@@ -1,6 +1,7 @@
 """MLflow: the only package that imports it.
 
 - `connection`: which tracking server or database is used.
+- `server`: whether that server answers.
 - `runs`: trainings, searches and studies as runs with parameters, metrics and artifacts.
 - `registry`: registered models, their aliases (challenger, champion) and tags.
 - `search`: a search of settings as runs that can be resumed.

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ast
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import (
+    PackageNotFoundError,
+    distribution,
+    packages_distributions,
+    version,
+)
 from pathlib import Path
 from sys import stdlib_module_names
 
@@ -31,14 +36,28 @@ def requirements() -> list[str]:
     """The packages that those modules import, as `name==version` of this process, ascending."""
     names = {name.split(".")[0] for file in _modules() for name in _imports(file, loading=True)}
     names -= {PACKAGE.name, *stdlib_module_names}
-    distributions = packages_distributions()
-    # Several distributions install into the package `mlflow`.
-    found = {
-        name if name in distributions[name] else distributions[name][0].lower()
-        for name in (*names, *EXCHANGED)
-    }
     # A local version, as of a CPU build, is not in the package index.
-    return sorted(f"{name}=={version(name).split('+')[0]}" for name in found)
+    return sorted(
+        f"{name}=={version(name).split('+')[0]}"
+        for name in map(_distribution, {*names, *EXCHANGED})
+    )
+
+
+def _distribution(package: str) -> str:
+    """The distribution that installed an imported package: of the same name, if it has it.
+
+    Otherwise the files of every installed distribution are listed, which takes a second.
+    """
+    try:
+        own = Path(str(distribution(package).locate_file(package))).exists()
+    except PackageNotFoundError:
+        own = False
+    return package if own else _distributions()[package][0].lower()
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
 
 
 @cache
@@ -59,18 +78,32 @@ def _imports(file: Path, loading: bool) -> set[str]:
 
     What a module imports for type checkers only is left out.
     """
-    body = [
-        node
-        for node in ast.parse(file.read_text("utf-8")).body
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    ]
+    body = [node for node in _statements(file) if not _is_for_type_checkers(node)]
     names = set()
-    for node in body if loading else (inner for outer in body for inner in ast.walk(outer)):
+    for node in body if loading else _with_inner(body):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+@cache
+def _statements(file: Path) -> list[ast.stmt]:
+    return ast.parse(file.read_text("utf-8")).body
+
+
+def _is_for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _with_inner(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Statements with those inside of them; `ast.walk` would visit every expression as well."""
+    for node in statements:
+        yield node
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, part, [])
+            yield from _with_inner(inner if isinstance(inner, list) else [])
 
 
 def _files(names: Iterable[str]) -> Iterator[Path]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 import sqlite3
-import ssl
 import tempfile
-import urllib.error
-import urllib.request
 from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import mlflow.pyfunc
 
+from mtl_ranker.stores.databases import copy_template, keep_template
+from mtl_ranker.tracking.server import check_answers, without_credentials
 from mtl_ranker.workspace import Workspace
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ def connect(workspace: Workspace) -> str:
         create_database(workspace)
         uri = tracking_uri(workspace)
     elif uri.startswith("http"):
-        _check_answers(without_credentials(uri))
+        check_answers(uri)
     mlflow.set_tracking_uri(uri)
     return uri
 
@@ -51,22 +49,6 @@ def _warn_of_this_host(root: Path) -> None:
         "finds them",
         root,
     )
-
-
-def _check_answers(address: str) -> None:
-    """Raise ConnectionError unless a server answers at this address, with any status."""
-    try:
-        urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        return
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):  # MLflow has settings of its own for certificates
-            return
-        raise ConnectionError(
-            f"MLflow at {address} does not answer ({reason}): start it, or correct "
-            "MLFLOW_TRACKING_URI"
-        ) from error
 
 
 def tracking_uri(workspace: Workspace) -> str:
@@ -84,7 +66,8 @@ def create_database(workspace: Workspace) -> None:
         return
     here = Workspace(workspace.root)  # never in a store
     with here.lock("create mlflow.db", "mlflow.db", wait=True):
-        if not target.is_file():  # another run may have created it meanwhile
+        # Another run may have created it meanwhile.
+        if not target.is_file() and not copy_template("mlflow", target):
             _migrate(here, target)
 
 
@@ -94,6 +77,7 @@ def _migrate(workspace: Workspace, target: Path) -> None:
         mlflow.MlflowClient(tracking_uri=f"sqlite:///{migrated}").search_experiments(max_results=1)
         with closing(sqlite3.connect(migrated)) as database:
             database.execute("vacuum into ?", (str(temporary),))
+    keep_template("mlflow", target)
 
 
 def artifact_root(workspace: Workspace) -> str:
@@ -112,8 +96,3 @@ def where_to_look(link: str, workspace: Workspace) -> str:
     if mlflow.get_tracking_uri().startswith("http"):
         return link
     return f"{link}  (start it with `mtl-ranker ui --workspace {workspace.where()}`)"
-
-
-def without_credentials(url: str) -> str:
-    """An address without user and password."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", url, count=1)

@@ -17,12 +17,14 @@ import mlflow
 import mlflow.pyfunc
 import numpy as np
 from matplotlib.figure import Figure
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NOTE,
     MLFLOW_SOURCE_NAME,
     MLFLOW_USER,
 )
+from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_METRICS_PER_BATCH
 
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
@@ -194,7 +196,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
             with _run_started(experiment_id, run.label, child_tags, run.started) as child:
                 children[run.label] = child
                 log_datasets(datasets)
-                _log_run(project, suite, run, span)
+                _log_run(child, suite, run, span)
     return logged
 
 
@@ -332,31 +334,31 @@ def _plan(suite: Suite) -> dict[str, str]:
     return params | {"continued_from": f"version {start.version}", "new_days": new}
 
 
-def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
+def _log_run(run_id: str, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
+    """Log a run's parameters, metrics, tags, pictures and diagnosis; it is the active run."""
     names = [task.name for task in suite.tasks]
     spec = run.spec
     if run.refitted:
         days = [*suite.days.train, *suite.days.validate]
         span = {**span, "train_days": first_and_last(days), "validate_days": ""}
-    mlflow.log_params(
-        {
-            **span,
-            "model": run.name,
-            "seed": run.seed,
-            "layers": len(spec.layers),
-            "experts": spec.layers[-1].experts if spec.layers else 0,
-            "expert_hidden": ", ".join(_sizes(layer.hidden) for layer in spec.layers),
-            "gate": spec.layers[-1].gate if spec.layers else "none",
-            "members": spec.members,
-            "tower_hidden": _sizes(spec.tower_hidden),
-            "embedding_dim": spec.embedding_dim,
-            "dropout": spec.dropout,
-            "parameters": run.trained.model.parameter_count(),
-            **project.training.model_dump(exclude={"seeds"}),
-            **_plan(suite),
-        }
-    )
-    mlflow.log_metrics(_results(run))  # first, as MLflow's comparison opens on the first metric
+    params = {
+        **span,
+        "model": run.name,
+        "seed": run.seed,
+        "layers": len(spec.layers),
+        "experts": spec.layers[-1].experts if spec.layers else 0,
+        "expert_hidden": ", ".join(_sizes(layer.hidden) for layer in spec.layers),
+        "gate": spec.layers[-1].gate if spec.layers else "none",
+        "members": spec.members,
+        "tower_hidden": _sizes(spec.tower_hidden),
+        "embedding_dim": spec.embedding_dim,
+        "dropout": spec.dropout,
+        "parameters": run.trained.model.parameter_count(),
+        **run.artifact.project.training.model_dump(exclude={"seeds"}),
+        **_plan(suite),
+    }
+    # Results first, as MLflow's comparison opens on the first metric.
+    metrics = [(0, _results(run))]
     for epoch in run.trained.epochs:
         values = {
             "validate/normalised_loss": epoch.monitored,
@@ -365,20 +367,18 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
         for t, name in enumerate(names):
             values[f"train/{name}/loss"] = epoch.train_loss[t]
             values[f"validate/{name}/loss"] = epoch.validate_loss[t]
-        mlflow.log_metrics(_known(values), step=epoch.number)
+        metrics.append((epoch.number, _known(values)))
     durations = {
         "train/seconds": run.trained.seconds,
         "train/best_epoch": float(run.trained.best_epoch),
     }
-    mlflow.log_metrics(durations)
-    mlflow.set_tags(
-        {
-            KIND_TAG: MODEL,
-            "winner": _flag(run is suite.winner),
-            "refit": _flag(run.refitted),
-            MLFLOW_RUN_NOTE: run_text(run),
-        }
-    )
+    tags = {
+        KIND_TAG: MODEL,
+        "winner": _flag(run is suite.winner),
+        "refit": _flag(run.refitted),
+        MLFLOW_RUN_NOTE: run_text(run),
+    }
+    _log_batch(run_id, params, [*metrics, (0, durations)], tags)
     train = np.array([e.train_loss for e in run.trained.epochs])
     validate = np.array([e.validate_loss for e in run.trained.epochs])
     labels = suite.held_out.labels
@@ -403,6 +403,31 @@ def _log_run(project: Project, suite: Suite, run: ModelRun, span: dict[str, str]
     for file, figure in figures.items():
         mlflow.log_figure(figure, f"plots/{file}")
     mlflow.log_dict(_plain_numbers(asdict(run.diagnosis)), "diagnosis.json")
+
+
+def _log_batch(
+    run_id: str,
+    params: Mapping[str, Any],
+    metrics: Sequence[tuple[int, Mapping[str, float]]],
+    tags: Mapping[str, str],
+) -> None:
+    """Log everything in one request, and in further ones where the metrics are too many for it.
+
+    Args:
+        metrics: step, and values at it.
+    """
+    client, now = mlflow.MlflowClient(), round(1_000 * time.time())
+    values = [Metric(k, v, now, step) for step, known in metrics for k, v in known.items()]
+    # The limit of a request counts parameters and tags too.
+    first = MAX_ENTITIES_PER_BATCH - len(params) - len(tags)
+    client.log_batch(
+        run_id,
+        values[:first],
+        [Param(key, str(value)) for key, value in params.items()],
+        [RunTag(key, value) for key, value in tags.items()],
+    )
+    for start in range(first, len(values), MAX_METRICS_PER_BATCH):
+        client.log_batch(run_id, values[start : start + MAX_METRICS_PER_BATCH])
 
 
 def _comparison(suite: Suite) -> dict[str, list[Any]]:

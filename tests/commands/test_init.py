@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_ranker.commands.check import check_project
-from mtl_ranker.commands.init import write_project_file
-from mtl_ranker.config import Project, load_project
+from mtl_ranker.commands.init import DESCRIBE, TUNING, write_project_file
+from mtl_ranker.config import Project, load_project, parse_project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.discover import ITEM, USER, Hints, discover, names_id, unit_of, words
 from mtl_ranker.logs.roles import OUTCOME
@@ -68,6 +69,17 @@ def test_the_simulated_feed(feed, tmp_path):
     assert "truth" not in (tmp_path / "feed.toml").read_text("utf-8")
     assert "unsure  columns of the log without a role: list_propensity, propensity" in lines
     assert "candidates of 10 users ranked" in checked(feed, tmp_path / "feed.toml")
+
+
+def test_the_first_part_describes_the_log_and_is_a_project_without_the_second(feed, tmp_path):
+    project, _ = started(feed, tmp_path / "feed.toml")
+    text = (tmp_path / "feed.toml").read_text("utf-8")
+    first, heading, second = text.partition(TUNING[0])
+    assert heading
+    assert first.index(DESCRIBE[0]) < first.index("[log]")
+    assert set(tomllib.loads(second)) == {"split", "training"}
+    alone, both = parse_project(first, "first part").model_dump(), project.model_dump()
+    assert {key for key in both if alone[key] != both[key]} == {"split", "training"}
 
 
 def test_kuairand_in_its_own_zone(shared_data, tmp_path):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import http.server
 import socket
+import sqlite3
 import threading
 
 import mlflow
 import pytest
 
 from mtl_ranker.errors import is_outside
-from mtl_ranker.tracking.connection import connect
+from mtl_ranker.stores.databases import copy_template, keep_template, template_of
+from mtl_ranker.tracking import server
+from mtl_ranker.tracking.connection import connect, create_database
+from mtl_ranker.tracking.server import check_server
 from mtl_ranker.workspace import Workspace
 
 
@@ -56,3 +60,60 @@ def test_a_server_that_answers_with_any_status_is_used(tmp_path, monkeypatch, st
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        asked = []
+
+        def answer() -> None:
+            for reply in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"):
+                connection, _ = listening.accept()
+                with connection:
+                    asked.append(connection.recv(1_000))
+                    connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setattr(server, "PAUSES", (0.01, 0.01))
+        check_server()
+        thread.join()
+    assert [request.split()[1] for request in asked] == [b"/health", b"/health"]
+
+
+@pytest.mark.parametrize("uri", [None, "sqlite:////no/such/file.db", "file:///no/such/folder"])
+def test_without_a_server_nothing_is_asked(monkeypatch, uri):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if uri is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    check_server()
+
+
+def test_a_second_workspace_copies_the_schema_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first, second = Workspace(tmp_path / "a"), Workspace(tmp_path / "b")
+    create_database(first)
+    with sqlite3.connect(template_of("mlflow")) as kept:
+        kept.execute("create table mark (n integer)")  # only a copy has it
+    create_database(second)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{second.root / 'mlflow.db'}")
+    assert client.get_run(client.create_run("0").info.run_id).info.experiment_id == "0"
+
+    def tables(folder: Workspace) -> set[str]:
+        with sqlite3.connect(folder.root / "mlflow.db") as database:
+            return {sql for (sql,) in database.execute("select sql from sqlite_master") if sql}
+
+    assert tables(second) - tables(first) == {"CREATE TABLE mark (n integer)"}
+    assert tables(first) < tables(second)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with sqlite3.connect(tmp_path / "schema.db") as database:
+        database.execute("create table t (n integer)")
+    with caplog.at_level("INFO"):
+        keep_template("mlflow", tmp_path / "schema.db")
+    assert "the schema of mlflow is not kept there" in caplog.text
+    assert not copy_template("mlflow", tmp_path / "copy.db")

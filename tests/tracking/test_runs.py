@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -244,6 +245,26 @@ def test_runs_name_their_days_and_a_digest_of_each(named):
             assert mark is not None
             assert mark.startswith(digests[str(day)])
         assert by_part["train"].dataset.digest != by_part["test"].dataset.digest
+
+
+def test_a_long_training_is_logged_in_full(named):
+    context, suite = named
+    run = suite.runs[0]
+    first = run.trained.epochs[0]
+    epochs = [replace(first, number=n, monitored=1.0 / n) for n in range(1, 401)]
+    long = replace(run, trained=replace(run.trained, epochs=epochs))
+    runs = [long, *suite.runs[1:]]
+    winner = long if suite.winner is run else suite.winner
+    logged, _, _ = registry.record(context, replace(suite, runs=runs, winner=winner))
+    client, child = mlflow.MlflowClient(), logged.child_runs[long.label]
+    history = client.get_metric_history(child, "validate/normalised_loss")
+    assert {m.step: m.value for m in history} == {e.number: e.monitored for e in epochs}
+    stored = client.get_run(child).data
+    assert stored.metrics["train/seconds"] == long.trained.seconds  # the last one that is sent
+    assert (stored.params["model"], stored.tags["winner"]) == (
+        long.name,
+        str(winner is long).lower(),
+    )
 
 
 def test_a_training_compares_and_reads_in_mlflows_pages(named):
