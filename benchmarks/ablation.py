@@ -183,11 +183,15 @@ def train(name: str, project: Project, parts: Dataset, seeds: int) -> Prediction
 
 
 def tables(figures: Mapping[str, Any]) -> dict[str, str]:
-    """List GAUC / AUC of the preset, each variant's GAUC over it, and its first objective's ECE."""
-    return {"ablation": variants_table(figures)}
+    """List GAUC / AUC of the preset, what each variant gains over it in both, and its ECE."""
+    return {
+        "ablation": variants_table(figures),
+        "ablation auc": variants_table(figures, "auc"),
+    }
 
 
-def variants_table(figures: Mapping[str, Any]) -> str:
+def variants_table(figures: Mapping[str, Any], measure: str = "gauc") -> str:
+    """A row per variant: the gain of a measure by objective, and the first objective's ECE."""
     reference, first = next(iter(figures.items()))
     objectives = list(first["objectives"])
     rows = []
@@ -195,7 +199,7 @@ def variants_table(figures: Mapping[str, Any]) -> str:
         cells = [
             f"{own['gauc']:.4f} / {own['auc']:.4f}"
             if name == reference
-            else markdown.gain(*own["over_reference"]["gauc"])
+            else markdown.gain(*own["over_reference"][measure])
             for own in each["objectives"].values()
         ]
         rows.append([name, *cells, f"{each['objectives'][objectives[0]]['ece']:.4f}"])
