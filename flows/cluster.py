@@ -1,14 +1,22 @@
-"""Task runners: threads of this process, or the workers of a Dask cluster."""
+"""Where tasks and trainings run: in this process, or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.night import announce
 from mtl_ranker.environment import has_server
 from mtl_ranker.errors import ProjectError
+
+if TYPE_CHECKING:
+    from mtl_ranker.nightly.trainers import Trainer
+
+LOCAL = "local"
 
 
 def runner_of(cluster: str | None, jobs: int) -> Any:
@@ -24,6 +32,15 @@ def runner_of(cluster: str | None, jobs: int) -> Any:
     """
     if cluster is None:
         return ThreadPoolTaskRunner(max_workers=jobs)
+    _refuse(cluster)
+    from prefect_dask import DaskTaskRunner
+
+    if cluster == LOCAL:
+        return DaskTaskRunner(cluster_kwargs={"n_workers": jobs, "threads_per_worker": 1})
+    return DaskTaskRunner(address=cluster)
+
+
+def _refuse(cluster: str) -> None:
     if importlib.util.find_spec("prefect_dask") is None:
         raise ProjectError(
             "--cluster: prefect-dask is not installed: pip install mtl_ranker[cluster]"
@@ -32,12 +49,38 @@ def runner_of(cluster: str | None, jobs: int) -> Any:
         raise ProjectError(
             "--cluster needs a Prefect server: set PREFECT_API_URL (docs/performance.md)"
         )
-    from prefect_dask import DaskTaskRunner
-
-    if cluster == "local":
-        return DaskTaskRunner(cluster_kwargs={"n_workers": jobs, "threads_per_worker": 1})
-    if "://" not in cluster:
+    if cluster != LOCAL and "://" not in cluster:
         raise ProjectError(
             f"--cluster {cluster}: allowed: local, or an address such as tcp://host:8786"
         )
-    return DaskTaskRunner(address=cluster)
+
+
+@contextmanager
+def trainer_of(cluster: str | None) -> Iterator[Trainer]:
+    """What trains a night's models: the workers of a running cluster, or else this host.
+
+    A line is printed for each training that ends on a worker.
+
+    Raises ProjectError as `runner_of` does, and as `workers_of` for a worker that cannot train.
+    """
+    if cluster is None or cluster == LOCAL:
+        from mtl_ranker.nightly.trainers import THIS_HOST
+
+        yield THIS_HOST
+        return
+    from mtl_ranker.nightly.workers import workers_of
+
+    with workers_of(cluster, lambda message: announce("cluster", message)) as trainer:
+        yield trainer
+
+
+def check_workers(cluster: str | None) -> None:
+    """Raise ProjectError for a cluster without workers, and for a worker that cannot train."""
+    if cluster is None:
+        return
+    _refuse(cluster)
+    if cluster != LOCAL:
+        from mtl_ranker.nightly.workers import connected
+
+        with connected(cluster):
+            announce("cluster", f"{cluster}: its workers can train")

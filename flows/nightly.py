@@ -16,7 +16,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows.backfill import run_days
-from flows.cluster import runner_of
+from flows.cluster import check_workers, runner_of
 from flows.connect import connect
 from flows.features import features
 from flows.ingest import ingest
@@ -75,7 +75,7 @@ def nightly(
         poll_seconds: time between checks for a late log; by default 30 seconds, or a twentieth of
             a shorter wait.
         cluster: where days, blocks of users and parts of the candidates are built and ranked (see
-            `runner_of`); the training runs in this process.
+            `runner_of`), and models trained (see `trainer_of`).
     """
     context = open_context(config, Path(data), Path(workspace))
     model_specs(context.project)
@@ -84,6 +84,7 @@ def nightly(
     chosen = chosen_day(context, day)
     tomorrow = chosen + timedelta(days=1)
     check_candidates(context, tomorrow)
+    check_workers(cluster)
     began = time.monotonic()
     with in_turn(context.workspace, f"nightly {chosen}", wait_minutes):
         try:
@@ -95,7 +96,7 @@ def nightly(
             ingest(context, chosen)
             look_at_candidates(context, tomorrow)
             features(context, chosen)
-            suite = train(context, chosen)
+            suite = train(context, chosen, cluster)
             decision = promote(context, chosen)
             if registry.alias_version(context.project, "champion") is None:
                 raise ProjectError(f"there is no champion to rank with: {decision.reason}")

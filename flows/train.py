@@ -14,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
+from flows.cluster import trainer_of
 from flows.connect import connect
 from flows.night import RETRY, announce
 from mtl_ranker.context import Context
@@ -33,7 +34,7 @@ from mtl_ranker.training.loop import Epoch
 
 
 @task(name="train-suite", task_run_name="train {day}", cache_policy=NO_CACHE)
-def train_task(context: Context, day: date, plan: TrainingPlan) -> Suite:
+def train_task(context: Context, day: date, plan: TrainingPlan, cluster: str | None) -> Suite:
     settings = context.project.training
     trainings = len(contenders_of(context.project, plan)) + settings.refit
     epochs_each = settings.epochs if plan.start is None else settings.continued_epochs
@@ -56,7 +57,8 @@ def train_task(context: Context, day: date, plan: TrainingPlan) -> Suite:
         def on_step(message: str) -> None:
             progress.update(bar, description=message)
 
-        suite = train_suite(context, day, Callbacks(on_epoch, on_step), plan=plan)
+        with trainer_of(cluster) as trainer:
+            suite = train_suite(context, day, Callbacks(on_epoch, on_step), trainer, plan)
         progress.update(bar, completed=trainings * epochs_each, description=f"{trainings} models")
     return suite
 
@@ -86,16 +88,19 @@ def examined(context: Context, day: date, suite: Suite) -> Suite:
 
 
 @flow(name="train", flow_run_name="train {day}", validate_parameters=False)
-def train(context: Context, day: date) -> Suite:
+def train(context: Context, day: date, cluster: str | None = None) -> Suite:
     """Train and evaluate models on the split that ends with D; register the winner.
 
     The plan of the night defines the models and their start (nightly/plan.py).
+
+    Args:
+        cluster: see `trainer_of`.
     """
     connect(context)
     with context.workspace.lock(f"train {day}"):
         plan = plan_task(context, day)
         with system.system_measured() as measured:
-            suite = train_task(context, day, plan)
+            suite = train_task(context, day, plan, cluster)
         suite = examined(context, day, suite)
         with console.status("logging runs, figures and the model to MLflow"):
             logged, version, report = register_task(context, suite, measured)

@@ -47,6 +47,7 @@ def main(
     from mtl_ranker.features.examples import soft_objectives
     from mtl_ranker.nightly.plan import FROM_SCRATCH
     from mtl_ranker.nightly.suite import train_suite
+    from mtl_ranker.nightly.trainers import OneProcess
     from mtl_ranker.reports.console import console
     from mtl_ranker.reports.tables import comparison_table
     from mtl_ranker.tracking import connection, registry
@@ -77,7 +78,7 @@ def main(
             connection.connect(work)
             of_night = registry.night_plan(context, last)
             plan = replace(plan, prior=of_night.prior, prior_note=of_night.prior_note)
-        suite = train_suite(context, last, world=world, plan=plan)
+        suite = train_suite(context, last, trainer=OneProcess(world), plan=plan)
         if world.rank == 0:
             connection.connect(work)
             _, version, _ = registry.record(context, suite)

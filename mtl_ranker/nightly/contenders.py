@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,12 +22,12 @@ from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.nightly.results import REFIT, ModelRun
+from mtl_ranker.nightly.trainers import THIS_HOST, Job, Running, Trainer, Work
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.calibration import Calibration, fit_calibration
 from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
 from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.dataset import (
-    ENCODED,
     SAMPLE_ROWS,
     Dataset,
     continued_examples,
@@ -36,7 +37,7 @@ from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
 from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, write_shards
-from mtl_ranker.training.state import FORMAT, Checkpoint, Epoch
+from mtl_ranker.training.state import FORMAT, Checkpoint, Epoch, StoredCheckpoint
 from mtl_ranker.training.warm_start import WarmStart
 from mtl_ranker.workspace import fingerprint
 
@@ -138,6 +139,28 @@ def train_model(
     return _evaluate(dataset, *_calibrate(dataset, fitted))
 
 
+def training_of(contender: Contender, callbacks: Callbacks = Callbacks()) -> Job:
+    """The job that `train_model` does."""
+    return Job(
+        f"{contender.name} seed {contender.seed}",
+        partial(_train, contender),
+        partial(callbacks.on_epoch, contender.name, contender.seed),
+    )
+
+
+def _train(contender: Contender, project: Project, dataset: Dataset, running: Running) -> ModelRun:
+    return train_model(project, dataset, contender, running.on_epoch, running.world)
+
+
+def trees_job(run: ModelRun) -> Job:
+    """The job that `with_trees` does."""
+    return Job(f"{run.name}, trees seed {run.seed}", partial(_with_trees, run))
+
+
+def _with_trees(run: ModelRun, project: Project, dataset: Dataset, running: Running) -> ModelRun:
+    return with_trees(project, dataset, run)
+
+
 def with_trees(project: Project, dataset: Dataset, run: ModelRun) -> ModelRun:
     """The model with its predictions averaged with those of boosted trees (training/boosting.py).
 
@@ -185,11 +208,7 @@ def _with_artifact(
 
 
 def refit(
-    project: Project,
-    dataset: Dataset,
-    run: ModelRun,
-    callbacks: Callbacks = Callbacks(),
-    world: World = SINGLE_PROCESS,
+    project: Project, dataset: Dataset, run: ModelRun, trainer: Trainer = THIS_HOST
 ) -> ModelRun:
     """The same model trained on training and validation days together, for its best epochs.
 
@@ -202,32 +221,50 @@ def refit(
     replay of training days. With `refit_days` it then has the model's own map, of the validation
     days, as leaving out another day would take a training without that day.
     """
-    tasks, settings, started = dataset.tasks, project.calibration, time.time()
-    days = [*dataset.days.train, *dataset.days.validate]
-    name = f"{run.name}{REFIT}"
+    jobs = refit_jobs(project, dataset, run)
+    return refit_of(project, dataset, run, trainer.run(project, dataset, jobs))
+
+
+def refit_jobs(
+    project: Project, dataset: Dataset, run: ModelRun, callbacks: Callbacks = Callbacks()
+) -> list[Job]:
+    """The trainings of `refit`, whose results `refit_of` takes."""
     start = None if run.start is None else run.artifact
-    retraining = Retraining(name, days, start)
-    again, trained = _retrained(project, dataset, run, retraining, callbacks, world)
-    ended = time.time()
-    if settings.refit_days and start is not None:
-        calibration = run.artifact.calibration
+    days = [*dataset.days.train, *dataset.days.validate]
+    again = Retraining(run, f"{run.name}{REFIT}", days, start)
+    folds = left_out_jobs(dataset, run, _cross_fitted(project, dataset, run), callbacks)
+    return [_job(again, partial(_retrain, again), callbacks), *folds]
+
+
+def _cross_fitted(project: Project, dataset: Dataset, run: ModelRun) -> list[date]:
+    """The days over which a refit run's calibration is cross-fitted."""
+    days = [*dataset.days.train, *dataset.days.validate]
+    count = project.calibration.refit_days if run.start is None else 0
+    return days[-count:] if count else []
+
+
+def refit_of(project: Project, dataset: Dataset, run: ModelRun, results: Sequence[Any]) -> ModelRun:
+    """The refit of a run from the results of `refit_jobs`: calibrated and evaluated."""
+    tasks, settings = dataset.tasks, project.calibration
+    retrained: Retrained = results[0]
+    again, start = retrained.artifact, None if run.start is None else run.artifact
+    days = _cross_fitted(project, dataset, run)
+    if days:
+        calibration = fit_to(tasks, settings, folds_of(dataset, run, days, results[1:]))
     elif settings.refit_days:
-        folds = held_out_predictions(
-            project, dataset, run, days[-settings.refit_days :], callbacks, world
-        )
-        calibration = fit_to(tasks, settings, folds)
+        calibration = run.artifact.calibration
     else:
         calibration = run.artifact.calibration.part(settings.refit_share)
     fitted = Fitted(
-        name=name,
+        name=f"{run.name}{REFIT}",
         seed=run.seed,
-        started=started,
-        ended=ended,
-        trained=trained,
+        started=retrained.started,
+        ended=retrained.ended,
+        trained=retrained.trained,
         artifact=replace(
             again,
             calibration=calibration,
-            last_day=days[-1],
+            last_day=dataset.days.validate[-1],
             before_refit=run.artifact if run.artifact.moments else None,
         ),
         start=start,
@@ -247,24 +284,36 @@ class Retraining:
             scratch.
     """
 
+    run: ModelRun
     name: str
     days: list[date]
     start: RankerArtifact | None = None
 
 
-def _retrained(
-    project: Project,
-    dataset: Dataset,
-    run: ModelRun,
-    again: Retraining,
-    callbacks: Callbacks,
-    world: World,
-) -> tuple[RankerArtifact, Trained]:
-    """The run's model, trained on other days without early stopping; it is not calibrated."""
-    tasks = tasks_of(project)
-    encoder, rows = _rows_of(project, dataset, again, world)
+@dataclass(frozen=True)
+class Retrained:
+    """The ranker of a `Retraining`, which is not calibrated.
+
+    Attributes:
+        started, ended: in seconds since 1970.
+    """
+
+    artifact: RankerArtifact
+    trained: Trained
+    started: float
+    ended: float
+
+
+def _job(again: Retraining, work: Work, callbacks: Callbacks) -> Job:
+    on_epoch = partial(callbacks.on_epoch, again.name, again.run.seed)
+    return Job(f"{again.name} seed {again.run.seed}", work, on_epoch)
+
+
+def _retrain(again: Retraining, project: Project, dataset: Dataset, running: Running) -> Retrained:
+    """The run's model, trained on other days without early stopping."""
+    tasks, run, started = tasks_of(project), again.run, time.time()
+    encoder, rows = _rows_of(project, dataset, again, running.world)
     contender = Contender(again.name, run.spec, run.seed, again.start)
-    on_epoch = partial(callbacks.on_epoch, contender.name, contender.seed)
     thinned = _thinned(project, tasks, rows, run.seed)
     trained = train_ranker(
         Design(run.spec, encoder, tasks, _warm_start(again.start)),
@@ -272,12 +321,14 @@ def _retrained(
         _settings(project, contender),
         run.seed,
         Execution(
-            on_epoch, run.trained.best_epochs, _checkpoint(project, dataset, contender), world
+            running.on_epoch,
+            run.trained.best_epochs,
+            _checkpoint(project, dataset, contender),
+            running.world,
         ),
     )
     trees = run.artifact.trees
     if trees is not None and again.start is None:
-        callbacks.on_step(f"boosted trees beside {contender.name}")
         trees = fit_forest(tasks, thinned.sample(SAMPLE_ROWS), trees.trees, run.seed)
     artifact = RankerArtifact(
         project,
@@ -288,7 +339,7 @@ def _retrained(
         tree_share=run.artifact.tree_share,
         sql=dataset.sql,
     )
-    return artifact, trained
+    return Retrained(artifact, trained, started, time.time())
 
 
 @dataclass(frozen=True)
@@ -306,26 +357,55 @@ def held_out_predictions(
     dataset: Dataset,
     run: ModelRun,
     days: Sequence[date],
-    callbacks: Callbacks = Callbacks(),
-    world: World = SINGLE_PROCESS,
+    trainer: Trainer = THIS_HOST,
 ) -> list[Fold]:
     """Predictions for each day by the run's model, trained on all other training and validation
     days for its best epochs: cross-fitting with one day per fold.
 
     The only validation day is predicted by the run itself, which was not trained on it.
     """
-    labels = [LABEL + task.name for task in dataset.tasks]
-    known = [*dataset.days.train, *dataset.days.validate]
-    folds = []
+    jobs = left_out_jobs(dataset, run, days)
+    return folds_of(dataset, run, days, trainer.run(project, dataset, jobs))
+
+
+def left_out_jobs(
+    dataset: Dataset, run: ModelRun, days: Sequence[date], callbacks: Callbacks = Callbacks()
+) -> list[Job]:
+    """The trainings of `held_out_predictions`, each without a day and for that day."""
+    known, jobs = [*dataset.days.train, *dataset.days.validate], []
     for day in days:
-        artifact = run.artifact
         if dataset.days.validate != [day]:
-            others = Retraining(f"{run.name}, without {day}", [d for d in known if d != day])
-            artifact, _ = _retrained(project, dataset, run, others, callbacks, world)
-        frame = _frame_of(dataset, [day])
-        rows = encode_examples(artifact.encoder, frame, labels, dataset.list_keys)
-        folds.append(Fold(frame, rows.labels.numpy(), artifact.raw(rows)))
+            others = [other for other in known if other != day]
+            again = Retraining(run, f"{run.name}, without {day}", others)
+            jobs.append(_job(again, partial(_predict_left_out, again, day), callbacks))
+    return jobs
+
+
+def _predict_left_out(
+    again: Retraining, day: date, project: Project, dataset: Dataset, running: Running
+) -> np.ndarray:
+    """Uncalibrated predictions [N, T] for a day by a model that was trained without it."""
+    artifact = _retrain(again, project, dataset, running).artifact
+    return artifact.raw(_encoded_day(dataset, artifact, day))
+
+
+def folds_of(
+    dataset: Dataset, run: ModelRun, days: Sequence[date], predicted: Iterable[np.ndarray]
+) -> list[Fold]:
+    """The folds of days, from the predictions of `left_out_jobs`."""
+    predictions, folds = iter(predicted), []
+    for day in days:
+        rows = _encoded_day(dataset, run.artifact, day)
+        own = dataset.days.validate == [day]
+        prediction = run.artifact.raw(rows) if own else next(predictions)
+        folds.append(Fold(_frame_of(dataset, [day]), rows.labels.numpy(), prediction))
     return folds
+
+
+def _encoded_day(dataset: Dataset, artifact: RankerArtifact, day: date) -> Examples:
+    labels = [LABEL + task.name for task in dataset.tasks]
+    frame = _frame_of(dataset, [day])
+    return encode_examples(artifact.encoder, frame, labels, dataset.list_keys)
 
 
 def fit_to(tasks: list[Task], settings: Calibrating, folds: Sequence[Fold]) -> Calibration:
@@ -346,7 +426,7 @@ def _rows_of(
 
     Of a continued training the validation days are new, and the encoder is extended by them.
     """
-    folder = dataset.workspace.root / ENCODED / fingerprint(again.name)
+    folder = dataset.scratch / fingerprint(again.name)
     if again.start is not None:
         new = dataset.trained_on(dataset.frames["validate"]).lazy()
         # Of a streamed split `frames` has a sample.
@@ -457,5 +537,9 @@ def _checkpoint(project: Project, dataset: Dataset, contender: Contender) -> Che
     start = None if contender.start is None else contender.start.weights_digest
     key = fingerprint(__version__, FORMAT, *rows, contender.spec, contender.name, start)
     name = fingerprint(contender.name, contender.seed)
-    path = dataset.workspace.root / CHECKPOINTS / f"{name}.pt"
-    return Checkpoint(path, key, project.training.checkpoint_seconds)
+    place, seconds = f"{CHECKPOINTS}/{name}.pt", project.training.checkpoint_seconds
+    workspace = dataset.workspace
+    if dataset.elsewhere and workspace.store is not None:
+        address = str(workspace.where(place))
+        return StoredCheckpoint(dataset.scratch / place, key, seconds, address=address)
+    return Checkpoint(workspace.root / place, key, seconds)

@@ -6,10 +6,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
 
 import numpy as np
-import torch
 
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
@@ -22,7 +20,6 @@ from mtl_ranker.evaluation.off_policy import off_policy
 from mtl_ranker.evaluation.sharing import label_correlation, sharing_gains
 from mtl_ranker.evaluation.slices import divide, slice_metrics
 from mtl_ranker.evaluation.suspicious import suspicious
-from mtl_ranker.models.matmul import cores
 from mtl_ranker.nightly.blend_search import (
     Blend,
     BlendSearch,
@@ -34,10 +31,11 @@ from mtl_ranker.nightly.contenders import (
     CHECKPOINTS,
     Callbacks,
     Contender,
-    refit,
-    train_model,
+    refit_jobs,
+    refit_of,
+    training_of,
     trees_alone,
-    with_trees,
+    trees_job,
 )
 from mtl_ranker.nightly.plan import FROM_SCRATCH, TrainingPlan
 from mtl_ranker.nightly.refitting import harm_of_refit
@@ -50,46 +48,44 @@ from mtl_ranker.nightly.results import (
     qualities_of,
     still_improving,
 )
+from mtl_ranker.nightly.trainers import THIS_HOST, Trainer
 from mtl_ranker.ranking.blend import blended, value_matrix
 from mtl_ranker.training.dataset import ENCODED, Dataset, load_dataset
-from mtl_ranker.training.device import device_of
-from mtl_ranker.training.distributed import SINGLE_PROCESS, World
-from mtl_ranker.training.process_pool import side_by_side
 from mtl_ranker.training.specs import contender_specs, model_specs
 
 BLEND_TRIES = 60  # choices of weights in a night
-
-PARALLEL_FROM = 200_000  # rows x epochs of one training
-USUAL_EPOCHS = 8  # after which early stopping ends most trainings, whatever the cap
 
 
 def train_suite(
     context: Context,
     day: date,
     callbacks: Callbacks = Callbacks(),
-    world: World = SINGLE_PROCESS,
+    trainer: Trainer = THIS_HOST,
     plan: TrainingPlan = FROM_SCRATCH,
 ) -> Suite:
     """Train and evaluate every model × seed of the plan; the winner is chosen on validation.
 
-    With a `world` of several ranks every rank calls this, and each training is data-parallel over
-    them. Raises ProjectError as `load_dataset` does, for an unknown model setting, and for drift
-    beyond a failing threshold.
+    With `OneProcess` of several ranks every rank calls this, and each training is data-parallel
+    over them. Raises ProjectError as `load_dataset` does, for an unknown model setting, and for
+    drift beyond a failing threshold.
     """
     project, workspace = context.project, context.workspace
     model_specs(project)
     continuing = None if plan.start is None else plan.start.continuing
-    dataset = load_dataset(context, day, world, continuing, plan.prior)
+    dataset = load_dataset(context, day, trainer.world, continuing, plan.prior)
     refuse_drift(_health(project, dataset))
-    runs = train_all(project, dataset, callbacks, world, plan)
-    choice = _winner(project, dataset, runs, callbacks, world)
+    runs = train_all(project, dataset, callbacks, trainer, plan)
+    choice = _winner(project, dataset, runs, callbacks, trainer)
     callbacks.on_step("comparing the models")
     suite = _suite(project, dataset, choice.runs, choice.winner)
     notes = [*plan.notes, *choice.notes, *suite.notes]
     suite = replace(suite, notes=notes, plan=plan, behind=choice.behind)
-    world.wait()
+    trainer.world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)
+    if trainer.elsewhere:
+        workspace.refresh()
+        workspace.remove(CHECKPOINTS)
     return suite
 
 
@@ -97,35 +93,12 @@ def train_all(
     project: Project,
     dataset: Dataset,
     callbacks: Callbacks = Callbacks(),
-    world: World = SINGLE_PROCESS,
+    trainer: Trainer = THIS_HOST,
     plan: TrainingPlan = FROM_SCRATCH,
 ) -> list[ModelRun]:
-    """Every model × seed of the plan, in parallel processes if that is faster.
-
-    `training.jobs` is the number of processes.
-
-    With the same number of threads per training (`training.threads`) the results do not depend on
-    the number of processes.
-    """
-    contenders = contenders_of(project, plan)
-    available = cores()
-    jobs = project.training.jobs or (available if _parallel_is_faster(project, dataset) else 1)
-    jobs = jobs if world.size == 1 else 1
-    processes = min(len(contenders), jobs)
-    threads = project.training.threads or max(1, available // processes)
-    torch.set_num_threads(threads)
-    on_epochs = [partial(callbacks.on_epoch, each.name, each.seed) for each in contenders]
-    try:
-        if processes > 1:
-            train = partial(train_model, project, dataset)
-            arguments = list(zip(contenders, on_epochs, strict=True))
-            return side_by_side(train, arguments, processes, threads)
-        return [
-            train_model(project, dataset, contender, on_epoch, world)
-            for contender, on_epoch in zip(contenders, on_epochs, strict=True)
-        ]
-    finally:
-        torch.set_num_threads(project.training.threads or available)
+    """Every model × seed of the plan, trained by a trainer."""
+    jobs = [training_of(each, callbacks) for each in contenders_of(project, plan)]
+    return trainer.run(project, dataset, jobs)
 
 
 def contenders_of(project: Project, plan: TrainingPlan = FROM_SCRATCH) -> list[Contender]:
@@ -141,14 +114,6 @@ def contenders_of(project: Project, plan: TrainingPlan = FROM_SCRATCH) -> list[C
         if name not in plan.left_out
         for seed in (project.training.seeds if name in named else project.training.seeds[:1])
     ]
-
-
-def _parallel_is_faster(project: Project, dataset: Dataset) -> bool:
-    """Starting a process takes seconds, longer than a small training; a GPU is one for all."""
-    on_cpu = device_of(project.training.device).type == "cpu"
-    return (
-        on_cpu and len(dataset.train) * min(project.training.epochs, USUAL_EPOCHS) >= PARALLEL_FROM
-    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +135,7 @@ def _winner(
     dataset: Dataset,
     runs: list[ModelRun],
     callbacks: Callbacks,
-    world: World,
+    trainer: Trainer,
 ) -> Choice:
     """Choose the winner, and train what is derived from it.
 
@@ -194,11 +159,20 @@ def _winner(
     notes: list[str] = []
     if project.training.trees and (winner.start is None or winner.start.trees is not None):
         callbacks.on_step(f"boosted trees beside {winner.name}")
-        averaged = with_trees(project, dataset, winner)
+        (averaged,) = trainer.run(project, dataset, [trees_job(winner)])
         improved += [averaged, trees_alone(dataset, averaged)]
         winner = max([winner, *improved], key=order)
-    if project.training.refit:
-        again = refit(project, dataset, winner, callbacks, world)
+    of_refit = refit_jobs(project, dataset, winner, callbacks) if project.training.refit else []
+    of_spread = []
+    if len(by_model[best]) == 1:
+        for seed in range(winner.seed + 1, winner.seed + 1 + project.training.spread_seeds):
+            other = Contender(best, winner.spec, seed, by_model[best][0].start)
+            of_spread.append(training_of(other, callbacks))
+    if of_refit or of_spread:
+        callbacks.on_step(f"{best}: refit, and other seeds for the spread of trainings")
+    results = trainer.run(project, dataset, [*of_refit, *of_spread])
+    if of_refit:
+        again = refit_of(project, dataset, winner, results[: len(of_refit)])
         improved.append(again)
         harm = harm_of_refit(project, dataset.tasks, dataset.held_out, winner, again)
         if harm:
@@ -209,11 +183,7 @@ def _winner(
         else:
             winner = again
     everything, spread = [*runs, *improved], [run.metrics for run in by_model[best]]
-    if len(spread) == 1:
-        for seed in range(winner.seed + 1, winner.seed + 1 + project.training.spread_seeds):
-            callbacks.on_step(f"{best} with seed {seed}, for the spread of trainings")
-            other = Contender(best, winner.spec, seed, by_model[best][0].start)
-            spread.append(train_model(project, dataset, other, world=world).metrics)
+    spread += [run.metrics for run in results[len(of_refit) :]]
     if len(spread) > 1:
         chosen, artifact = winner, replace(winner.artifact, seed_metrics=spread)
         winner = replace(chosen, artifact=artifact)

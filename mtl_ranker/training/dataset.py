@@ -21,7 +21,7 @@ from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
 from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.features.sql import run_sql, sql_text
-from mtl_ranker.features.vectors import load_vectors
+from mtl_ranker.features.vectors import VectorTable, load_vectors
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples
@@ -90,6 +90,69 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which rows of the workspace a dataset has, so that another process can read the same ones.
+
+    Attributes:
+        project: with the settings by which the rows are read.
+        partitions: name of the published dataset of examples.
+        every: with streamed training rows, one row in so many is also in memory; None where all
+            are.
+        soft: of labels that are not final; None without soft labels.
+        after: last day of the training that is continued; None for one from scratch.
+    """
+
+    project: Project
+    workspace: Workspace
+    partitions: str
+    days: SplitDays
+    every: int | None
+    soft: SoftLabels | None
+    after: date | None
+
+    @property
+    def by_part(self) -> dict[str, list[date]]:
+        """train, validate, test → days."""
+        return {"train": self.days.train, "validate": self.days.validate, "test": self.days.test}
+
+    @property
+    def labels(self) -> list[str]:
+        """Columns of the objectives' labels."""
+        return [LABEL + objective.name for objective in self.project.objectives]
+
+    def files(self, scratch: Path, world: World) -> dict[str, list[Path]]:
+        """Part → files of its partitions (see `Dataset.files`).
+
+        Args:
+            scratch: folder for those with soft labels.
+        """
+        found = {
+            part: [self.workspace.path(self.partitions, day) for day in days]
+            for part, days in self.by_part.items()
+        }
+        if self.soft is not None and (self.every is not None or self.after is not None):
+            for part in ("train", "validate"):
+                found[part] = self.soft.files(self.workspace, scratch, found[part], world)
+        return found
+
+    def scan(self) -> dict[str, pl.LazyFrame]:
+        """Part → its raw examples, of a streamed split all of them."""
+        return {p: self.workspace.scan(self.partitions, days) for p, days in self.by_part.items()}
+
+    def frames(self) -> dict[str, pl.DataFrame]:
+        """Part → its raw examples in memory (see `Dataset.frames`)."""
+        lazy = self.scan()
+        if self.every is not None:
+            lazy["train"] = lazy["train"].gather_every(self.every)
+        return {part: rows.collect(engine="streaming") for part, rows in lazy.items()}
+
+    def vectors(self) -> dict[str, VectorTable]:
+        """Vectors that the examples name, by column."""
+        columns = self.project.features.embeddings
+        return load_vectors(self.workspace, columns, list(self.scan().values())) if columns else {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """The examples of one split, raw and encoded, by part: train, validate, test.
 
@@ -104,16 +167,19 @@ class Dataset:
         files: part → files of its partitions; those of training and validation days have the labels
             that a training reads, where rows are read from files.
         facts: of the log, for drift.
-        workspace: for temporary files.
+        reading: which rows these are.
+        scratch: folder for temporary files.
+        elsewhere: whether trainings run on another host than the night: their checkpoints are then
+            in the workspace's store, if it has one.
         digest: hash of the provenance of the training and validation examples.
         sql: template name → text, by which the examples were built.
         unlabelled: objectives and held-out days without labels (see `missing_labels`).
         list_keys: `Log.list_keys`.
-        soft: of labels that are not final; None without soft labels. The labels of `frames` are
-            final, and in `examples` those of `train` are what is trained on.
+
+    With soft labels, the labels of `frames` are final, and in `examples` those of `train` are what
+    is trained on.
     """
 
-    days: SplitDays
     tasks: list[Task]
     encoder: Encoder
     frames: dict[str, pl.DataFrame]
@@ -121,12 +187,25 @@ class Dataset:
     shards: ShardedExamples | None
     files: dict[str, list[Path]]
     facts: LogFacts
-    workspace: Workspace
+    reading: Reading
+    scratch: Path
     digest: str
     sql: Mapping[str, str]
     unlabelled: list[str]
     list_keys: Sequence[str]
-    soft: SoftLabels | None = None
+    elsewhere: bool = False
+
+    @property
+    def days(self) -> SplitDays:
+        return self.reading.days
+
+    @property
+    def workspace(self) -> Workspace:
+        return self.reading.workspace
+
+    @property
+    def soft(self) -> SoftLabels | None:
+        return self.reading.soft
 
     def trained_on(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Raw examples with the labels that a training reads."""
@@ -176,10 +255,10 @@ def load_dataset(
             f"examples of {min(unbuilt)} are not built; "
             f"run `mtl-ranker features --date {day}` first"
         )
-    tasks, dataset = tasks_of(project), examples_dataset(context)
-    lazy = {part: workspace.scan(dataset, dates) for part, dates in by_part.items()}
+    dataset = examples_dataset(context)
     for part, dates in by_part.items():
-        check_labels(project, lazy[part], f"{part} days {span(dates)}", part)
+        where = f"{part} days {span(dates)}"
+        check_labels(project, workspace.scan(dataset, dates), where, part)
     unlabelled = [
         f"{part} day {day}: {problem}"
         for part, dates in by_part.items()
@@ -187,60 +266,116 @@ def load_dataset(
         for day in dates
         for problem in missing_labels(project, workspace.scan(dataset, [day]))
     ]
-    counts = lazy["train"].group_by("date").len().collect(engine="streaming")
+    everything = workspace.scan(dataset, days.train)
+    counts = everything.group_by("date").len().collect(engine="streaming")
     day_rows = dict(zip(counts["date"].to_list(), counts["len"].to_list(), strict=True))
     rows = sum(day_rows.values())
-    files = {part: [workspace.path(dataset, d) for d in dates] for part, dates in by_part.items()}
-    labels, keys = [LABEL + task.name for task in tasks], project.log.list_keys
     streamed = rows > project.training.in_memory_rows
-    soft = soft_labels(context, day, prior)
-    if soft is not None and (streamed or continuing is not None):
-        for part in ("train", "validate"):
-            files[part] = soft.files(workspace, files[part], world)
-    everything = lazy["train"]
-    embeddings = project.features.embeddings
-    tables = load_vectors(workspace, embeddings, list(lazy.values())) if embeddings else {}
-    if streamed:
-        lazy["train"] = everything.gather_every(-(-rows // SAMPLE_ROWS))
-    frames = {part: rows.collect(engine="streaming") for part, rows in lazy.items()}
-    folder = workspace.root / ENCODED / "train"
-    trained: Examples | ShardedExamples
+    reading = Reading(
+        project=project,
+        workspace=workspace,
+        partitions=dataset,
+        days=days,
+        every=-(-rows // SAMPLE_ROWS) if streamed else None,
+        soft=soft_labels(context, day, prior),
+        after=None if continuing is None else continuing.after,
+    )
+    scratch = workspace.root / ENCODED
+    files, frames, tables = reading.files(scratch, world), reading.frames(), reading.vectors()
     if continuing is not None:
-        rows_of_days = workspace.scan_files(files["train"])
-        new = rows_of_days.filter(pl.col("date") > continuing.after)
-        older = rows_of_days.filter(pl.col("date") <= continuing.after)
+        new = workspace.scan_files(files["train"]).filter(pl.col("date") > continuing.after)
         encoder = replace(continuing.encoder.extended(project.features, new), tables=tables)
-        trained = continued_examples(project, encoder, new, older, folder)
     elif streamed:
         encoder = fit_encoder(project, everything, SAMPLE_ROWS, tables)
-        write = partial(write_shards, encoder, files["train"], labels, list_keys=keys)
-        trained = written_once(write, folder, world)
     else:
         encoder = fit_encoder(project, frames["train"], tables=tables)
-        known = frames["train"] if soft is None else soft.of(frames["train"])
-        trained = encode_examples(encoder, known, labels, keys)
+    described = Dataset(
+        tasks=tasks_of(project),
+        encoder=encoder,
+        frames=frames,
+        examples={},
+        shards=None,
+        files=files,
+        facts=LogFacts(day_rows, workspace.days("events")[0]),
+        reading=reading,
+        scratch=scratch,
+        sql=view_sql(context),
+        unlabelled=unlabelled,
+        list_keys=project.log.list_keys,
+        digest=fingerprint(
+            *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate),
+            *([] if reading.soft is None else [reading.soft.digest]),
+        ),
+    )
+    return _encoded(described, world)
+
+
+def without_rows(dataset: Dataset) -> Dataset:
+    """What `with_rows` needs to read the same dataset in another process.
+
+    Encoded files are read again where the workspace is a folder, which other hosts share.
+    """
+    shared, shards = dataset.workspace.store is None, dataset.shards
+    return replace(
+        dataset,
+        encoder=replace(dataset.encoder, tables={}),
+        frames={},
+        examples={},
+        files=dataset.files if shared else {},
+        shards=replace(shards, tables=()) if shared and shards is not None else None,
+    )
+
+
+def with_rows(dataset: Dataset, scratch: Path) -> Dataset:
+    """The dataset of `without_rows` with its rows, on another host.
+
+    Raises ProjectError where the workspace lacks a day of the split.
+
+    Args:
+        scratch: folder for temporary files that no other process writes to.
+    """
+    reading = dataset.reading
+    lacking = set(reading.days.all) - set(reading.workspace.days(reading.partitions))
+    if lacking:
+        raise ProjectError(
+            f"{reading.workspace.where()}: no examples of {min(lacking)} on this host; allowed: a "
+            "folder or an address that all hosts share"
+        )
+    described = replace(
+        dataset,
+        encoder=replace(dataset.encoder, tables=reading.vectors()),
+        frames=reading.frames(),
+        files=dataset.files or reading.files(scratch, SINGLE_PROCESS),
+        scratch=scratch,
+        elsewhere=True,
+    )
+    return _encoded(described, SINGLE_PROCESS)
+
+
+def _encoded(dataset: Dataset, world: World) -> Dataset:
+    """The dataset with the rows of all parts as tensors or shards, by its encoder."""
+    reading, encoder, frames = dataset.reading, dataset.encoder, dataset.frames
+    labels, keys, folder = reading.labels, dataset.list_keys, dataset.scratch / "train"
+    trained: Examples | ShardedExamples
+    if dataset.shards is not None:
+        trained = open_shards(dataset.shards.files[0].parent)
+    elif reading.after is not None:
+        rows = reading.workspace.scan_files(dataset.files["train"])
+        new, older = (
+            rows.filter(pl.col("date") > reading.after),
+            rows.filter(pl.col("date") <= reading.after),
+        )
+        trained = continued_examples(reading.project, encoder, new, older, folder)
+    elif reading.every is not None:
+        write = partial(write_shards, encoder, dataset.files["train"], labels, list_keys=keys)
+        trained = written_once(write, folder, world)
+    else:
+        trained = encode_examples(encoder, dataset.trained_on(frames["train"]), labels, keys)
     examples = {"train": trained} if isinstance(trained, Examples) else {}
     for part in frames.keys() - examples.keys():
         examples[part] = encode_examples(encoder, frames[part], labels, keys)
-    return Dataset(
-        days=days,
-        tasks=tasks,
-        encoder=encoder,
-        frames=frames,
-        examples=examples,
-        shards=trained if isinstance(trained, ShardedExamples) else None,
-        files=files,
-        facts=LogFacts(day_rows, workspace.days("events")[0]),
-        workspace=workspace,
-        sql=view_sql(context),
-        unlabelled=unlabelled,
-        list_keys=keys,
-        soft=soft,
-        digest=fingerprint(
-            *(workspace.published_fingerprint(dataset, d) for d in days.train + days.validate),
-            *([] if soft is None else [soft.digest]),
-        ),
-    )
+    shards = trained if isinstance(trained, ShardedExamples) else None
+    return replace(dataset, examples=examples, shards=shards)
 
 
 def continued_examples(

@@ -102,10 +102,12 @@ class SoftLabels:
             columns.append(label.alias(LABEL + name))
         return frame.with_columns(columns)
 
-    def files(self, workspace: Workspace, paths: Sequence[Path], world: World) -> list[Path]:
+    def files(
+        self, workspace: Workspace, scratch: Path, paths: Sequence[Path], world: World
+    ) -> list[Path]:
         """Files of the same examples with the labels that a training reads.
 
-        Those of open days are written below the workspace's temporary folder, by the first rank.
+        Those of open days are written below a temporary folder, by the first rank.
         """
         found = []
         for path in paths:
@@ -114,7 +116,7 @@ class SoftLabels:
             if not any(scan.select(is_open).collect(engine="streaming").row(0)):
                 found.append(path)
                 continue
-            target = workspace.root / SOFT / path.parent.name / path.name
+            target = scratch / SOFT / path.parent.name / path.name
             if world.rank == 0:
                 with workspace.staged(target) as temporary:
                     self.of(pl.read_parquet(path, hive_partitioning=False)).write_parquet(temporary)
@@ -124,7 +126,7 @@ class SoftLabels:
 
 
 ENCODED = "encoded"  # temporary folder of a training
-SOFT = f"{ENCODED}/soft"
+SOFT = "soft"  # below it, examples with soft labels
 
 
 def positive_probability(p: float | np.ndarray, known: np.ndarray) -> np.ndarray:

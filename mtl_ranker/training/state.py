@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mtl_ranker.models.ranker import Ranker
+from mtl_ranker.stores import objects
 from mtl_ranker.training.balancing import Balancer
 from mtl_ranker.training.warm_start import combined, moments_of
 
@@ -232,7 +234,28 @@ class Checkpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}")
+        # A process of another host may write this file too: one that was taken for lost.
+        temporary = self.path.with_suffix(f".{uuid.uuid4().hex}")
         torch.save(state | {"key": self.key}, temporary)
         os.replace(temporary, self.path)
         self._last = time.monotonic()
+
+
+@dataclass
+class StoredCheckpoint(Checkpoint):
+    """A checkpoint in an object store, for processes of other hosts.
+
+    Args:
+        path: of the copy here, which no other process writes to.
+        address: of the object.
+    """
+
+    address: str = field(kw_only=True)
+
+    def load(self) -> dict[str, Any] | None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return None if objects.download(self.address, self.path) is None else super().load()
+
+    def save(self, state: dict[str, Any]) -> None:
+        super().save(state)
+        objects.upload(self.path, self.address)

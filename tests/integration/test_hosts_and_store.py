@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -17,7 +17,15 @@ from mtl_ranker.stores import objects
 from mtl_ranker.workspace import open_workspace
 from tests.hosts import Host
 from tests.integration.commands import command, environment, free_port
-from tests.integration.test_stack import NIGHT, assert_same_night, night_of_one, started
+from tests.integration.test_stack import (
+    BUSY,
+    NIGHT,
+    assert_same_night,
+    assert_trained,
+    night_of_one,
+    started,
+)
+from tests.rotation import of_today
 from tests.stores import s3_server, upload
 
 WORKSPACE = "s3://feed/workspace"
@@ -46,10 +54,13 @@ def servers(folder: Path, here: str) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def workers(hosts: list[Host], folder: Path, env: dict[str, str]) -> Iterator[str]:
+def workers(hosts: list[Host], folder: Path, env: dict[str, str], busy: str) -> Iterator[str]:
     """A Dask scheduler on the first host and a worker on each; the first worker dies when busy.
 
     Yields the scheduler's address.
+
+    Args:
+        busy: pattern of an object of the workspace.
     """
     address = f"tcp://{hosts[0].address}:8786"
     scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
@@ -65,7 +76,7 @@ def workers(hosts: list[Host], folder: Path, env: dict[str, str]) -> Iterator[st
     killed = threading.Event()
 
     def kill_when_busy() -> None:
-        while not any("/.parts/examples/" in key for key in objects.listing(WORKSPACE)):
+        while not any(PurePath(key).match(busy) for key in objects.listing(WORKSPACE)):
             time.sleep(0.05)
         processes[1].kill()
         killed.set()
@@ -81,8 +92,9 @@ def workers(hosts: list[Host], folder: Path, env: dict[str, str]) -> Iterator[st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("busy", of_today(reversed(BUSY)))
 def test_a_night_on_two_hosts_that_share_a_store_is_the_local_night(
-    hosts: list[Host], feed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hosts: list[Host], feed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: str
 ):
     """Log and workspace are in S3; each host has an empty cache; one worker is killed."""
     alone = night_of_one(tmp_path, feed)
@@ -90,7 +102,7 @@ def test_a_night_on_two_hosts_that_share_a_store_is_the_local_night(
     monkeypatch.setenv("MTL_RANKER_CACHE", str(tmp_path / "here"))
     with s3_server(here), servers(tmp_path, here) as variables:
         data = upload(feed, "log")
-        with workers(hosts, tmp_path, variables) as scheduler:
+        with workers(hosts, tmp_path, variables, BUSY[busy]) as scheduler:
             line = ["nightly", "-c", tmp_path / "project.toml", "-d", data, "-w", WORKSPACE]
             done = subprocess.run(
                 command(*line, *NIGHT, "--cluster", scheduler),
@@ -100,7 +112,9 @@ def test_a_night_on_two_hosts_that_share_a_store_is_the_local_night(
                 timeout=1200,
             )
             assert done.returncode == 0, done.stdout + done.stderr
-        assert open_workspace(WORKSPACE).places(".parts") == {}
+        for folder in (".parts", "checkpoints"):
+            assert open_workspace(WORKSPACE).places(folder) == {}
+        assert_trained(done.stdout, hosts, busy)
         assert_same_night(alone / "ws", WORKSPACE)
     for host in hosts:  # each worked with copies of its own
         assert list((tmp_path / host.name).rglob("part-0.parquet*"))

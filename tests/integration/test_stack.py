@@ -25,10 +25,12 @@ import polars.testing
 import pytest
 
 from mtl_ranker.workspace import Workspace, open_workspace
+from tests.hosts import Host
 from tests.integration.commands import environment, free_port
 from tests.integration.test_operating import run
 from tests.integration.test_servers import ask
 from tests.projects import SMALL, WITHOUT, edit_project, write_project
+from tests.rotation import of_today
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
@@ -292,16 +294,38 @@ def published(place: Path | str, dataset: str) -> pl.DataFrame:
 
 NIGHT = ("--date", "2026-03-08")
 
+# Files by which a worker is known to be busy.
+BUSY = {"building": ".parts/examples/*/*/*.parquet", "training": "checkpoints/*.pt"}
+# Long enough to be killed in the middle; with one thread its bits do not depend on the host.
+LONG = {"threads": 1, "batch_size": 128, "epochs": 8, "patience": 8, "checkpoint_seconds": 0.1}
+
 
 def night_of_one(folder: Path, feed: Path) -> Path:
     """A folder with a night by one process; its project is also in `folder`."""
     alone = folder / "alone"
     alone.mkdir()
     for each in (alone, folder):
-        write_project(each, SMALL, features={"block_rows": 400}, scoring={"block_rows": 50})
+        blocks = {"features": {"block_rows": 400}, "scoring": {"block_rows": 50}}
+        write_project(each, SMALL, **blocks, training=LONG)
     done = run("nightly", alone, *NIGHT, data=feed)
     assert done.returncode == 0, done.stdout + done.stderr
     return alone
+
+
+def assert_trained(output: str, hosts: list[Host], busy: str) -> None:
+    """The night's models were trained on the hosts; the first one's worker was killed when busy."""
+    lines = [line for line in output.splitlines() if " trained on " in line]
+    models = ("linear seed 0", "shared_bottom seed 0", "mmoe seed 0", ", refit seed 0")
+    assert all(any(model in line for line in lines) for model in models), output
+    place = f"trained on tcp://{hosts[1].address}:"
+    lost = [line for line in lines if " lost on " in line]
+    if busy == "building":
+        assert not lost
+        assert all(place in line for line in lines)
+    else:
+        assert len(lost) == 1
+        assert f", after it was lost on tcp://{hosts[0].address}:" in lost[0]
+        assert place in lost[0]
 
 
 def assert_same_night(workspace: Path | str, another: Path | str) -> None:
@@ -356,10 +380,11 @@ def test_a_backfill_on_a_dask_cluster_outlives_a_lost_worker(stack, tmp_path, fe
 
 
 @pytest.mark.slow
-def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp_path, feed):
-    """Days, blocks of users and parts of the candidates on a Dask worker of each host.
+@pytest.mark.parametrize("busy", of_today(BUSY))
+def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp_path, feed, busy):
+    """Days, blocks of users, trainings and parts of the candidates on a Dask worker of each host.
 
-    One worker is killed once it has blocks to build; the training runs where the night does.
+    One worker is killed once there are blocks to build, or a training has a checkpoint.
     """
     alone = night_of_one(tmp_path, feed)
     port, here = free_port(), hosts[0].gateway
@@ -380,7 +405,7 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
             worker_log = tmp_path / f"{host.name}.log"
             processes.append(host.start(*work, host.address, log=worker_log, **variables))
         try:
-            with killed(processes[1], tmp_path / "ws/.parts/examples", "*/*/*.parquet"):
+            with killed(processes[1], tmp_path / "ws", BUSY[busy]):
                 done = run(
                     "nightly", tmp_path, *NIGHT, "--cluster", address, data=feed, env=variables
                 )
@@ -390,6 +415,7 @@ def test_a_night_on_a_cluster_of_two_hosts_is_the_night_of_one(stack, hosts, tmp
                 process.kill()
                 process.wait(30)
     assert not list((tmp_path / "ws/.parts").glob("*/*"))
+    assert_trained(done.stdout, hosts, busy)
     assert_same_night(alone / "ws", tmp_path / "ws")
     for part in ("examples 2026-03-08 00000", "score 2026-03-09 00000"):
         query = {"task_runs": {"name": {"like_": part}}}

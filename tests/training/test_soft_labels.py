@@ -21,7 +21,7 @@ from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.contenders import Contender, train_model, with_trees
 from mtl_ranker.nightly.plan import TrainingPlan, with_prior
-from mtl_ranker.training.dataset import load_dataset
+from mtl_ranker.training.dataset import load_dataset, with_rows, without_rows
 from mtl_ranker.training.distributed import SINGLE_PROCESS
 from mtl_ranker.training.soft_labels import Prior, SoftLabels, positive_probability
 from mtl_ranker.training.specs import model_specs
@@ -98,7 +98,8 @@ def test_files_are_those_of_open_days_with_other_labels(tmp_path):
         paths[-1].parent.mkdir(parents=True)
         rows([n], [None if seen == 0.0 else 0.0], [seen]).write_parquet(paths[-1])
     soft = SoftLabels(NIGHT, ["like"], {"like": ARRIVAL})
-    closed, opened = soft.files(Workspace(tmp_path / "ws"), paths, SINGLE_PROCESS)
+    workspace = Workspace(tmp_path / "ws")
+    closed, opened = soft.files(workspace, tmp_path / "scratch", paths, SINGLE_PROCESS)
     assert closed == paths[0]
     assert pl.read_parquet(opened)[LABEL + "like"].to_list() == pytest.approx([0.1 / 0.9])
 
@@ -160,10 +161,12 @@ def test_rows_from_files_have_the_same_labels(streams, tmp_path):
     project = streams.project.model_copy(update={"training": settings})
     streamed = load_dataset(replace(streams, project=project), LAST)
     assert streamed.shards is not None
-    found = streamed.shards.sample(10**9, inputs=False).labels[:, 1]
-    assert found.nansum().item() == pytest.approx(
-        whole.examples["train"].labels[:, 1].nansum().item(), rel=1e-5
-    )
+    elsewhere = replace(without_rows(streamed), files={}, shards=None)
+    for each in (streamed, with_rows(elsewhere, tmp_path)):
+        found = each.train.sample(10**9, inputs=False).labels[:, 1]
+        assert found.nansum().item() == pytest.approx(
+            whole.examples["train"].labels[:, 1].nansum().item(), rel=1e-5
+        )
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from mtl_ranker.training.balancing import BALANCERS
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
 from mtl_ranker.training.shards import write_shards
-from mtl_ranker.training.state import Checkpoint
+from mtl_ranker.training.state import Checkpoint, StoredCheckpoint
+from tests.stores import s3_server
 from tests.training import rows as small
 
 STEPS = 3 * 8  # epochs x batches of 64 of 500 rows
@@ -141,6 +142,30 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
     )
     assert epochs == []
     same(second, first)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_a_store_is_resumed_on_another_host(tmp_path):
+    """Each host has a copy of its own; a newer one is in the store."""
+    frame = small.frame(500)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
+    with s3_server():
+        here, there = (
+            StoredCheckpoint(tmp_path / host / "a.pt", "key", 0.0, address="s3://feed/ws/a.pt")
+            for host in ("here", "there")
+        )
+        assert there.load() is None
+        whole = train(rows, encoder, here)
+        found = there.load()
+        assert found is not None
+        assert found["step"] == STEPS
+        there.save({**found, "step": 1})
+        newer = here.load()
+        assert newer is not None
+        assert newer["step"] == 1
+        epochs = train(rows, encoder, there).epochs
+    assert [e.train_loss for e in epochs] == [e.train_loss for e in whole.epochs]
 
 
 CHILD = """

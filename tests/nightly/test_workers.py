@@ -1,0 +1,257 @@
+"""A night's trainings on a Dask cluster of two worker processes of this host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("distributed", reason="pip install -e '.[cluster]'")
+
+from distributed import Client
+
+from mtl_ranker import __version__
+from mtl_ranker.config import Project
+from mtl_ranker.context import Context, without_log
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.sources import open_context
+from mtl_ranker.nightly.build import build_split
+from mtl_ranker.nightly.contenders import Callbacks, Contender, train_model
+from mtl_ranker.nightly.results import Suite
+from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.nightly.trainers import Job, Running
+from mtl_ranker.nightly.workers import connected, refuse_workers, workers_of
+from mtl_ranker.reports.tables import comparison_rows
+from mtl_ranker.training.dataset import Dataset, load_dataset
+from mtl_ranker.training.specs import model_specs
+from tests.conftest import FIRST, write_log
+from tests.integration.commands import free_port
+from tests.projects import write_project
+
+LAST = FIRST + timedelta(days=5)
+
+
+def started(*command: str, **variables: str) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": os.getcwd(), "DASK_LOGGING__DISTRIBUTED": "error"}
+    line = [sys.executable, "-m", *command, "--host", "127.0.0.1", "--no-dashboard"]
+    return subprocess.Popen(line, env=env | variables)
+
+
+def worker(address: str, threads: int = 1, **variables: str) -> subprocess.Popen:
+    options = ("--nthreads", str(threads), "--no-nanny")
+    return started("distributed.cli.dask_worker", address, *options, **variables)
+
+
+@contextmanager
+def cluster_of(*threads: int, **variables: str) -> Iterator[tuple[str, list[subprocess.Popen]]]:
+    """A scheduler, and workers with some threads; yields its address and their processes."""
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    scheduler = started("distributed.cli.dask_scheduler", "--port", str(port))
+    processes = [worker(address, each, **variables) for each in threads]
+    try:
+        with Client(address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(len(threads), timeout=60)
+        yield address, processes
+    finally:
+        for process in [scheduler, *processes]:
+            process.kill()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster with a worker of one thread and one of two."""
+    with cluster_of(1, 2) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """The tiny project with every day built, and a training for each kind of job."""
+    root = write_log(tmp_path_factory.mktemp("built"))
+    file = write_project(
+        root,
+        models={"other": {"preset": "shared_bottom"}},
+        training={"threads": 1, "refit": True, "spread_seeds": 1, "trees": 4, "epochs": 3},
+        calibration={"refit_days": 2},
+    )
+    context = open_context(str(file), root, root / "ws")
+    build_split(context, LAST)
+    return without_log(context.project, context.workspace)
+
+
+def assert_same_suite(one: Suite, other: Suite) -> None:
+    assert comparison_rows(one) == comparison_rows(other)
+    assert one.winner.label == other.winner.label
+    assert [run.label for run in one.runs] == [run.label for run in other.runs]
+    for run, same in zip(one.runs, other.runs, strict=True):
+        np.testing.assert_array_equal(run.test_prediction, same.test_prediction)
+    assert one.winner.artifact.seed_metrics == other.winner.artifact.seed_metrics
+
+
+@pytest.mark.parametrize("in_memory_rows", [1_000_000, pytest.param(30, marks=pytest.mark.slow)])
+def test_two_workers_give_the_suite_of_this_host(cluster, built, in_memory_rows):
+    """Also with rows that are streamed from files; the log says which worker trained what."""
+    training = built.project.training.model_copy(update={"in_memory_rows": in_memory_rows})
+    context = replace(built, project=built.project.model_copy(update={"training": training}))
+    calls: dict[str, list] = {"here": [], "there": []}
+
+    def callbacks(where):
+        return Callbacks(lambda name, seed, epoch: calls[where].append((name, seed, epoch.number)))
+
+    here = train_suite(context, LAST, callbacks("here"))
+    said: list[str] = []
+    with workers_of(cluster, said.append) as trainer:
+        there = train_suite(context, LAST, callbacks("there"), trainer)
+    assert_same_suite(here, there)
+    assert sorted(calls["there"]) == sorted(calls["here"])
+    trained, places = zip(*(line.split(" trained on ") for line in said), strict=True)
+    winner = there.winner.name.split(",")[0]
+    assert {"linear seed 0", "mmoe seed 0", "other seed 0", f"{winner} seed 1"} < set(trained)
+    # Contenders, trees, refit, a day left out, another seed.
+    assert len(trained) == 3 + 1 + 1 + 1 + 1
+    assert len(set(places)) == 2
+    assert not list((context.workspace.root / "checkpoints").glob("*"))
+
+
+def meeting(folder: Path, size: int, project: Project, dataset: Dataset, running: Running):
+    """A job that waits until `size` jobs are there: its process, torch's threads, those it met."""
+    (folder / str(os.getpid())).touch()
+    present: set[str] = set()
+    end = time.monotonic() + 60
+    while len(present) < size and time.monotonic() < end:
+        present = {file.name for file in folder.iterdir()}
+        time.sleep(0.01)
+    return os.getpid(), torch.get_num_threads(), len(present)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("threads", "fitting"), [(1, 3), (2, 2)])
+def test_a_worker_takes_as_many_trainings_as_its_threads_are_enough_for(
+    cluster, built, tmp_path, threads, fitting
+):
+    """One worker has one thread, the other two; a training takes one or two of them.
+
+    A worker with fewer threads than a training takes one training.
+    """
+    training = built.project.training.model_copy(update={"threads": threads})
+    project = built.project.model_copy(update={"training": training})
+    dataset = load_dataset(built, LAST)
+    jobs = [Job(str(n), partial(meeting, tmp_path, fitting)) for n in range(5)]
+    with workers_of(cluster) as trainer:
+        found = trainer.run(project, dataset, jobs)
+    assert {met for _, _, met in found} == {fitting}
+    assert len({process for process, _, _ in found}) == fitting
+    assert {of_torch for _, of_torch, _ in found} == {threads}
+
+
+def dying(contender: Contender, mark: Path, project: Project, dataset: Dataset, running: Running):
+    """A training that once, in its third epoch, kills its process or the worker that started it."""
+
+    def on_epoch(epoch):
+        running.on_epoch(epoch)
+        if epoch.number == 3 and not mark.exists():
+            mark.touch()
+            time.sleep(0.5)  # the report is sent
+            os.kill(os.getpid() if mark.name == "process" else os.getppid(), signal.SIGKILL)
+            time.sleep(60)  # it ends with its worker
+
+    return train_model(project, dataset, contender, on_epoch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["process", "worker"])
+def test_a_training_that_loses_its_worker_resumes_from_the_checkpoint(built, tmp_path, victim):
+    """On another worker; where it was the only one, on one that joins later."""
+    training = built.project.training.model_copy(
+        update={"epochs": 6, "patience": 6, "batch_size": 16, "checkpoint_seconds": 1e-9}
+    )
+    project, mark = built.project.model_copy(update={"training": training}), tmp_path / victim
+    dataset = load_dataset(replace(built, project=project), LAST)
+    contender = Contender("mmoe", model_specs(project)["mmoe"], 0)
+    here = train_model(project, dataset, contender)
+    shutil.rmtree(built.workspace.root / "checkpoints")
+    epochs: list[int] = []
+    said: list[str] = []
+    job = Job("mmoe", partial(dying, contender, mark), lambda epoch: epochs.append(epoch.number))
+    with cluster_of(1) as (address, processes):
+
+        def replace_lost() -> None:
+            processes[0].wait()
+            processes.append(worker(address))
+
+        joining = threading.Thread(target=replace_lost, daemon=True)
+        with workers_of(address, said.append) as trainer:
+            if victim == "worker":
+                joining.start()
+            (there,) = trainer.run(project, dataset, [job])
+        assert len(processes) == (2 if victim == "worker" else 1)
+    assert mark.exists()
+    assert ", after it was lost on tcp://" in said[0]
+    assert epochs[:3] == [1, 2, 3]
+    assert epochs[3:] in ([4, 5, 6], [3, 4, 5, 6])  # not from the first epoch on
+    weights, same = here.trained.model.state_dict(), there.trained.model.state_dict()
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    np.testing.assert_array_equal(here.test_prediction, there.test_prediction)
+
+
+@pytest.mark.slow
+def test_an_error_of_a_training_on_a_worker_is_that_of_the_suite(cluster, built):
+    training = built.project.training.model_copy(update={"learning_rate": 1e30})
+    context = replace(built, project=built.project.model_copy(update={"training": training}))
+    with (
+        workers_of(cluster) as trainer,
+        pytest.raises(FloatingPointError, match="loss is not finite in epoch"),
+    ):
+        train_suite(context, LAST, trainer=trainer)
+
+
+@pytest.mark.slow
+def test_a_worker_without_torch_is_refused(tmp_path):
+    """Before anything is built."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Without:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Without())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.getcwd()])
+    with (
+        cluster_of(1, PYTHONPATH=path) as (address, _),
+        pytest.raises(ProjectError, match=r"worker tcp://\S+ lacks torch; allowed"),
+        connected(address),
+    ):
+        pass
+
+
+def test_workers_that_cannot_train_are_named():
+    workers = {
+        "tcp://a:1": (__version__, True),
+        "tcp://b:1": ("0.0.9", True),
+        "tcp://c:1": (__version__, False),
+        "tcp://d:1": ModuleNotFoundError("No module named 'mtl_ranker'"),
+    }
+    with pytest.raises(ProjectError) as refused:
+        refuse_workers("tcp://host:8786", workers)
+    assert str(refused.value) == (
+        "--cluster tcp://host:8786: worker tcp://b:1 has mtl_ranker 0.0.9; worker tcp://c:1 lacks "
+        "torch; worker tcp://d:1 cannot import mtl_ranker: No module named 'mtl_ranker'; allowed: "
+        f"workers with torch and mtl_ranker {__version__}, as on this host"
+    )
+    refuse_workers("tcp://host:8786", {"tcp://a:1": (__version__, True)})
