@@ -176,7 +176,10 @@ class OneByOne:
         inputs = {part: tree_inputs(rows) for part, rows in dataset.examples.items()}
         models = {}
         for t, task in enumerate(dataset.tasks):
-            labels = {part: rows.labels[:, t].numpy() for part, rows in dataset.examples.items()}
+            labels = {
+                part: np.ascontiguousarray(rows.labels[:, t].numpy())
+                for part, rows in dataset.examples.items()
+            }
             sets = {
                 part: lightgbm.Dataset(inputs[part], labels[part]) for part in ("train", "validate")
             }

@@ -25,6 +25,7 @@ from mtl_ranker.features.examples import (
 )
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
+from mtl_ranker.stores.objects import seen_by_workers
 
 
 @task(name="backfill-day", task_run_name="backfill {day}", **RETRY)
@@ -72,7 +73,8 @@ def backfill(
         jobs: days at a time.
         cluster: see `runner_of`.
     """
-    context = open_context(config, Path(data), Path(workspace)).pinned()
+    places = (seen_by_workers(Path(place), cluster) for place in (data, workspace))
+    context = open_context(config, *places).pinned()
     days = days_between(context.source.days(), first, last)
     needed = needed_history(context.project, context.source.days(), days)
     with context.workspace.lock(f"backfill {first}..{last}"):

@@ -43,6 +43,7 @@ from mtl_ranker.ranking.rules import check_rules
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.reports.history import publish_index
 from mtl_ranker.reports.page import with_lists
+from mtl_ranker.stores.objects import seen_by_workers
 from mtl_ranker.tracking import registry
 from mtl_ranker.training.specs import model_specs
 from mtl_ranker.workspace import FileSize
@@ -77,7 +78,8 @@ def nightly(
         cluster: where days, blocks of users and parts of the candidates are built and ranked (see
             `runner_of`), and models trained (see `trainer_of`).
     """
-    context = open_context(config, Path(data), Path(workspace))
+    places = (seen_by_workers(Path(place), cluster) for place in (data, workspace))
+    context = open_context(config, *places)
     model_specs(context.project)
     check_rules(context)
     mark_lost_runs()

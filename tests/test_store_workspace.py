@@ -350,3 +350,12 @@ def test_each_store_has_the_options_of_its_own_environment(monkeypatch: pytest.M
     assert objects.store_options("gs://bucket/feed") == {"google_service_account": "account.json"}
     monkeypatch.delenv("GOOGLE_SERVICE_ACCOUNT")
     assert objects.store_options("gs://bucket/feed") == {}
+
+
+def test_workers_of_a_cluster_are_told_absolute_folders(tmp_path, monkeypatch):
+    """A worker has a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    assert objects.seen_by_workers(Path("ws"), "tcp://scheduler:8786") == tmp_path / "ws"
+    assert objects.seen_by_workers(Path("ws"), None) == Path("ws")
+    address = Path("s3://bucket/ws")
+    assert objects.seen_by_workers(address, "tcp://scheduler:8786") == address

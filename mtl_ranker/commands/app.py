@@ -24,6 +24,7 @@ from rich.text import Text
 from mtl_ranker.environment import prepare
 from mtl_ranker.errors import ProjectError, first_line, is_outside
 from mtl_ranker.stores.copies import local_folder
+from mtl_ranker.stores.objects import seen_by_workers
 
 if TYPE_CHECKING:
     from mtl_ranker.config import Project
@@ -239,6 +240,7 @@ def score(
     write: Write = None,
 ) -> None:
     """Rank the candidates of day D with the champion and features as of D."""
+    data, workspace = (seen_by_workers(place, cluster) for place in (data, workspace))
     context = _open(config, data, workspace, make=not dry_run)
     if dry_run:
         from mtl_ranker.commands.dry_run import plan_ranking

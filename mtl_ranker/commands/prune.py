@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from mtl_ranker.context import Context
 from mtl_ranker.features.vectors import VECTORS, named_vectors, prune_vectors
 from mtl_ranker.features.view import EXAMPLES, VIEWS, views_of
-from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.tracking import connection, registry
 from mtl_ranker.workspace import PARTS
 
@@ -41,21 +40,17 @@ def prune(context: Context, dry_run: bool) -> Iterator[str]:
             yield f"{done} {workspace.where(folder)} ({size / 1e6:,.1f} MB)"
             if not dry_run:
                 workspace.remove(folder)
-        yield from _vectors(context, artifacts, folders.keys() - unused, dry_run)
+        yield from _vectors(context, folders.keys() - unused, dry_run)
         yield f"{len(folders) - len(unused)} views are in use by {len(versions)} model versions"
 
 
-def _vectors(
-    context: Context, artifacts: Sequence[RankerArtifact], views: Collection[str], dry_run: bool
-) -> Iterator[str]:
-    """Remove the vectors that no examples of the project file and of these views name."""
+def _vectors(context: Context, views: Collection[str], dry_run: bool) -> Iterator[str]:
+    """Remove the vectors that no examples outside views, and none of these views, name."""
     workspace = context.workspace
     if not workspace.places(VECTORS):
         return
     datasets = [EXAMPLES, *(f"{VIEWS}/{name}/{EXAMPLES}" for name in sorted(views))]
-    projects = [context.project, *(artifact.project for artifact in artifacts)]
-    columns = sorted({column for each in projects for column in each.features.embeddings})
-    removed, kept = prune_vectors(workspace, named_vectors(workspace, datasets, columns), dry_run)
+    removed, kept = prune_vectors(workspace, named_vectors(workspace, datasets), dry_run)
     if removed:
         done = "would remove" if dry_run else "removed"
         yield (

@@ -173,18 +173,24 @@ def _write(workspace: Workspace, rows: pl.DataFrame) -> str:
     return place
 
 
-def named_vectors(
-    workspace: Workspace, datasets: Sequence[str], columns: Sequence[str]
-) -> pl.Series:
-    """Distinct keys that these datasets of examples hold in these columns, also unfinished ones."""
+def named_vectors(workspace: Workspace, datasets: Sequence[str]) -> pl.Series:
+    """Stored keys that occur in these datasets of examples, also unfinished ones.
+
+    A key is a digest of 64 bits, so every column of Int64 is searched: which of them hold keys is
+    said by settings that may have changed since the examples were built.
+    """
+    stored = _stored(workspace).select("key").unique().collect()["key"].implode()
     places = [workspace.place(each, day) for each in datasets for day in workspace.days(each)]
     places += [place for each in datasets for place in workspace.unfinished_parts(each)]
     keys = [pl.LazyFrame(schema={"key": pl.Int64})]
     for file in workspace.files(places):
         schema = pl.read_parquet_schema(file)
         rows = pl.scan_parquet(file, glob=False)
-        own = [column for column in columns if schema.get(column) == pl.Int64]
-        keys += [rows.select(pl.col(column).alias("key").unique()) for column in own]
+        own = [column for column, dtype in schema.items() if dtype == pl.Int64]
+        keys += [
+            rows.select(pl.col(column).alias("key").unique()).filter(pl.col("key").is_in(stored))
+            for column in own
+        ]
     return pl.concat(keys).unique().drop_nulls().collect(engine="streaming")["key"]
 
 

@@ -13,7 +13,7 @@ import pickle
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,10 @@ class DaskWorkers:
     def _result(self, number: int, future: Future) -> bytes | None:
         """The result of a job that has ended; None if it has to be started again."""
         try:
-            worker, result = future.result()
+            worker, result = future.result(timeout=PATIENCE)
+        except TimeoutError:  # its worker was lost before it sent the result
+            future.cancel()
+            return None
         except ChildProcessError:
             if len(self._starts.get(number, [])) >= MOST_STARTS:
                 raise
@@ -200,7 +203,9 @@ class DaskWorkers:
         """End what runs on the workers for this trainer, and remove its files there."""
         if self._place is not None:
             self._client.unsubscribe_topic(self._place.topic)
-            self._client.unregister_worker_plugin(self._place.plugin)
+            # Another night on the same workspace has replaced the plugin by its own.
+            with suppress(ValueError):
+                self._client.unregister_worker_plugin(self._place.plugin)
         self._place = self._trained = None
 
     def _prepare(self, project: Project, dataset: Dataset) -> Place:

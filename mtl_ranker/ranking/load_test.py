@@ -28,8 +28,9 @@ class Serving:
 
     Attributes:
         megabytes: size of the artifact's files, without those that only a training reads.
-        seconds_per_million: seconds to score a million raw feature rows, without loading: the
-            fastest of three runs of at least `MEASURED_ROWS` rows.
+        seconds_per_million: seconds to score a million raw feature rows, without loading, of the
+            clock or of the CPU, whichever is less: the fastest of three runs of at least
+            `MEASURED_ROWS` rows.
         failed: why it could not score, or how its scores differ, or None.
     """
 
@@ -83,9 +84,10 @@ def main(folder: str, rows: str, scores: str) -> None:
     many = pl.concat([frame] * -(-MEASURED_ROWS // max(frame.height, 1)))
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         artifact.predict(many)
-        seconds.append(time.perf_counter() - start)
+        # On a busy machine the time of the CPU is the shorter one.
+        seconds.append(min(time.perf_counter() - start, time.process_time() - used))
     print(json.dumps({"seconds_per_million": 1e6 * min(seconds) / max(many.height, 1)}))
 
 

@@ -26,14 +26,24 @@ def template_of(package: str) -> Path:
 
 
 def copy_template(package: str, database: Path) -> bool:
-    """Make a database by copying the template; False where there is none."""
+    """Make a database by copying the template; False where there is none, or a damaged one."""
     template = template_of(package)
-    if not template.is_file():
+    if not template.is_file() or not _is_whole(template):
         return False
     temporary = staging_path(database.parent)
     shutil.copyfile(template, temporary)
     os.replace(temporary, database)
     return True
+
+
+def _is_whole(database: Path) -> bool:
+    """Whether SQLite can read all of a database that has a table."""
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as opened:
+            tables = opened.execute("select count(*) from sqlite_master").fetchone()
+            return tables != (0,) and opened.execute("pragma quick_check").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False
 
 
 def keep_template(package: str, database: Path) -> None:

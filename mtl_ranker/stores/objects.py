@@ -49,6 +49,15 @@ def is_address(place: object) -> bool:
     return ADDRESS.match(str(place)) is not None
 
 
+def seen_by_workers(place: Path, cluster: str | None) -> Path:
+    """A folder as the workers of a cluster find it: by its absolute path.
+
+    They have working directories of their own. Without a cluster, and for an address of a store,
+    the place is returned as it is.
+    """
+    return place if cluster is None or is_address(place) else place.resolve()
+
+
 def address_of(place: object) -> str:
     """An address as it is written, without a slash at its end.
 

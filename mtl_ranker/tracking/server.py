@@ -8,6 +8,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 from mtl_ranker.errors import ProjectError
 
@@ -21,7 +22,7 @@ def check_server() -> None:
     check.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri.startswith("http"):
+    if not uri.lower().startswith("http"):
         return
     for pause in (*PAUSES, None):
         try:
@@ -45,7 +46,7 @@ def check_answers(uri: str, timeout: float = 10) -> None:
         urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=timeout).close()
     except urllib.error.HTTPError:
         return
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:  # the last for a malformed address
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):  # MLflow has settings of its own for certificates
             return

@@ -84,9 +84,9 @@ def test_vectors_of_other_views_and_of_unfinished_examples_are_needed(tmp_path: 
     with workspace.published(part_of_day) as file:
         pl.DataFrame({"content": [4], "tab": ["x"]}).write_parquet(file)
     datasets = ["examples", "views/a/examples"]
-    needed = named_vectors(workspace, datasets, ["content", "tab"])
+    needed = named_vectors(workspace, datasets)
     assert sorted(needed) == [1, 4]
     assert prune_vectors(workspace, needed, dry_run=False) == (2, 2)
     assert stored(str(tmp_path)) == [[0.0], [3.0]]
-    assert prune_vectors(workspace, named_vectors(workspace, [], []), dry_run=False) == (2, 0)
+    assert prune_vectors(workspace, named_vectors(workspace, []), dry_run=False) == (2, 0)
     assert not workspace.places(VECTORS)

@@ -10,7 +10,7 @@ import threading
 import mlflow
 import pytest
 
-from mtl_ranker.errors import is_outside
+from mtl_ranker.errors import ProjectError, is_outside
 from mtl_ranker.stores.databases import copy_template, keep_template, template_of
 from mtl_ranker.tracking import server
 from mtl_ranker.tracking.connection import connect, create_database
@@ -82,12 +82,38 @@ def test_a_server_that_is_away_for_a_moment_is_asked_again(monkeypatch):
     assert [request.split()[1] for request in asked] == [b"/health", b"/health"]
 
 
+@pytest.mark.parametrize(
+    "uri", ["http://localhost:abc", "HTTP://exa mple", "http://[::1", f"http://{'a' * 70}.example"]
+)
+def test_an_address_that_is_none_is_one_sentence(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(server, "PAUSES", ())
+    with pytest.raises(ProjectError, match=r"MLFLOW_TRACKING_URI: MLflow at .* does not answer"):
+        check_server()
+
+
 @pytest.mark.parametrize("uri", [None, "sqlite:////no/such/file.db", "file:///no/such/folder"])
 def test_without_a_server_nothing_is_asked(monkeypatch, uri):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if uri is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     check_server()
+
+
+@pytest.mark.parametrize("size", [0, 5_000, 100_000])
+def test_a_damaged_template_is_made_again(tmp_path, monkeypatch, size):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    template = template_of("mlflow")
+    template.parent.mkdir(parents=True)
+    whole = tmp_path / "whole.db"
+    with sqlite3.connect(whole) as made:
+        made.execute("create table numbers (n integer)")
+        made.executemany("insert into numbers values (?)", [(n,) for n in range(50_000)])
+    template.write_bytes(whole.read_bytes()[:size])
+    assert not copy_template("mlflow", tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
+    keep_template("mlflow", whole)
+    assert copy_template("mlflow", tmp_path / "copy.db")
 
 
 def test_a_second_workspace_copies_the_schema_of_the_first(tmp_path, monkeypatch):
