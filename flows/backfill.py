@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
 
 from prefect import flow, task, unmapped
 from prefect.artifacts import create_table_artifact
 
-from flows.cluster import runner_of
+from flows.cluster import runner_of, shared_context
 from flows.features import aggregate_task
 from flows.ingest import actions_task
 from flows.night import HOOKS, RETRY, announce
@@ -24,8 +23,6 @@ from mtl_ranker.features.examples import (
     plan_examples,
 )
 from mtl_ranker.logs.ingest import ingest_day
-from mtl_ranker.logs.sources import open_context
-from mtl_ranker.stores.objects import seen_by_workers
 
 
 @task(name="backfill-day", task_run_name="backfill {day}", **RETRY)
@@ -73,8 +70,7 @@ def backfill(
         jobs: days at a time.
         cluster: see `runner_of`.
     """
-    places = (seen_by_workers(Path(place), cluster) for place in (data, workspace))
-    context = open_context(config, *places).pinned()
+    context = shared_context(config, data, workspace, cluster).pinned()
     days = days_between(context.source.days(), first, last)
     needed = needed_history(context.project, context.source.days(), days)
     with context.workspace.lock(f"backfill {first}..{last}"):

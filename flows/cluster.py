@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.night import announce
+from mtl_ranker.context import Context
 from mtl_ranker.environment import has_server
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.sources import open_context
+from mtl_ranker.stores.objects import seen_by_workers
 
 if TYPE_CHECKING:
     from mtl_ranker.nightly.trainers import Trainer
@@ -53,6 +57,12 @@ def _refuse(cluster: str) -> None:
         raise ProjectError(
             f"--cluster {cluster}: allowed: local, or an address such as tcp://host:8786"
         )
+
+
+def shared_context(config: str, data: str, workspace: str, cluster: str | None) -> Context:
+    """The context of a run, with folders as the workers of its cluster find them."""
+    places = (seen_by_workers(Path(place), cluster) for place in (data, workspace))
+    return open_context(config, *places)
 
 
 @contextmanager

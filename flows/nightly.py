@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Literal
 
 from prefect import flow
@@ -16,7 +15,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows.backfill import run_days
-from flows.cluster import check_workers, runner_of
+from flows.cluster import check_workers, runner_of, shared_context
 from flows.connect import connect
 from flows.features import features
 from flows.ingest import ingest
@@ -29,7 +28,6 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.features.days import last_final_day, needed_days, needed_history, split_days
-from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly import history
 from mtl_ranker.nightly.history import NightRecord, record_of
 from mtl_ranker.nightly.promotion import Decision
@@ -43,7 +41,6 @@ from mtl_ranker.ranking.rules import check_rules
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.reports.history import publish_index
 from mtl_ranker.reports.page import with_lists
-from mtl_ranker.stores.objects import seen_by_workers
 from mtl_ranker.tracking import registry
 from mtl_ranker.training.specs import model_specs
 from mtl_ranker.workspace import FileSize
@@ -78,8 +75,7 @@ def nightly(
         cluster: where days, blocks of users and parts of the candidates are built and ranked (see
             `runner_of`), and models trained (see `trainer_of`).
     """
-    places = (seen_by_workers(Path(place), cluster) for place in (data, workspace))
-    context = open_context(config, *places)
+    context = shared_context(config, data, workspace, cluster)
     model_specs(context.project)
     check_rules(context)
     mark_lost_runs()

@@ -37,6 +37,8 @@ from mtl_ranker.training.loop import Epoch
 def train_task(context: Context, day: date, plan: TrainingPlan, cluster: str | None) -> Suite:
     settings = context.project.training
     trainings = len(contenders_of(context.project, plan)) + settings.refit
+    if len(settings.seeds) == 1:
+        trainings += settings.spread_seeds
     epochs_each = settings.epochs if plan.start is None else settings.continued_epochs
     columns = (
         TextColumn("[bold]train[/]     {task.description}"),

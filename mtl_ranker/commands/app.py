@@ -151,12 +151,11 @@ def nightly(
         _dry_run(context, day)
         return
     from mtl_ranker.ranking.candidates import check_candidates
-    from mtl_ranker.tracking.server import check_server
 
     chosen = _chosen(context, day, logged=not wait_minutes, late=True)
     check_candidates(context, chosen + timedelta(days=1))  # before a server starts
     if not wait_minutes:  # else the flow asks when the log is there
-        check_server()
+        _check_server()
     flow = _flow("nightly", "nightly", workspace)
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
@@ -942,11 +941,15 @@ def _flow(module: str, name: str, workspace: Path) -> Callable[..., Any]:
     return run
 
 
-def _check_registry(context: Context) -> None:
-    """Raise ProjectError at once where no model can be registered, or no server answers."""
+def _check_server() -> None:
     from mtl_ranker.tracking.server import check_server
 
     check_server()
+
+
+def _check_registry(context: Context) -> None:
+    """Raise ProjectError at once where no model can be registered, or no server answers."""
+    _check_server()
     database = context.workspace.root / "mlflow.db"
     if "MLFLOW_TRACKING_URI" not in os.environ and not database.is_file():
         raise ProjectError(
@@ -969,9 +972,7 @@ def _run_step(
     if name == "promote":
         _check_registry(context)
     if name == "train":
-        from mtl_ranker.tracking.server import check_server
-
-        check_server()
+        _check_server()
     return _flow(name, name, context.workspace.root)(context, chosen, **options)
 
 

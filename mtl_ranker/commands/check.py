@@ -61,6 +61,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     model_specs(project)
     objectives = counted(len(project.objectives), "objective")
     yield f"ok  {config}: {objectives}, {counted(len(project.models), 'model')}"
+    derived_columns(project)  # raises ProjectError for what is no SQL
     yield from _blend_lines(project)
     yield from _against(project)
     source = open_source(project, data)

@@ -87,12 +87,14 @@ class _Server:
     Attributes:
         log: file of what it writes.
         fresh: the database whose schema it makes; None if it has one.
+        creating: holds the lock under which it is made, until the server answers.
     """
 
     process: Any
     port: int
     log: Path
     fresh: Path | None
+    creating: ExitStack
 
     def wait(self) -> None:
         """Return once it answers; raise ProjectError when it does not within 90 seconds."""
@@ -105,6 +107,7 @@ class _Server:
             time.sleep(0.2)
         if self.fresh is not None:
             keep_template("prefect", self.fresh)
+        self.creating.close()
 
 
 @contextmanager
@@ -114,26 +117,29 @@ def _started(home: Path, port: int, settings: dict[str, str], *options: str) -> 
     variables = os.environ | settings
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
     command += ["--port", str(port), *options]
-    fresh = _without_schema(variables)
     with (
+        ExitStack() as creating,
         open(home / "server.log", "a", encoding="utf-8") as log,
-        started(command, stdout=log, stderr=log, env=variables) as process,
     ):
-        yield _Server(process, port, home / "server.log", fresh)
+        fresh = _without_schema(variables, creating)
+        with started(command, stdout=log, stderr=log, env=variables) as process:
+            yield _Server(process, port, home / "server.log", fresh, creating)
 
 
-def _without_schema(variables: Mapping[str, str]) -> Path | None:
+def _without_schema(variables: Mapping[str, str], creating: ExitStack) -> Path | None:
     """The database of a new home, unless its schema could be copied; None if there is a database.
 
-    None also where settings name another database.
+    None also where settings name another database. Another run waits while `creating` is open.
     """
     if any(f"PREFECT_{part}_DATABASE_CONNECTION_URL" in variables for part in ("API", "SERVER")):
         return None
     home = Path(variables["PREFECT_HOME"])
     database = home / "prefect.db"
-    with Workspace(home).lock("create prefect.db", "prefect.db", wait=True):
-        known = database.is_file() or copy_template("prefect", database)
-    return None if known else database
+    creating.enter_context(Workspace(home).lock("create prefect.db", "prefect.db", wait=True))
+    if database.is_file() or copy_template("prefect", database):
+        creating.close()
+        return None
+    return database
 
 
 def _address(port: int) -> str:

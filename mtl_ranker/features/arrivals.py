@@ -9,6 +9,7 @@ from datetime import date, timedelta
 import polars as pl
 
 from mtl_ranker.context import Context
+from mtl_ranker.errors import counted
 from mtl_ranker.features.sql import day_number
 from mtl_ranker.features.tables import scan_events
 from mtl_ranker.logs.actions import EVENT, final_day, with_actions
@@ -41,7 +42,9 @@ class Arrival:
         return self.positives / self.rows if self.rows else float("nan")
 
     def __str__(self) -> str:
-        known = ", ".join(f"{share:.1%} after {age} days" for age, share in enumerate(self.shares))
+        known = ", ".join(
+            f"{share:.1%} after {counted(age, 'day')}" for age, share in enumerate(self.shares)
+        )
         return f"{self.objective}: of {self.positives:,} positives {known}"
 
 

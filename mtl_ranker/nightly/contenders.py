@@ -25,7 +25,13 @@ from mtl_ranker.nightly.results import REFIT, ModelRun
 from mtl_ranker.nightly.trainers import THIS_HOST, Job, Running, Trainer, Work
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.calibration import Calibration, fit_calibration
-from mtl_ranker.training.batches import Examples, encode_examples, take, thin_negatives
+from mtl_ranker.training.batches import (
+    Examples,
+    encode_examples,
+    label_matrix,
+    take,
+    thin_negatives,
+)
 from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.dataset import (
     SAMPLE_ROWS,
@@ -269,8 +275,7 @@ def refit_of(project: Project, dataset: Dataset, run: ModelRun, results: Sequenc
         ),
         start=start,
     )
-    labels = [LABEL + task.name for task in tasks]
-    test = encode_examples(again.encoder, dataset.frames["test"], labels, dataset.list_keys)
+    test = _encoded(dataset, again, dataset.frames["test"])
     dataset = replace(dataset, encoder=again.encoder, examples={"test": test})
     return _evaluate(dataset, fitted, Validation(run.validate_quality, run.validate_prediction))
 
@@ -280,6 +285,7 @@ class Retraining:
     """A further training of a finished run's model for the same epochs: its name and its days.
 
     Attributes:
+        run: the finished one.
         start: the run's ranker, to be continued on the validation days; None for a training from
             scratch.
     """
@@ -386,7 +392,7 @@ def _predict_left_out(
 ) -> np.ndarray:
     """Uncalibrated predictions [N, T] for a day by a model that was trained without it."""
     artifact = _retrain(again, project, dataset, running).artifact
-    return artifact.raw(_encoded_day(dataset, artifact, day))
+    return artifact.raw(_encoded(dataset, artifact, _frame_of(dataset, [day])))
 
 
 def folds_of(
@@ -395,16 +401,17 @@ def folds_of(
     """The folds of days, from the predictions of `left_out_jobs`."""
     predictions, folds = iter(predicted), []
     for day in days:
-        rows = _encoded_day(dataset, run.artifact, day)
-        own = dataset.days.validate == [day]
-        prediction = run.artifact.raw(rows) if own else next(predictions)
-        folds.append(Fold(_frame_of(dataset, [day]), rows.labels.numpy(), prediction))
+        frame, labels = _frame_of(dataset, [day]), dataset.reading.labels
+        if dataset.days.validate == [day]:
+            prediction = run.artifact.raw(_encoded(dataset, run.artifact, frame))
+        else:
+            prediction = next(predictions)
+        folds.append(Fold(frame, label_matrix(frame, labels), prediction))
     return folds
 
 
-def _encoded_day(dataset: Dataset, artifact: RankerArtifact, day: date) -> Examples:
-    labels = [LABEL + task.name for task in dataset.tasks]
-    frame = _frame_of(dataset, [day])
+def _encoded(dataset: Dataset, artifact: RankerArtifact, frame: pl.DataFrame) -> Examples:
+    labels = dataset.reading.labels
     return encode_examples(artifact.encoder, frame, labels, dataset.list_keys)
 
 

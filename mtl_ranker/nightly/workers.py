@@ -29,6 +29,7 @@ from mtl_ranker.training.dask_worker import (
     Place,
     TrainingSeats,
     about_worker,
+    lacking,
     run_on_worker,
 )
 from mtl_ranker.training.dataset import Dataset, with_rows, without_rows
@@ -95,10 +96,8 @@ def refuse_workers(cluster: str, workers: Mapping[str, Any]) -> None:
     for address, found in workers.items():
         if isinstance(found, BaseException):
             problems.append(f"worker {address} cannot import mtl_ranker: {first_line(found)}")
-        elif found[0] != __version__:
-            problems.append(f"worker {address} has mtl_ranker {found[0]}")
-        elif not found[1]:
-            problems.append(f"worker {address} lacks torch")
+        elif lack := lacking(found, __version__):
+            problems.append(f"worker {address} {lack}")
     if problems:
         raise ProjectError(
             f"--cluster {cluster}: {'; '.join(problems)}; allowed: workers with torch and "
@@ -177,8 +176,10 @@ class DaskWorkers:
         """The result of a job that has ended; None if it has to be started again."""
         try:
             worker, result = future.result(timeout=PATIENCE)
-        except TimeoutError:  # its worker was lost before it sent the result
-            future.cancel()
+        except TimeoutError:
+            if future.status == "error":  # the job's own
+                raise
+            future.cancel()  # its worker was lost before it sent the result
             return None
         except ChildProcessError:
             if len(self._starts.get(number, [])) >= MOST_STARTS:

@@ -34,6 +34,14 @@ def about_worker() -> tuple[str, bool]:
         return __version__, False
 
 
+def lacking(about: tuple[str, bool], version: str) -> str:
+    """Why a worker cannot train for a night of this version, by `about_worker`; empty if it can."""
+    found, has_torch = about
+    if found != version:
+        return f"has mtl_ranker {found}"
+    return "" if has_torch else "lacks torch"
+
+
 class TrainingSeats(WorkerPlugin):
     """The trainings of a night on a worker; Dask gives it to later workers too.
 
@@ -49,15 +57,16 @@ class TrainingSeats(WorkerPlugin):
 
     def __init__(self, work: bytes, threads: int | None, device: str) -> None:
         self._work, self._threads, self._device = work, threads, device
+        self._version = __version__  # of the night
 
     async def setup(self, worker: Worker) -> None:
-        """Raises ProjectError without torch, and without the device of `training.device`."""
+        """Raises ProjectError on a worker that cannot train, and without `training.device`."""
         self._guard, self._idle, self._busy = threading.Lock(), list[Child](), set[Child]()
         self._folder = Path(tempfile.mkdtemp(prefix="training-", dir=worker.local_directory))
         self._file = self._folder / "work.pickle"
         self._file.write_bytes(self._work)
-        if not about_worker()[1]:
-            raise ProjectError(f"worker {worker.address}: torch is not installed")
+        if lack := lacking(about_worker(), self._version):
+            raise ProjectError(f"worker {worker.address} cannot train: it {lack}")
         seats, self._threads = await asyncio.to_thread(self._fitting, worker.state.nthreads)
         await worker.set_resources(**{SEAT: seats})
 

@@ -51,9 +51,10 @@ def test_pages_agree_with_the_results():
 
 
 def test_marked_tables_are_made_by_a_script():
+    scripts = tables.scripts()
     for page in tables.pages():
         for _, kind, name, _, _ in tables.MARKED.findall(page.read_text()):
-            assert kind == "figures" or name.split()[0] in tables.scripts(), f"{page}: {name}"
+            assert kind == "figures" or name.split()[0] in scripts, f"{page}: {name}"
 
 
 def test_a_result_is_kept_with_its_circumstances(saved):

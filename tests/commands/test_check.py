@@ -20,7 +20,7 @@ from mtl_ranker.commands.check import check_project
 from mtl_ranker.errors import ProjectError
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.nights import run_night
-from tests.projects import TINY, write_project
+from tests.projects import TINY, changed, write_project
 
 LAST = FIRST + timedelta(days=5)
 Settings = dict[str, Any]
@@ -47,6 +47,16 @@ def features(**more: Any) -> Settings:
 
 
 TAGS = [["a", "b"] if n % 3 else [] for n in range(12)] + [None]
+
+
+@pytest.mark.parametrize("key", ["label", "where"])
+def test_a_keyword_of_sql_as_a_column_names_the_objective(tmp_path, key):
+    """`order` unquoted; before the blend's conditions are compared."""
+    every_day(tmp_path, pl.col("click").alias("order"))
+    text = "order" if key == "label" else "order = 1"
+    write_project(tmp_path, objectives=changed(TINY["objectives"], 1, **{key: text}))
+    with pytest.raises(ProjectError, match=rf"objectives\[1\] \(long\)\.{key}: 'order.* no SQL"):
+        checked(tmp_path)
 
 
 # Cases that work. Each makes the log and returns the changes of the project file.

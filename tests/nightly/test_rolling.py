@@ -11,10 +11,9 @@ import pytest
 
 from mtl_ranker.evaluation.criterion import Criterion
 from mtl_ranker.evaluation.intervals import Interval
-from mtl_ranker.nightly.contenders import Contender
+from mtl_ranker.nightly.contenders import Contender, train_model
 from mtl_ranker.nightly.results import predicted_rows
 from mtl_ranker.nightly.rolling import Confirmed, Rolling, Settings, choose, confirm, folds_of
-from mtl_ranker.nightly.suite import train_model
 from mtl_ranker.nightly.tuning import Budget, Study, tune
 from mtl_ranker.training.dataset import HeldOut, load_dataset
 from mtl_ranker.training.specs import model_specs

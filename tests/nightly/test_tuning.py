@@ -10,9 +10,8 @@ import torch
 
 from mtl_ranker.config import parse_project
 from mtl_ranker.evaluation.criterion import Criterion
-from mtl_ranker.nightly.contenders import Contender
+from mtl_ranker.nightly.contenders import Contender, train_model
 from mtl_ranker.nightly.results import predicted_rows
-from mtl_ranker.nightly.suite import train_model
 from mtl_ranker.nightly.tuning import (
     Budget,
     Callbacks,

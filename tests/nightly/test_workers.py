@@ -221,6 +221,16 @@ def test_an_error_of_a_training_on_a_worker_is_that_of_the_suite(cluster, built)
         train_suite(context, LAST, trainer=trainer)
 
 
+def out_of_time(project: Project, dataset: Dataset, running: Running) -> None:
+    raise TimeoutError("the job's own")
+
+
+@pytest.mark.slow
+def test_a_job_that_runs_out_of_time_is_not_started_again(cluster, built):
+    with workers_of(cluster) as trainer, pytest.raises(TimeoutError, match="the job's own"):
+        trainer.run(built.project, load_dataset(built, LAST), [Job("late", out_of_time)])
+
+
 @pytest.mark.slow
 def test_a_worker_without_torch_is_refused(tmp_path):
     """Before anything is built."""

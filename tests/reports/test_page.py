@@ -123,7 +123,8 @@ def test_the_decision_is_inserted_and_a_later_one_replaces_it(trained):
 
 
 def test_the_table_of_one_seed_says_that_it_is_no_verdict_on_models(trained, tiny):
-    _, suite = trained
+    project, suite = trained
+    assert "Intervals cover users. A verdict" in " ".join(training_report(project, suite).split())
     assert comparison_table(suite, 140).caption.split("\n")[0].endswith(f"over users ({ONE_SEED})")
     edit_project(tiny, training={"seeds": [0, 1]})
     several = train_suite(prepared(tiny), LAST)
