@@ -77,7 +77,7 @@ from mtl_ranker.ranking.scoring import score_day
 from mtl_ranker.studies.lightgbm_baseline import tree_inputs
 from mtl_ranker.training.batches import Examples, encode_examples
 from mtl_ranker.training.dataset import Dataset, load_dataset
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, write_json
 
 TOP = 10
 WEIGHTS = {"click": 1.0, "like": 2.0}
@@ -721,6 +721,7 @@ def main() -> None:
     options.add_argument("--impressions", type=int, default=16_000, help="of the feed's own log")
     options.add_argument("--candidates", type=int, default=40, help="of each user and day")
     options.add_argument("--jobs", type=int, default=1, help="worlds at a time")
+    options.add_argument("--keep", type=Path, help="folder of finished worlds, which are not rerun")
     options.add_argument("--picture", type=Path, help="write the curves by night to this file")
     options.add_argument(
         "--figures", type=Path, help="draw --picture from this results file, run nothing"
@@ -767,11 +768,27 @@ def worlds(
 ) -> list[dict[str, Any]]:
     """The world of each seed, some at a time in processes with one thread each."""
     seeds = range(chosen.seeds)
+    run = partial(kept_world, size=size, policies=policies, folder=chosen.keep)
     if chosen.jobs == 1:
-        return [one_world(seed, size, policies) for seed in seeds]
+        return [run(seed) for seed in seeds]
     spawn = get_context("spawn")
     with ProcessPoolExecutor(chosen.jobs, spawn, torch.set_num_threads, (1,)) as pool:
-        return list(pool.map(partial(one_world, size=size, policies=policies), seeds))
+        return list(pool.map(run, seeds))
+
+
+def kept_world(
+    seed: int, size: Mapping[str, int], policies: Sequence[str], folder: Path | None
+) -> dict[str, Any]:
+    """`one_world`, or the same of an earlier run from the folder."""
+    if folder is None:
+        return one_world(seed, size, policies)
+    made_of = {"seed": seed, "size": dict(size), "policies": list(policies)}
+    path = folder / f"world-{seed}.json"
+    kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if kept.get("made_of") != made_of:
+        kept = {"made_of": made_of, "world": one_world(seed, size, policies)}
+        write_json(path, kept)
+    return kept["world"]
 
 
 if __name__ == "__main__":

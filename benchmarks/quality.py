@@ -82,7 +82,7 @@ def project_of(test_days: int, train_days: int, fourth: str | None) -> Project:
     """The shipped preset with these days, and one of its signals as a fourth objective."""
     text, name = read_project_text("kuairand")
     if fourth is not None:
-        text = text.replace(f'\n{fourth} = "{fourth}"', "")
+        text = text.replace(f'\nsignals.{fourth} = "{fourth}"', "")
         text = text.replace("\n[features]\n", FOURTH.format(name=fourth), 1)
     project = parse_project(text, name)
     split = project.split.model_copy(update={"test_days": test_days, "train_days": train_days})
