@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import json
 import os
 import select
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ class Parent:
             assert started, "no fork within 120 s"
             return Command(self, self._started.pop(), out, err)
 
+    @property
+    def status(self) -> int | None:
+        """The process's exit code; None while it runs."""
+        return self._process.poll()
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -119,9 +124,16 @@ class Parent:
                 self.changed.notify_all()
 
 
-@functools.cache
+_parents: list[Parent] = []
+
+
 def parent() -> Parent:
-    return Parent()
+    """The process that forks: the first, or another one after it was killed."""
+    if not _parents or _parents[-1].status is not None:
+        if _parents:
+            warnings.warn(f"the parent of forks ended: {_parents[-1].status}", stacklevel=2)
+        _parents.append(Parent())
+    return _parents[-1]
 
 
 def start(
