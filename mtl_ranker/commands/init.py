@@ -384,6 +384,9 @@ def _table_lines(which: str, table: TableFound | None, columns: TableColumns) ->
             f"partition = {_toml(table.data.partition)}  # a row has the values of the latest "
             "snapshot before its day"
         )
+    for setting, column in zip(("valid_from", "valid_to"), table.valid, strict=True):
+        if column is not None:
+            yield f"{setting} = {_toml(column)}"
     yield from _array("columns", [_toml(name) for name in columns.columns])
     if columns.lists:
         pairs = ", ".join(f"{_toml(name)} = {_toml(by)}" for name, by in columns.lists.items())

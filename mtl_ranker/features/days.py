@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.actions import final_day, reach
+from mtl_ranker.logs.actions import end_of, final_day, reach
 from mtl_ranker.logs.contract import label_actions
 
 
@@ -47,8 +47,10 @@ def split_days(project: Project, available: list[date], day: date) -> SplitDays:
     """The days of a training on `day`: training, then validation, then test days.
 
     They end with `last_final_day`. The log's first days, the warm-up, are no training days. Raises
-    ProjectError naming the part that would be empty.
+    ProjectError naming the part that would be empty, or the objective that has no final label on
+    any training day and would have positives only.
     """
+    night = day
     split, day = project.split, last_final_day(project, day)
     test_start = day - timedelta(days=split.test_days - 1)
     test = [d for d in available if test_start <= d <= day]
@@ -69,7 +71,28 @@ def split_days(project: Project, available: list[date], day: date) -> SplitDays:
                 f"split.{name}_days: no day of the log lies in {start}..{end}{warmed}, so the "
                 f"{name} part is empty; days found: {have}"
             )
+    _check_final_labels(project, train, night)
     return SplitDays(train, validate, test)
+
+
+def _check_final_labels(project: Project, train: Sequence[date], night: date) -> None:
+    """Raise ProjectError for an objective whose labels on all training days may still change.
+
+    With `training.immature = "positives"` its negatives, or all its labels, would be missing.
+    """
+    if project.training.immature != "positives":
+        return
+    earliest, ends = end_of(project.log, train[0] - timedelta(days=1)), end_of(project.log, night)
+    for index, objective in enumerate(project.objectives):
+        actions = label_actions(project, [objective])
+        longest = max(actions, key=lambda action: action.span, default=None)
+        if longest is not None and earliest + longest.span >= ends:
+            raise ProjectError(
+                f"objectives[{index}] ({objective.name}): none of the training days {span(train)} "
+                f"has final labels at the end of {night}: {longest.name} has "
+                f'window = "{longest.window}", so those of {train[0]} are final on '
+                f"{final_day(project, actions, train[0])}"
+            )
 
 
 def needed_days(project: Project, available: list[date], day: date) -> list[date]:

@@ -48,6 +48,8 @@ KEY = named("id ids key uuid no number hash code")
 TIME = named("time timestamp ts at date datetime ms sec seconds when created shown epoch unix")
 LATER = named("received arrived ingested processed loaded updated inserted next previous last end")
 
+BEGINS, ENDS = named("from since start starts begin begins"), named("to until till end ends")
+
 LOG = named(
     "log logs impression impressions exposure exposures shown behaviors behaviours requests views"
 )
@@ -415,14 +417,19 @@ def separator_of(column: pl.Series) -> str | None:
 
 @dataclass(frozen=True)
 class TableFound:
-    """A table of users or items: its key, and the share of the log's ids that it has.
+    """A table of users or items.
 
     One with days has a snapshot in each of their folders.
+
+    Attributes:
+        share: of the log's ids that it has.
+        valid: columns of the dates or times between which a row is valid; None without both.
     """
 
     data: Dataset
     key: str
     share: float
+    valid: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -546,7 +553,8 @@ def _why_not(data: Dataset) -> str:
 def _table(log: Events, rest: Sequence[Dataset], which: str) -> TableFound | None:
     """The dataset with one row for each of the log's users or items, and most of them.
 
-    Of dated snapshots the newest one counts.
+    Of dated snapshots the newest one counts. Of rows with times in which they are valid, there may
+    be several of a key.
     """
     of, column = {"users": (USER, log.user), "items": (ITEM, log.item)}[which]
     if column:
@@ -570,13 +578,26 @@ def _table(log: Events, rest: Sequence[Dataset], which: str) -> TableFound | Non
             fits |= about and [w for w in words(name) if w not in KEY] == []
             if not fits or not (dtype.is_integer() or dtype == pl.String):
                 continue
-            keys = data.newest().select(pl.col(name).cast(pl.String).alias("id")).collect()
-            if keys["id"].is_duplicated().any() or keys["id"].null_count():
+            valid = _valid_columns(data, name)
+            own = [c for c in valid[:1] if c is not None]
+            keys = data.newest().select(pl.col(name).cast(pl.String).alias("id"), *own).collect()
+            if keys.is_duplicated().any() or keys["id"].null_count():
                 continue
             share = ids.join(keys, on="id", how="semi").height / max(1, ids.height)
             if share > 0.1:
-                found.append(TableFound(data, name, share + (name == column)))
+                found.append(TableFound(data, name, share + (name == column), valid))
     return max(found, key=lambda table: table.share, default=None)
+
+
+def _valid_columns(data: Dataset, key: str) -> tuple[str | None, str | None]:
+    """The dates or times between which a row of a table is valid, by their names."""
+    if data.days:
+        return None, None
+    schema = data.sample.schema
+    times = [c for c, t in schema.items() if c != key and isinstance(t, pl.Date | pl.Datetime)]
+    first = next((c for c in times if set(words(c)) & BEGINS), None)
+    end = next((c for c in times if c != first and set(words(c)) & ENDS), None)
+    return (None, None) if None in (first, end) else (first, end)
 
 
 def _stream(log: Events, other: Events) -> StreamFound | str:

@@ -235,7 +235,7 @@ def table_columns(table: TableFound | None, taken: Sequence[str], items: bool) -
     published = None
     for name, dtype in rows.schema.items():
         column, parts = rows[name], set(words(name))
-        if name == table.key:
+        if name == table.key or name in table.valid:
             continue
         if name in taken or name in ("user_id", "item_id") or column.null_count() == len(column):
             found.unused.append(name)

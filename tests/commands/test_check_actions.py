@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,26 @@ def test_labels_that_an_action_may_lower_are_named(tmp_path):
     assert "a further action may change" not in checked(root)
     edit_project(root, objectives=changed(TINY["objectives"], 0, label="1 - click"))
     assert "a further action may change a 1, or a number, of click; so" in checked(root)
+
+
+def test_an_objective_without_a_final_label_in_the_training_days_is_refused(tmp_path):
+    """Training days 2 to 4 of a night after day 6: the first row of day 2 is final in 5 days."""
+    root = streams(tmp_path)
+    edit_project(
+        root,
+        log={"actions": [CLICK | {"window": "5d"}], "day_tolerance_hours": 0},
+        training={"immature": "positives"},
+    )
+    message = (
+        f"objectives[0] (click): none of the training days {FIRST + timedelta(days=2)}.."
+        f"{FIRST + timedelta(days=4)} has final labels at the end of {FIRST + timedelta(days=6)}: "
+        f'click has window = "5d", so those of {FIRST + timedelta(days=2)} are final on '
+        f"{FIRST + timedelta(days=7)}"
+    )
+    with pytest.raises(ProjectError, match=re.escape(message)):
+        checked(root)
+    edit_project(root, log={"actions": [CLICK | {"window": "119h"}], "day_tolerance_hours": 0})
+    assert "ok  split: 3 train, 1 validate, 1 test" in checked(root)
 
 
 def test_a_stream_that_begins_later_and_values_that_no_label_has(tmp_path):

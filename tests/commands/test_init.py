@@ -313,6 +313,24 @@ def test_dated_tables_and_vectors_of_one_length(tmp_path):
     assert "candidates of 10 users ranked" in checked(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("first", "end"), [("valid_from", "valid_to"), ("effective_since", "effective_until")]
+)
+def test_rows_with_times_in_which_they_are_valid(tmp_path, first, end):
+    write_log(tmp_path, 5)
+    changed = datetime(FIRST.year, FIRST.month, FIRST.day + 2)
+    items = pl.DataFrame({"i": range(13), "maker": ["x", "y", "z"] * 4 + ["x"]})
+    before = items.with_columns(pl.lit(None, pl.Datetime).alias(first), pl.lit(changed).alias(end))
+    after = items.with_columns(pl.lit(changed).alias(first), pl.lit(None, pl.Datetime).alias(end))
+    pl.concat([before, after]).write_parquet(tmp_path / "items.parquet")
+    project, _ = started(tmp_path, item="i")
+    table = project.log.items
+    assert table is not None
+    assert (table.key, table.valid_from, table.valid_to) == ("i", first, end)
+    assert table.columns == ["maker"]
+    assert "without dates" not in checked(tmp_path)
+
+
 # What is refused
 
 

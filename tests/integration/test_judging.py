@@ -65,9 +65,7 @@ def test_tune_is_resumed_and_logs_every_trial(finished_night, feed):
     assert "resuming after 2 trials" in resumed.stdout
     assert "[models.mmoe]" in resumed.stdout
     printed = " ".join(resumed.stdout.split())
-    assert "of the trials with the project file: up to 3 validation days, 2 seeds" in printed
-    assert re.search(r"trial \d: [+-]\d\.\d+ \[.*\] over the project file; [\d,]+ param", printed)
-    assert re.search(r"4 trials \(\d pruned\): [a-z]", printed)
+    assert re.search(r"4 trials \(\d pruned\): [a-z]", printed), printed
     assert json.loads(figures.read_text())["trials"] == 4
     import mlflow
 
