@@ -18,6 +18,7 @@ from flows.cluster import trainer_of
 from flows.connect import connect
 from flows.night import RETRY, announce
 from mtl_ranker.context import Context
+from mtl_ranker.errors import counted
 from mtl_ranker.evaluation.sharing import without_verdict
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.features.arrivals import arrivals
@@ -50,15 +51,24 @@ def train_task(context: Context, day: date, plan: TrainingPlan, cluster: str | N
         bar = progress.add_task("reading examples", total=trainings * epochs_each)
         epochs: dict[tuple[str, int], int] = {}
 
+        def say(message: str) -> None:
+            """A line where the bar is not redrawn, as in a log file."""
+            if not console.is_terminal:
+                announce("train", message)
+
         def on_epoch(name: str, seed: int, epoch: Epoch) -> None:
+            if (name, seed) not in epochs:
+                say(f"{name} seed {seed}")
             epochs[name, seed] = epoch.number
             loss = "" if isnan(epoch.monitored) else f", normalised loss {epoch.monitored:.4f}"
             description = f"{name} seed {seed}{loss}"
             progress.update(bar, completed=sum(epochs.values()), description=description)
 
         def on_step(message: str) -> None:
+            say(message)
             progress.update(bar, description=message)
 
+        say(f"up to {counted(trainings, 'training')} of at most {counted(epochs_each, 'epoch')}")
         with trainer_of(cluster) as trainer:
             suite = train_suite(context, day, Callbacks(on_epoch, on_step), trainer, plan)
         progress.update(bar, completed=trainings * epochs_each, description=f"{trainings} models")

@@ -15,7 +15,7 @@ from mtl_ranker.features.aggregates import aggregate_day
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, file_stamp
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.projects import TINY, changed, edit_project
 
@@ -118,6 +118,29 @@ def test_temporary_files_of_other_hosts_are_kept_for_a_week(tmp_path):
     os.utime(abandoned, (time.time() - 8 * 86_400,) * 2)
     Workspace(tmp_path).publish_file("reports/a.html", "new")
     assert sorted(staging.iterdir()) == sorted([living, other])
+
+
+def test_the_stamp_of_a_file_changes_with_its_content_whatever_its_time(tmp_path):
+    """Size, times of writing and of change, and number: each where the others stay."""
+    file = tmp_path / "table.parquet"
+    file.write_bytes(b"one")
+    stamps, times = [file_stamp(file)], file.stat().st_mtime_ns
+    time.sleep(0.05)  # the clock of files may tick every 10 ms
+    file.write_bytes(b"two")
+    os.utime(file, ns=(times, times))
+    stamps.append(file_stamp(file))
+    file.write_bytes(b"longer")
+    os.utime(file, ns=(times, times))
+    stamps.append(file_stamp(file))
+    os.utime(file, ns=(times + 1, times + 1))
+    stamps.append(file_stamp(file))
+    other = tmp_path / "other"
+    other.write_bytes(b"longer")
+    os.utime(other, ns=(times + 1, times + 1))
+    other.replace(file)
+    stamps.append(file_stamp(file))
+    assert len(set(stamps)) == len(stamps)
+    assert file_stamp(file) == stamps[-1]
 
 
 def test_a_failure_while_writing_keeps_the_old_file_and_removes_the_temporary_one(tmp_path):

@@ -23,7 +23,7 @@ from mtl_ranker.features.columns import (
     entity_name,
     numeric_features,
 )
-from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
+from mtl_ranker.features.days import SplitDays, days_named, needed_days, span, split_days
 from mtl_ranker.features.derived import check_derived
 from mtl_ranker.features.examples import labelled_events
 from mtl_ranker.features.tables import join_tables, tables_as_of
@@ -211,7 +211,7 @@ def _labels(project: Project, source: Source, days: SplitDays) -> Iterator[str]:
             place = f"{source.root / project.log.path} ({day})"
             check_expressions(project, scanned.collect_schema(), place, source.columns(day))
             frames.append(scanned.select(expressions))
-        check_labels(project, pl.concat(frames), f"{part} days {span(dates)}", part)
+        check_labels(project, pl.concat(frames), f"{part} {days_named(dates)}", part)
         if part != "train":
             for day, frame in zip(dates, frames, strict=True):
                 for problem in missing_labels(project, frame):
@@ -282,7 +282,7 @@ def _actions(context: Context, days: SplitDays) -> Iterator[str]:
     for part, dates in (("train", days.train), ("validate", days.validate), ("test", days.test)):
         labels = pl.concat([labelled_events(context, day, night) for day in dates])
         try:
-            check_labels(project, labels, f"{part} days {span(dates)}", part)
+            check_labels(project, labels, f"{part} {days_named(dates)}", part)
         except ProjectError as problem:
             yield f"warning: on a sample of the log: {problem}"
 

@@ -31,6 +31,11 @@ def span(days: Sequence[date]) -> str:
     return str(days[0]) if len(days) == 1 else f"{days[0]}..{days[-1]}"
 
 
+def days_named(days: Sequence[date]) -> str:
+    """`day D` or `days first..last`."""
+    return f"day{'s' if len(days) > 1 else ''} {span(days)}"
+
+
 def last_final_day(project: Project, day: date) -> date:
     """The last test day of a training on `day`: the last one whose labels are final.
 
@@ -88,7 +93,7 @@ def _check_final_labels(project: Project, train: Sequence[date], night: date) ->
         longest = max(actions, key=lambda action: action.span, default=None)
         if longest is not None and earliest + longest.span >= ends:
             raise ProjectError(
-                f"objectives[{index}] ({objective.name}): none of the training days {span(train)} "
+                f"objectives[{index}] ({objective.name}): none of the training {days_named(train)} "
                 f"has final labels at the end of {night}: {longest.name} has "
                 f'window = "{longest.window}", so those of {train[0]} are final on '
                 f"{final_day(project, actions, train[0])}"

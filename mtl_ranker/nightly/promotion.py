@@ -370,10 +370,12 @@ def decide_first(
         baselines: the last becomes champion, or an earlier one if the last is significantly worse.
     """
     objections, remarks = unfit(project, evidence), []
+    thin: dict[str, None] = {}
     decision = Decision(False, "", serving=evidence.serving)
     for baseline in baselines:
         name, found = baseline.name, _against(project, evidence, baseline)
         gain = found.blended
+        thin |= dict.fromkeys(found.thin)
         if np.isnan(gain.value):
             objections.append(f"no objective has enough labels to compare it with {name}")
             continue
@@ -388,17 +390,18 @@ def decide_first(
                 f"it is not better than {name}: its blended quality differs by {gain.signed}{on}"
             )
         decision = replace(decision, blended=gain, differences=found.differences, against=name)
+    remark = f"; not counted: {', '.join(thin)}" if thin else ""
     if objections:
         *others, fallback = baselines
         of_fallback = replace(evidence, challenger=fallback.prediction)
         for other in others:
             if below(project, of_fallback, [other]):
                 fallback = other
-        reason = f"not promoted: {'; '.join(objections)}; {fallback.name} becomes champion"
+        reason = f"not promoted: {'; '.join(objections)}; {fallback.name} becomes champion{remark}"
         return replace(decision, reason=reason, fallback=fallback.artifact)
     reason = (
         "promoted: the first model becomes champion; its blended quality differs "
-        f"{' and '.join(remarks)}"
+        f"{' and '.join(remarks)}{remark}"
     )
     return replace(decision, promoted=True, reason=reason)
 

@@ -17,7 +17,7 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.columns import EVENT, LABEL, OPEN
-from mtl_ranker.features.days import SplitDays, needed_days, span, split_days
+from mtl_ranker.features.days import SplitDays, days_named, needed_days, split_days
 from mtl_ranker.features.encoders import Encoder, fit_encoder
 from mtl_ranker.features.lists import list_ids
 from mtl_ranker.features.sql import run_sql, sql_text
@@ -257,7 +257,7 @@ def load_dataset(
         )
     dataset = examples_dataset(context)
     for part, dates in by_part.items():
-        where = f"{part} days {span(dates)}"
+        where = f"{part} {days_named(dates)}"
         check_labels(project, workspace.scan(dataset, dates), where, part)
     unlabelled = [
         f"{part} day {day}: {problem}"
@@ -437,7 +437,7 @@ def check_labels(project: Project, examples: pl.LazyFrame, place: str, part: str
         examples = examples.with_columns(each.alias(LABEL + n) for n, each in observed.items())
     row = _label_counts(project, examples)
     if row["example_count"] == 0:
-        raise ProjectError(f"split.{part}_days: {place} hold no rows")
+        raise ProjectError(f"split.{part}_days: no rows on {place}")
     if part == "validate" and not any(_varies(row, o.name) for o in project.objectives):
         raise ProjectError(
             f"split.validate_days: no objective has two different labels on {place}, so no model "

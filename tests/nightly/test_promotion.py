@@ -172,6 +172,18 @@ def test_the_first_model_must_beat_every_baseline(rows):
     assert "not better than the base rate" not in decision.reason
 
 
+def test_the_decision_on_a_first_model_names_objectives_that_are_not_counted(rows):
+    truth, labels, user, _ = rows
+    labels[:, 1] = np.nan  # as those of a day whose labels are not final
+    rate = np.broadcast_to([[0.5, 0.5]], labels.shape)
+    for challenger, promoted in ((truth, True), (1 - truth, False)):
+        decision, _ = first_on(labels, user, challenger, {"the base rate": rate}, **UNBOUNDED)
+        assert decision.promoted == promoted
+        assert decision.reason.endswith(
+            "; not counted: long (0 positives of 0 users; it takes 10 of 10)"
+        ), decision.reason
+
+
 def test_a_first_model_below_the_base_rate_is_refused(rows):
     truth, labels, user, _ = rows
     rate = np.broadcast_to(labels.mean(0), labels.shape)

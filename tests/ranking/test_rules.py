@@ -386,6 +386,20 @@ def test_a_rule_may_read_context_that_the_model_does_not_have(tmp_path):
     assert shelves.select((pl.col("shelf").diff().over("user_id") != 0).all()).item()
 
 
+def test_a_rule_on_a_candidates_own_column_keeps_the_vectors_of_the_item_table(tmp_path):
+    """The limit on `tab` drops nothing: the list is that of diversity by `content` alone."""
+    _, artifact, day = prepared(tmp_path)
+    mmr = {"column": "content", "weight": 0.9}
+    limit = {"column": "tab", "count": 9, "within": 9}
+    found = []
+    for rules in ({}, {"mmr": mmr}, {"mmr": mmr, "at_most": [limit]}):
+        ranked = score_day(with_rules(tmp_path, **rules), RegisteredRanker(artifact, "1"), day)
+        found.append(pl.read_parquet(ranked.path).select("user_id", "item_id", "rank"))
+    plain, diverse, limited = found
+    assert not plain.equals(diverse)
+    assert diverse.equals(limited)
+
+
 @pytest.mark.parametrize(
     ("scoring_settings", "message"),
     [
