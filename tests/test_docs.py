@@ -52,6 +52,7 @@ def run(page: str, *headings: str) -> dict[str, object]:
     return names
 
 
+@pytest.mark.slow
 def test_the_librarys_page_trains_on_frames_and_tensors(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run("library.md", "Train on a polars frame", "Read gates and experts")

@@ -89,6 +89,7 @@ def test_the_library_works_without_the_extras():
     assert done.stdout.strip() == "2"
 
 
+@pytest.mark.slow
 def test_a_command_names_the_extra_that_it_needs(tmp_path):
     done = run_without({"mlflow"}, COMMAND, "rollback", "-c", "simulated", "-w", str(tmp_path))
     assert done.returncode == 2

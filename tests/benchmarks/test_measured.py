@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_peak_is_not_that_of_the_parent():
     held = np.ones(40_000_000)  # 320 MB
     code = "from benchmarks.measured import peak_mb; print(peak_mb())"

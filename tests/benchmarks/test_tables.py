@@ -167,6 +167,7 @@ def test_challengers_and_nights_of_the_closed_loop_by_hand():
     assert row[4] == "0.300"  # 0.2 clicks and twice 0.05 likes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [["-m", "benchmarks.sizing"], ["benchmarks/sizing.py"]])
 def test_scripts_run_as_module_and_by_path(how):
     done = subprocess.run(

@@ -89,6 +89,7 @@ def explored(seed: int, users: int) -> Explored:
     return Explored(off_policy(settings, frame, predicted, new), truths)
 
 
+@pytest.mark.slow
 def test_estimates_of_explored_lists_recover_the_value_of_another_order():
     log = explored(1, 800)
     clicks, likes = log.estimates

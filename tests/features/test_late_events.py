@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 import polars.testing
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,7 @@ def examples(root, days, clicked=lambda click, time: click) -> pl.DataFrame:
     return rows.drop([c for c in rows.columns if c.startswith("label_")])
 
 
+@pytest.mark.slow
 @settings(
     max_examples=5, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )

@@ -111,6 +111,7 @@ def test_features_equal_brute_force(tmp_path_factory, days, rates):
                         assert shown is None
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(days=DAYS, length=st.sampled_from([1, 3, 30]))
 def test_histories_are_the_last_clicks_of_earlier_days(tmp_path_factory, days, length):

@@ -95,6 +95,7 @@ def test_a_snapshot_has_the_vectors_of_its_day(tmp_path):
     assert_frame_equal(rank(loaded, snapshot, candidates), published, check_row_order=False)
 
 
+@pytest.mark.slow
 def test_an_explanation_is_of_the_days_vector(tmp_path):
     context, artifact = ranker_with_vectors(tmp_path)
     day = context.last_day() + timedelta(days=1)

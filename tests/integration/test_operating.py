@@ -208,6 +208,7 @@ def test_new_candidate_sets_are_ranked_once(finished_night, feed, tmp_path):
     assert "every candidate set is ranked" in second.stdout
 
 
+@pytest.mark.slow
 def test_two_runs_cannot_build_in_one_workspace(tmp_path):
     holder = subprocess.Popen(
         [

@@ -369,6 +369,7 @@ def test_gate_dropout_leaves_a_distribution():
     assert ((weights == 0).sum(2) == 2).float().mean() > 0.3
 
 
+@pytest.mark.slow
 def test_top_k_load_is_the_chance_of_being_kept():
     """Against a simulation of the noise (Shazeer et al., eq. 8), averaged over the noise."""
     torch.manual_seed(0)

@@ -43,6 +43,7 @@ def context(tiny) -> Context:
     return open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
 
 
+@pytest.mark.slow
 def test_kept_uses_the_first_nights_model_and_retrained_the_last_nights(context):
     first, last = FIRST + timedelta(days=6), FIRST + timedelta(days=8)
     result = backtest(context, first, last)

@@ -149,6 +149,7 @@ def test_metrics_of_the_last_night():
     assert prometheus([], project()) == ""
 
 
+@pytest.mark.slow
 def test_the_champion_is_measured_on_the_test_days(tiny):
     """As the suite measures the same model on the same rows."""
     context = prepared(tiny)

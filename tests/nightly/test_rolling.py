@@ -78,6 +78,7 @@ def test_at_least_half_of_the_training_days_remain(project_and_dataset):
     assert len(found) == 1 + days // 2
 
 
+@pytest.mark.slow
 def test_the_gain_is_that_of_all_folds_rows_and_the_mean_over_seeds(project_and_dataset):
     project, dataset = project_and_dataset
     wrong = of_file(project, learning_rate=1e-5)

@@ -35,6 +35,7 @@ def project_and_dataset(tiny):
     return context.project, load_dataset(context, LAST)
 
 
+@pytest.mark.slow
 def test_the_first_trial_is_the_project_file_and_the_best_is_at_least_as_good(project_and_dataset):
     project, dataset = project_and_dataset
     trials: list[Trial] = []
@@ -71,6 +72,7 @@ def test_an_interrupted_search_is_resumed_and_a_finished_one_is_read(project_and
     assert more == []
 
 
+@pytest.mark.slow
 def test_the_test_days_are_never_read(project_and_dataset):
     project, dataset = project_and_dataset
     test = dataset.examples["test"]

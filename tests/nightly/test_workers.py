@@ -104,6 +104,7 @@ def assert_same_suite(one: Suite, other: Suite) -> None:
     assert one.winner.artifact.seed_metrics == other.winner.artifact.seed_metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_memory_rows", [1_000_000, pytest.param(30, marks=pytest.mark.slow)])
 def test_two_workers_give_the_suite_of_this_host(cluster, built, in_memory_rows):
     """Also with rows that are streamed from files; the log says which worker trained what."""

@@ -33,6 +33,7 @@ def saved(tiny, tmp_path):
     return context, artifact, artifact.save(tmp_path / "saved"), suite.held_out.frame
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_scores_with_speed_and_size(saved):
     _, artifact, folder, frame = saved
     serving = try_serving(folder, frame, artifact.predict(frame))

@@ -336,6 +336,7 @@ def test_seen_blocked_and_not_allowed_candidates_are_dropped(tmp_path, monkeypat
     ]
 
 
+@pytest.mark.slow
 def test_what_all_parts_of_a_ranking_share_is_read_once(tmp_path, monkeypatch):
     """A block list in a store: its requests do not grow with the number of parts."""
     _, artifact, day = prepared(tmp_path)

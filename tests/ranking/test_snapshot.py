@@ -70,6 +70,7 @@ def ranked(tmp_path, request):
     return context, ranker, pl.read_parquet(score_day(context, ranker, DAY).path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranked", [30, 131_072], indirect=True)
 def test_a_snapshot_ranks_as_the_pipeline_bit_for_bit(ranked, tmp_path):
     context, ranker, published = ranked
@@ -118,6 +119,7 @@ def with_lists(folder, context, **rules):
     return replace(context, project=project, source=source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranked", [30], indirect=True)
 def test_a_snapshot_makes_lists_under_rules_as_the_pipeline(ranked, tmp_path):
     """Also what the rules read is in the snapshot: seen pairs, lists, columns, the day."""
@@ -145,6 +147,7 @@ def test_a_snapshot_makes_lists_under_rules_as_the_pipeline(ranked, tmp_path):
     assert outputs == published.columns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranked", [30], indirect=True)
 def test_a_rule_on_a_column_that_the_models_candidates_lack_is_refused(ranked, tmp_path):
     context, ranker, _ = ranked

@@ -56,6 +56,7 @@ def test_census_prints_draws_and_logs(shared_data, tmp_path):
     assert (tmp_path / "ws/studies/census/census_pair_1.png").is_file()
 
 
+@pytest.mark.slow
 def test_wrong_folder_is_named(tmp_path):
     pytest.importorskip("lightgbm")
     pytest.importorskip("optuna")

@@ -78,6 +78,7 @@ def test_with_low_correlation_mmoe_beats_shared_bottom():
     assert contrast.better < 0.01
 
 
+@pytest.mark.slow
 def test_spread_and_contrast_by_hand():
     found = run_starts([0.5, 1.0], Starts(6, steps=20, batch=8, test_rows=100, together=4))
     assert found.losses["mmoe", 0.5].shape == (6, 2)

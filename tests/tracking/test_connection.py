@@ -116,6 +116,7 @@ def test_a_damaged_template_is_made_again(tmp_path, monkeypatch, size):
     assert copy_template("mlflow", tmp_path / "copy.db")
 
 
+@pytest.mark.slow
 def test_a_second_workspace_copies_the_schema_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first, second = Workspace(tmp_path / "a"), Workspace(tmp_path / "b")

@@ -247,6 +247,7 @@ def test_runs_name_their_days_and_a_digest_of_each(named):
         assert by_part["train"].dataset.digest != by_part["test"].dataset.digest
 
 
+@pytest.mark.slow
 def test_a_long_training_is_logged_in_full(named):
     context, suite = named
     run = suite.runs[0]

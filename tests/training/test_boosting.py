@@ -52,6 +52,7 @@ def test_predictions_equal_scikit_learns(weighted: bool) -> None:
     assert forest.trees == [20, 0, 7]
 
 
+@pytest.mark.slow
 def test_keeps_the_number_of_trees_with_the_least_validation_loss() -> None:
     train, validate = rows(600, 0), rows(400, 1)
     kept = fit_forest(TASKS, train, trees=[60] * 3, seed=0, validate=validate).trees[0]

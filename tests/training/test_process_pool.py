@@ -24,6 +24,7 @@ def work(job: str, report: Callable[[object], None]) -> tuple[int, int]:
     return os.getpid(), torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_a_process_runs_one_job_after_the_other_until_it_ends(tmp_path: Path):
     file = tmp_path / "work.pickle"
     file.write_bytes(pickle.dumps(work))

@@ -29,6 +29,7 @@ def train_separately(preset: str, seed: int) -> tuple[torch.nn.Module, torch.Ten
     return model, loss.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["shared_bottom", "omoe", "mmoe"])
 def test_a_replica_equals_a_separate_training_with_its_seed(preset):
     counts = []

@@ -136,6 +136,7 @@ def test_the_moments_of_an_unshared_model_are_of_each_objectives_best_epoch():
     assert float(kept["embedding.table.weight/step"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balancing", sorted(BALANCERS))
 def test_a_killed_continuation_is_resumed(tmp_path, first, balancing):
     """Not from its start again: the same weights and moments as without the kill."""
