@@ -319,9 +319,9 @@ def assert_trained(output: str, hosts: list[Host], busy: str) -> None:
     assert all(any(model in line for line in lines) for model in models), output
     place = f"trained on tcp://{hosts[1].address}:"
     lost = [line for line in lines if " lost on " in line]
-    if busy == "building":
-        assert not lost
-        assert all(place in line for line in lines)
+    if busy == "building":  # on a busy machine the kill may come as late as in the trainings
+        assert place in lines[-1]
+        assert len(lost) <= 1
     else:
         assert len(lost) == 1
         assert f", after it was lost on tcp://{hosts[0].address}:" in lost[0]
