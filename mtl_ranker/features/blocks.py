@@ -27,7 +27,12 @@ class Block:
         """Those of `rows` that belong to the block."""
         if self.everything:
             return rows
-        return rows.filter(pl.col("user_id").is_between(self.first, self.last))
+        return rows.filter(users_between(self.first, self.last))
+
+
+def users_between(first: Any, last: Any) -> pl.Expr:
+    """Whether a row's user lies in first..last, both included; ids are numbers or text."""
+    return pl.col("user_id").is_between(pl.lit(first), pl.lit(last))  # bare text names a column
 
 
 def joined(blocks: Sequence[Block]) -> Block:

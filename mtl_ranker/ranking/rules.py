@@ -21,6 +21,7 @@ import polars as pl
 from mtl_ranker.config import Exploration, ListTable, Project, Scoring
 from mtl_ranker.context import Context, Place
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.features.blocks import users_between
 from mtl_ranker.features.columns import EXPLORATION_COLUMNS
 from mtl_ranker.features.tables import new_columns, read_as, survives, tables_as_of
 from mtl_ranker.logs.places import content_of
@@ -705,7 +706,7 @@ def _matches(rows: pl.DataFrame, frame: pl.DataFrame) -> np.ndarray:
     else:
         if "user_id" in key:  # of the other users' rows nothing is needed
             user = rows["user_id"]
-            frame = frame.filter(pl.col("user_id").is_between(user.min(), user.max()))
+            frame = frame.filter(users_between(user.min(), user.max()))
         frame = frame.with_columns(pl.lit(True).alias("matches"))
         found = rows.select(key).join(frame, on=key, how="left", maintain_order="left")["matches"]
     return found.fill_null(False).to_numpy()

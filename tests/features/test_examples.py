@@ -46,7 +46,13 @@ def test_examples_are_rebuilt_only_when_their_history_changes(tiny):
     assert build_examples(context, days[-1])
 
 
-def test_a_day_in_blocks_of_users_has_the_same_examples(tiny):
+@pytest.mark.parametrize("text", [False, True], ids=["numbers", "text"])
+def test_a_day_in_blocks_of_users_has_the_same_examples(tiny, text):
+    """Users with ids of either type."""
+    if text:
+        for file in (tiny / "log").glob("*/*.parquet"):
+            frame = pl.read_parquet(file)
+            frame.with_columns(u=pl.format("user {}", "u")).write_parquet(file)
     frames = []
     for rows in (1_000_000, 7):
         write_project(tiny, features={"block_rows": rows})

@@ -21,7 +21,7 @@ from mtl_ranker.ranking import scoring
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.rules import PUBLISHED, DayLists, check_rules, rules_provenance
 from mtl_ranker.ranking.scoring import score_day
-from tests.conftest import FIRST
+from tests.conftest import FIRST, write_log
 from tests.projects import TINY, edit_project, merged, project, project_text, write_project
 from tests.ranking.test_scoring import PAIRED, random_ranker, write_candidates
 from tests.stores import proxy, s3_server, upload
@@ -337,6 +337,39 @@ def test_seen_blocked_and_not_allowed_candidates_are_dropped(tmp_path, monkeypat
 
 
 @pytest.mark.slow
+def test_rules_on_users_and_items_with_ids_of_text(tmp_path, monkeypatch):
+    """Seen and blocked pairs are dropped, with all users in one block and with some in each."""
+
+    def as_text(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns(u=pl.format("user {}", "u"), i=pl.format("item {}", "i"))
+
+    def write_texts(folder: Path) -> None:
+        for file in (write_log(folder) / "log").glob("*/*.parquet"):
+            as_text(pl.read_parquet(file)).write_parquet(file)
+
+    monkeypatch.setattr("tests.ranking.test_scoring.write_log", write_texts)
+    monkeypatch.setattr(scoring, "BLOCKS_PER_CORE", 1)
+    settings = {"candidates": "candidates", "top_k": 13}
+    context, artifact = random_ranker(tmp_path, scoring=settings)
+    day = FIRST + timedelta(days=6)
+    pairs = pl.DataFrame({"u": range(11)}).join(pl.DataFrame({"i": range(13)}), how="cross")
+    write_candidates(context, day, as_text(pairs).with_columns(tab=pl.lit("home")))
+    blocked = pl.DataFrame({"u": ["user 3", "user 7"], "i": ["item 1", "item 2"]})
+    blocked.write_parquet(tmp_path / "b.parquet")
+    rules = {"seen_days": 2, "block": [{"path": "b.parquet", "key": ["u", "i"]}]}
+    seen = context.workspace.scan("events", [day - timedelta(days=n) for n in (1, 2)])
+    dropped = {*seen.select("user_id", "item_id").collect().rows(), *blocked.rows()}
+    expected = set(as_text(pairs).rows()) - dropped
+    for block_rows in (1_000, 20):
+        write_project(
+            tmp_path, PAIRED, scoring={**settings, "rules": rules, "block_rows": block_rows}
+        )
+        ruled = open_context(str(tmp_path / "project.toml"), tmp_path, tmp_path / "ws")
+        ranked = score_day(ruled, RegisteredRanker(artifact, str(block_rows)), day)
+        ranking = pl.read_parquet(ranked.path)
+        assert set(ranking.select("user_id", "item_id").rows()) == expected
+
+
 def test_what_all_parts_of_a_ranking_share_is_read_once(tmp_path, monkeypatch):
     """A block list in a store: its requests do not grow with the number of parts."""
     _, artifact, day = prepared(tmp_path)

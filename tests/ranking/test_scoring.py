@@ -284,10 +284,17 @@ def test_a_reloaded_artifact_with_histories_predicts_the_same(tmp_path):
     np.testing.assert_array_equal(changed, has_history)
 
 
-def test_blocks_hold_whole_users():
-    rows = pl.LazyFrame({"user_id": [3] * 5 + [1] * 2 + [2] * 3 + [4], "item_id": range(11)})
+@pytest.mark.parametrize("ids", [(1, 2, 3, 4), ("1", "item_id", "user_id", "z")])
+def test_blocks_hold_whole_users(ids):
+    """Of numbers and of texts, also of texts that are names of columns."""
+    one, two, three, four = ids
+    users = [three] * 5 + [one] * 2 + [two] * 3 + [four]
+    rows = pl.LazyFrame({"user_id": users, "item_id": range(11)})
     blocks = user_blocks(rows, 4)
-    assert [(b.first, b.last, b.rows) for b in blocks] == [(1, 1, 2), (2, 2, 3), (3, 4, 6)]
+    found = [(b.first, b.last, b.rows) for b in blocks]
+    assert found == [(one, one, 2), (two, two, 3), (three, four, 6)]
+    for block in blocks:
+        assert block.of(rows).collect().height == block.rows
     whole = pl.concat([b.of(rows) for b in blocks]).collect()
     assert sorted(whole["item_id"]) == list(range(11))
 
