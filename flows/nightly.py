@@ -131,9 +131,9 @@ def record(
     Args:
         began: when the night began, by the monotonic clock.
     """
-    workspace, day = context.workspace, suite.days.test[-1]
+    workspace, day = context.workspace, suite.of_night
     ranked_day = date.fromisoformat(ranked.path.parent.name.removeprefix("date="))
-    place = f"reports/{day}.html"
+    place = suite.report
     try:
         page = workspace.file(place).read_text("utf-8")
         page = with_lists(page, ranked_day, ranked.effects)
@@ -170,7 +170,8 @@ def record_failure(context: Context, day: date, failure: Exception) -> None:
     """Record a night that failed; never raises, as the failure itself is to be reported."""
     try:
         tested = last_final_day(context.project, day)
-        history.store(context.workspace, NightRecord(day=tested, failed=first_line(failure)))
+        record = NightRecord(day=day, tested=tested, failed=first_line(failure))
+        history.store(context.workspace, record)
         publish_index(context.workspace, context.project)
     except Exception as problem:
         announce("failed", f"the night is not recorded: {first_line(problem)}", logging.ERROR)

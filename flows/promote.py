@@ -13,6 +13,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.days import last_final_day
 from mtl_ranker.nightly.promotion import Decision, accept_by_hand, compare_artifacts
+from mtl_ranker.nightly.results import report_place
 from mtl_ranker.reports.console import console
 from mtl_ranker.reports.page import with_decision
 from mtl_ranker.tracking import registry
@@ -74,7 +75,7 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
         announce("promote", f"would be: {decision.reason}; champion stays version {champion}")
         return decision
     workspace.confirm()
-    place = f"reports/{tested}.html"
+    place = report_place(day)
     if decision.fallback is not None:
         registry.register_baseline(context, tested, decision.fallback, decision.reason)
     if champion != challenger:  # otherwise the decision that made it champion stands

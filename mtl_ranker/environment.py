@@ -8,6 +8,7 @@ SQLite, PrefectHQ/prefect#18934).
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -50,10 +51,21 @@ def prepare(workspace: Path) -> None:
     """
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
+    _print_warnings()
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(local_folder(workspace).resolve() / "prefect"))
         for name, value in TEMPORARY.items():
             os.environ.setdefault(name, value)
+
+
+def _print_warnings() -> None:
+    """Print the package's log records on stderr; Prefect's settings hide them from there."""
+    logger = logging.getLogger("mtl_ranker")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(logging.Formatter("warning   %(message)s"))
+        logger.addHandler(handler)
 
 
 def has_server() -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+import subprocess
+import sys
 
 import polars as pl
 import pytest
@@ -16,6 +18,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.history import store
 from mtl_ranker.tracking import server
 from mtl_ranker.workspace import Workspace
+from tests.integration.commands import environment
 from tests.projects import write_project
 from tests.reports.test_history import with_trouble
 
@@ -129,3 +132,21 @@ def test_a_dry_run_writes_nothing(name, tiny, tmp_path):
     assert done.output.strip()
     assert ("everything would be built" in done.output) == (name != "score")
     assert not workspace.exists()
+
+
+def test_warnings_are_printed_also_after_prefect_has_set_up_its_logging(tmp_path):
+    code = f"""
+from pathlib import Path
+from mtl_ranker.environment import prepare
+prepare(Path({str(tmp_path)!r}))
+prepare(Path({str(tmp_path)!r}))
+import logging, prefect
+from prefect.logging.configuration import setup_logging
+setup_logging()
+logging.getLogger("mtl_ranker.tracking.connection").warning("only %s host", "this")
+logging.getLogger("mtl_ranker.features").info("not shown")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120
+    )
+    assert done.stderr == "warning   only this host\n"

@@ -1,7 +1,8 @@
 """What each night did, kept as `history/D.json`: champion, quality, data, promotion, ranking, cost.
 
-The champion is judged on the test days that end with D, which it was not trained on, or which its
-training kept apart. Alarms compare a night with the nights before it.
+The champion is judged on the night's test days, which it was not trained on, or which its training
+kept apart. They end with D, or earlier where labels of later days are not final. Alarms compare a
+night with the nights before it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
@@ -59,7 +61,8 @@ class NightRecord:
     """A night.
 
     Attributes:
-        day: D, the last test day.
+        day: D, the last day of the log.
+        tested: the last test day; None: D.
         failed: why the night failed; other facts may then be missing.
         champion: version that is champion after the night.
         model: what that model is, in words.
@@ -73,6 +76,7 @@ class NightRecord:
     """
 
     day: date
+    tested: date | None = None
     failed: str | None = None
     champion: str | None = None
     model: str = ""
@@ -92,7 +96,7 @@ class NightRecord:
     @property
     def age(self) -> int | None:
         """Days since the champion's last test day."""
-        return None if self.trained is None else (self.day - self.trained).days
+        return None if self.trained is None else ((self.tested or self.day) - self.trained).days
 
 
 @dataclass(frozen=True)
@@ -109,20 +113,21 @@ def record_of(
     context: Context, suite: Suite, decision: Decision, champion: Champion, ranked: Ranked
 ) -> NightRecord:
     """The record of a night that ranked, without its duration."""
-    day, health = suite.days.test[-1], suite.drift.days
+    day = suite.days.test[-1]
     # A champion of a later night, where this one runs again, was trained on these days.
     later = champion.trained is not None and champion.trained > day
     objectives = [] if later else champion_quality(context, champion.artifact, suite.days.test)
-    rows = next((each.rows for each in health if each.day == day), None)
+    events = context.workspace.scan("events", [suite.of_night])
     exploration = [effect.change for effect in ranked.effects if effect.step == "exploration"]
     return NightRecord(
-        day=day,
+        day=suite.of_night,
+        tested=day,
         champion=champion.version,
         model=champion.model,
         trained=champion.trained,
         promoted=decision.promoted or decision.fallback is not None,
         reason=decision.reason,
-        rows=rows,
+        rows=events.select(pl.len()).collect().item(),
         objectives=objectives,
         drift=list(suite.drift.warnings),
         training_seconds=sum(run.ended - run.started for run in suite.runs),
@@ -309,8 +314,9 @@ def _record(content: dict[str, Any]) -> NightRecord:
     known = {each.name for each in fields(NightRecord)}
     content = {key: value for key, value in content.items() if key in known}
     content["day"] = date.fromisoformat(content["day"])
-    if content.get("trained"):
-        content["trained"] = date.fromisoformat(content["trained"])
+    for name in ("trained", "tested"):
+        if content.get(name):
+            content[name] = date.fromisoformat(content[name])
     content["objectives"] = [_objective(each) for each in content.get("objectives", [])]
     return NightRecord(**content)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -94,6 +95,7 @@ class Suite:
         audit: of features of the last test day; None without one.
         arrivals: how late the labels of actions arrive.
         plan: what was trained, and from where.
+        night: D, the last day of the log that it knew; None: the last test day.
         behind: model → how far its seeds' mean is behind the best on validation, in standard
             errors (`Criterion`).
     """
@@ -122,6 +124,17 @@ class Suite:
     arrivals: list[Arrival] = field(default_factory=list)
     plan: TrainingPlan = FROM_SCRATCH
     behind: Mapping[str, float] = field(default_factory=dict)
+    night: date | None = None
+
+    @property
+    def of_night(self) -> date:
+        """D, which is later than the last test day where labels of later days are not final."""
+        return self.night or self.days.test[-1]
+
+    @property
+    def report(self) -> str:
+        """The place of its report in the workspace."""
+        return report_place(self.of_night)
 
     @property
     def trained_on(self) -> str:
@@ -133,6 +146,11 @@ class Suite:
         replayed = self.winner.artifact.project.training.replay > 0
         older = " and a replay of earlier days" if replayed else ""
         return f"{rows} of {new}{older}, from version {start.version}"
+
+
+def report_place(day: date) -> str:
+    """The place in the workspace of the report of night D."""
+    return f"reports/{day}.html"
 
 
 def qualities(

@@ -79,7 +79,7 @@ def train_suite(
     callbacks.on_step("comparing the models")
     suite = _suite(project, dataset, choice.runs, choice.winner)
     notes = [*plan.notes, *choice.notes, *suite.notes]
-    suite = replace(suite, notes=notes, plan=plan, behind=choice.behind)
+    suite = replace(suite, notes=notes, plan=plan, behind=choice.behind, night=day)
     trainer.world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)

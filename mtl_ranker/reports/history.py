@@ -16,6 +16,7 @@ from mtl_ranker.errors import counted
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.nightly.history import NightRecord, ObjectiveRecord, alarms, stored
+from mtl_ranker.nightly.results import report_place
 from mtl_ranker.reports.page import template
 from mtl_ranker.workspace import Workspace
 
@@ -83,7 +84,7 @@ def history_page(project: Project, records: Sequence[NightRecord], workspace: Wo
         groups=groups,
         by_objective={name: _objective_charts(shown, warned, name) for name in names},
         charts=_night_charts(shown, warned),
-        linked={r.day for r in shown if workspace.has(f"reports/{r.day}.html")},
+        linked={r.day for r in shown if workspace.has(report_place(r.day))},
         counted=counted,
         width=WIDTH,
         height=HEIGHT,

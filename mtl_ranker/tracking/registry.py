@@ -159,7 +159,7 @@ def record(
     """
     project, workspace = context.project, context.workspace
     client, day = mlflow.MlflowClient(), suite.days.test[-1]
-    place = f"reports/{day}.html"
+    place = suite.report
     marks = [workspace.published_fingerprint("examples", d) for d in suite.days.all]
     plan = suite.plan
     planned = [] if plan.start is None else [plan.start.version]

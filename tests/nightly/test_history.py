@@ -171,3 +171,20 @@ def test_the_age_is_that_of_the_training():
     record = NightRecord(day=date(2026, 3, 9), trained=date(2026, 3, 2))
     assert record.age == 7
     assert NightRecord(day=date(2026, 3, 9)).age is None
+
+
+def test_a_night_is_known_by_its_own_day_although_it_tests_on_an_earlier_one(tmp_path):
+    """A longer window moves the test day back; the night stays after the nights before it."""
+    workspace = Workspace(tmp_path)
+    before = NightRecord(day=date(2026, 3, 8), tested=date(2026, 3, 8), failed="no actions")
+    after = NightRecord(
+        day=date(2026, 3, 9), tested=date(2026, 3, 6), trained=date(2026, 3, 5), rows=40
+    )
+    store(workspace, after)
+    store(workspace, before)
+    assert stored(workspace) == [before, after]
+    assert after.age == 1
+    text = prometheus(stored(workspace), project())
+    midnight = (date(2026, 3, 9) - date(1970, 1, 1)).days * 86_400
+    assert f'mtl_ranker_night_day_seconds{{project="tiny"}} {midnight}\n' in text
+    assert 'mtl_ranker_night_failed{project="tiny"} 0\n' in text
