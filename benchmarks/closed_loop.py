@@ -532,7 +532,7 @@ def table_rows(figures: Mapping[str, Any]) -> list[list[str]]:
 def estimate_rows(figures: Mapping[str, Any]) -> list[list[str]]:
     """A row per policy and objective: how often intervals cover the truth, or were refused."""
     rows = []
-    for policy in (REFERENCE, EXPLORING):
+    for policy in ESTIMATED:
         for objective in ("click", "like"):
             found = [
                 each
@@ -624,6 +624,7 @@ def by_night(figures: Mapping[str, Any], measure: str) -> str:
     return markdown.table([measure, *(f"night {n + 1}" for n in chosen)], rows)
 
 
+ESTIMATED = (REFERENCE, EXPLORING)  # policies whose estimates are kept
 ESTIMATES = ["policy", "objective", "nights", "refused", "SNIPS covers", "DR covers"]
 CHALLENGERS = [
     *("challengers", "number", "true gain of their lists", "better by the truth"),
@@ -740,6 +741,9 @@ def main() -> None:
         CONSOLE.print("without LightGBM: not installed (pip install 'mtl_ranker[studies]')")
     began = time.perf_counter()
     figures: dict[str, Any] = {"size": size, "worlds": worlds(chosen, size, policies)}
+    for world in figures["worlds"]:
+        for name in set(world) - {*ESTIMATED}:
+            world[name]["estimates"] = []
     for title, names, rows in (
         ("Means over nights; difference to mmoe, paired by seed", headings(figures), table_rows),
         ("Homogeneity and value", HOMOGENEITY, homogeneity_rows),
