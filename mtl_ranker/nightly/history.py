@@ -27,7 +27,7 @@ from mtl_ranker.evaluation.metrics import can_be_judged, quality_metric
 from mtl_ranker.nightly.blend_search import predicted_by
 from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.nightly.promotion import Decision
-from mtl_ranker.nightly.results import Suite
+from mtl_ranker.nightly.results import Suite, network_of
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.workspace import Workspace
@@ -70,7 +70,7 @@ class NightRecord:
         reason: the promotion's.
         rows: impressions of D.
         drift: warnings of `[drift]`.
-        seconds: of the whole night; training_seconds of its trainings.
+        seconds: of the whole night; training_seconds of its networks, without trees.
         effects: rules and exploration, in words.
         exploration: relative change of the blended score by exploration; None without.
     """
@@ -118,6 +118,7 @@ def record_of(
     later = champion.trained is not None and champion.trained > day
     objectives = [] if later else champion_quality(context, champion.artifact, suite.days.test)
     events = context.workspace.scan("events", [suite.of_night])
+    networks = {run.label: run for run in network_of(suite.runs).values()}.values()
     exploration = [effect.change for effect in ranked.effects if effect.step == "exploration"]
     return NightRecord(
         day=suite.of_night,
@@ -130,7 +131,7 @@ def record_of(
         rows=events.select(pl.len()).collect().item(),
         objectives=objectives,
         drift=list(suite.drift.warnings),
-        training_seconds=sum(run.ended - run.started for run in suite.runs),
+        training_seconds=sum(run.trained.seconds for run in networks),
         ranked_rows=ranked.rows,
         ranked_users=ranked.users,
         effects=[str(effect) for effect in ranked.effects],

@@ -148,6 +148,12 @@ class Suite:
         return f"{rows} of {new}{older}, from version {start.version}"
 
 
+def network_of(runs: Sequence[ModelRun]) -> dict[str, ModelRun]:
+    """Label → the run whose training made its network: that of `mmoe, trees` is that of `mmoe`."""
+    first: dict[int, ModelRun] = {}
+    return {run.label: first.setdefault(id(run.trained), run) for run in runs}
+
+
 def report_place(day: date) -> str:
     """The place in the workspace of the report of night D."""
     return f"reports/{day}.html"

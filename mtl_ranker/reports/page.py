@@ -15,11 +15,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
+from mtl_ranker.errors import counted
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.nightly.promotion import Decision
-from mtl_ranker.nightly.results import ModelRun, Suite, at_the_cap
+from mtl_ranker.nightly.results import ModelRun, Suite, at_the_cap, network_of
 from mtl_ranker.ranking.rules import Effect
 from mtl_ranker.reports import plots
 from mtl_ranker.reports.tables import comparison_rows, list_lines
@@ -54,6 +55,8 @@ def training_report(project: Project, suite: Suite) -> str:
         lists=list_lines(suite),
         measures=MEASURE_NAMES,
         models=[_model(names, suite, run) for run in suite.runs],
+        network_of=network_of(suite.runs),
+        counted=counted,
         health_picture=_health(names, suite),
         front=_front(suite),
         slices=suite.slices,

@@ -77,6 +77,20 @@ def test_without_a_reference_the_page_explains_how_to_add_one(tiny):
     assert "single_task" in training_report(context.project, suite)
 
 
+def test_the_cost_counts_each_network_once(tiny):
+    """Trees beside a network and trees alone have no training of their own; a refit has one."""
+    write_project(tiny, models={}, training={"epochs": 1, "trees": 3, "refit": True})
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
+    networks = {id(run.trained): run.trained for run in suite.runs}
+    assert len(networks) < len(suite.runs)
+    assert any(run.name == "trees alone" for run in suite.runs)
+    seconds = sum(trained.seconds for trained in networks.values())
+    text = " ".join(Page(training_report(context.project, suite)).texts)
+    assert f"{seconds:,.0f} s of training for {len(networks)} networks" in text
+    assert text.count("the network of ") == len(suite.runs) - len(networks)
+
+
 def test_warnings_name_their_training(trained):
     _, suite = trained
     for warning in warnings_of(suite):
