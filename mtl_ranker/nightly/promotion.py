@@ -28,6 +28,7 @@ from mtl_ranker.evaluation.metrics import Metrics, PredictedRows
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
 from mtl_ranker.features.lists import list_ids
+from mtl_ranker.logs.contract import label_definition
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.nightly.build import model_examples, scan_model_examples
 from mtl_ranker.nightly.popularity import fit_base_rate, fit_popularity
@@ -467,11 +468,9 @@ def baselines_of(
 
 
 def label_definitions(artifact: RankerArtifact) -> dict[str, tuple[object, ...]]:
-    """Objective → what decides its label; only equal ones can be compared."""
-    return {
-        o.name: (o.kind, o.label, o.where, o.transform, o.levels)
-        for o in artifact.project.objectives
-    }
+    """Objective → what decides its label, its actions included; only equal ones can be compared."""
+    project = artifact.project
+    return {o.name: label_definition(project, o) for o in project.objectives}
 
 
 def accept_by_hand(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -29,7 +30,7 @@ from mtl_ranker.nightly.promotion import (
 )
 from tests import projects
 from tests.conftest import FIRST, tiny_events, write_day
-from tests.projects import changed, write_project
+from tests.projects import TINY, changed, write_project
 
 UNBOUNDED = {"max_calibration_ratio": 1e6, "max_calibration_shift": 1e6}
 TASKS = [Task("click", "binary"), Task("long", "binary")]
@@ -423,6 +424,69 @@ def test_labels_with_other_conditions_are_not_compared():
     other = fit_popularity(projects.project(objectives=changes), rows, None)
     assert label_definitions(one)["click"] == label_definitions(other)["click"]
     assert label_definitions(one)["long"] != label_definitions(other)["long"]
+
+
+LIKE = {"name": "like", "path": "likes", "window": "3h"}
+LIKED = {"name": "liked", "group": "satisfaction", "label": '"like"'}
+
+
+def of_likes(**like):
+    """A ranker with the objectives click and liked, whose action has these settings."""
+    project = projects.project(
+        log={"actions": [LIKE | like]}, objectives=[TINY["objectives"][0], LIKED]
+    )
+    rows = pl.DataFrame({"item_id": [1, 2], "label_click": [1, 0], "label_liked": [0, 1]})
+    return fit_popularity(project, rows.lazy(), None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": "1h"},
+        {"value": "play"},
+        {"value": "play", "reduce": "last"},
+        {"arrived": "got"},
+        {"user": "fan"},
+        {"timestamp": "sent"},
+    ],
+)
+def test_a_label_whose_action_is_read_otherwise_is_not_compared(change):
+    one, other = label_definitions(of_likes()), label_definitions(of_likes(**change))
+    assert one["click"] == other["click"]
+    assert one["liked"] != other["liked"]
+
+
+def test_a_label_whose_action_moved_is_the_same():
+    moved = of_likes(path="archive/likes", format="parquet", organic=True, window="180m")
+    assert label_definitions(of_likes()) == label_definitions(moved)
+    elsewhere = of_likes()
+    actions = [*elsewhere.project.log.actions]
+    actions.append(actions[0].model_copy(update={"name": "share"}))
+    log = elsewhere.project.log.model_copy(update={"actions": actions})
+    more = replace(elsewhere, project=elsewhere.project.model_copy(update={"log": log}))
+    assert label_definitions(elsewhere) == label_definitions(more)
+
+
+def test_the_decision_names_a_label_whose_action_has_another_window(tiny):
+    for n in range(6):
+        day = FIRST + timedelta(days=n)
+        likes = tiny_events(day, shift=n).filter(pl.col("i") < 6).with_columns(pl.col("ts") + 1)
+        folder = tiny / "likes" / f"date={day}"
+        folder.mkdir(parents=True)
+        likes.write_parquet(folder / "part-0.parquet")
+    last = FIRST + timedelta(days=5)
+    objectives = [TINY["objectives"][0], LIKED]
+    write_project(tiny, log={"actions": [LIKE]}, objectives=objectives, promotion=UNBOUNDED)
+    context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+    build_split(context, last)
+    challenger, same, champion = of_likes(), of_likes(path="old"), of_likes(window="1h")
+    compared = compare_artifacts(context, last, challenger, same)
+    assert list(compared.differences) == ["click", "liked"]
+    decision = compare_artifacts(context, last, challenger, champion)
+    assert list(decision.differences) == ["click"]
+    assert decision.reason.endswith(
+        "; compared on click only, as not both have liked with the same label"
+    )
 
 
 def test_a_champion_without_a_seed_has_no_spread(rows):
