@@ -379,7 +379,11 @@ def test_each_condition_on_the_first_model_refuses_it_alone(rows):
     rare[rng.random(len(user)) > 0.1, 1] = np.nan
     worse, _ = first_on(rare, user, mixed, {"item popularity": champion}, **UNBOUNDED)
     assert worse.fallback is not None
-    assert "significantly worse on long" in worse.reason
+    assert worse.blended.value > 0
+    assert worse.reason == (
+        "not promoted: it is significantly worse than item popularity on long, although its "
+        f"blended quality is higher ({worse.blended.signed}); item popularity becomes champion"
+    )
 
 
 def test_a_tolerance_lets_a_slightly_worse_challenger_pass(rows):
@@ -392,6 +396,33 @@ def test_a_tolerance_lets_a_slightly_worse_challenger_pass(rows):
     assert not strict.promoted
     loose = {"require_significance": False, "tolerance": 0.5, **UNBOUNDED}
     assert decision_on(labels, user, challenger, champion, **loose).promoted
+
+
+def test_an_objective_that_hardly_changes_hides_no_loss_on_another(rows):
+    """All of the weight is on `long`, of which one prediction in a thousand changes."""
+    truth, labels, user, rng = rows
+    champion = blurred(truth, rng, 0.5)
+    challenger = champion.copy()
+    challenger[:, 0] = np.clip(champion[:, 0] + rng.normal(0, 0.1, len(user)), 0.01, 0.99)
+    some = np.arange(0, len(user), 1000)
+    challenger[some, 1] = truth[some, 1]
+    tolerant = {"require_significance": False, **UNBOUNDED}
+    decision = decision_on(labels, user, challenger, champion, tolerance=0.002, **tolerant)
+    click = decision.differences["click"]
+    assert click.value < -0.002 < 0 < click.high
+    assert decision.blended.low > -0.002
+    assert not decision.promoted
+    assert decision.reason.startswith(
+        f"kept the champion: the challenger's AUC of click differs by {click.signed}, "
+        "below -0.002 (promotion.tolerance)"
+    )
+    assert "long" not in decision.reason
+    passed = decision_on(labels, user, challenger, champion, tolerance=0.1, **tolerant)
+    assert passed.promoted
+    assert decision.blended.value < 0
+    assert passed.reason.startswith(
+        f"promoted: blended quality differs by {decision.blended.signed} and no objective"
+    )
 
 
 @pytest.mark.parametrize("unknown", [(0, "long"), (1, "long"), (0, "click")])
