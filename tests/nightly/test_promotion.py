@@ -30,7 +30,7 @@ from mtl_ranker.nightly.promotion import (
 )
 from tests import projects
 from tests.conftest import FIRST, tiny_events, write_day
-from tests.projects import TINY, changed, write_project
+from tests.projects import TINY, write_project
 
 UNBOUNDED = {"max_calibration_ratio": 1e6, "max_calibration_shift": 1e6}
 TASKS = [Task("click", "binary"), Task("long", "binary")]
@@ -232,6 +232,19 @@ def test_what_is_significantly_worse_than_a_baseline_is_named(rows):
     )
 
 
+def test_a_difference_that_may_be_chance_is_not_below_a_baseline(rows):
+    truth, labels, user, rng = rows
+    one, other = (0.5 + 0.2 * (blurred(truth, rng, 0.3) - 0.5) for _ in range(2))
+    project = projects.project()
+    few = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]}).lazy()
+    artifact, lists = fit_popularity(project, few, None), np.arange(len(user))
+    for challenger, baseline in ((one, other), (other, one)):  # one of them is lower
+        evidence = ChallengerEvidence(
+            tasks=TASKS, labels=labels, user=user, lists=lists, challenger=challenger
+        )
+        assert below(project, evidence, [Baseline("item popularity", artifact, baseline)]) == []
+
+
 @pytest.fixture
 def examples(tiny):
     """Clicks depend on the item alone."""
@@ -279,6 +292,46 @@ def test_a_later_challenger_must_not_be_worse_than_item_popularity(examples):
         "promoted: accepted by hand; warning: it is significantly worse than item popularity on "
     )
     assert accept_by_hand(context, last, right).reason == "promoted: accepted by hand"
+
+
+def swapped(rows):
+    """Examples with the opposite clicks."""
+    return rows.with_columns(label_click=1 - pl.col("label_click"))
+
+
+def test_a_champion_without_a_seed_is_compared_without_a_spread(examples):
+    """Of the same two rankers, one that was trained would have the spread of the other."""
+    context, rows = examples
+    right, wrong = (fit_popularity(context.project, each, None) for each in (rows, swapped(rows)))
+    measures = ({"auc": value, "gauc": value} for value in (0.80, 0.85, 0.90))
+    seeds = [{"click": each, "long": each} for each in measures]
+    challenger, last = replace(right, fixed=False, seed_metrics=seeds), FIRST + timedelta(days=5)
+    fixed, trained = (
+        compare_artifacts(context, last, challenger, replace(wrong, fixed=fixed)).blended
+        for fixed in (True, False)
+    )
+    assert fixed.value == pytest.approx(trained.value, rel=0.05)
+    assert fixed.high - fixed.low < 0.9 * (trained.high - trained.low)
+
+
+def test_an_objective_that_only_the_challenger_has_must_be_calibrated(examples):
+    """It is far better on clicks than the champion, and predicts a tenth of the long views."""
+    context, rows = examples
+    project, last = projects.project(), FIRST + timedelta(days=5)
+    few = pl.when(pl.int_range(pl.len()) % 10 == 0).then("label_long").otherwise(0)
+    right, wrong = (
+        fit_popularity(project, each, None) for each in (rows, rows.with_columns(label_long=few))
+    )
+    one = projects.project(objectives=TINY["objectives"][:1])
+    champion = fit_popularity(one, swapped(rows).drop("label_long"), None)
+    context = replace(context, project=project)
+    assert compare_artifacts(context, last, right, champion).promoted
+    decision = compare_artifacts(context, last, wrong, champion)
+    assert not decision.promoted
+    assert list(decision.differences) == ["click"]
+    assert decision.reason.startswith(
+        "kept the champion: it is not calibrated on long: its predictions are 0."
+    )
 
 
 def test_a_first_model_that_cannot_be_judged_is_refused(rows):
@@ -448,13 +501,29 @@ def test_predictions_that_are_no_numbers_are_refused(rows):
     assert "its predictions of long are not all finite numbers" in decision.reason
 
 
-def test_labels_with_other_conditions_are_not_compared():
-    rows = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]}).lazy()
-    one = fit_popularity(projects.project(), rows, None)
-    changes = changed(projects.TINY["objectives"], 1, where="click = 0")
-    other = fit_popularity(projects.project(objectives=changes), rows, None)
-    assert label_definitions(one)["click"] == label_definitions(other)["click"]
-    assert label_definitions(one)["long"] != label_definitions(other)["long"]
+def with_play(**settings):
+    """A ranker with the objectives click and play, the latter with these settings."""
+    play = {"name": "play", "group": "satisfaction", "label": "play", "kind": "ordinal"} | settings
+    project = projects.project(objectives=[TINY["objectives"][0], play])
+    rows = pl.DataFrame({"item_id": [1, 2], "label_click": [1, 0], "label_play": [0, 1]})
+    return fit_popularity(project, rows.lazy(), None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"kind": "regression"}, {"kind": "watch_time"}),
+        ({"kind": "regression"}, {"kind": "regression", "label": "play / 60"}),
+        ({"kind": "regression"}, {"kind": "regression", "where": "click = 1"}),
+        ({"kind": "regression"}, {"kind": "regression", "transform": "log1p"}),
+        ({"levels": 3}, {"levels": 4}),
+    ],
+)
+def test_other_labels_are_not_compared(one, other):
+    first, second = label_definitions(with_play(**one)), label_definitions(with_play(**other))
+    assert first["click"] == second["click"]
+    assert first["play"] != second["play"]
+    assert label_definitions(with_play(**one, weight=3.0)) == first
 
 
 LIKE = {"name": "like", "path": "likes", "window": "3h"}
