@@ -922,9 +922,16 @@ class Promotion(Settings):
         0.5, gt=0, description="largest mean shift of a binary objective's log-odds"
     )
     require_significance: bool = Field(
-        True, description="the blended quality's interval must lie above 0; else above -tolerance"
+        True,
+        description="the blended quality's interval must lie above 0; else above -tolerance, and "
+        "no objective's difference below it",
     )
-    tolerance: float = Field(0.0, ge=0, description="see require_significance")
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        description="without require_significance, and for a first model: allowed loss of blended "
+        "quality; without require_significance also of each objective's own measure",
+    )
     refit_margin: float = Field(
         0.005,
         ge=0,

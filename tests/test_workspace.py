@@ -87,6 +87,16 @@ def test_a_changed_sql_file_rebuilds_what_it_makes(built, monkeypatch):
     assert reasons["examples"] == "changed: sql/features/join.sql"
 
 
+def test_a_day_is_stale_when_an_input_changed_came_or_vanished(tmp_path):
+    workspace, made = Workspace(tmp_path), {"events": "1", "table of users": "2"}
+    workspace.publish("examples", DAY, pl.DataFrame({"k": [1]}), made)
+    assert workspace.stale("examples", DAY, made) is None
+    assert workspace.stale("examples", DAY, made | {"events": "3"}) == "changed: events"
+    assert workspace.stale("examples", DAY, made | {"actions": "4"}) == "changed: actions"
+    assert workspace.stale("examples", DAY, {"events": "1"}) == "changed: table of users"
+    assert workspace.stale("examples", FIRST, made) == "not built yet"
+
+
 def test_days_with_other_columns_and_number_types_are_read_together(tmp_path):
     workspace = Workspace(tmp_path)
     frames = {

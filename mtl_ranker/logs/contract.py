@@ -155,6 +155,27 @@ def label_actions(project: Project, objectives: Sequence[Objective] | None = Non
     return [action for action in project.log.actions if action.name in read]
 
 
+def action_values(action: Action) -> dict[str, object]:
+    """What decides the values that an action gives to impressions: how its files are read.
+
+    Where the files are is no part of it (`path`, `format`, `version`): a stream that moved has the
+    same actions, and a model that was trained on it the same labels. Nor is `organic`, which
+    concerns actions without an impression.
+    """
+    settings = action.model_dump(exclude={"path", "format", "version", "organic"})
+    return settings | {"window": action.span}  # "1d" is "24h"
+
+
+def label_definition(project: Project, objective: Objective) -> tuple[object, ...]:
+    """What decides an objective's label; models with another one cannot be compared on it.
+
+    Of the actions that the label reads it has what decides their values (`action_values`).
+    """
+    o = objective
+    actions = {a.name: action_values(a) for a in label_actions(project, [objective])}
+    return o.kind, o.label, o.where, o.transform, o.levels, actions
+
+
 MOST_CASES = 100_000
 RATIOS = (1.25, 2.0, 10.0)  # of the values of an action that are tried; the first that is cheap
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"

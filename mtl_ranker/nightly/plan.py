@@ -16,6 +16,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.features.days import SplitDays, last_final_day, needed_days, span, split_days
 from mtl_ranker.features.examples import soft_objectives
 from mtl_ranker.features.view import model_context
+from mtl_ranker.logs.contract import action_values
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import Continuing
 from mtl_ranker.training.network import tasks_of
@@ -227,10 +228,8 @@ def _obstacle(context: Context, split: SplitDays, champion: Origin | None) -> st
 
 
 def _actions(project: Project) -> tuple[object, str]:
-    """What decides the labels that actions make."""
-    actions = [
-        action.model_dump(exclude={"path", "format", "version"}) for action in project.log.actions
-    ]
+    """What decides the labels and aggregates that actions make."""
+    actions = [(action_values(action), action.organic) for action in project.log.actions]
     return actions, project.training.immature
 
 

@@ -15,7 +15,7 @@ from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.calibration_bounds import calibrated, out_of_bounds
 from mtl_ranker.evaluation.criterion import LOSS, bounded, comparison_weights
-from mtl_ranker.evaluation.influence import Clusters, LabelledRows
+from mtl_ranker.evaluation.influence import MEASURE_NAMES, Clusters, LabelledRows
 from mtl_ranker.evaluation.intervals import (
     ONE_SEED,
     Interval,
@@ -28,6 +28,7 @@ from mtl_ranker.evaluation.metrics import Metrics, PredictedRows
 from mtl_ranker.features.columns import EVENT, LABEL
 from mtl_ranker.features.days import span, split_days
 from mtl_ranker.features.lists import list_ids
+from mtl_ranker.logs.contract import label_definition
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.nightly.build import model_examples, scan_model_examples
 from mtl_ranker.nightly.popularity import fit_base_rate, fit_popularity
@@ -182,8 +183,9 @@ def decide(project: Project, evidence: Evidence) -> Decision:
     The challenger is promoted only if the blended quality (`Comparison`) is significantly better,
     no objective is significantly worse, nor its log loss, predictions are calibrated within bounds
     on average, and the saved challenger was served within its limits. With
-    `promotion.require_significance = false` the blended quality may be worse by at most
-    `promotion.tolerance`.
+    `promotion.require_significance = false` the blended quality's interval must lie above
+    -`promotion.tolerance`, and no objective's difference below it: an objective that hardly changes
+    has so much weight in the blend that it hides what another one loses.
     """
     rule = project.promotion
     found = compare_models(evidence, rule.confidence)
@@ -201,19 +203,28 @@ def decide(project: Project, evidence: Evidence) -> Decision:
             "training.seeds, or training.spread_seeds of 1 or more, or "
             "promotion.require_spread = false to judge by users only"
         )
-    enough = overall.low > 0 if rule.require_significance else overall.low > -rule.tolerance
+    lowest = 0.0 if rule.require_significance else 0.0 - rule.tolerance
+    enough = overall.low > lowest
     if not worse and np.isnan(overall.value):
         objections.append("no objective can be compared")
     elif not worse and not enough:
-        limit = "significant" if rule.require_significance else f"above {-rule.tolerance:+.4f}"
+        limit = "significant" if rule.require_significance else f"above {lowest:g}"
         objections.append(
             f"the challenger's blended quality differs by {overall.signed}, not {limit}"
         )
+    if not rule.require_significance:
+        objections += [
+            f"the challenger's {MEASURE_NAMES[found.measures[name]]} of {name} differs by "
+            f"{each.signed}, below {lowest:g} (promotion.tolerance)"
+            for name, each in found.differences.items()
+            if each.value < lowest and name not in worse
+        ]
     if objections:
         reason = "kept the champion: " + "; ".join(objections) + remark
     else:
+        how = "better" if overall.value > 0 else "differs"
         reason = (
-            f"promoted: blended quality better by {overall.signed} "
+            f"promoted: blended quality {how} by {overall.signed} "
             f"and no objective significantly worse{remark}"
         )
     return Decision(not objections, reason, overall, found.differences, evidence.serving)
@@ -380,14 +391,15 @@ def decide_first(
             objections.append(f"no objective has enough labels to compare it with {name}")
             continue
         remarks.append(f"from {name}'s by {gain.signed}")
-        if gain.value <= -project.promotion.tolerance or found.worse:
-            on = (
-                f", and it is significantly worse on {', '.join(found.worse)}"
-                if found.worse
-                else ""
-            )
+        lower = gain.value <= -project.promotion.tolerance
+        worse, differs = ", ".join(found.worse), f"its blended quality differs by {gain.signed}"
+        if lower or (worse and gain.value <= 0):
+            on = f", and it is significantly worse on {worse}" if worse else ""
+            objections.append(f"it is not better than {name}: {differs}{on}")
+        elif worse:
             objections.append(
-                f"it is not better than {name}: its blended quality differs by {gain.signed}{on}"
+                f"it is significantly worse than {name} on {worse}, although its blended quality "
+                f"is higher ({gain.signed})"
             )
         decision = replace(decision, blended=gain, differences=found.differences, against=name)
     remark = f"; not counted: {', '.join(thin)}" if thin else ""
@@ -467,11 +479,9 @@ def baselines_of(
 
 
 def label_definitions(artifact: RankerArtifact) -> dict[str, tuple[object, ...]]:
-    """Objective → what decides its label; only equal ones can be compared."""
-    return {
-        o.name: (o.kind, o.label, o.where, o.transform, o.levels)
-        for o in artifact.project.objectives
-    }
+    """Objective → what decides its label, its actions included; only equal ones can be compared."""
+    project = artifact.project
+    return {o.name: label_definition(project, o) for o in project.objectives}
 
 
 def accept_by_hand(

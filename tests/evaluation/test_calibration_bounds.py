@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from mtl_ranker.config import Promotion
-from mtl_ranker.evaluation.calibration_bounds import calibrated, out_of_bounds, unsupported
+from mtl_ranker.evaluation.calibration_bounds import (
+    Calibrated,
+    calibrated,
+    out_of_bounds,
+    unsupported,
+)
+from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.evaluation.metrics import PredictedRows
 from mtl_ranker.models.objectives import Task
 
@@ -73,6 +79,25 @@ def test_a_rare_objective_times_thirty_is_out_of_bounds():
     assert problem.startswith("click: its predictions are ")
     assert "allowed 0.67 to 1.50 (promotion.max_calibration_ratio)" in problem
     assert not out_of_bounds([judged(CLICK, label, np.full(len(label), 0.003), user)], RULE)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shift", "broken"),
+    [
+        (Interval(1.8, 1.4, 2.3), None, []),
+        (Interval(1.8, 1.51, 2.1), None, ["max_calibration_ratio"]),
+        (Interval(0.6, 0.5, 0.7), None, []),
+        (Interval(0.6, 0.55, 0.66), None, ["max_calibration_ratio"]),
+        (Interval(1.0, 0.9, 1.1), Interval(0.6, 0.4, 0.8), []),
+        (Interval(1.0, 0.9, 1.1), Interval(0.6, 0.51, 0.7), ["max_calibration_shift"]),
+        (Interval(1.0, 0.9, 1.1), Interval(-0.6, -0.8, -0.4), []),
+        (Interval(1.0, 0.9, 1.1), Interval(-0.6, -0.7, -0.51), ["max_calibration_shift"]),
+    ],
+)
+def test_only_an_interval_that_lies_outside_as_a_whole_breaks_a_bound(ratio, shift, broken):
+    """The bounds are 1 / 1.5 and 1.5, and 0.5 either way; each case has an estimate outside."""
+    found = out_of_bounds([Calibrated("click", 20, 20, ratio, shift)], RULE)
+    assert [each.partition("(promotion.")[2].removesuffix(")") for each in found] == broken
 
 
 def test_a_frequent_objective_is_judged_by_its_log_odds():

@@ -187,6 +187,17 @@ def test_lists_of_one_item_are_left_out_beside_randomised_ones():
         assert both.snips == one.snips
 
 
+def test_a_list_is_randomised_as_a_whole_by_hand():
+    """The first item of list 7 is always first and the others change places; list 3 is fixed."""
+    frame = pl.DataFrame(
+        {"item_id": range(6), "timestamp": [1] * 6, "position": [2, 1, 1, 2, 3, 3]}
+    )
+    lists = np.array([7, 3, 7, 3, 7, 3])
+    order = reordered(frame, np.zeros(6), lists)
+    chosen = randomised(order, np.array([0.5, 1.0, 1.0, 1.0, 0.5, 1.0]))
+    np.testing.assert_array_equal(chosen, lists == 7)
+
+
 def nightly_of(log: Lists, frame: pl.DataFrame) -> list[Estimate]:
     """`nightly` of a log with other columns."""
     log.frame = frame

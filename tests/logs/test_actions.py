@@ -11,7 +11,7 @@ import pytest
 
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.actions import ActionReport, join_actions, with_actions
+from mtl_ranker.logs.actions import EPOCH, ActionReport, join_actions, with_actions
 from mtl_ranker.logs.contract import may_fall
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
@@ -53,11 +53,12 @@ def joined(context: Context, days: int) -> list[ActionReport]:
     return reports
 
 
-def values(context: Context, day: int = 0) -> list[float | None]:
-    """The action's value of each impression of a day."""
+def values(context: Context, day: int = 0, known_on: int = 99) -> list[float | None]:
+    """The action's value of each impression of a day, by actions that are known on another."""
     at = FIRST + timedelta(days=day)
     rows = context.workspace.scan("events", [at]).with_row_index("row of the day")
-    return with_actions(context, rows, at, pl.lit(True)).collect()["like"].to_list()
+    known = pl.col("known") <= (FIRST - EPOCH).days + known_on
+    return with_actions(context, rows, at, known).collect()["like"].to_list()
 
 
 def test_an_action_belongs_to_the_nearest_impression_that_is_not_after_it(tmp_path):
@@ -79,6 +80,33 @@ def test_an_action_of_the_next_day_belongs_to_it_within_the_window(tmp_path):
     reports = joined(context, 2)
     assert values(context) == [1.0, 0.0]
     assert [r.alone for r in reports] == [{}, {"after the window": 1}]
+
+
+def test_an_action_that_is_filed_a_day_later_is_known_a_day_later(tmp_path):
+    """It happens before midnight and is in the partition of the next day, as is allowed."""
+    write(tmp_path, "log", 0, [], [(1, 1, 1380), (2, 2, 1380)])
+    write(tmp_path, "log", 1, [], [(9, 9, 1440)])
+    write(tmp_path, "likes", 0, [], [(2, 2, 1430)])
+    write(tmp_path, "likes", 1, [], [(1, 1, 1430)])
+    context = world(tmp_path, day_tolerance_hours=2)
+    joined(context, 2)
+    assert values(context, known_on=0) == [0.0, 1.0]
+    assert values(context, known_on=1) == [1.0, 1.0]
+
+
+def test_the_window_ends_when_an_action_arrives_and_not_when_it_happens(tmp_path):
+    """All happen ten minutes after their impression; the window is a day."""
+    write(tmp_path, "log", 0, [], [(1, 1, 10), (2, 2, 10), (3, 3, 10)])
+    write(tmp_path, "log", 1, [], [(9, 9, 1440)])
+    arrived = [midnight(FIRST) + minutes * MINUTE for minutes in (1450, 1451, 15)]
+    likes = [(user, user, 20, at) for user, at in enumerate(arrived, start=1)]
+    write(tmp_path, "likes", 0, ["got"], likes)
+    write(tmp_path, "likes", 1, ["got"], [(9, 9, 1445, arrived[0])])
+    context = world(tmp_path, LIKE | {"arrived": "got"})
+    reports = joined(context, 2)
+    assert values(context) == [1.0, 0.0, 1.0]
+    assert values(context, known_on=0) == [0.0, 0.0, 1.0]
+    assert [r.alone for r in reports] == [{"after the window": 1}, {}]
 
 
 def test_an_impression_id_decides_and_is_not_overruled_by_nearness(tmp_path):

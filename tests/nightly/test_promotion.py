@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -29,7 +30,7 @@ from mtl_ranker.nightly.promotion import (
 )
 from tests import projects
 from tests.conftest import FIRST, tiny_events, write_day
-from tests.projects import changed, write_project
+from tests.projects import TINY, write_project
 
 UNBOUNDED = {"max_calibration_ratio": 1e6, "max_calibration_shift": 1e6}
 TASKS = [Task("click", "binary"), Task("long", "binary")]
@@ -231,6 +232,19 @@ def test_what_is_significantly_worse_than_a_baseline_is_named(rows):
     )
 
 
+def test_a_difference_that_may_be_chance_is_not_below_a_baseline(rows):
+    truth, labels, user, rng = rows
+    one, other = (0.5 + 0.2 * (blurred(truth, rng, 0.3) - 0.5) for _ in range(2))
+    project = projects.project()
+    few = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]}).lazy()
+    artifact, lists = fit_popularity(project, few, None), np.arange(len(user))
+    for challenger, baseline in ((one, other), (other, one)):  # one of them is lower
+        evidence = ChallengerEvidence(
+            tasks=TASKS, labels=labels, user=user, lists=lists, challenger=challenger
+        )
+        assert below(project, evidence, [Baseline("item popularity", artifact, baseline)]) == []
+
+
 @pytest.fixture
 def examples(tiny):
     """Clicks depend on the item alone."""
@@ -278,6 +292,46 @@ def test_a_later_challenger_must_not_be_worse_than_item_popularity(examples):
         "promoted: accepted by hand; warning: it is significantly worse than item popularity on "
     )
     assert accept_by_hand(context, last, right).reason == "promoted: accepted by hand"
+
+
+def swapped(rows):
+    """Examples with the opposite clicks."""
+    return rows.with_columns(label_click=1 - pl.col("label_click"))
+
+
+def test_a_champion_without_a_seed_is_compared_without_a_spread(examples):
+    """Of the same two rankers, one that was trained would have the spread of the other."""
+    context, rows = examples
+    right, wrong = (fit_popularity(context.project, each, None) for each in (rows, swapped(rows)))
+    measures = ({"auc": value, "gauc": value} for value in (0.80, 0.85, 0.90))
+    seeds = [{"click": each, "long": each} for each in measures]
+    challenger, last = replace(right, fixed=False, seed_metrics=seeds), FIRST + timedelta(days=5)
+    fixed, trained = (
+        compare_artifacts(context, last, challenger, replace(wrong, fixed=fixed)).blended
+        for fixed in (True, False)
+    )
+    assert fixed.value == pytest.approx(trained.value, rel=0.05)
+    assert fixed.high - fixed.low < 0.9 * (trained.high - trained.low)
+
+
+def test_an_objective_that_only_the_challenger_has_must_be_calibrated(examples):
+    """It is far better on clicks than the champion, and predicts a tenth of the long views."""
+    context, rows = examples
+    project, last = projects.project(), FIRST + timedelta(days=5)
+    few = pl.when(pl.int_range(pl.len()) % 10 == 0).then("label_long").otherwise(0)
+    right, wrong = (
+        fit_popularity(project, each, None) for each in (rows, rows.with_columns(label_long=few))
+    )
+    one = projects.project(objectives=TINY["objectives"][:1])
+    champion = fit_popularity(one, swapped(rows).drop("label_long"), None)
+    context = replace(context, project=project)
+    assert compare_artifacts(context, last, right, champion).promoted
+    decision = compare_artifacts(context, last, wrong, champion)
+    assert not decision.promoted
+    assert list(decision.differences) == ["click"]
+    assert decision.reason.startswith(
+        "kept the champion: it is not calibrated on long: its predictions are 0."
+    )
 
 
 def test_a_first_model_that_cannot_be_judged_is_refused(rows):
@@ -378,7 +432,11 @@ def test_each_condition_on_the_first_model_refuses_it_alone(rows):
     rare[rng.random(len(user)) > 0.1, 1] = np.nan
     worse, _ = first_on(rare, user, mixed, {"item popularity": champion}, **UNBOUNDED)
     assert worse.fallback is not None
-    assert "significantly worse on long" in worse.reason
+    assert worse.blended.value > 0
+    assert worse.reason == (
+        "not promoted: it is significantly worse than item popularity on long, although its "
+        f"blended quality is higher ({worse.blended.signed}); item popularity becomes champion"
+    )
 
 
 def test_a_tolerance_lets_a_slightly_worse_challenger_pass(rows):
@@ -391,6 +449,33 @@ def test_a_tolerance_lets_a_slightly_worse_challenger_pass(rows):
     assert not strict.promoted
     loose = {"require_significance": False, "tolerance": 0.5, **UNBOUNDED}
     assert decision_on(labels, user, challenger, champion, **loose).promoted
+
+
+def test_an_objective_that_hardly_changes_hides_no_loss_on_another(rows):
+    """All of the weight is on `long`, of which one prediction in a thousand changes."""
+    truth, labels, user, rng = rows
+    champion = blurred(truth, rng, 0.5)
+    challenger = champion.copy()
+    challenger[:, 0] = np.clip(champion[:, 0] + rng.normal(0, 0.1, len(user)), 0.01, 0.99)
+    some = np.arange(0, len(user), 1000)
+    challenger[some, 1] = truth[some, 1]
+    tolerant = {"require_significance": False, **UNBOUNDED}
+    decision = decision_on(labels, user, challenger, champion, tolerance=0.002, **tolerant)
+    click = decision.differences["click"]
+    assert click.value < -0.002 < 0 < click.high
+    assert decision.blended.low > -0.002
+    assert not decision.promoted
+    assert decision.reason.startswith(
+        f"kept the champion: the challenger's AUC of click differs by {click.signed}, "
+        "below -0.002 (promotion.tolerance)"
+    )
+    assert "long" not in decision.reason
+    passed = decision_on(labels, user, challenger, champion, tolerance=0.1, **tolerant)
+    assert passed.promoted
+    assert decision.blended.value < 0
+    assert passed.reason.startswith(
+        f"promoted: blended quality differs by {decision.blended.signed} and no objective"
+    )
 
 
 @pytest.mark.parametrize("unknown", [(0, "long"), (1, "long"), (0, "click")])
@@ -416,13 +501,92 @@ def test_predictions_that_are_no_numbers_are_refused(rows):
     assert "its predictions of long are not all finite numbers" in decision.reason
 
 
-def test_labels_with_other_conditions_are_not_compared():
-    rows = pl.DataFrame({"item_id": [1], "label_click": [1], "label_long": [0]}).lazy()
-    one = fit_popularity(projects.project(), rows, None)
-    changes = changed(projects.TINY["objectives"], 1, where="click = 0")
-    other = fit_popularity(projects.project(objectives=changes), rows, None)
-    assert label_definitions(one)["click"] == label_definitions(other)["click"]
-    assert label_definitions(one)["long"] != label_definitions(other)["long"]
+def with_play(**settings):
+    """A ranker with the objectives click and play, the latter with these settings."""
+    play = {"name": "play", "group": "satisfaction", "label": "play", "kind": "ordinal"} | settings
+    project = projects.project(objectives=[TINY["objectives"][0], play])
+    rows = pl.DataFrame({"item_id": [1, 2], "label_click": [1, 0], "label_play": [0, 1]})
+    return fit_popularity(project, rows.lazy(), None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"kind": "regression"}, {"kind": "watch_time"}),
+        ({"kind": "regression"}, {"kind": "regression", "label": "play / 60"}),
+        ({"kind": "regression"}, {"kind": "regression", "where": "click = 1"}),
+        ({"kind": "regression"}, {"kind": "regression", "transform": "log1p"}),
+        ({"levels": 3}, {"levels": 4}),
+    ],
+)
+def test_other_labels_are_not_compared(one, other):
+    first, second = label_definitions(with_play(**one)), label_definitions(with_play(**other))
+    assert first["click"] == second["click"]
+    assert first["play"] != second["play"]
+    assert label_definitions(with_play(**one, weight=3.0)) == first
+
+
+LIKE = {"name": "like", "path": "likes", "window": "3h"}
+LIKED = {"name": "liked", "group": "satisfaction", "label": '"like"'}
+
+
+def of_likes(**like):
+    """A ranker with the objectives click and liked, whose action has these settings."""
+    project = projects.project(
+        log={"actions": [LIKE | like]}, objectives=[TINY["objectives"][0], LIKED]
+    )
+    rows = pl.DataFrame({"item_id": [1, 2], "label_click": [1, 0], "label_liked": [0, 1]})
+    return fit_popularity(project, rows.lazy(), None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": "1h"},
+        {"value": "play"},
+        {"value": "play", "reduce": "last"},
+        {"arrived": "got"},
+        {"user": "fan"},
+        {"timestamp": "sent"},
+    ],
+)
+def test_a_label_whose_action_is_read_otherwise_is_not_compared(change):
+    one, other = label_definitions(of_likes()), label_definitions(of_likes(**change))
+    assert one["click"] == other["click"]
+    assert one["liked"] != other["liked"]
+
+
+def test_a_label_whose_action_moved_is_the_same():
+    moved = of_likes(path="archive/likes", format="parquet", organic=True, window="180m")
+    assert label_definitions(of_likes()) == label_definitions(moved)
+    elsewhere = of_likes()
+    actions = [*elsewhere.project.log.actions]
+    actions.append(actions[0].model_copy(update={"name": "share"}))
+    log = elsewhere.project.log.model_copy(update={"actions": actions})
+    more = replace(elsewhere, project=elsewhere.project.model_copy(update={"log": log}))
+    assert label_definitions(elsewhere) == label_definitions(more)
+
+
+def test_the_decision_names_a_label_whose_action_has_another_window(tiny):
+    for n in range(6):
+        day = FIRST + timedelta(days=n)
+        likes = tiny_events(day, shift=n).filter(pl.col("i") < 6).with_columns(pl.col("ts") + 1)
+        folder = tiny / "likes" / f"date={day}"
+        folder.mkdir(parents=True)
+        likes.write_parquet(folder / "part-0.parquet")
+    last = FIRST + timedelta(days=5)
+    objectives = [TINY["objectives"][0], LIKED]
+    write_project(tiny, log={"actions": [LIKE]}, objectives=objectives, promotion=UNBOUNDED)
+    context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+    build_split(context, last)
+    challenger, same, champion = of_likes(), of_likes(path="old"), of_likes(window="1h")
+    compared = compare_artifacts(context, last, challenger, same)
+    assert list(compared.differences) == ["click", "liked"]
+    decision = compare_artifacts(context, last, challenger, champion)
+    assert list(decision.differences) == ["click"]
+    assert decision.reason.endswith(
+        "; compared on click only, as not both have liked with the same label"
+    )
 
 
 def test_a_champion_without_a_seed_has_no_spread(rows):

@@ -16,12 +16,13 @@ from mtl_ranker.commands.check import check_project
 from mtl_ranker.config import Project, parse_project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.ranking import scoring
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.rules import PUBLISHED, DayLists, check_rules, rules_provenance
 from mtl_ranker.ranking.scoring import score_day
-from tests.conftest import FIRST, write_log
+from tests.conftest import FIRST, tiny_events, write_day, write_log
 from tests.projects import TINY, edit_project, merged, project, project_text, write_project
 from tests.ranking.test_scoring import PAIRED, random_ranker, write_candidates
 from tests.stores import proxy, s3_server, upload
@@ -405,6 +406,23 @@ def test_a_table_that_only_the_rules_read_changes_the_provenance(tmp_path):
     assert rules_provenance(context, day) == made
     kinds.with_columns(kind=pl.col("i")).write_parquet(tmp_path / "kinds.parquet")
     assert rules_provenance(context, day) != made
+
+
+def test_other_events_on_the_seen_days_change_the_provenance(tiny):
+    edit_project(tiny, scoring={"rules": {"seen_days": 2}})
+    context, day = open_context(str(tiny / "project.toml"), tiny, tiny / "ws"), FIRST
+    for each in context.source.days():
+        ingest_day(context, each)
+        day = each + timedelta(days=1)
+    made = [rules_provenance(context, day)]
+    for age in (3, 2):  # days before the ranked one
+        changed = day - timedelta(days=age)
+        write_day(tiny, changed, tiny_events(changed, shift=50))
+        context = open_context(str(tiny / "project.toml"), tiny, tiny / "ws")
+        ingest_day(context, changed)
+        made.append(rules_provenance(context, day))
+    assert made[1] == made[0]
+    assert made[2] != made[0]
 
 
 def test_a_rule_may_read_context_that_the_model_does_not_have(tmp_path):
