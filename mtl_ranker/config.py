@@ -201,7 +201,9 @@ class Action(Versioned):
         "an action any and sum are 0, max, first and last of values are missing",
     )
     arrived: Name | None = Field(
-        None, description="column of the time from which on an action is known; default: timestamp"
+        None,
+        description="column of the time from which on an action is known; default: timestamp. "
+        "Folders may then be by the day of arrival",
     )
     organic: bool = Field(
         False, description="actions without an impression count in aggregates and histories"
