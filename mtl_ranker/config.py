@@ -297,9 +297,15 @@ class Log(Versioned):
     item: Name = Field("item_id", description="column with the item's id")
     timestamp: Name = Field("timestamp", description="column with the time of the impression")
     timestamp_unit: TimestampUnit = Field(
-        "ms", description="unit of a number, or datetime (a column of that type), or iso (text)"
+        "ms",
+        description="unit of a number, or datetime (a column of that type), or iso (text); times "
+        "without a zone are read in `timezone`",
     )
-    timezone: str = Field("UTC", description="IANA name of the zone in which days begin")
+    timezone: str = Field(
+        "UTC",
+        description="IANA name of the zone in which days begin, and in which times without a zone "
+        "are read: naive datetimes, and texts without an offset",
+    )
     partition: str | None = Field(
         "date",
         description="of the days' folders: a name, for NAME=YYYY-MM-DD, or a pattern with %Y, %m "
