@@ -677,7 +677,7 @@ def later_times(events: Events) -> dict[str, pl.Series]:
 def arrival_of(events: Events) -> str | None:
     """The column of the times of arrival: never before the action's time, and some after it.
 
-    Of several it is the one whose name says so, and else the latest.
+    Of several it is one that is called so, and else the latest.
     """
     count = events.data.sample.height
     fitting = {
