@@ -201,7 +201,9 @@ class Action(Versioned):
         "an action any and sum are 0, max, first and last of values are missing",
     )
     arrived: Name | None = Field(
-        None, description="column of the time from which on an action is known; default: timestamp"
+        None,
+        description="column of the time from which on an action is known; default: timestamp. "
+        "Folders may then be by the day of arrival",
     )
     organic: bool = Field(
         False, description="actions without an impression count in aggregates and histories"
@@ -295,9 +297,15 @@ class Log(Versioned):
     item: Name = Field("item_id", description="column with the item's id")
     timestamp: Name = Field("timestamp", description="column with the time of the impression")
     timestamp_unit: TimestampUnit = Field(
-        "ms", description="unit of a number, or datetime (a column of that type), or iso (text)"
+        "ms",
+        description="unit of a number, or datetime (a column of that type), or iso (text); times "
+        "without a zone are read in `timezone`",
     )
-    timezone: str = Field("UTC", description="IANA name of the zone in which days begin")
+    timezone: str = Field(
+        "UTC",
+        description="IANA name of the zone in which days begin, and in which times without a zone "
+        "are read: naive datetimes, and texts without an offset",
+    )
     partition: str | None = Field(
         "date",
         description="of the days' folders: a name, for NAME=YYYY-MM-DD, or a pattern with %Y, %m "

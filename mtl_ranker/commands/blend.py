@@ -23,7 +23,7 @@ from mtl_ranker.workspace import Workspace
 
 def write_blend(blend: Blend, workspace: Workspace, version: str, day: date) -> PurePath:
     """Publish the front as `blends/D.json` and `blends/D.png`; returns the picture's path."""
-    title = f"model version {version}, test days up to {day}, {blend.how}"
+    title = f"model version {version}, test days {blend.test_days}, {blend.how}"
     figure = plots.pareto_front(
         blend.points, {"current": blend.current, "proposed": blend.proposed}, title
     )
@@ -69,7 +69,14 @@ def blend_command(context: Context, day: date, options: BlendOptions) -> dict[st
         words = f"{options.search.satisfaction_share:.0%} satisfaction"
         if project.scoring.maximise is not None:
             words = "by scoring.maximise and keep"
-        console.print(_blend_table(blend, words))
+        console.print(blend_table(blend, words))
+        if blend.worse_on_test:
+            console.print(
+                "on the other users the proposal is worse on both engagement and satisfaction; "
+                "keep the current weights",
+                highlight=False,
+                soft_wrap=True,
+            )
         if blend.better is not None:
             console.print(str(blend.better), highlight=False, soft_wrap=True, markup=False)
         picture = write_blend(blend, context.workspace, version, day)
@@ -86,11 +93,17 @@ def blend_command(context: Context, day: date, options: BlendOptions) -> dict[st
     return results
 
 
-def _blend_table(blend: Blend, rule: str) -> Table:
+def blend_table(blend: Blend, rule: str) -> Table:
+    """The current and the proposed weights on both halves of the users, and points of the front.
+
+    Args:
+        rule: by which the proposal was chosen.
+    """
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{blend.how}: {sum(p.best for p in blend.points)} of {len(blend.points)} choices "
-        "on the front; chosen on half of the test days' users, evaluated on the others",
+        f"on the front; test days {blend.test_days}: chosen on half of the users, evaluated on the "
+        "others",
         title_justify="left",
     )
     table.add_column("weights", no_wrap=True)
@@ -109,7 +122,9 @@ def _blend_table(blend: Blend, rule: str) -> Table:
         blend.current_on_test,
     )
     row(f"proposed, {rule}", blend.proposed, blend.proposed_on_test)
-    front = sorted((p for p in blend.points if p.best), key=lambda p: -p.engagement)
+    # Weights that rank alike are one point of the front.
+    shown = {(round(p.engagement, 4), round(p.satisfaction, 4)): p for p in blend.points if p.best}
+    front = sorted(shown.values(), key=lambda p: -p.engagement)
     for point in front[:: max(1, len(front) // 8)]:
         row("front", point)
     return table

@@ -27,7 +27,7 @@ from mtl_ranker.features.days import SplitDays, days_named, needed_days, span, s
 from mtl_ranker.features.derived import check_derived
 from mtl_ranker.features.examples import labelled_events
 from mtl_ranker.features.tables import join_tables, tables_as_of
-from mtl_ranker.logs.actions import final_day, join_actions
+from mtl_ranker.logs.actions import check_bad_share, final_day, join_actions
 from mtl_ranker.logs.contract import (
     Checked,
     check_events,
@@ -89,7 +89,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
         yield from rehearse(project, source, Path(folder))
         if project.log.actions:
             context = sampled_context(project, source, Path(folder))
-            yield from _actions(context, days)
+            yield from _actions(context, days, project.log.max_bad_share)
             labelled = labelled_events(context, days.test[-1], last)
             yield from _revealing(project, labelled, SAMPLE_ROWS)
     yield from _few_keys(project, rows)
@@ -257,14 +257,22 @@ def _streams(project: Project, source: Source, available: Sequence[date]) -> Ite
             )
 
 
-def _actions(context: Context, days: SplitDays) -> Iterator[str]:
-    """What joining did on the sample: bad actions by reason, and labels of the split's days."""
+def _actions(context: Context, days: SplitDays, max_bad_share: float) -> Iterator[str]:
+    """What joining did on the sample: bad actions by reason, and labels of the split's days.
+
+    Which actions are bad does not depend on the sample, as streams are read in full. Raises
+    ProjectError for a day of which a night would refuse the actions.
+    """
     from mtl_ranker.training.dataset import check_labels
 
     project, night = context.project, context.source.days()[-1]
-    reports = [report for day in days.all for report in join_actions(context, day)]
+    needed = needed_days(project, context.source.days(), night)
+    reports = [report for day in needed for report in join_actions(context, day)]
     for action in project.log.actions:
-        own = [r for r in reports if r.name == action.name]
+        path = context.source.actions(action.name).root / action.path
+        for r in (each for each in reports if each.name == action.name):
+            check_bad_share(context, action, f"{path} ({r.day})", r.rows, r.bad, max_bad_share)
+        own = [r for r in reports if r.name == action.name and r.day in days.all]
         rows, joined = sum(r.rows for r in own), sum(r.joined for r in own)
         yield f"ok  {action.name}: {joined:,} of {rows:,} actions belong to the sampled impressions"
         reasons: Counter[str] = Counter()

@@ -36,7 +36,9 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
         text = f"context {given}{source}" if given else "context"
         console.print("; ".join(filter(None, [text, absent])), highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("objective", "network", "calibrated", "weight", "adds to score", "experts"):
+    headings = ["objective", "uncalibrated", "calibrated", "weight", "adds to score"]
+    with_experts = any(explanation.experts.values())
+    for heading in [*headings, "experts"] if with_experts else headings:
         table.add_column(
             heading, justify="left" if heading in ("objective", "experts") else "right"
         )
@@ -47,7 +49,7 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
             f"{value:.4f}",
             f"{artifact.project.blend_weights[name]:g}",
             f"{explanation.contributions[name]:+.4f}",
-            " ".join(f"{w:.2f}" for w in explanation.experts[name]),
+            *([" ".join(f"{w:.2f}" for w in explanation.experts[name])] if with_experts else []),
         )
     console.print(table)
     rank = "not in the published top" if explanation.rank is None else f"rank {explanation.rank}"

@@ -18,15 +18,15 @@ from mtl_ranker.context import Source
 from mtl_ranker.errors import ProjectError, counted
 from mtl_ranker.features.days import last_final_day
 from mtl_ranker.logs.discover import (
-    LATER,
     Events,
     Found,
     Hints,
     StreamFound,
     TableFound,
     discover,
+    later_times,
     named,
-    unit_of,
+    without_zone,
     words,
 )
 from mtl_ranker.logs.roles import (
@@ -237,16 +237,19 @@ class Draft:
             lines.append(f"impression = {_toml(stream.impression)}")
         window = next((w for w, h in zip(WINDOWS, HOURS, strict=True) if stream.hours <= h), "14d")
         lines.append(f"window = {_toml(window)}  # ? 99 % come within {stream.hours:.1f} hours")
-        sample = events.data.sample
+        if stream.arrived is not None:
+            lines.append(f"arrived = {_toml(stream.arrived)}  # ? from when on it was known")
+        sample, times, unused = events.data.sample, later_times(events), []
         for column in sample.columns:
-            if column in events.columns or column == stream.impression:
+            if column in {*events.columns, stream.impression, stream.arrived}:
                 continue
-            late = set(words(column)) & {"received", "arrived", "ingested", "processed", "loaded"}
-            if late & LATER and unit_of(sample[column]) == events.time.unit:
-                lines.append(f"arrived = {_toml(column)}  # ? from when on it was known")
+            if column in times:
+                lines.append(f"# ? a further time, not used: {column}")
             elif sample[column].dtype.is_numeric():
                 lines.append(f"# value = {_toml(column)}  # ? its number, in place of 1")
-        return lines
+            else:
+                unused.append(column)
+        return [*lines, *([f"# ? not used: {', '.join(unused)}"] if unused else [])]
 
 
 def _names(found: Found, columns: Sequence[str]) -> dict[str, StreamFound]:
@@ -291,6 +294,17 @@ def _questions(draft: Draft, project: Project) -> Iterator[str]:
             f"times lie in their days at UTC{log.time.hours:+d}, written as timezone = "
             f"{project.log.timezone!r}; name the log's own zone"
         )
+    elif without_zone(log):
+        yield (
+            f"times of {log.time.column!r} have no zone, and are read in timezone = "
+            f"{project.log.timezone!r}; name the zone of their clock"
+        )
+    for name, stream in draft.streams.items():
+        if stream.arrived is not None:
+            yield (
+                f"actions {name}: {stream.arrived!r} is taken for the time of arrival, as it is "
+                f"never before {stream.events.time.column!r}"
+            )
     if log.time.tolerance:
         yield f"times lie up to {log.time.tolerance} hours outside the day of their folder"
     if columns.context:
@@ -334,6 +348,8 @@ def _log_lines(draft: Draft) -> Iterator[str]:
     if log.time.hours:
         zone = f"Etc/GMT{-log.time.hours:+d}"
         yield f'timezone = "{zone}"  # ? UTC{log.time.hours:+d}; name a place such as Asia/Shanghai'
+    elif without_zone(log):
+        yield 'timezone = "UTC"  # ? times have no zone: name that of their clock, as Europe/Paris'
     if log.data.partition not in (None, "date"):
         yield f"partition = {_toml(log.data.partition)}"
     if log.time.tolerance:

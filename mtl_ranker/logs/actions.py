@@ -16,7 +16,7 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -35,6 +35,7 @@ LOG = logging.getLogger(__name__)
 EVENT = "row of the day"  # the row of an impression in its day's events
 EPOCH = date(1970, 1, 1)
 PAIR = ["user_id", "item_id"]
+OUTSIDE = "timestamp outside the day"
 REPEATED = "duplicate of an earlier action"  # delivered twice: counted, and no mistake
 NO_IMPRESSION = "no earlier impression of the user and item"
 UNKNOWN_ID = "no impression has its id"
@@ -165,21 +166,54 @@ def _join(context: Context, action: Action, day: date) -> ActionReport:
         return _report(action, day, workspace.scan(dataset, [day]), None)
     place = f"{context.source.actions(action.name).root / action.path} ({day})"
     rows = read_actions(context, action, day)
-    bad, allowed = rows.filter(~pl.col("good")), context.project.log.max_bad_share
-    broken = bad.filter(pl.col("reason") != REPEATED)
-    if broken.height > allowed * rows.height:
-        counts = broken["reason"].value_counts(sort=True).rows()
-        raise ProjectError(
-            f"{place}: {broken.height:,} of {rows.height:,} actions ({action.name}) break the "
-            f"contract; allowed: log.max_bad_share = {allowed:.1%}\n"
-            + "\n".join(f"    {count:>9,}  {reason}" for reason, count in counts)
-        )
+    bad = rows.filter(~pl.col("good"))
+    reasons = dict(bad["reason"].value_counts(sort=True).rows())
+    allowed = context.project.log.max_bad_share
+    check_bad_share(context, action, place, rows.height, reasons, allowed)
     joined = _belonging(context, action, rows.filter("good"), day)
     keys: dict[Any, Any] = {key: joined.schema[key] for key in PAIR}
     bad = bad.select(*PAIR, "timestamp", "value", "good", "reason").cast(keys, strict=False)
     joined = pl.concat([joined, bad], how="diagonal")
     workspace.publish(dataset, day, joined, provenance)
     return _report(action, day, joined.lazy(), why)
+
+
+def check_bad_share(
+    context: Context,
+    action: Action,
+    place: str,
+    rows: int,
+    reasons: Mapping[str, int],
+    allowed: float,
+) -> None:
+    """Raise ProjectError when too many of a day's actions break the contract.
+
+    Args:
+        rows: all of the day's actions.
+        reasons: reason → actions that break it. Those delivered twice are no mistake.
+        allowed: `log.max_bad_share`.
+    """
+    broken = {reason: count for reason, count in reasons.items() if reason != REPEATED}
+    if sum(broken.values()) <= allowed * rows:
+        return
+    lines = [f"    {count:>9,}  {reason}" for reason, count in broken.items()]
+    if OUTSIDE in broken:
+        names = [each.name for each in context.project.log.actions]
+        setting = f"log.actions[{names.index(action.name)}].arrived"
+        if action.arrived is None:
+            lines.append(
+                f"    where the folders are by the day of arrival, name the column of that time: "
+                f"{setting}"
+            )
+        else:
+            lines.append(
+                f"    nor does {action.arrived!r} ({setting}) lie in the day; folders are by the "
+                "day of the action or by that of its arrival"
+            )
+    raise ProjectError(
+        f"{place}: {sum(broken.values()):,} of {rows:,} actions ({action.name}) break the "
+        f"contract; allowed: log.max_bad_share = {allowed:.1%}\n" + "\n".join(lines)
+    )
 
 
 def _report(action: Action, day: date, rows: pl.LazyFrame, why: str | None) -> ActionReport:
@@ -244,12 +278,16 @@ def read_actions(context: Context, action: Action, day: date) -> pl.DataFrame:
         rows = rows.with_row_index("number")
         first = pl.col("number").sort_by("arrived", "number", nulls_last=True).first().over(keys)
         repeated = pl.col("number") != first
+    inside = inside_day(log, day)
+    if action.arrived is not None:  # folders may be by the day of arrival
+        end = end_of(log, day) + timedelta(hours=log.day_tolerance_hours)
+        inside |= inside_day(log, day, "arrived") & (pl.col("timestamp") < end)
     rules = {
         "user_id missing": pl.col("user_id").is_null(),
         "item_id missing": pl.col("item_id").is_null(),
         "timestamp missing": ~pl.col(GIVEN),
         "timestamp is no valid time": pl.col("timestamp").is_null(),
-        "timestamp outside the day": ~inside_day(log, day),
+        OUTSIDE: ~inside,
         f"{action.value} missing or not finite": ~pl.col("value").is_finite().fill_null(False),
         f"{action.arrived} missing or no valid time": pl.col("arrived").is_null(),
         REPEATED: repeated,

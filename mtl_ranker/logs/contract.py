@@ -511,8 +511,8 @@ def within(column: pl.Expr, allowed: Range) -> pl.Expr:
     return column.is_null() | inside
 
 
-def inside_day(log: Log, day: date) -> pl.Expr:
-    """Whether a row's timestamp lies in the day of its partition, or near it as allowed."""
+def inside_day(log: Log, day: date, column: str = "timestamp") -> pl.Expr:
+    """Whether a row's time lies in the day of its partition, or near it as allowed."""
     zone = ZoneInfo(log.timezone)
     tolerance = timedelta(hours=log.day_tolerance_hours)
     start = datetime(day.year, day.month, day.day, tzinfo=zone)
@@ -520,9 +520,8 @@ def inside_day(log: Log, day: date) -> pl.Expr:
     end = datetime(following.year, following.month, following.day, tzinfo=zone)
     first, last = (start - tolerance), (end + tolerance)
     utc = ZoneInfo("UTC")
-    return (pl.col("timestamp") >= first.astimezone(utc)) & (
-        pl.col("timestamp") < last.astimezone(utc)
-    )
+    time = pl.col(column)
+    return (time >= first.astimezone(utc)) & (time < last.astimezone(utc))
 
 
 def outside(allowed: Range) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -46,7 +46,10 @@ ITEM = named(
 )
 KEY = named("id ids key uuid no number hash code")
 TIME = named("time timestamp ts at date datetime ms sec seconds when created shown epoch unix")
-LATER = named("received arrived ingested processed loaded updated inserted next previous last end")
+ARRIVED = named("received arrived ingested processed loaded inserted landed synced")
+NO_ARRIVAL = named("next previous last end ends ended until till expires expiry due scheduled")
+LATER = ARRIVED | NO_ARRIVAL | {"updated"}
+LONGEST_DELAY = 14 * 24  # hours, by which nearly all actions have arrived
 
 BEGINS, ENDS = named("from since start starts begin begins"), named("to until till end ends")
 
@@ -439,8 +442,9 @@ class StreamFound:
     Attributes:
         impression: the column of an id of impressions that the log has too.
         joined: share of its newest actions whose user and item the log has before them.
-        hours: by which 99 % of these come after their impression.
+        hours: by which 99 % of these come after their impression, and are known.
         count: number of these.
+        arrived: the column of the time from which on an action is known.
     """
 
     events: Events
@@ -448,6 +452,7 @@ class StreamFound:
     joined: float
     hours: float
     count: int
+    arrived: str | None = None
 
 
 @dataclass(frozen=True)
@@ -611,32 +616,109 @@ def _stream(log: Events, other: Events) -> StreamFound | str:
     kinds = (shown.schema["user"], shown.schema["item"])
     if (done.schema["user"], done.schema["item"]) != kinds:
         return "ids of another type than the log's; not used"
+    share, joined = _nearest(done, shown)
+    if share < 0.05:
+        return "its actions have no earlier impression of their user and item; not used"
+    if joined.height >= 0.9 * shown.height and (joined["at"] == joined["shown"]).all():
+        return "has a row for each impression; not used"
+    arrived = arrival_of(other)
+    if arrived is not None and _at_impression(joined) and not ARRIVED & set(words(arrived)):
+        # The first time is that of the impression, so the later one is the action's.
+        other = replace(other, time=replace(other.time, column=arrived))
+        share, joined = _nearest(_keyed(other), shown)
+        arrived = arrival_of(other)
+    if arrived is None and set(words(other.time.column)) & (ARRIVED | TIME) <= ARRIVED:
+        for earlier in _earlier_times(other):
+            own_share, own = _nearest(_keyed(earlier), shown)
+            if own_share >= 0.95 * share and not _at_impression(own):
+                other, share, joined, arrived = earlier, own_share, own, other.time.column
+                break
+    if arrived is not None:
+        share, joined = _nearest(_keyed(other, arrived), shown)
+    lag = _hours(joined.select(pl.max_horizontal("at", "known") - pl.col("shown")).to_series())
+    identity = _shared_id(log, other)
+    hours = float(lag.quantile(0.99) or 0.0)
+    return StreamFound(other, identity, share, hours, joined.height, arrived)
+
+
+def _nearest(done: pl.DataFrame, shown: pl.DataFrame) -> tuple[float, pl.DataFrame]:
+    """Actions with the time (`shown`) of their latest earlier impression, and their share."""
     near = done.sort("at").join_asof(
-        shown.sort("at").with_columns(pl.col("at").alias("shown")),
+        shown.sort("at").select("user", "item", "at", pl.col("at").alias("shown")),
         on="at",
         by=["user", "item"],
         strategy="backward",
         check_sortedness=False,
     )
     joined = near.filter(pl.col("shown").is_not_null())
-    share = joined.height / max(1, near.height)
-    if share < 0.05:
-        return "its actions have no earlier impression of their user and item; not used"
-    if joined.height >= 0.9 * shown.height and (joined["at"] == joined["shown"]).all():
-        return "has a row for each impression; not used"
-    lag = ((joined["at"] - joined["shown"]).cast(pl.Int64) / 3_600_000_000).quantile(0.99)
-    identity = _shared_id(log, other)
-    return StreamFound(other, identity, share, float(lag or 0.0), joined.height)
+    return joined.height / max(1, near.height), joined
 
 
-def _keyed(events: Events) -> pl.DataFrame:
-    """User, item and time of the newest week, one row for each item of a request."""
-    rows = events.data.newest(8)
-    wanted = [events.user, events.item or events.shown, events.time.column]
+def _at_impression(joined: pl.DataFrame) -> bool:
+    """Whether most actions have the time of their impression."""
+    return int((joined["at"] == joined["shown"]).sum()) > 0.5 * joined.height
+
+
+def _hours(durations: pl.Series) -> pl.Series:
+    return durations.cast(pl.Int64) / 3_600_000_000
+
+
+def later_times(events: Events) -> dict[str, pl.Series]:
+    """Further columns of times in the unit of the events' own → hours after it in the sample."""
+    sample, own = events.data.sample, moments_of(events.data.sample, events.time)
+    found = {}
+    for name in sample.columns:
+        if name not in events.columns and unit_of(sample[name]) == events.time.unit:
+            at = moments_of(sample, Time(name, events.time.unit))
+            found[name] = _hours((at - own).drop_nulls())
+    return found
+
+
+def arrival_of(events: Events) -> str | None:
+    """The column of the times of arrival: never before the action's time, and some after it.
+
+    Of several it is one that is called so, and else the latest.
+    """
+    count = events.data.sample.height
+    fitting = {
+        name: (bool(ARRIVED & set(words(name))), float(delay.mean() or 0.0))  # type: ignore[arg-type]
+        for name, delay in later_times(events).items()
+        if not NO_ARRIVAL & set(words(name)) and _are_delays(delay, count)
+    }
+    return max(fitting, key=lambda name: fitting[name], default=None)
+
+
+def _earlier_times(events: Events) -> Iterator[Events]:
+    """The events with another column as their time, to which their own is a time of arrival."""
+    count = events.data.sample.height
+    for name, later in later_times(events).items():
+        if _are_delays(-later, count):
+            yield replace(events, time=replace(events.time, column=name))
+
+
+def _are_delays(hours: pl.Series, count: int) -> bool:
+    """Whether these are the delays of nearly all of the rows."""
+    if len(hours) < max(1.0, 0.95 * count):
+        return False
+    ends = _quantile(hours, 0.01) >= 0 and _quantile(hours, 0.99) <= LONGEST_DELAY
+    return ends and int((hours > 0).sum()) >= 0.01 * count
+
+
+def _keyed(events: Events, arrived: str | None = None) -> pl.DataFrame:
+    """User, item and time of the newest week, one row for each item of a request.
+
+    Args:
+        arrived: column of the times of arrival, which are the column `known`.
+    """
+    rows, known = events.data.newest(8), arrived or events.time.column
+    wanted = [events.user, events.item or events.shown, events.time.column, known]
     frame = rows.select(list(dict.fromkeys(wanted))).tail(3_000_000).collect()
     at = moments_of(frame, events.time).alias("at")
     frame = frame.select(
-        pl.col(wanted[0]).alias("user"), pl.col(wanted[1]).alias("item"), pl.Series(at)
+        pl.col(wanted[0]).alias("user"),
+        pl.col(wanted[1]).alias("item"),
+        pl.Series(at),
+        pl.Series(moments_of(frame, replace(events.time, column=known)).alias("known")),
     )
     if events.shown:
         if frame.schema["item"] == pl.String:
@@ -648,15 +730,36 @@ def _keyed(events: Events) -> pl.DataFrame:
 
 
 def _shared_id(log: Events, other: Events) -> str | None:
-    """A column of the same name in both with an id of impressions."""
-    for name, dtype in other.data.sample.schema.items():
-        if name in other.columns or name not in log.data.sample.schema:
+    """A column of the same name in both with an id of impressions.
+
+    It is called so, or has a value for each row of the log, by which the actions find the
+    impressions of their user and item.
+    """
+    shown, done = log.data.sample, other.data.sample
+    for name, dtype in done.schema.items():
+        if name in other.columns | log.columns or name not in shown.schema:
             continue
-        called = ACTED & set(words(name))
-        same = dtype == log.data.sample.schema[name]
-        if called and same and (dtype.is_integer() or dtype == pl.String):
+        if dtype != shown.schema[name] or not (dtype.is_integer() or dtype == pl.String):
+            continue
+        if ACTED & set(words(name)):
             ids = log.data.newest(8).select(pl.col(name).unique()).collect()
-            share = other.data.sample.join(ids, on=name, how="semi").height
-            if share > 0.2 * other.data.sample.height:
+            if done.join(ids, on=name, how="semi").height > 0.2 * done.height:
+                return name
+        elif log.item and shown[name].is_unique().all() and not shown[name].null_count():
+            keys = {"user": log.user, "item": log.item}
+            rows = log.data.newest(8).select(name, **{k: pl.col(c) for k, c in keys.items()})
+            pairs = done.select(name, pl.col(other.user).alias("user"), item=other.item)
+            found = pairs.join(rows.collect(), on=[name, *keys], how="semi", nulls_equal=False)
+            if done.height and found.height >= 0.9 * done.height:
                 return name
     return None
+
+
+def without_zone(events: Events) -> bool:
+    """Whether the times are local ones: without a zone, or texts without an offset."""
+    column = events.data.sample[events.time.column]
+    if events.time.unit == "datetime":
+        return getattr(column.dtype, "time_zone", None) is None
+    if events.time.unit != "iso":
+        return False
+    return not column.drop_nulls().str.contains(r"(?i)(Z|[+-]\d{2}:?\d{2})\s*$").any()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from math import isfinite
 
@@ -46,6 +46,7 @@ class Blend:
         current_on_test, proposed_on_test: on the other users.
         better: another choice that is better than the current one for both groups of objectives, on
             both halves of the users, if there is one.
+        test_days: the days of the rows.
     """
 
     how: str
@@ -55,6 +56,13 @@ class Blend:
     current_on_test: Point
     proposed_on_test: Point
     better: BothBetter | None = None
+    test_days: str = ""
+
+    @property
+    def worse_on_test(self) -> bool:
+        """Whether the proposal is worse for both groups on the other users."""
+        proposed, current = self.proposed_on_test, self.current_on_test
+        return all(getattr(proposed, group) < getattr(current, group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ def find_blend(
     asked = project.scoring.model_dump(include={"maximise", "keep"})
     scoring = artifact.project.scoring.model_copy(update=asked)
     own = artifact.project.model_copy(update={"scoring": scoring})
-    return trade_off(own, rows, search, on_point, project.blend_weights)
+    found = trade_off(own, rows, search, on_point, project.blend_weights)
+    return replace(found, test_days=span(days.test))
 
 
 def unmeasured_groups(project: Project, rows: PredictedRows) -> list[str]:

@@ -413,7 +413,7 @@ def decide_first(
         return replace(decision, reason=reason, fallback=fallback.artifact)
     reason = (
         "promoted: the first model becomes champion; its blended quality differs "
-        f"{' and '.join(remarks)}{remark}"
+        f"{' and '.join(remarks)}, which need not be significant{remark}"
     )
     return replace(decision, promoted=True, reason=reason)
 

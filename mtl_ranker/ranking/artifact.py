@@ -315,6 +315,10 @@ class RankerArtifact:
         values = self.raw(encoded_rows(self.encoder.transform(frame)))
         return pl.DataFrame({task.name: values[:, t] for t, task in enumerate(self.tasks)})
 
+    def network_counts(self, task: int) -> bool:
+        """Whether the network has a share in the prediction of an objective."""
+        return self.trees is None or self.tree_share < 1.0 or self.trees.trees[task] == 0
+
     @torch.inference_mode()
     def raw(self, examples: Examples) -> np.ndarray:
         """Predictions of encoded rows before calibration: [N, T]."""

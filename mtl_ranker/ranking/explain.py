@@ -39,10 +39,11 @@ class Explanation:
 
     Attributes:
         features: raw features as of the day; None = missing.
-        raw, predictions: per objective, before and after calibration.
+        raw, predictions: per objective, before and after calibration, of network and trees.
         contributions: objective → its term of the score: w·v, or w·ln v of a product (see
             ranking/blend.py).
-        experts: objective → its weight on each expert of the last layer, native experts included.
+        experts: objective → its weight on each expert of the last layer, native experts included;
+            empty where the network has no share in the prediction, as with trees alone.
         effects: feature → score minus the score with this feature missing, largest first.
         context: the context columns of the pair, None = missing.
         published: whether context columns are those of the published ranking.
@@ -122,7 +123,10 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         raw={n: float(raw[n][0]) for n in names},
         predictions={n: float(calibrated[n][0]) for n in names},
         contributions={n: contribution(n) for n in names},
-        experts={n: layers[-1][0][t].tolist() if layers else [] for t, n in enumerate(names)},
+        experts={
+            n: layers[-1][0][t].tolist() if layers and artifact.network_counts(t) else []
+            for t, n in enumerate(names)
+        },
         score=score,
         effects=_effects(artifact, row, score),
         context={c: _plain(candidate[c][0]) for c in columns},

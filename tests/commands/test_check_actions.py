@@ -12,6 +12,9 @@ import pytest
 
 from mtl_ranker.commands.check import check_project
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.actions import join_actions
+from mtl_ranker.logs.ingest import ingest_day
+from mtl_ranker.logs.sources import open_context
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.projects import TINY, changed, edit_project, write_project
 
@@ -83,6 +86,30 @@ def test_a_stream_that_begins_later_and_values_that_no_label_has(tmp_path):
     assert f"warning: click begins on {FIRST + timedelta(days=2)}, the log on {FIRST}" in found
     day = FIRST + timedelta(days=5)
     assert f"warning: {day}: label of click neither 0 nor 1 in 16 rows, which lose this" in found
+
+
+def test_folders_by_the_day_of_arrival_are_refused_as_by_a_night_and_pass_with_arrived(tmp_path):
+    """Of a day's two clicks one happened on the day before."""
+    root = streams(tmp_path)
+    hour = 3_600_000
+    for n in range(DAYS):
+        file = root / "clicks" / f"date={FIRST + timedelta(days=n)}" / "0.parquet"
+        clicks = pl.read_parquet(file).with_columns(got=pl.col("ts") + hour)
+        early = clicks.head(6).with_columns(pl.col("ts") - 24 * hour)
+        pl.concat([clicks, early]).write_parquet(file)
+    edit_project(root, log={"actions": [CLICK | {"window": "2d"}]})
+    context = open_context(str(root / "project.toml"), root, root / "ws")
+    ingest_day(context, FIRST)
+    with pytest.raises(ProjectError) as night:
+        join_actions(context, FIRST)
+    with pytest.raises(ProjectError) as found:
+        checked(root)
+    assert str(found.value) == str(night.value)
+    assert "break the contract; allowed: log.max_bad_share = 5.0%" in str(found.value)
+    assert "6  timestamp outside the day" in str(found.value)
+    assert "name the column of that time: log.actions[0].arrived" in str(found.value)
+    edit_project(root, log={"actions": [CLICK | {"window": "2d", "arrived": "got"}]})
+    assert "timestamp outside the day" not in checked(root)
 
 
 @pytest.mark.parametrize(

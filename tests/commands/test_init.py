@@ -155,6 +155,77 @@ def test_a_stream_with_ids_its_own_names_and_arrivals(tmp_path):
     assert "ok  like:" in checked(tmp_path)
 
 
+def recipes(folder: Path, by_arrival: bool) -> None:
+    """Views and cookings with local times, texts as ids, and an id that both have.
+
+    A third of the cookings arrives 30 hours later.
+    """
+    folders: dict[date, list[pl.DataFrame]] = {}
+    for n in range(8):
+        day = FIRST + timedelta(days=n)
+        frame = tiny_events(day, shift=n).select(
+            pl.format("r{}", "u").alias("reader"),
+            pl.format("recipe-{}", "i").alias("recipe"),
+            pl.from_epoch("ts", "ms").alias("seen_local"),
+            pl.format("{}-{}", pl.lit(n), pl.int_range(40)).alias("impr"),
+            "tab",
+            "click",
+        )
+        write_day(folder, day, frame.drop("click"))
+        done = pl.col("seen_local") + pl.duration(minutes=30)
+        late = pl.duration(hours=pl.when(pl.int_range(pl.len()) % 3 == 0).then(30).otherwise(0))
+        cooked = frame.filter(pl.col("click") == 1).select(
+            "reader",
+            "recipe",
+            done.alias("cooked_local"),
+            (done + late + pl.duration(minutes=1)).alias("in_lake_local"),
+            "impr",
+            pl.lit("app").alias("client"),
+            pl.lit(4).alias("stars"),
+        )
+        for row in cooked.with_columns(day=pl.lit(day)).partition_by("in_lake_local"):
+            at = row["in_lake_local"].dt.date()[0] if by_arrival else day
+            folders.setdefault(at, []).append(row.drop("day"))
+    for day in [FIRST + timedelta(days=n) for n in range(8)]:
+        place = folder / f"cooked/date={day}"
+        place.mkdir(parents=True)
+        pl.concat(folders[day]).write_parquet(place / "0.parquet")
+
+
+@pytest.mark.parametrize("by_arrival", [False, True])
+def test_a_later_time_is_that_of_arrival_and_an_id_is_found_by_its_values(tmp_path, by_arrival):
+    recipes(tmp_path, by_arrival)
+    project, lines = started(tmp_path)
+    (action,) = project.log.actions
+    assert (action.timestamp, action.arrived) == ("cooked_local", "in_lake_local")
+    assert action.window == "2d"
+    assert (project.log.impression, action.impression) == ("impr", "impr")
+    text = (tmp_path / "first.toml").read_text("utf-8")
+    assert "# ? not used: client" in text
+    assert '# value = "stars"  # ?' in text
+    assert 'timezone = "UTC"  # ? times have no zone' in text
+    assert "unsure  times of 'seen_local' have no zone, and are read in timezone = 'UTC'" in lines
+    assert "unsure  actions cooked: 'in_lake_local' is taken for the time of arrival" in lines
+    assert "without a role" not in lines
+    assert "outside the day" not in checked(tmp_path)
+
+
+def test_a_further_time_that_is_no_arrival_is_named(tmp_path):
+    """The time of the impression, and the end of an offer."""
+    recipes(tmp_path, False)
+    for file in sorted(tmp_path.glob("cooked/*/*.parquet")):
+        pl.read_parquet(file).with_columns(
+            (pl.col("cooked_local") - pl.duration(minutes=30)).alias("shown_local"),
+            (pl.col("cooked_local") + pl.duration(days=3)).alias("expires_local"),
+        ).drop("in_lake_local").write_parquet(file)
+    project, _ = started(tmp_path)
+    (action,) = project.log.actions
+    assert (action.timestamp, action.arrived) == ("cooked_local", None)
+    text = (tmp_path / "first.toml").read_text("utf-8")
+    assert "# ? a further time, not used: shown_local" in text
+    assert "# ? a further time, not used: expires_local" in text
+
+
 # Requests
 
 

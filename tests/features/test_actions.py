@@ -69,10 +69,12 @@ LIKE = {"name": "like", "path": "likes", "window": "48h", "arrived": "got", "org
 WATCH = {"name": "watch", "path": "watched", "window": "48h", "value": "s", "reduce": "sum"}
 
 
-def write_actions(root: Path, path: str, actions: Sequence[Acted]) -> None:
-    """Daily partitions by the day on which an action happens, also of days without one."""
+def write_actions(
+    root: Path, path: str, actions: Sequence[Acted], by_arrival: bool = False
+) -> None:
+    """Daily partitions by the day on which an action happens, or arrives, also of empty days."""
     for n in range(DAYS):
-        own = [a for a in actions if a.hour // 24 == n]
+        own = [a for a in actions if (a.hour + a.late * by_arrival) // 24 == n]
         frame = pl.DataFrame(
             {
                 "u": [a.user for a in own],
@@ -89,8 +91,13 @@ def write_actions(root: Path, path: str, actions: Sequence[Acted]) -> None:
 
 
 def write_world(
-    root: Path, shown: Sequence[Shown], likes: Sequence[Acted], watched: Sequence[Acted]
+    root: Path,
+    shown: Sequence[Shown],
+    likes: Sequence[Acted],
+    watched: Sequence[Acted],
+    by_arrival: bool = False,
 ) -> Context:
+    """The likes' folders may be by the day of arrival."""
     write_project(
         root,
         log={"ranges": WITHOUT, "actions": [LIKE, WATCH], "max_bad_share": 1.0},
@@ -120,7 +127,7 @@ def write_world(
             }
         )
         write_day(root, FIRST + timedelta(days=n), frame)
-    write_actions(root, "likes", likes)
+    write_actions(root, "likes", likes, by_arrival)
     write_actions(root, "watched", watched)
     return open_context(str(root / "project.toml"), root, root / "ws")
 
@@ -212,10 +219,14 @@ class Oracle:
     shown=st.lists(SHOWN, max_size=12),
     likes=st.lists(ACTED, max_size=12),
     watched=st.lists(ACTED, max_size=12),
+    by_arrival=st.booleans(),
 )
-def test_features_and_labels_equal_brute_force(tmp_path_factory, shown, likes, watched):
+def test_features_and_labels_equal_brute_force(tmp_path_factory, shown, likes, watched, by_arrival):
     shown = one_each_day(shown)
-    context = write_world(tmp_path_factory.mktemp("oracle"), shown, likes, watched)
+    if by_arrival:  # copies in two folders count twice
+        likes = distinct(likes, "user", "item", "hour")
+    root = tmp_path_factory.mktemp("oracle")
+    context = write_world(root, shown, likes, watched, by_arrival)
     examples = build(context)
     assert audit_day(context, LAST, 100).differences == []
     oracle, day = Oracle(shown, likes, watched), DAYS - 1

@@ -172,6 +172,25 @@ def test_bad_actions_are_counted_by_reason_and_join_nothing(tmp_path):
         joined(world(tmp_path, LIKE | {"value": "v"}, max_bad_share=0.4), 1)
 
 
+def test_folders_may_be_by_the_day_of_arrival(tmp_path):
+    """A like of day 0 that arrives on day 1, and one whose time is after its arrival's day."""
+    for n in range(2):
+        write(tmp_path, "log", n, [], [(1, 1, 1440 * n + 10), (2, 2, 1440 * n + 10)])
+    write(tmp_path, "likes", 0, ["got"], [(9, 9, 10, midnight(FIRST) + 20 * MINUTE)])
+    for user, minutes in ((1, 1400), (2, 2900)):
+        arrived = [(user, user, minutes, midnight(FIRST) + 1500 * MINUTE)]
+        write(tmp_path, "likes", 1, ["got"], arrived)
+        context = world(tmp_path, LIKE | {"arrived": "got", "window": "2d"}, max_bad_share=1.0)
+        *_, report = joined(context, 2)
+        expected = {} if user == 1 else {"timestamp outside the day": 1}
+        assert (report.joined, report.bad) == (1 - len(expected), expected)
+    write(tmp_path, "likes", 1, ["got"], [(1, 1, 1400, midnight(FIRST) + 1500 * MINUTE)])
+    joined(context, 2)
+    assert values(context) == [1.0, 0.0]
+    known = context.workspace.scan("actions/like", [FIRST + timedelta(days=1)])
+    assert known.select(pl.col("known").cast(pl.Date)).collect().item() == FIRST + timedelta(days=1)
+
+
 def test_a_day_that_has_not_arrived_is_no_day_without_actions(tmp_path):
     for n in range(3):
         write(tmp_path, "log", n, [], [(1, 1, 1440 * n)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import polars as pl
 import pytest
 
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.models.trees import Forest
 from mtl_ranker.ranking.artifact import RegisteredRanker
 from mtl_ranker.ranking.explain import Pair, explain
 from mtl_ranker.ranking.scoring import score_day
@@ -43,6 +45,22 @@ def test_of_a_pair_that_is_not_ranked_the_context_is_missing(ranked):
     user = str(ranking["user_id"][0])
     found = explain(context, ranker, Pair(user, "999"), TOMORROW)
     assert (found.context, found.published, found.ranked_by) == ({"tab": None}, False, None)
+
+
+def test_experts_of_trees_alone_have_no_share_in_the_score(ranked):
+    """Unless an objective has no trees: it keeps the network."""
+    context, ranker, _ = ranked
+    pair, artifact = Pair("1", "2", {"tab": "home"}), ranker.artifact
+    assert all(explain(context, ranker, pair, TOMORROW).experts.values())
+    alone = RegisteredRanker(replace(artifact, tree_share=1.0), "3")
+    found = explain(context, alone, pair, TOMORROW)
+    assert set(map(tuple, found.experts.values())) == {()}
+    first, *others = found.experts
+    trees = Forest(artifact.trees.features, [0, *artifact.trees.trees[1:]], 1)
+    part = RegisteredRanker(replace(artifact, tree_share=1.0, trees=trees), "3")
+    found = explain(context, part, pair, TOMORROW)
+    assert found.experts[first]
+    assert not any(found.experts[name] for name in others)
 
 
 def test_booleans_are_given_as_true_and_false(tmp_path):
