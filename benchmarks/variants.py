@@ -249,10 +249,11 @@ def significant(figures: Mapping[str, Any]) -> str:
         for each in model["objectives"].values()
         if each["gain"] is not None and each["gain"]["note"]
     ]
-    notes = ", ".join(dict.fromkeys(undecidable))
     which = f": {', '.join(sure[:3])}{', …' * (len(sure) > 3)}" if sure else ""
     found = f"{len(sure)} of {len(gains)} gains over {reference} significant{which}"
-    return f"{found} ({len(undecidable)} without a verdict: {notes})" if notes else found
+    if not undecidable:
+        return found
+    return f"{found} ({len(undecidable)} without a verdict: the model's best epoch is its last)"
 
 
 def picture(found: Sequence[Compared], path: Path, title: str) -> None:
