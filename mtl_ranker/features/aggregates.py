@@ -35,10 +35,12 @@ from mtl_ranker.logs.actions import (
     actions_dataset,
     actions_digest,
     day_before,
+    ended_actions,
     join_actions,
     published_actions,
     reach,
     stale_actions,
+    stream_days,
     touched_days,
     with_actions,
 )
@@ -377,7 +379,7 @@ def neighbours(context: Context, day: date) -> list[date]:
     first = day_before(context, day) - timedelta(days=longest)
     # Actions just before midnight may belong to impressions that are filed under the next day.
     first = max(first, published[0] - timedelta(days=1 if log.day_tolerance_hours else 0))
-    streams = [context.source.actions(action.name).days() for action in log.actions]
+    streams = [stream_days(context, action) for action in log.actions]
     every = {d for days in [published, *streams] for d in days}
     return sorted(d for d in every if first <= d <= day)
 
@@ -469,6 +471,10 @@ def aggregate_history(context: Context, day: date) -> None:
                 unread.setdefault(first_line(error), []).append(published)
             else:
                 _aggregated(context, published)
+    last = max(context.workspace.days("events"), default=day)
+    for name, end in ended_actions(context, last).items():
+        after = "" if end is None else f" after {end}"
+        LOG.warning("%s (log.actions): not in the project file; no rows%s", name, after)
     known = set(history_days(context, day)) if unread else set()
     for reason, days in unread.items():
         old, missing = [d for d in days if d in known], [d for d in days if d not in known]

@@ -17,11 +17,12 @@ from mtl_ranker.features.view import aggregate_dataset
 from mtl_ranker.logs.actions import join_actions
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
+from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.ranking.artifact import RegisteredRanker
 from mtl_ranker.ranking.scoring import rankings_provenance, score_day
 from tests.conftest import FIRST, tiny_events, write_day
-from tests.projects import TINY
-from tests.ranking.test_scoring import random_ranker
+from tests.projects import TINY, WITHOUT, edit_project
+from tests.ranking.test_scoring import random_ranker, write_tables
 
 DAYS = [FIRST + timedelta(days=n) for n in range(7)]
 BEFORE, LAST = DAYS[5], DAYS[6]
@@ -156,3 +157,100 @@ def test_a_day_of_which_some_aggregates_are_older_is_not_read(root, ranker):
     workspace.publish("aggregates/all", LAST, rows, made)
     workspace.remove(workspace.place(aggregate_dataset(context, ["item_id"]), LAST))
     assert history_days(context, NEXT)[-1] == BEFORE
+
+
+@pytest.mark.parametrize("gone", ["the last day", "all days", "the folder", "after the join"])
+def test_a_saved_model_reads_no_rows_of_an_action_that_is_not_named_any_more(
+    root, ranker, gone, caplog
+):
+    """After the end of the stream they are missing, as if its last folders held no row."""
+    ingest_day(opened(root), LAST)
+    empty = pl.read_parquet(stream(root)).clear()
+    whole = stream(root).read_bytes()
+    empty.write_parquet(stream(root))
+    expected = ranking(root, ranker)
+    stream(root).write_bytes(whole)
+    actions = root / "ws" / "actions"
+    if gone == "after the join":
+        expected = ranking(root, ranker)
+    else:
+        shutil.rmtree(actions / "like" / f"date={LAST}")
+    shutil.rmtree(stream(root).parent)
+    if gone in ("all days", "the folder"):
+        for folder in (root / "likes").iterdir():
+            shutil.rmtree(folder)
+    if gone == "the folder":
+        (root / "likes").rmdir()
+    edit_project(root, log={"actions": WITHOUT}, objectives=TINY["objectives"][:1])
+    assert ranking(root, ranker).equals(expected)
+    examples = model_examples(opened(root), ranker.artifact, [LAST])
+    assert (examples["label_like"].sum() > 0) == (gone == "after the join")
+    end = "" if gone in ("all days", "the folder") else f" after {BEFORE}"
+    assert f"like (log.actions): not in the project file; no rows{end}\n" in caplog.text
+    stays = [] if gone != "after the join" else [LAST]
+    assert [d for d in opened(root).workspace.days("actions/like") if d == LAST] == stays
+
+
+def test_a_stream_that_the_project_file_names_is_waited_for(root, ranker):
+    """Nothing of a past action stands in the way of the action that is named again."""
+    ingest_day(opened(root), LAST)
+    text = (root / "project.toml").read_text("utf-8")
+    shutil.move(stream(root).parent, root / "later")
+    edit_project(root, log={"actions": WITHOUT}, objectives=TINY["objectives"][:1])
+    ranking(root, ranker)
+    (root / "project.toml").write_text(text, "utf-8")
+    with pytest.raises(ProjectError, match=f"no actions of {LAST} "):
+        join_actions(opened(root), LAST)
+    shutil.move(root / "later", stream(root).parent)
+    [report] = join_actions(opened(root), LAST)
+    assert report.joined > 0
+
+
+COLUMNS = {"columns": ["price", "category"], "lists": {"tags": ","}, "published": "released"}
+
+
+def test_a_column_of_a_table_that_is_not_named_any_more_is_null_once_it_is_lost(tmp_path):
+    """As if the table had the column without a value."""
+    write_tables(tmp_path)
+    items = {"path": "items.parquet", "key": "i", **COLUMNS}
+    home = {"path": "users.parquet", "key": "u", "columns": ["home"]}
+    context, artifact = random_ranker(
+        tmp_path,
+        log={"items": items, "users": home},
+        features={
+            "entities": [["item_id"], ["category"], ["user_id", "category"]],
+            "categoricals": [{"column": "category"}, {"column": "home"}],
+            "lists": [{"column": "tags"}],
+            "numerics": ["price"],
+            "histories": [{"signal": "click", "columns": ["category", "tags"], "length": 3}],
+        },
+        scoring={"candidates": "candidates.parquet"},
+    )
+    pairs = pl.DataFrame({"u": range(11)}).join(pl.DataFrame({"i": range(13)}), how="cross")
+    pairs.with_columns(tab=pl.lit("home")).write_parquet(tmp_path / "candidates.parquet")
+    saved = RegisteredRanker(artifact, "1")
+    before = pl.read_parquet(score_day(context, saved, LAST).path)
+    table = tmp_path / "items.parquet"
+    lost = ["price", "category", "tags", "released"]
+    rows = pl.read_parquet(table)
+    rows.with_columns(pl.lit(None, rows.schema[c]).alias(c) for c in lost).write_parquet(table)
+    edit_project(
+        tmp_path,
+        log={"items": {"columns": WITHOUT, "lists": WITHOUT, "published": WITHOUT}},
+        features={
+            "entities": [["item_id"]],
+            "categoricals": [{"column": "home"}],
+            "lists": WITHOUT,
+            "numerics": WITHOUT,
+            "histories": WITHOUT,
+        },
+    )
+    expected = pl.read_parquet(score_day(opened(tmp_path), saved, LAST).path)
+    assert not expected.equals(before)
+    rows.drop(lost).write_parquet(table)
+    found = pl.read_parquet(score_day(opened(tmp_path), saved, LAST).path)
+    assert found.equals(expected)
+    users = tmp_path / "users.parquet"
+    pl.read_parquet(users).drop("home").write_parquet(users)
+    with pytest.raises(ProjectError, match=r"column 'home' .* is missing"):
+        score_day(opened(tmp_path), saved, LAST)
