@@ -66,7 +66,8 @@ def compare(
         changed = dict(variant.training) | ({"epochs": epochs} if epochs else {})
         training = project.training.model_copy(update=changed)
         own = project.model_copy(update={"training": training})
-        settings = {"dropout": dropout, **variant.model}
+        own_dropout = {} if variant.model.get("preset") == "linear" else {"dropout": dropout}
+        settings = {**own_dropout, **variant.model}
         spec = make(variant.name, settings, len(parts.tasks), project.features.groups)
         runs.setdefault(variant.name, []).append(
             train_model(own, parts, Contender(variant.name, spec, seed))

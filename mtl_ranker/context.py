@@ -62,8 +62,13 @@ class Source(Protocol):
     def days(self) -> list[date]:
         """Days present in the log, ascending."""
 
-    def with_log(self, log: Log) -> Source:
-        """The same files read by other settings."""
+    def with_log(self, log: Log, past_columns: Collection[str] = ()) -> Source:
+        """The same files read by other settings.
+
+        Args:
+            past_columns: of the user and item tables, as log.items.price; null where the files do
+                not have them.
+        """
 
     def actions(self, name: str) -> Source:
         """The stream of an action, whose rows have the canonical columns of user, item and time."""
@@ -111,7 +116,7 @@ class Source(Protocol):
 class NoSource:
     """Placeholder for the log in commands that read only published partitions."""
 
-    def with_log(self, log: Log) -> NoSource:
+    def with_log(self, log: Log, past_columns: Collection[str] = ()) -> NoSource:
         return self
 
     def pinned(self) -> NoSource:
@@ -129,6 +134,8 @@ class Context:
         sql: template name → text of a saved model's features; None for those of this version.
         aggregates_in, examples_in: folders of the workspace in which a saved model's aggregates
             and examples lie, where they differ from those of the project file; "" otherwise.
+        past_actions: actions that only a saved model reads, not the project file; on days that
+            their streams do not have they have no rows.
     """
 
     project: Project
@@ -137,6 +144,7 @@ class Context:
     sql: Mapping[str, str] | None = None
     aggregates_in: str = ""
     examples_in: str = ""
+    past_actions: frozenset[str] = frozenset()
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

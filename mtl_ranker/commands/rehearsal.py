@@ -61,8 +61,8 @@ class Sample:
     def versions(self) -> dict[str, str]:
         return self.source.versions()
 
-    def with_log(self, log: Log) -> Source:
-        return Sample(self.source.with_log(log), self.rows)
+    def with_log(self, log: Log, past_columns: Collection[str] = ()) -> Source:
+        return Sample(self.source.with_log(log, past_columns), self.rows)
 
     def actions(self, name: str) -> Source:
         """All actions: only few of them belong to the first rows of a day."""

@@ -8,6 +8,7 @@ is added to that day's aggregates.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -17,7 +18,7 @@ import polars as pl
 
 from mtl_ranker.config import History, Project
 from mtl_ranker.context import Context
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.features.columns import check_names
 from mtl_ranker.features.sql import day_number, run_sql
 from mtl_ranker.features.tables import (
@@ -34,10 +35,12 @@ from mtl_ranker.logs.actions import (
     actions_dataset,
     actions_digest,
     day_before,
+    ended_actions,
     join_actions,
     published_actions,
     reach,
     stale_actions,
+    stream_days,
     touched_days,
     with_actions,
 )
@@ -45,8 +48,11 @@ from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.logs.ingest import ingest_missing
 from mtl_ranker.workspace import fingerprint
 
+LOG = logging.getLogger(__name__)
 ENTITY_SQL, HISTORY_SQL = AGGREGATE_SQL
 HISTORY_SIGNAL = "positive signal"  # no column of a log or table has this name
+# Inputs of all aggregates of a day, in their provenance.
+EVENTS, ACTIONS, SIGNALS = "events", "actions", "setting objectives, features.signals"
 
 
 def aggregate_day(context: Context, day: date) -> str | None:
@@ -56,9 +62,19 @@ def aggregate_day(context: Context, day: date) -> str | None:
     day's events are not published, or a setting names a column that is missing.
     """
     context = context.pinned()
+    _join_neighbours(context, day)
+    return _aggregated(context, day)
+
+
+def _join_neighbours(context: Context, day: date) -> None:
+    """Publish the actions that the aggregates of day D read."""
     if context.project.log.actions and context.workspace.days("events"):
         for each in neighbours(context, day):
             join_actions(context, each)
+
+
+def _aggregated(context: Context, day: date) -> str | None:
+    """`aggregate_day` with the published actions."""
     first_reason = None
     rows = _DayRows.of(context, day)
     for dataset, daily in _daily(rows).items():
@@ -139,6 +155,11 @@ def signal_expressions(project: Project) -> dict[str, pl.Expr]:
     }
 
 
+def _signals_fingerprint(project: Project) -> str:
+    expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
+    return fingerprint(expressions, project.features.signals)
+
+
 def _action_names(project: Project) -> set[str]:
     return {action.name for action in project.log.actions}
 
@@ -149,14 +170,13 @@ def _daily(rows: _DayRows) -> dict[str, _Daily]:
     project, sql = context.project, view_sql(context)
     known = {name: kind for name, kind in rows.schema.items() if name not in _action_names(project)}
     schema = pl.Schema(known)  # an outcome is no key
-    expressions = {o.name: (o.label, o.where, o.transform) for o in project.objectives}
     common = {
-        "events": context.workspace.published_fingerprint("events", day) or "",
+        EVENTS: context.workspace.published_fingerprint("events", day) or "",
         "rows of the user and item tables": tables_fingerprint(context, day),
-        "setting objectives, features.signals": fingerprint(expressions, project.features.signals),
+        SIGNALS: _signals_fingerprint(project),
     }
     if project.log.actions:
-        common["actions"] = _known_actions(context, day)
+        common[ACTIONS] = _known_actions(context, day)
         published = context.workspace.days("events")
         changed = [d for d in neighbours(context, day) if d < day and d in published]
         common["rows of the tables on days that actions change"] = fingerprint(
@@ -359,7 +379,7 @@ def neighbours(context: Context, day: date) -> list[date]:
     first = day_before(context, day) - timedelta(days=longest)
     # Actions just before midnight may belong to impressions that are filed under the next day.
     first = max(first, published[0] - timedelta(days=1 if log.day_tolerance_hours else 0))
-    streams = [context.source.actions(action.name).days() for action in log.actions]
+    streams = [stream_days(context, action) for action in log.actions]
     every = {d for days in [published, *streams] for d in days}
     return sorted(d for d in every if first <= d <= day)
 
@@ -385,21 +405,42 @@ def _check_columns(schema: pl.Schema, columns: Sequence[str], place: str) -> Non
 
 
 def history_days(context: Context, day: date) -> list[date]:
-    """Aggregated days in the longest window of day D, which ends on the day before D."""
+    """Aggregated days in the longest window of day D, which ends on the day before D.
+
+    With actions, a day whose aggregates were not all built from the same events and actions is none
+    of them.
+    """
     project, workspace = context.project, context.workspace
     longest = project.features.windows[-1]
     days = workspace.days(aggregate_dataset(context, []))
-    return [d for d in days if 0 < (day - d).days <= longest]
+    days = [d for d in days if 0 < (day - d).days <= longest]
+    return [d for d in days if _is_whole(context, d)] if project.log.actions else days
+
+
+def _aggregate_datasets(context: Context) -> list[str]:
+    """The datasets of all entities and histories."""
+    features = context.project.features
+    datasets = [aggregate_dataset(context, keys) for keys in [[], *features.entities]]
+    return datasets + [history_dataset(context, history) for history in features.histories]
+
+
+def _is_whole(context: Context, day: date) -> bool:
+    """Whether all aggregates of a day are published, and of one state of events and actions."""
+    signals, states = _signals_fingerprint(context.project), set()
+    for dataset in _aggregate_datasets(context):
+        made = context.workspace.provenance(dataset, day)
+        if made is None or made.get(SIGNALS) != signals:
+            return False
+        states.add((made.get(EVENTS), made.get(ACTIONS)))
+    return len(states) == 1
 
 
 def history_fingerprint(context: Context, day: date) -> str:
     """One hash of all aggregates that the windows of day D read."""
-    project, workspace = context.project, context.workspace
-    datasets = [aggregate_dataset(context, keys) for keys in [[], *project.features.entities]]
-    datasets += [history_dataset(context, history) for history in project.features.histories]
+    datasets = _aggregate_datasets(context)
     return fingerprint(
         *(
-            workspace.published_fingerprint(dataset, d)
+            context.workspace.published_fingerprint(dataset, d)
             for d in history_days(context, day)
             for dataset in datasets
         )
@@ -414,10 +455,32 @@ def aggregate_history(context: Context, day: date) -> None:
     """Publish the daily aggregates that features as of D read, where they are not up to date.
 
     A model may look further back than the project file: days of the log that are not published,
-    although a later one is, are ingested first.
+    although a later one is, are ingested first. Where a stream of actions cannot be read, the days
+    that its actions count on keep the aggregates they have. Those without are missing in the
+    features, as a day that has not arrived; a warning names both.
     """
+    context = context.pinned()
     longest = context.project.features.windows[-1]
     ingest_missing(context, [d for d in context.source.days() if 0 < (day - d).days <= longest])
+    unread: dict[str, list[date]] = {}
     for published in context.workspace.days("events"):
         if 0 < (day - published).days <= longest:
-            aggregate_day(context, published)
+            try:
+                _join_neighbours(context, published)
+            except (ProjectError, OSError, pl.exceptions.PolarsError) as error:
+                unread.setdefault(first_line(error), []).append(published)
+            else:
+                _aggregated(context, published)
+    last = max(context.workspace.days("events"), default=day)
+    for name, end in ended_actions(context, last).items():
+        after = "" if end is None else f" after {end}"
+        LOG.warning("%s (log.actions): not in the project file; no rows%s", name, after)
+    known = set(history_days(context, day)) if unread else set()
+    for reason, days in unread.items():
+        old, missing = [d for d in days if d in known], [d for d in days if d not in known]
+        for found, how in ((old, "as published before"), (missing, "missing")):
+            if found:
+                text = ", ".join(map(str, found))
+                LOG.warning(
+                    "%s: %s in the features, as actions are not joined: %s", text, how, reason
+                )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mtl_ranker.config import History, Project, Table
+from mtl_ranker.config import History, Log, Project, Table
 from mtl_ranker.context import Context
 from mtl_ranker.features import sql as templates
 from mtl_ranker.features.columns import entity_name
@@ -96,7 +96,9 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
     """The context in which a saved model's features are built.
 
     Features, labels and context columns are the model's. How the log is read, where the tables lie,
-    the candidates and how many of them are kept are those of the present project file.
+    the candidates and how many of them are kept are those of the present project file. An action
+    that this file does not name any more has no rows after the end of its stream, and such a column
+    of a table is null once the table does not have it.
 
     Args:
         project, sql: of the saved model.
@@ -123,10 +125,11 @@ def model_context(context: Context, project: Project, sql: Mapping[str, str] | N
     own = replace(
         context,
         project=project.model_copy(update={"log": log, "scoring": scoring, "training": training}),
-        source=context.source.with_log(log),
+        source=context.source.with_log(log, _past_columns(log, current.log)),
         sql=sql,
         aggregates_in="",
         examples_in="",
+        past_actions=frozenset(action.name for action in removed),
     )
     aggregates, view = aggregates_digest(own), view_digest(own)
     return replace(
@@ -145,6 +148,17 @@ def views_of(
         own = model_context(context, project, sql)
         needed |= {place.split("/")[1] for place in (own.aggregates_in, own.examples_in) if place}
     return needed
+
+
+def _past_columns(log: Log, current: Log) -> set[str]:
+    """Columns of a model's tables, as log.items.price, that the project file does not name."""
+    past: set[str] = set()
+    for which in ("users", "items"):
+        table, now = getattr(log, which), getattr(current, which)
+        if table is not None and now is not None:
+            named = {*now.joined, now.key, now.published, now.valid_from, now.valid_to, None}
+            past |= {f"log.{which}.{c}" for c in {*table.joined, table.published} - named}
+    return past
 
 
 def _at_current_path(table: Table | None, current: Table | None) -> Table | None:

@@ -28,7 +28,8 @@ from mtl_ranker.config import GIVEN, Action, Log, Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.contract import inside_day
-from mtl_ranker.logs.sources import utc_timestamp
+from mtl_ranker.logs.places import listed
+from mtl_ranker.logs.sources import parquet_files, utc_timestamp
 from mtl_ranker.workspace import Workspace, fingerprint
 
 LOG = logging.getLogger(__name__)
@@ -114,14 +115,39 @@ def stale_actions(context: Context, day: date) -> str | None:
     return None
 
 
-def _provenance(context: Context, action: Action, day: date) -> dict[str, str] | None:
-    """Of a day's actions; None for a day whose files are gone, but which is published.
+def stream_days(context: Context, action: Action) -> list[date]:
+    """Days of an action's stream, ascending; of a past action none if its files are gone."""
+    source = context.source.actions(action.name)
+    if action.name in context.past_actions:
+        place = listed(source.root / action.path)
+        if not place.exists() or not parquet_files(place):
+            return []
+    return source.days()
 
-    Raises ProjectError for a day that has not arrived.
+
+def ended_actions(context: Context, day: date) -> dict[str, date | None]:
+    """Past action → the last day of its stream, None without any, where that is before D."""
+    ends: dict[str, date | None] = {}
+    for action in context.project.log.actions:
+        if action.name in context.past_actions:
+            days = stream_days(context, action)
+            if not days or days[-1] < day:
+                ends[action.name] = days[-1] if days else None
+    return ends
+
+
+def _provenance(context: Context, action: Action, day: date) -> dict[str, str] | None:
+    """Of a day's actions; None for a day that is not joined.
+
+    That is one whose files are gone, but which is published, and a day of a past action that its
+    stream does not have. Raises ProjectError for a day that has not arrived.
     """
     workspace, source = context.workspace, context.source.actions(action.name)
-    have = source.days()
-    if day not in have and workspace.provenance(actions_dataset(action), day) is not None:
+    have = stream_days(context, action)
+    if day not in have and (
+        action.name in context.past_actions
+        or workspace.provenance(actions_dataset(action), day) is not None
+    ):
         return None
     if day not in have and not source.undivided and (not have or day > have[-1]):
         span = f"{have[0]} to {have[-1]}" if have else "none"
@@ -162,6 +188,8 @@ def _join(context: Context, action: Action, day: date) -> ActionReport:
     workspace, dataset = context.workspace, actions_dataset(action)
     provenance = _provenance(context, action, day)
     why = None if provenance is None else workspace.stale(dataset, day, provenance)
+    if provenance is None and workspace.provenance(dataset, day) is None:
+        return ActionReport(action.name, day, 0, 0)
     if provenance is None or why is None:
         return _report(action, day, workspace.scan(dataset, [day]), None)
     place = f"{context.source.actions(action.name).root / action.path} ({day})"

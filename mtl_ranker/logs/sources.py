@@ -71,6 +71,8 @@ class ParquetSource:
         workspace: where hashes of the files are cached; None to compute them each time.
         setting: the section of the project file, for messages.
         pins: format and path of a Delta or Iceberg table → the version that is read.
+        past_columns: of the user and item tables, as log.items.price; null where the files do not
+            have them.
     """
 
     log: Log
@@ -78,6 +80,7 @@ class ParquetSource:
     workspace: Workspace | None = None
     setting: str = "log"
     pins: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    past_columns: frozenset[str] = frozenset()
 
     def path(self) -> Place:
         """The log's file or folder. Raises ProjectError where there is none."""
@@ -98,9 +101,9 @@ class ParquetSource:
         found = {day for days in self._days_of_files(files).values() for day in days}
         return sorted(day for day in found if day is not None)
 
-    def with_log(self, log: Log) -> Source:
+    def with_log(self, log: Log, past_columns: Collection[str] = ()) -> Source:
         """The same files read by other settings."""
-        return replace(self, log=log)
+        return replace(self, log=log, past_columns=frozenset(past_columns))
 
     def actions(self, name: str) -> Source:
         """The stream of an action, whose rows have the canonical columns of user, item and time."""
@@ -281,7 +284,7 @@ class ParquetSource:
             return None
         parts, every = self._table_parts(which, day)
         if not parts:  # D is before the first snapshot
-            return _scan_table(settings, [], every, f"log.{which}", self.log).clear()
+            return self._scan_table(which, settings, [], every).clear()
         rows = self._read_table(which, settings, parts, every)
         if settings.valid_from is None:
             return rows
@@ -336,7 +339,7 @@ class ParquetSource:
         self, which: str, settings: Table, parts: list[TablePart], every: list[TablePart]
     ) -> pl.LazyFrame:
         """A table's rows of all times in canonical columns, with its keys checked."""
-        rows = _scan_table(settings, parts, every, f"log.{which}", self.log)
+        rows = self._scan_table(which, settings, parts, every)
         place = f"{parts[0]}" if settings.partition is None else parts[0].folder
 
         def problem() -> str | None:
@@ -353,6 +356,11 @@ class ParquetSource:
         if found is not None:
             raise ProjectError(found)
         return rows
+
+    def _scan_table(
+        self, which: str, settings: Table, parts: list[TablePart], every: list[TablePart]
+    ) -> pl.LazyFrame:
+        return _scan_table(settings, parts, every, f"log.{which}", self.log, self.past_columns)
 
     def _look(self) -> LogFiles:
         """The log's files, by one listing of a store."""
@@ -848,7 +856,12 @@ FROM, TO = "valid from", "valid to"  # of a row of a table
 
 
 def _scan_table(
-    settings: Table, parts: list[TablePart], every: list[TablePart], where: str, log: Log
+    settings: Table,
+    parts: list[TablePart],
+    every: list[TablePart],
+    where: str,
+    log: Log,
+    past: Collection[str] = (),
 ) -> pl.LazyFrame:
     """A table's rows in canonical columns, with `FROM` and `TO` where it has `valid_from`.
 
@@ -859,6 +872,7 @@ def _scan_table(
         parts: to be read; none for a frame without rows.
         every: of all snapshots, ascending.
         where: the section of the project file, for messages.
+        past: columns, as log.items.price, that are null in files without them.
     """
     key = {"log.users": "user_id", "log.items": "item_id"}[where]
     named = [(f"{where}.key", settings.key), *((f"{where}.columns", c) for c in settings.columns)]
@@ -872,7 +886,8 @@ def _scan_table(
         having = [part for part in every if column in schemas[part]]
         lacking = [part for part in parts if column not in schemas[part]]
         dropped = bool(having and lacking) and every.index(having[0]) < every.index(lacking[0])
-        if not having or dropped or (lacking and column == settings.key):
+        needed = f"{where}.{column}" not in past
+        if needed and (not having or dropped or (lacking and column == settings.key)):
             part = lacking[0] if lacking else every[-1]
             hint = f"; {having[0]} has it" if having else ""
             raise ProjectError(

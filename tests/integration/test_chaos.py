@@ -86,8 +86,9 @@ def nights(tmp_path_factory):
         log={
             "users": {"path": "users.parquet", "key": "u", "columns": ["age"]},
             "day_tolerance_hours": 0,
+            "actions": [{"name": "like", "path": "likes", "window": "1h", "value": "stars"}],
         },
-        features={"numerics": ["age"]},
+        features={"numerics": ["age"], "signals": {"liked": '"like"'}},
         promotion={
             "max_seconds_per_million": 1e6,
             "max_megabytes": 1000,
@@ -100,7 +101,10 @@ def nights(tmp_path_factory):
     )
     for number in range(7):
         day = FIRST + timedelta(days=number)
-        write_day(here, day, tiny_events(day, rows=120, shift=number))
+        events = tiny_events(day, rows=120, shift=number)
+        write_day(here, day, events)
+        liked = events.filter(pl.col("play") > 15).select("u", "i", "ts", stars=pl.col("play") % 5)
+        liked.write_parquet(likes(here, day), mkdir=True)
     night = Night(root)
     printed = night.run(day=DAY - timedelta(days=1))
     assert "done" in printed, printed
@@ -142,16 +146,19 @@ def partition(here: Path) -> Path:
     return here / "log" / f"date={DAY}" / "part-0.parquet"
 
 
-def rewritten(*columns: pl.Expr) -> Callable[[Night], str]:
+def likes(here: Path, day=DAY) -> Path:
+    return here / "likes" / f"date={day}" / "part-0.parquet"
+
+
+def rewritten(*columns: pl.Expr, of: Callable[[Path], Path] = partition) -> Callable[[Night], str]:
     def change(here: Path) -> None:
-        file = partition(here)
+        file = of(here)
         pl.read_parquet(file).with_columns(*columns).write_parquet(file)
 
     return of_log(change)
 
 
-def half_written(here: Path) -> None:
-    file = partition(here)
+def half_written(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-200])
 
 
@@ -185,9 +192,14 @@ LOG_FAULTS: dict[str, Callable[[Night], str]] = {
     "a label's column is missing on the last day": of_log(
         lambda here: pl.read_parquet(partition(here)).drop("click").write_parquet(partition(here))
     ),
-    "the last day's file is cut off": of_log(half_written),
+    "the last day's file is cut off": of_log(lambda here: half_written(partition(here))),
     "the last day's folder is empty": of_log(lambda here: partition(here).unlink()),
     "the clock of the last day is two days late": rewritten(pl.col("ts") + 2 * 86_400_000),
+    "an action's file of the last day is cut off": of_log(lambda here: half_written(likes(here))),
+    "an action's value is text on the last day": rewritten(pl.lit("many").alias("stars"), of=likes),
+    "an action's folder of the last day is missing": of_log(
+        lambda here: shutil.rmtree(likes(here).parent)
+    ),
     "the user table is refreshed": of_log(refreshed),
     "the user table is missing": of_log(lambda here: (here / "users.parquet").unlink()),
     "another job holds the workspace": second_job,
@@ -212,7 +224,7 @@ def test_after_a_fault_there_is_a_ranking_or_a_sentence_and_the_next_night_recov
     champion = night.champion()
     printed = LOG_FAULTS[fault](night) if fault in LOG_FAULTS else night.run(fault)
     result = outcome(night, printed, champion)
-    for name in ("log", "users.parquet"):
+    for name in ("log", "likes", "users.parquet"):
         source, target = night.root / "before" / name, night.root / "now" / name
         if source.is_dir():
             shutil.rmtree(target)
