@@ -131,7 +131,7 @@ def record(
     Args:
         began: when the night began, by the monotonic clock.
     """
-    workspace, day = context.workspace, suite.of_night
+    workspace, day = context.workspace, suite.night
     ranked_day = date.fromisoformat(ranked.path.parent.name.removeprefix("date="))
     place = suite.report
     try:

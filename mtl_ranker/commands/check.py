@@ -262,6 +262,9 @@ def _actions(context: Context, days: SplitDays, max_bad_share: float) -> Iterato
 
     Which actions are bad does not depend on the sample, as streams are read in full. Raises
     ProjectError for a day of which a night would refuse the actions.
+
+    Args:
+        max_bad_share: of the project file; the context of the sample allows any.
     """
     from mtl_ranker.training.dataset import check_labels
 
@@ -270,9 +273,10 @@ def _actions(context: Context, days: SplitDays, max_bad_share: float) -> Iterato
     reports = [report for day in needed for report in join_actions(context, day)]
     for action in project.log.actions:
         path = context.source.actions(action.name).root / action.path
-        for r in (each for each in reports if each.name == action.name):
+        every = [report for report in reports if report.name == action.name]
+        for r in every:
             check_bad_share(context, action, f"{path} ({r.day})", r.rows, r.bad, max_bad_share)
-        own = [r for r in reports if r.name == action.name and r.day in days.all]
+        own = [r for r in every if r.day in days.all]
         rows, joined = sum(r.rows for r in own), sum(r.joined for r in own)
         yield f"ok  {action.name}: {joined:,} of {rows:,} actions belong to the sampled impressions"
         reasons: Counter[str] = Counter()

@@ -27,7 +27,7 @@ from mtl_ranker.evaluation.metrics import can_be_judged, quality_metric
 from mtl_ranker.nightly.blend_search import predicted_by
 from mtl_ranker.nightly.build import model_examples
 from mtl_ranker.nightly.promotion import Decision
-from mtl_ranker.nightly.results import Suite, network_of
+from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.workspace import Workspace
@@ -117,11 +117,10 @@ def record_of(
     # A champion of a later night, where this one runs again, was trained on these days.
     later = champion.trained is not None and champion.trained > day
     objectives = [] if later else champion_quality(context, champion.artifact, suite.days.test)
-    events = context.workspace.scan("events", [suite.of_night])
-    networks = {run.label: run for run in network_of(suite.runs).values()}.values()
+    events = context.workspace.scan("events", [suite.night])
     exploration = [effect.change for effect in ranked.effects if effect.step == "exploration"]
     return NightRecord(
-        day=suite.of_night,
+        day=suite.night,
         tested=day,
         champion=champion.version,
         model=champion.model,
@@ -131,7 +130,7 @@ def record_of(
         rows=events.select(pl.len()).collect().item(),
         objectives=objectives,
         drift=list(suite.drift.warnings),
-        training_seconds=sum(run.trained.seconds for run in networks),
+        training_seconds=sum(run.trained.seconds for run in suite.trainings),
         ranked_rows=ranked.rows,
         ranked_users=ranked.users,
         effects=[str(effect) for effect in ranked.effects],

@@ -95,11 +95,13 @@ class Suite:
         audit: of features of the last test day; None without one.
         arrivals: how late the labels of actions arrive.
         plan: what was trained, and from where.
-        night: D, the last day of the log that it knew; None: the last test day.
+        night: D, the last day of the log that it knew. It is later than the last test day where
+            labels of later days are not final.
         behind: model → how far its seeds' mean is behind the best on validation, in standard
             errors (`Criterion`).
     """
 
+    night: date
     days: SplitDays
     tasks: list[Task]
     runs: list[ModelRun]
@@ -124,17 +126,19 @@ class Suite:
     arrivals: list[Arrival] = field(default_factory=list)
     plan: TrainingPlan = FROM_SCRATCH
     behind: Mapping[str, float] = field(default_factory=dict)
-    night: date | None = None
-
-    @property
-    def of_night(self) -> date:
-        """D, which is later than the last test day where labels of later days are not final."""
-        return self.night or self.days.test[-1]
 
     @property
     def report(self) -> str:
         """The place of its report in the workspace."""
-        return report_place(self.of_night)
+        return report_place(self.night)
+
+    @property
+    def trainings(self) -> list[ModelRun]:
+        """The runs with a network of their own; `mmoe, trees` has that of `mmoe`."""
+        first: dict[int, ModelRun] = {}
+        for run in self.runs:
+            first.setdefault(id(run.trained), run)
+        return list(first.values())
 
     @property
     def trained_on(self) -> str:
@@ -146,12 +150,6 @@ class Suite:
         replayed = self.winner.artifact.project.training.replay > 0
         older = " and a replay of earlier days" if replayed else ""
         return f"{rows} of {new}{older}, from version {start.version}"
-
-
-def network_of(runs: Sequence[ModelRun]) -> dict[str, ModelRun]:
-    """Label → the run whose training made its network: that of `mmoe, trees` is that of `mmoe`."""
-    first: dict[int, ModelRun] = {}
-    return {run.label: first.setdefault(id(run.trained), run) for run in runs}
 
 
 def report_place(day: date) -> str:

@@ -77,9 +77,9 @@ def train_suite(
     runs = train_all(project, dataset, callbacks, trainer, plan)
     choice = _winner(project, dataset, runs, callbacks, trainer)
     callbacks.on_step("comparing the models")
-    suite = _suite(project, dataset, choice.runs, choice.winner)
+    suite = _suite(project, dataset, choice, day)
     notes = [*plan.notes, *choice.notes, *suite.notes]
-    suite = replace(suite, notes=notes, plan=plan, behind=choice.behind, night=day)
+    suite = replace(suite, notes=notes, plan=plan, behind=choice.behind)
     trainer.world.wait()
     for scratch in (ENCODED, CHECKPOINTS):
         shutil.rmtree(workspace.root / scratch, ignore_errors=True)
@@ -192,9 +192,10 @@ def _winner(
     return Choice(winner, everything, notes, behind)
 
 
-def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: ModelRun) -> Suite:
+def _suite(project: Project, dataset: Dataset, choice: Choice, night: date) -> Suite:
     """All runs, with the intervals, gains, slices, off-policy estimates and drift of the night."""
     tasks, held_out = dataset.tasks, dataset.held_out
+    runs, winner = choice.runs, choice.winner
     confidence = project.promotion.confidence
     by_model = _by_model(runs)
     quality = qualities(tasks, by_model, held_out)
@@ -222,6 +223,7 @@ def _suite(project: Project, dataset: Dataset, runs: list[ModelRun], winner: Mod
         better = [str(kept)]
     slices = divide(held_out.frame, project.log.context, exposure_columns(project))
     return Suite(
+        night=night,
         days=dataset.days,
         tasks=tasks,
         runs=runs,

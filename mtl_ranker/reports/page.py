@@ -19,8 +19,9 @@ from mtl_ranker.errors import counted
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.sharing import SharingGain
 from mtl_ranker.evaluation.slices import worst
+from mtl_ranker.features.days import days_named, span
 from mtl_ranker.nightly.promotion import Decision
-from mtl_ranker.nightly.results import ModelRun, Suite, at_the_cap, network_of
+from mtl_ranker.nightly.results import ModelRun, Suite, at_the_cap
 from mtl_ranker.ranking.rules import Effect
 from mtl_ranker.reports import plots
 from mtl_ranker.reports.tables import comparison_rows, list_lines
@@ -55,13 +56,13 @@ def training_report(project: Project, suite: Suite) -> str:
         lists=list_lines(suite),
         measures=MEASURE_NAMES,
         models=[_model(names, suite, run) for run in suite.runs],
-        network_of=network_of(suite.runs),
         counted=counted,
         health_picture=_health(names, suite),
         front=_front(suite),
         slices=suite.slices,
         worst=worst(suite.slices),
-        span=_span,
+        span=span,
+        named=days_named,
         widest=_widest(suite.gains),
     )
 
@@ -105,21 +106,21 @@ def warnings_of(suite: Suite) -> list[str]:
 
     A run with trees shares its network with another run and is left out.
     """
-    first = {id(run.trained): run for run in reversed(suite.runs)}
-    networks = [run for run in suite.runs if first[id(run.trained)] is run]
-    of_networks = [f"{r.label}: {warning}" for r in networks for warning in r.diagnosis.warnings]
+    of_networks = [
+        f"{r.label}: {warning}" for r in suite.trainings for warning in r.diagnosis.warnings
+    ]
     capped = [
         f"{run.label}: the best epoch of {', '.join(names)} is the last one allowed "
         f"({run.artifact.project.training.epochs}), so a longer training may be better; raise "
         "training.epochs"
-        for run in networks
+        for run in suite.trainings
         if (names := at_the_cap(run))
     ]
     return [*suite.suspicious, *capped, *of_networks]
 
 
 def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
-    """A run with its pictures, for the template."""
+    """A run with its pictures and the label of the run that trained its network."""
     epochs = run.trained.epochs
     train = np.array([e.train_loss for e in epochs])
     validate = np.array([e.validate_loss for e in epochs])
@@ -154,7 +155,8 @@ def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
                 f"Cosine between objectives' gradients of {run.label} by epoch; at the end {last}",
             )
         )
-    return {"run": run, "pictures": pictures, "winner": run is suite.winner}
+    network = next(each.label for each in suite.runs if each.trained is run.trained)
+    return {"run": run, "pictures": pictures, "winner": run is suite.winner, "network": network}
 
 
 def _front(suite: Suite) -> dict[str, str] | None:
@@ -210,10 +212,6 @@ def _picture(draw: Callable[[], Figure], alternative: str) -> dict[str, str]:
         figure.savefig(buffer, format="svg", transparent=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return {"source": f"data:image/svg+xml;base64,{data}", "alternative": alternative}
-
-
-def _span(days: list[Any]) -> str:
-    return str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
 def _signed(value: float, digits: int = 4) -> str:

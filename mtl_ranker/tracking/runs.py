@@ -152,7 +152,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
     tags = {"git_commit": _git_commit(), "dataset_digest": digest, "mtl_ranker": __version__}
     children: dict[str, str] = {}
     started = min(run.started for run in suite.runs)
-    name, winner = f"training {suite.of_night}", suite.winner
+    name, winner = f"training {suite.night}", suite.winner
     night = {
         "day": str(suite.days.test[-1]),
         "full": suite.plan.full,
