@@ -56,6 +56,8 @@ def ended_by_signals() -> Iterator[None]:
 def started(command: Sequence[str], grace: float = 10.0, **options: Any) -> Iterator[Any]:
     """A child process that ends, with all it has started, when the block or this process ends.
 
+    Children that this process had before the block are left alone.
+
     Args:
         command: the program and its arguments.
         grace: seconds between SIGTERM and SIGKILL.
@@ -64,6 +66,7 @@ def started(command: Sequence[str], grace: float = 10.0, **options: Any) -> Iter
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     parent = os.getpid()
+    others = descendants(parent)
 
     def tied_to_parent() -> None:
         for each in ENDING:  # an ignored signal would stay ignored in the child
@@ -79,13 +82,18 @@ def started(command: Sequence[str], grace: float = 10.0, **options: Any) -> Iter
     try:
         yield process
     finally:
-        end(process, grace)
+        end(process, grace, others)
         _STARTED.discard(process.pid)
 
 
-def end(process: subprocess.Popen, grace: float) -> None:
-    """End a child with its group and all that it has left to this process."""
-    known = descendants(process.pid) | descendants(os.getpid(), without=_STARTED)
+def end(process: subprocess.Popen, grace: float, others: dict[int, str]) -> None:
+    """End a child with its group and all that it has left to this process.
+
+    Args:
+        others: processes, with their start times, that neither the child nor its own have started.
+    """
+    left_alone = _STARTED | {pid for pid, start in others.items() if _runs(pid, start)}
+    known = descendants(process.pid) | descendants(os.getpid(), without=left_alone)
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -139,11 +147,16 @@ def _left(known: dict[int, str]) -> list[int]:
     for pid, start in list(known.items()):
         with contextlib.suppress(ChildProcessError):  # an orphan that this process inherited
             os.waitpid(pid, os.WNOHANG)
-        if (fields := _fields(pid)) is None or fields[19] != start or fields[0] == "Z":
-            del known[pid]
-        else:
+        if _runs(pid, start):
             known |= descendants(pid)
+        else:
+            del known[pid]
     return list(known)
+
+
+def _runs(pid: int, start: str) -> bool:
+    fields = _fields(pid)
+    return fields is not None and fields[19] == start and fields[0] != "Z"
 
 
 def _fields(pid: int) -> list[str] | None:

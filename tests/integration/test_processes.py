@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl_ranker.commands.processes import descendants
+from mtl_ranker.commands.processes import descendants, started
 from mtl_ranker.commands.serve import answers
 from mtl_ranker.tracking.connection import create_database
 from mtl_ranker.workspace import Workspace
@@ -98,6 +98,26 @@ def test_a_killed_child_leaves_nothing_and_its_signal_is_the_exit_code(tmp_path)
     os.kill(child, signal.SIGKILL)
     assert process.wait(20) == 128 + signal.SIGKILL
     assert not runs(other)
+
+
+@linux
+def test_children_from_before_are_left_alone(tmp_path):
+    """The process's other children, and what those start later."""
+    code = "import subprocess, sys, time; sys.stdin.read(1); " + STUBBORN
+    line = [sys.executable, "-c", code, str(tmp_path / "numbers")]
+    before = subprocess.Popen(line, stdin=subprocess.PIPE)
+    assert before.stdin is not None
+    try:
+        with started([sys.executable, "-c", "import time; time.sleep(600)"], grace=0.3) as process:
+            before.stdin.write(b"!")
+            before.stdin.flush()
+            until((tmp_path / "numbers").is_file, "the child runs")
+        assert process.poll() is not None
+        assert all(runs(int(pid)) for pid in (tmp_path / "numbers").read_text().split())
+    finally:
+        for pid in (before.pid, *descendants(before.pid)):
+            os.kill(pid, signal.SIGKILL)
+        before.wait()
 
 
 def test_exit_code_of_a_child_that_ends_by_itself():
