@@ -679,7 +679,10 @@ class Features(Settings):
         {}, description="named patterns of features (user_*), for experts that read only those"
     )
     block_rows: int = Field(
-        1_000_000, ge=1, description="rows of whole users of a day that are joined at a time"
+        1_000_000,
+        ge=1,
+        description="rows of whole users of a day that are joined at a time; days with more rows "
+        "are stored by user",
     )
     numeric_encoding: Literal["piecewise_linear", "standardise"] = Field(
         "piecewise_linear", description="piecewise linear in bins, or mean 0 and variance 1"

@@ -272,17 +272,26 @@ class Workspace:
         return f"changed: {', '.join(changed)}" if changed else None
 
     def publish(
-        self, dataset: str, day: date, frame: pl.LazyFrame | pl.DataFrame, provenance: Provenance
+        self,
+        dataset: str,
+        day: date,
+        frame: pl.LazyFrame | pl.DataFrame,
+        provenance: Provenance,
+        row_group_size: int | None = None,
     ) -> PurePath:
         """Publish `frame` as the day's partition of `dataset`; a lazy frame is streamed.
 
         Returns where it is.
+
+        Args:
+            row_group_size: rows of each row group of the file; None for polars' default.
         """
         place = self.place(dataset, day)
         with self.published(place) as temporary:
             frame.lazy().sink_parquet(
                 temporary,
                 metadata={PROVENANCE: json.dumps(dict(provenance))},
+                row_group_size=row_group_size,
                 engine="streaming",
                 mkdir=True,
             )
@@ -373,6 +382,16 @@ class Workspace:
             self.store.publish(temporary, str(place))
         finally:
             temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def temporary_folder(self) -> Iterator[Path]:
+        """An empty folder of this host, which is removed with its files."""
+        folder = staging_path(self.root)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
 
     @contextmanager
     def staged(self, target: Path) -> Iterator[Path]:

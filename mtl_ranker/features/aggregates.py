@@ -44,6 +44,7 @@ from mtl_ranker.logs.actions import (
     touched_days,
     with_actions,
 )
+from mtl_ranker.logs.blocks import publish_by_user
 from mtl_ranker.logs.contract import derived_columns
 from mtl_ranker.logs.ingest import ingest_missing
 from mtl_ranker.workspace import fingerprint
@@ -83,9 +84,20 @@ def _aggregated(context: Context, day: date) -> str | None:
             made = _history_rows(rows, daily.of) if isinstance(daily.of, History) else None
             made = _entity_rows(rows, daily.of) if isinstance(daily.of, list) else made
             assert made is not None
-            context.workspace.publish(dataset, day, made, daily.provenance)
+            _publish(context, dataset, day, made, daily.provenance)
             first_reason = first_reason or why
     return first_reason
+
+
+def _publish(
+    context: Context, dataset: str, day: date, made: pl.LazyFrame, provenance: dict[str, str]
+) -> None:
+    """Publish aggregates; of large days by ascending user, as the events are."""
+    workspace, count = context.workspace, context.workspace.rows("events", day)
+    if "user_id" in made.collect_schema() and count > context.project.features.block_rows:
+        publish_by_user(workspace, dataset, day, made, provenance, count)
+    else:
+        workspace.publish(dataset, day, made, provenance)
 
 
 def stale_aggregates(context: Context, day: date) -> str | None:

@@ -17,7 +17,6 @@ from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import history_fingerprint
-from mtl_ranker.features.blocks import Block, user_blocks
 from mtl_ranker.features.columns import (
     EVENT,
     LABEL,
@@ -38,6 +37,7 @@ from mtl_ranker.logs.actions import (
     final_day,
     with_actions,
 )
+from mtl_ranker.logs.blocks import Block, user_blocks
 from mtl_ranker.logs.contract import (
     derived_columns,
     label_actions,

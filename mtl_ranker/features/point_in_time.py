@@ -29,6 +29,7 @@ from mtl_ranker.features.sql import day_number, run_sql
 from mtl_ranker.features.tables import join_tables, local_date, tables_as_of
 from mtl_ranker.features.vectors import with_keys
 from mtl_ranker.features.view import aggregate_dataset, history_dataset, view_sql
+from mtl_ranker.logs.blocks import users_between
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _window_query(context: Context, lookback: _Lookback, keys: list[str]) -> pl.
         return pl.LazyFrame(schema=columns)
     daily = workspace.scan(aggregate_dataset(context, keys), lookback.days)
     for key in lookback.values.keys() & set(keys):
-        daily = daily.filter(pl.col(key).is_in(lookback.values[key].implode()))
+        daily = daily.filter(_needed(key, lookback.values[key]))
     totals = workspace.scan(aggregate_dataset(context, []), lookback.days)
     windows = run_sql(
         view_sql(context)["features/windows.sql"],
@@ -182,13 +183,24 @@ def _window_query(context: Context, lookback: _Lookback, keys: list[str]) -> pl.
     return windows.cast(casts)  # type: ignore[arg-type]
 
 
+def _needed(key: str, values: pl.Series) -> pl.Expr:
+    """Whether a row's key is one of some values.
+
+    By the least and the greatest user, row groups of large days without these users are not read.
+    """
+    needed = pl.col(key).is_in(values.implode())
+    if key == "user_id" and len(values):
+        needed = users_between(values.min(), values.max()) & needed
+    return needed
+
+
 def _history(context: Context, lookback: _Lookback, history: History) -> Entity:
     """Each user's latest impressions with a positive signal, the latest first."""
     names, schema, columns = history_features(history), lookback.schema, history.columns
     if lookback.days:
         daily = context.workspace.scan(history_dataset(context, history), lookback.days)
         if "user_id" in lookback.values:
-            daily = daily.filter(pl.col("user_id").is_in(lookback.values["user_id"].implode()))
+            daily = daily.filter(_needed("user_id", lookback.values["user_id"]))
         latest = run_sql(
             view_sql(context)["features/history.sql"],
             {"daily": daily},

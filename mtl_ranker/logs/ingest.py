@@ -13,6 +13,7 @@ import polars as pl
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context, Source
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.logs.blocks import publish_by_user
 from mtl_ranker.logs.contract import check_events, in_both, used_columns, with_repeated
 from mtl_ranker.logs.sources import common_type
 from mtl_ranker.workspace import Workspace, fingerprint
@@ -73,8 +74,12 @@ def ingest_day(context: Context, day: date) -> IngestReport:
             f"         rows  reason: values\n{table}\n"
             f"  the rows are in {workspace.where(workspace.place('quarantine', day))}"
         )
-    workspace.publish("events", day, checked.good, provenance)
-    return IngestReport(day, checked.rows, checked.rows - checked.bad.height, reasons, why)
+    good = checked.rows - checked.bad.height
+    if good > project.features.block_rows:
+        publish_by_user(workspace, "events", day, checked.good, provenance, good)
+    else:
+        workspace.publish("events", day, checked.good, provenance)
+    return IngestReport(day, checked.rows, good, reasons, why)
 
 
 def mark_repeated(project: Project, source: Source, rows: pl.LazyFrame, day: date) -> pl.LazyFrame:

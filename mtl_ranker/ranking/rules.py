@@ -21,9 +21,9 @@ import polars as pl
 from mtl_ranker.config import Exploration, ListTable, Project, Scoring
 from mtl_ranker.context import Context, Place
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.features.blocks import users_between
 from mtl_ranker.features.columns import EXPLORATION_COLUMNS
 from mtl_ranker.features.tables import new_columns, read_as, survives, tables_as_of
+from mtl_ranker.logs.blocks import users_between
 from mtl_ranker.logs.places import content_of
 from mtl_ranker.logs.sources import parquet_schema, scan_files
 from mtl_ranker.ranking import exploration, lists

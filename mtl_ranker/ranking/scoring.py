@@ -15,11 +15,11 @@ import torch
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_history, history_fingerprint
-from mtl_ranker.features.blocks import Block, joined, user_blocks
 from mtl_ranker.features.columns import feature_columns
 from mtl_ranker.features.derived import with_computed
 from mtl_ranker.features.matches import match_feature
 from mtl_ranker.features.point_in_time import AsOf, FeatureSides, feature_sides
+from mtl_ranker.logs.blocks import Block, joined, user_blocks
 from mtl_ranker.logs.places import content_of
 from mtl_ranker.models.matmul import cores, fast_matmul
 from mtl_ranker.ranking.artifact import PairItems, RankerArtifact, RegisteredRanker

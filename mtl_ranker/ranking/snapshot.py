@@ -18,9 +18,9 @@ from mtl_ranker.config import Project, Rules
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.aggregates import aggregate_history, history_days
-from mtl_ranker.features.blocks import joined, user_blocks
 from mtl_ranker.features.point_in_time import AsOf, Entity
 from mtl_ranker.features.tables import scan_events
+from mtl_ranker.logs.blocks import joined, user_blocks
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
 from mtl_ranker.ranking.candidates import published_types
 from mtl_ranker.ranking.inputs import KEY, UNKNOWN, InputColumn

@@ -1,8 +1,9 @@
-"""Temporary files of a folder, which are moved into place when they are complete."""
+"""Temporary files below a folder, which are moved into place when they are complete."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -12,7 +13,7 @@ ABANDONED = 7 * 86_400.0  # seconds
 
 
 def staging_path(root: Path) -> Path:
-    """A new temporary path below a folder, named after this host and process."""
+    """A new path for a temporary file or folder, named after this host and process."""
     folder = root / ".staging"
     _clean(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,7 @@ def age(path: Path) -> float:
 
 
 def _clean(folder: Path) -> None:
-    """Remove temporary files of killed runs.
+    """Remove temporary files and folders of killed runs.
 
     Files of this host's living processes are kept. Other hosts may share this folder: their
     files are kept for a week.
@@ -37,7 +38,10 @@ def _clean(folder: Path) -> None:
         host, pid, _ = file.name.rsplit("-", 2)
         here = host == socket.gethostname()
         if not _alive(int(pid)) if here else age(file) > ABANDONED:
-            file.unlink(missing_ok=True)
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

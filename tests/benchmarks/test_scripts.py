@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.blocks import ORDERS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -167,6 +169,17 @@ def test_increment(tmp_path):
     figures, _ = run_sized("increment", tmp_path, *sizes)
     assert set(figures) == {"7", "9"}
     assert figures["9"]["rebuild"]["rows"] > figures["7"]["rebuild"]["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads are counted by Linux only")
+def test_blocks(tmp_path):
+    """The script fails where the examples of the two orders differ."""
+    sizes = ("--day-rows", "300000", "--days", "2", "--blocks", "2")
+    figures, _ = run_sized("blocks", tmp_path, *sizes)
+    read = {order: sum(b["read"] for b in figures[order]["blocks"]) for order in ORDERS}
+    assert len(figures["by user"]["blocks"]) == 2
+    assert read["by user"] < 0.75 * read["by time"]
 
 
 @pytest.mark.slow

@@ -11,13 +11,13 @@ import torch
 
 from mtl_ranker.context import Context
 from mtl_ranker.features.aggregates import aggregate_day
-from mtl_ranker.features.blocks import user_blocks
 from mtl_ranker.features.columns import LABEL
 from mtl_ranker.features.encoders import fit_encoder
 from mtl_ranker.features.examples import build_examples
 from mtl_ranker.features.point_in_time import feature_sides, join_features
 from mtl_ranker.features.tables import tables_as_of
 from mtl_ranker.features.vectors import load_vectors
+from mtl_ranker.logs.blocks import user_blocks
 from mtl_ranker.logs.ingest import ingest_day
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.presets import make
