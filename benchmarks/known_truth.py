@@ -108,14 +108,16 @@ def main() -> None:
     options.add_argument("--trials", type=int, default=4, help="of tuning LightGBM")
     options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--seed", type=int, default=0, help="of the shop")
+    options.add_argument("--no-peers", action="store_true", help="only the ranker, with matches")
     chosen = results.parse(options)
     folder = Path(mkdtemp(prefix="benchmark-shop-"))
     shop = make_shop(Size(chosen.impressions, chosen.seed))
     write_log(shop, folder)
-    plain, project = (project_of(how, chosen.epochs) for how in ("none", "auto"))
-    without, parts = examples_of(plain, folder), examples_of(project, folder)
+    project = project_of("auto", chosen.epochs)
+    parts = examples_of(project, folder)
     budget = Budget(chosen.trials, range(chosen.seeds))
-    total = 4 * max(2, chosen.trials) + 4 * (chosen.trials + chosen.seeds) + 4 * chosen.seeds
+    total = 4 * max(2, chosen.trials) + 4 * (chosen.trials + chosen.seeds) + 2 * chosen.seeds
+    total = 2 * chosen.seeds + (0 if chosen.no_peers else total)
     with Progress(console=CONSOLE) as progress:
         bar = progress.add_task("training", total=total)
 
@@ -125,18 +127,22 @@ def main() -> None:
         def named(model: Predictions, words: str) -> Predictions:
             return replace(model, name=f"{model.name}{words}")
 
-        models = [
-            named(logistic(without, chosen.trials, tick), ", without matches"),
-            logistic(parts, chosen.trials, tick),
-            named(trees(without, budget, tick)[0], ", without matches"),
-            trees(parts, budget, tick)[0],
-            *ranker("mtl_ranker, without matches", plain, without, budget.seeds, tick),
-            *ranker("mtl_ranker", project, parts, budget.seeds, tick),
-        ]
+        models = []
+        if not chosen.no_peers:
+            plain = project_of("none", chosen.epochs)
+            without = examples_of(plain, folder)
+            models = [
+                named(logistic(without, chosen.trials, tick), ", without matches"),
+                logistic(parts, chosen.trials, tick),
+                named(trees(without, budget, tick)[0], ", without matches"),
+                trees(parts, budget, tick)[0],
+                *ranker("mtl_ranker, without matches", plain, without, budget.seeds, tick),
+            ]
+        models += ranker("mtl_ranker", project, parts, budget.seeds, tick)
     constant = baselines(parts.tasks, parts.frames["train"], parts.held_out)["item_popularity"]
     popular = evaluate_all(parts.tasks, parts.held_out.labels, constant, parts.held_out.lists)
     best = Predictions("true probabilities", [truth(shop, parts)], 0.0, fixed=True)
-    found = compare(parts, [best, *models], "LightGBM")
+    found = compare(parts, [best, *models], best.name)
     figures: dict[str, Any] = {"train_rows": parts.frames["train"].height}
     for task in parts.tasks:
         low, high = popular[task.name]["auc"], found[best.name].metrics[task.name]["auc"]

@@ -772,7 +772,12 @@ class Training(Settings):
         description="with one seed: further trainings of the winner's model with other seeds, "
         "whose spread keeps promotion from taking luck for a gain",
     )
-    batch_size: int = Field(2048, ge=1, description="rows of a step")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="rows of a step; default: the power of two nearest to a hundredth of the "
+        "training rows, from 64 to 2,048",
+    )
     epochs: int = Field(
         30,
         ge=1,
@@ -782,7 +787,12 @@ class Training(Settings):
     patience: int = Field(
         2, ge=1, description="epochs without a better validation loss after which a training stops"
     )
-    learning_rate: float = Field(2e-3, gt=0, description="of AdamW at the start")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="of AdamW at the start; default: in proportion to the square root of the "
+        "batch size, from 0.0007 for 256 rows or less to 0.002 for 2,048",
+    )
     weight_decay: float = Field(1e-4, ge=0, description="of matrices")
     unknown_rate: float = Field(
         0.01,

@@ -1,4 +1,4 @@
-"""Defaults of the commands for Prefect and MLflow, set before either is imported.
+"""Defaults of the commands for Prefect, MLflow and OpenMP, set before any of them is imported.
 
 Variables that the user has set take precedence. Telemetry is off. Without PREFECT_API_URL, a
 Prefect server runs for the length of a command. Its SQLite database is in the workspace, and the
@@ -24,6 +24,9 @@ ALWAYS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     "MPLBACKEND": "Agg",
+    # A thread of OpenMP waits for the others in a loop for microseconds, not milliseconds: where
+    # other processes use the cores, the loop takes the time that the others need.
+    "GOMP_SPINCOUNT": "10000",
     # Run logs go to the API, where the Prefect page shows them; the terminal shows the commands'.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_CLI_PROMPT": "false",

@@ -198,12 +198,12 @@ class Workspace:
         """Number of rows of the published partition, by its footer."""
         source = self._footer(dataset, day)
         assert source is not None, self.place(dataset, day)
-        return int(pl.scan_parquet(source).select(pl.len()).collect().item())
+        return int(pl.scan_parquet(source, glob=False).select(pl.len()).collect().item())
 
     @staticmethod
     def scan_files(paths: list[Path]) -> pl.LazyFrame:
         """The rows of partitions' files, as `scan`."""
-        schemas = ((path, pl.read_parquet_schema(path)) for path in paths)
+        schemas = ((path, pl.scan_parquet(path, glob=False).collect_schema()) for path in paths)
         groups = [
             [path for path, _ in group]
             for _, group in groupby(schemas, lambda pair: tuple(pair[1].items()))

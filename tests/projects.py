@@ -17,6 +17,7 @@ Table = dict[str, Any]
 WITHOUT = object()
 
 # Of the log that `tests.conftest.tiny_events` makes.
+FEW_STEPS = {"batch_size": 2048, "learning_rate": 2e-3}  # of quick trainings
 TINY: Table = {
     "name": "tiny",
     "log": {
@@ -43,7 +44,7 @@ TINY: Table = {
     },
     "split": {"warmup_days": 1, "train_days": 3},
     "models": {"mmoe": {"preset": "mmoe", "experts": 2, "expert_hidden": [8]}},
-    "training": {"epochs": 2, "refit": False, "spread_seeds": 0},
+    "training": {**FEW_STEPS, "epochs": 2, "refit": False, "spread_seeds": 0},
     # Forty rows a day bound no loss that matters.
     "promotion": {"require_spread": False, "refit_margin": 10.0},
 }
@@ -78,7 +79,7 @@ SMALL: Table = {
         "shared_bottom": {"preset": "shared_bottom"},
         "mmoe": {"preset": "mmoe", "experts": 2},
     },
-    "training": {"epochs": 2, "spread_seeds": 0},
+    "training": {**FEW_STEPS, "epochs": 2, "spread_seeds": 0},
     "promotion": {
         "max_seconds_per_million": 100000,
         "tolerance": 0.1,

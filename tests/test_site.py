@@ -60,7 +60,7 @@ def test_the_page_of_settings_has_type_range_default_and_meaning(reference):
     assert page.count("\n| `") >= len(list(reference.settings_keys()))
     rows = {
         "| `name` | text | required | name of the prediction's column |",
-        "| `batch_size` | whole number (≥ 1) | `2048` | rows of a step |",
+        "| `weight_decay` | number (≥ 0) | `0.0001` | of matrices |",
         "| `confidence` | number (> 0.5, < 1) | `0.95` | of every interval and verdict |",
     }
     assert rows <= set(page.splitlines())

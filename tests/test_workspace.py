@@ -125,9 +125,32 @@ def test_temporary_files_of_other_hosts_are_kept_for_a_week(tmp_path):
     other, abandoned = staging / f"far-away-host-{gone}-c", staging / f"far-away-host-{gone}-d"
     for file in (living, dead, other, abandoned):
         file.write_text("half")
+    folder = staging / f"{socket.gethostname()}-{gone}-e"
+    folder.mkdir()
+    (folder / "part.parquet").write_text("half")
     os.utime(abandoned, (time.time() - 8 * 86_400,) * 2)
     Workspace(tmp_path).publish_file("reports/a.html", "new")
     assert sorted(staging.iterdir()) == sorted([living, other])
+
+
+def test_a_temporary_folder_is_removed_also_after_an_error(tmp_path):
+    def fail() -> None:
+        with Workspace(tmp_path).temporary_folder() as folder:
+            (folder / "part.parquet").write_text("half")
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list((tmp_path / ".staging").iterdir()) == []
+
+
+def test_brackets_in_the_path_are_no_pattern(tmp_path):
+    workspace = Workspace(tmp_path / "W [b]*")
+    rows = pl.DataFrame({"k": [1, 2]})
+    workspace.publish("events", DAY, rows, {"made": "so"})
+    assert workspace.scan("events", [DAY]).collect().equals(rows)
+    assert workspace.rows("events", DAY) == 2
+    assert workspace.provenance("events", DAY) == {"made": "so"}
 
 
 def test_the_stamp_of_a_file_changes_with_its_content_whatever_its_time(tmp_path):

@@ -209,7 +209,10 @@ def summary(docstring: str | None) -> str:
 
 def cell(words: str) -> str:
     """Text in a cell of a Markdown table."""
-    return words.replace("|", "\\|").replace("\n", " ").replace("[", "\\[")
+    words = words.replace("|", "\\|").replace("\n", " ")
+    # A backslash in code would be shown.
+    parts = re.split(r"(`[^`]*`)", words)
+    return "".join(p if p.startswith("`") else p.replace("[", "\\[") for p in parts)
 
 
 def outside_page(file: str) -> str:

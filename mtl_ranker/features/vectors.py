@@ -184,8 +184,8 @@ def named_vectors(workspace: Workspace, datasets: Sequence[str]) -> pl.Series:
     places += [place for each in datasets for place in workspace.unfinished_parts(each)]
     keys = [pl.LazyFrame(schema={"key": pl.Int64})]
     for file in workspace.files(places):
-        schema = pl.read_parquet_schema(file)
         rows = pl.scan_parquet(file, glob=False)
+        schema = rows.collect_schema()
         own = [column for column, dtype in schema.items() if dtype == pl.Int64]
         keys += [
             rows.select(pl.col(column).alias("key").unique()).filter(pl.col("key").is_in(stored))

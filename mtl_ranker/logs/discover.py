@@ -285,7 +285,7 @@ def _zone(data: Dataset, time: Time) -> tuple[float, Time]:
         return 1.0, time
     parts, count = [], 0
     for day, files in reversed(data.days.items()):
-        having = [f for f in files if time.column in pl.read_parquet_schema(f)]
+        having = [f for f in files if time.column in parquet_schema(f)]
         if not having:
             continue  # a column that the log has from a later day on
         frames = [pl.read_parquet(f, columns=[time.column], glob=False) for f in having]

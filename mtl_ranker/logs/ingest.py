@@ -19,6 +19,9 @@ from mtl_ranker.logs.sources import common_type
 from mtl_ranker.workspace import Workspace, fingerprint
 
 LOG = logging.getLogger(__name__)
+# In the provenance of days that are not stored in the order of the log. Actions and examples refer
+# to an event by its place, so they are built again where the order changes.
+ORDER = "order"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def ingest_day(context: Context, day: date) -> IngestReport:
             f"  the rows are in {workspace.where(workspace.place('quarantine', day))}"
         )
     good = checked.rows - checked.bad.height
+    provenance.pop(ORDER, None)
     if good > project.features.block_rows:
+        provenance[ORDER] = "by user"
         publish_by_user(workspace, "events", day, checked.good, provenance, good)
     else:
         workspace.publish("events", day, checked.good, provenance)
@@ -113,7 +118,10 @@ def ingest_missing(context: Context, days: list[date]) -> None:
 
 
 def events_provenance(context: Context, day: date) -> dict[str, str]:
-    """Provenance of a day's events: its files, and the settings that define good rows."""
+    """Provenance of a day's events: its files, and the settings that define good rows.
+
+    The order of a published day is kept: `features.block_rows` decides on it when a day is built.
+    """
     project, source = context.project, context.source
     # Which columns the events need is `columns`; what makes a list is not of a row.
     without = {"users", "items", "actions", "list_by", "request", "version"}
@@ -133,6 +141,8 @@ def events_provenance(context: Context, day: date) -> dict[str, str]:
         "setting training.sample_weight": fingerprint(project.training.sample_weight),
         "columns": _columns(context, day),
     }
+    published = context.workspace.provenance("events", day) or {}
+    made |= {ORDER: published[ORDER]} if ORDER in published else {}
     versions = {name: version for name, version in source.versions().items() if name == "log"}
     return context.workspace.with_versions("events", day, made, versions)
 

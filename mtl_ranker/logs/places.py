@@ -175,6 +175,4 @@ def scan_places(files: Sequence[Place], **options: Any) -> pl.LazyFrame:
 
 def schema_of(file: Place) -> pl.Schema:
     """The columns of a Parquet file or object."""
-    if isinstance(file, ObjectPath):
-        return scan_places([file]).collect_schema()
-    return pl.Schema(pl.read_parquet_schema(str(file)))
+    return scan_places([file]).collect_schema()

@@ -40,7 +40,7 @@ from mtl_ranker.training.dataset import (
     written_once,
 )
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
-from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
+from mtl_ranker.training.loop import Design, Execution, Rows, Trained, sized, train_ranker
 from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, write_shards
 from mtl_ranker.training.state import FORMAT, Checkpoint, Epoch, StoredCheckpoint
@@ -121,7 +121,7 @@ def train_model(
     trained = train_ranker(
         Design(contender.spec, dataset.encoder, tasks, _warm_start(contender.start)),
         Rows(_thinned(project, tasks, dataset.train, seed), dataset.examples["validate"]),
-        _settings(project, contender),
+        _settings(project, dataset, contender),
         seed,
         Execution(on_epoch, checkpoint=_checkpoint(project, dataset, contender), world=world),
     )
@@ -324,7 +324,7 @@ def _retrain(again: Retraining, project: Project, dataset: Dataset, running: Run
     trained = train_ranker(
         Design(run.spec, encoder, tasks, _warm_start(again.start)),
         Rows(thinned),
-        _settings(project, contender),
+        _settings(project, dataset, contender),
         run.seed,
         Execution(
             running.on_epoch,
@@ -527,9 +527,12 @@ def _warm_start(start: RankerArtifact | None) -> WarmStart | None:
     )
 
 
-def _settings(project: Project, contender: Contender) -> Training:
-    """The settings of a training; a continued one has its own number of epochs."""
-    settings = project.training
+def _settings(project: Project, dataset: Dataset, contender: Contender) -> Training:
+    """The settings of a training; a continued one has its own number of epochs.
+
+    Trainings on other days of the split, such as a refit, take as many rows a step as the first.
+    """
+    settings = sized(project.training, len(dataset.train))
     if contender.start is None:
         return settings
     return settings.model_copy(update={"epochs": settings.continued_epochs})

@@ -112,8 +112,15 @@ class Champion:
 def record_of(
     context: Context, suite: Suite, decision: Decision, champion: Champion, ranked: Ranked
 ) -> NightRecord:
-    """The record of a night that ranked, without its duration."""
+    """The record of a night that ranked, without its duration.
+
+    Of a night that runs again, a promotion whose version still is champion stays in the record.
+    """
     day = suite.days.test[-1]
+    promoted, reason = decision.promoted or decision.fallback is not None, decision.reason
+    for before in stored(context.workspace):
+        if before.day == suite.night and before.promoted and before.champion == champion.version:
+            promoted, reason = True, before.reason
     # A champion of a later night, where this one runs again, was trained on these days.
     later = champion.trained is not None and champion.trained > day
     objectives = [] if later else champion_quality(context, champion.artifact, suite.days.test)
@@ -125,8 +132,8 @@ def record_of(
         champion=champion.version,
         model=champion.model,
         trained=champion.trained,
-        promoted=decision.promoted or decision.fallback is not None,
-        reason=decision.reason,
+        promoted=promoted,
+        reason=reason,
         rows=events.select(pl.len()).collect().item(),
         objectives=objectives,
         drift=list(suite.drift.warnings),

@@ -6,8 +6,9 @@ promoted, or was rolled back, leaves no trace in the next night's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from functools import partial
 
@@ -17,6 +18,7 @@ from mtl_ranker.features.days import SplitDays, last_final_day, needed_days, spa
 from mtl_ranker.features.examples import soft_objectives
 from mtl_ranker.features.view import model_context
 from mtl_ranker.logs.contract import action_values
+from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import Continuing
 from mtl_ranker.training.network import tasks_of
@@ -37,11 +39,13 @@ class PastNight:
         day: its last test day.
         full: whether every model was trained from scratch.
         behind: model → standard errors behind the best on validation, of the models it trained.
+        specs: model → `spec_digest`; none of nights that did not store it.
     """
 
     day: date
     full: bool
     behind: Mapping[str, float]
+    specs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -238,15 +242,30 @@ def _encoding(project: Project) -> object:
     return project.features.model_copy(update={"block_rows": 1})
 
 
+def spec_digest(spec: RankerSpec) -> str:
+    """A hash of a model's specification."""
+    return fingerprint(json.dumps(asdict(spec), sort_keys=True))
+
+
 def _never_near(project: Project, earlier: Sequence[PastNight]) -> dict[str, str]:
     """Models that were not within `NEAR` of the winner in any of the last nights that trained them.
+
+    Nights whose winner, or the model itself, has another specification now do not count.
 
     Args:
         earlier: nights, latest first.
     """
     nights, left_out = project.training.close_nights, {}
+    now = {name: spec_digest(spec) for name, spec in contender_specs(project).items()}
+
+    def counts(night: PastNight, name: str) -> bool:
+        """Whether the night trained this model and one that was better, as they are now."""
+        best = min(night.behind, key=lambda model: night.behind[model])
+        return all(m in now and night.specs.get(m, now[m]) == now[m] for m in (name, best))
+
     for name in project.models:
-        behind = [night.behind[name] for night in earlier if name in night.behind][:nights]
+        trained = [n for n in earlier if name in n.behind and counts(n, name)]
+        behind = [night.behind[name] for night in trained][:nights]
         if len(behind) == nights and min(behind) > NEAR:
             left_out[name] = (
                 f"in the last {nights} nights that trained it, a model was always more than "

@@ -24,7 +24,7 @@ from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.nightly.results import predicted_rows
 from mtl_ranker.nightly.rolling import Confirmed, Rolling, Settings, choose, confirm
 from mtl_ranker.training.dataset import Dataset
-from mtl_ranker.training.loop import Design, Epoch, Execution, Rows, train_ranker
+from mtl_ranker.training.loop import Design, Epoch, Execution, Rows, sized, train_ranker
 from mtl_ranker.training.network import predict
 
 if TYPE_CHECKING:
@@ -156,6 +156,8 @@ def tune(
     """
     import optuna
 
+    training = sized(project.training, len(dataset.train))
+    project = project.model_copy(update={"training": training})
     configured = dict(project.models[study.model])
 
     def objective(trial: optuna.Trial) -> float:
@@ -313,7 +315,7 @@ def suggest(
     now = default_trial(project, configured)
     training = {
         "batch_size": trial.suggest_categorical(
-            "batch_size", sorted({512, 1024, 2048, now["batch_size"]})
+            "batch_size", sorted({256, 512, 1024, 2048, now["batch_size"]})
         ),
         "learning_rate": trial.suggest_float(
             "learning_rate", *_around(now["learning_rate"], 3e-4, 5e-3), log=True

@@ -331,11 +331,20 @@ def store_blend(project: Project, version: str, choice: BlendChoice) -> None:
 
 @contextmanager
 def artifact_folder(project: Project, version: str) -> Iterator[Path]:
-    """A local copy of a model version's files, removed afterwards."""
+    """A local copy of a model version's files, removed afterwards.
+
+    Raises ProjectError where MLflow has the version, but not its files.
+    """
     uri = f"models:/{project.name}/{version}"
     with tempfile.TemporaryDirectory(prefix="mtl-ranker-") as copy:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=copy)
-        yield Path(folder) / "artifacts" / "ranker"
+        ranker = Path(folder) / "artifacts" / "ranker"
+        if not (ranker / "project.toml").is_file():
+            raise ProjectError(
+                f"{uri}: its files are not in MLflow's artifacts; restore them, or make another "
+                "version champion: `mtl-ranker rollback`, or `mtl-ranker promote --accept`"
+            )
+        yield ranker
 
 
 def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | None:

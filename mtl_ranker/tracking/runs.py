@@ -30,7 +30,7 @@ from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.metrics import Metrics, quality_metric
-from mtl_ranker.nightly.plan import PastNight
+from mtl_ranker.nightly.plan import PastNight, spec_digest
 from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.nightly.tuning import Search, Trial
 from mtl_ranker.reports import plots
@@ -125,7 +125,8 @@ def past_nights(project: Project, workspace: Workspace) -> list[PastNight]:
     for run in logged:
         content = json.loads(run.data.tags[NIGHT_TAG])
         day = date.fromisoformat(content["day"])
-        nights.setdefault(day, PastNight(day, content["full"], content["behind"]))
+        specs = content.get("specs", {})
+        nights.setdefault(day, PastNight(day, content["full"], content["behind"], specs))
     return list(nights.values())
 
 
@@ -157,6 +158,9 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
         "day": str(suite.days.test[-1]),
         "full": suite.plan.full,
         "behind": {model: round(value, 3) for model, value in suite.behind.items()},
+        "specs": {
+            run.name: spec_digest(run.spec) for run in suite.runs if run.name in suite.behind
+        },
     }
     tags_of_parent = tags | {INPUTS_TAG: inputs, NIGHT_TAG: json.dumps(night)}
     share_view(experiment_id, _compared(suite))
@@ -355,6 +359,8 @@ def _log_run(run_id: str, suite: Suite, run: ModelRun, span: dict[str, str]) -> 
         "dropout": spec.dropout,
         "parameters": run.trained.model.parameter_count(),
         **run.artifact.project.training.model_dump(exclude={"seeds"}),
+        "batch_size": run.trained.settings.batch_size,
+        "learning_rate": run.trained.settings.learning_rate,
         **_plan(suite),
     }
     # Results first, as MLflow's comparison opens on the first metric.

@@ -53,6 +53,9 @@ from mtl_ranker.training.warm_start import (
 PROBE_ROWS = 4_096
 PRIOR_ROWS = 1 << 21  # enough for training means
 MOST_POSITIONS = 200
+BATCH = (64, 2_048)  # least and greatest default size
+RATE = 2e-3  # for batches of BATCH[1]
+SMALL_BATCH = 256  # smaller ones have its learning rate
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Trained:
     """A trained ranker in evaluation mode, on the CPU.
 
     Attributes:
+        settings: with which it was trained (`sized`).
         best_epochs: [T], equal for all objectives unless the model is `unshared`.
         moments: of the optimisers at the restored weights (`moments_of`), where a later training
             may continue from them (`training.start`); else empty.
@@ -111,6 +115,7 @@ class Trained:
     epochs: list[Epoch]
     best_epochs: list[int]
     seconds: float
+    settings: Training
     moments: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -135,12 +140,36 @@ def train_ranker(
     validation rows follows the mean of the others. Without validation rows nothing is monitored,
     and `execution.until` defines the epochs.
 
+    Settings that are None follow from the number of training rows (`sized`).
+
     Raises FloatingPointError when the loss becomes NaN or infinite, and ProjectError without the
     device of `settings.device`.
     """
-    device = device_of(settings.device)
+    device, settings = device_of(settings.device), sized(settings, len(rows.train))
     with fast_matmul(device, rounded=True):
         return _trained(design, rows, settings, seed, replace(execution, device=device))
+
+
+def sized(settings: Training, rows: int) -> Training:
+    """The settings with the size of a batch and the learning rate, where they are None.
+
+    A batch has the power of two nearest to a hundredth of the rows, from 64 to 2,048: about a
+    hundred steps an epoch, or more for more than 200,000 rows. The learning rate is proportional to
+    the square root of the batch size, which keeps the noise of Adam's steps about the same (Malladi
+    et al., NeurIPS 2022), but not below that of 256 rows.
+
+    Args:
+        rows: N, of the training.
+
+    >>> found = sized(Training(), 28_000)
+    >>> found.batch_size, round(found.learning_rate, 5)
+    (256, 0.00071)
+    """
+    batch = settings.batch_size
+    if batch is None:
+        batch = min(max(2 ** round(math.log2(max(rows, 1) / 100)), BATCH[0]), BATCH[1])
+    rate = settings.learning_rate or RATE * math.sqrt(max(batch, SMALL_BATCH) / BATCH[1])
+    return settings.model_copy(update={"batch_size": batch, "learning_rate": rate})
 
 
 def _trained(
@@ -198,7 +227,7 @@ def _trained(
         checkpoint.save(state.content())
     moments = {name: moment.to(CPU) for name, moment in state.best.restore().items()}
     model = state.model.to(CPU).eval()
-    return Trained(model, state.epochs, state.best.epochs, seconds, moments)
+    return Trained(model, state.epochs, state.best.epochs, seconds, settings, moments)
 
 
 @dataclass(frozen=True)
@@ -271,6 +300,7 @@ def _step(
 
     if execution.device.type != "cuda" or execution.world.size > 1:
         return step
+    assert settings.batch_size is not None  # `sized`
     return GraphedStep(step, settings.batch_size) if _graphable(state, design, settings) else step
 
 
@@ -297,6 +327,8 @@ def _train_epoch(
     """
     settings, execution, trained_before = running.settings, running.execution, state.batches
     checkpoint, device = execution.checkpoint, execution.device
+    assert settings.batch_size is not None  # `sized`
+    assert settings.learning_rate is not None
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     state.model.train()
     state.generator.set_state(state.epoch_start)
@@ -414,6 +446,7 @@ def _optimisers(model: Ranker, balancer: Balancer, settings: Training) -> list[O
         *({"params": [p], "weight_decay": 0.0} for p in balancer.parameters),
     ]
     rate, decay = settings.learning_rate, settings.weight_decay
+    assert rate is not None  # `sized`
     on_cuda = table.device.type == "cuda"
     # A graph of the step reads the learning rate from a tensor.
     of_step = torch.tensor(rate, device=table.device) if on_cuda else rate

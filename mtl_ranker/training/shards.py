@@ -181,7 +181,7 @@ def write_shards(
     for number, content in enumerate(encoder.contents):
         np.save(folder / f"vectors_{number}.npy", encoder.tables[content.column].vectors)
     for number, source in enumerate(sources):
-        scan = pl.scan_parquet(source)
+        scan = pl.scan_parquet(source, glob=False)
         rows = scan.select(pl.len()).collect().item()
         files.append(folder / f"{number:05d}.parquet")
         writer = None

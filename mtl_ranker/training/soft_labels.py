@@ -111,7 +111,7 @@ class SoftLabels:
         """
         found = []
         for path in paths:
-            scan = pl.scan_parquet(path)
+            scan = pl.scan_parquet(path, glob=False)
             is_open = [pl.col(OPEN + name).is_not_null().any() for name in self.objectives]
             if not any(scan.select(is_open).collect(engine="streaming").row(0)):
                 found.append(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from datetime import date
+from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -25,6 +26,7 @@ from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST
 from tests.projects import write_project
 
+DAYS = [FIRST + timedelta(days=n) for n in range(6)]
 NUMBERS = st.integers(-5, 5)
 TEXTS = st.text("aäZ_1", max_size=3)
 
@@ -38,6 +40,16 @@ def test_rows_are_sorted_by_user_and_keep_their_order(users, size):
     with (
         tempfile.TemporaryDirectory() as folder,
         sorted_by_user(rows.lazy(), Path(folder), size) as ordered,
+    ):
+        assert_frame_equal(ordered.collect(), rows.sort("user_id", maintain_order=True))
+
+
+def test_the_order_of_a_user_is_kept_in_large_parts():
+    """An unstable sort keeps it by chance in a few rows."""
+    rows = pl.DataFrame({"user_id": [n % 3 for n in range(60_000)]}).with_row_index("n")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        sorted_by_user(rows.lazy(), Path(folder), 20_000) as ordered,
     ):
         assert_frame_equal(ordered.collect(), rows.sort("user_id", maintain_order=True))
 
@@ -109,6 +121,21 @@ def test_windows_of_some_users_are_those_of_all(large_days):
     )
     assert_frame_equal(few, every.filter(pl.col("user_id").is_in(some)))
     assert few["user_id"].to_list() == some
+
+
+def test_another_order_of_a_day_changes_its_provenance(large_days):
+    """What refers to events by their place is then built again."""
+    large, _ = large_days
+    before = {day: large.workspace.published_fingerprint("events", day) for day in DAYS}
+    features = large.project.features.model_copy(update={"block_rows": 1000})
+    other = replace(large, project=large.project.model_copy(update={"features": features}))
+    assert ingest_day(other, FIRST).skipped  # the setting alone builds nothing
+    large.workspace.remove(large.workspace.place("events", FIRST))
+    assert not ingest_day(other, FIRST).skipped
+    after = {day: large.workspace.published_fingerprint("events", day) for day in DAYS}
+    assert [day for day in DAYS if after[day] != before[day]] == [FIRST]
+    assert aggregate_day(other, FIRST) == "changed: events"
+    assert ingest_day(large, FIRST).skipped  # and the order stays
 
 
 def test_blocks_are_of_whole_users():

@@ -16,11 +16,18 @@ from mtl_ranker.features.columns import EVENT
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.contenders import Callbacks
-from mtl_ranker.nightly.plan import Origin, PastNight, TrainingPlan, plan_training
+from mtl_ranker.nightly.plan import (
+    Origin,
+    PastNight,
+    TrainingPlan,
+    plan_training,
+    spec_digest,
+)
 from mtl_ranker.nightly.suite import train_all, train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.training.dataset import load_dataset, replay_of
+from mtl_ranker.training.specs import contender_specs
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST, write_log
 from tests.projects import edit_project, write_project
@@ -200,6 +207,17 @@ def test_models_that_were_never_near_the_winner_are_left_out_until_a_full_traini
     of_three = [night(3, **far, other=3.0), night(4, True, **far, other=2.0), alone]
     assert left_out(*of_three) == ["other", "third"]
     assert left_out(night(0, True, **far, other=3.0), night(1, **far, other=3.0)) == []  # due
+    # Not nights that were won by a model, or trained a model, that the project has no more.
+    gone = {"gone": 0.0, "mmoe": 3.0, "third": 3.0, "other": 3.0}
+    assert left_out(night(4, True, **gone), night(5, **gone)) == []
+    now = {name: spec_digest(spec) for name, spec in contender_specs(context.project).items()}
+
+    def with_specs(**other: str) -> list[PastNight]:
+        return [replace(each, specs=now | other) for each in of_three]
+
+    assert left_out(*with_specs()) == ["other", "third"]
+    assert left_out(*with_specs(third="another")) == ["other"]
+    assert left_out(*with_specs(mmoe="another")) == []
     plan = plan_training(
         context, DAYS[6], None, [night(4, True, other=3.0), night(5, True, other=2.0)]
     )
