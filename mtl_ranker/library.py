@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,11 @@ from mtl_ranker.training.loop import Design, Epoch, Execution, Rows, train_ranke
 from mtl_ranker.training.network import predict
 
 KINDS = ("binary", "regression", "watch_time", "ordinal")
+# Labels by kind.
+ALLOWED = {"binary": (0.0, 1.0), "regression": (-math.inf, math.inf)}
+ALLOWED |= {"watch_time": (0.0, math.inf), "ordinal": (0.0, math.inf)}
+WORDS = {"binary": "0 to 1", "regression": "numbers"}
+WORDS |= {"watch_time": "0 or more", "ordinal": "whole numbers from 0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,8 @@ class Data:
         lists: feature columns that hold lists of categories.
         user: the column that groups rows for GAUC and NDCG; None where every row is one group.
 
-    Raises ProjectError for a column that is missing and for a kind that does not exist.
+    Raises ProjectError for a column that is missing or of a type that it cannot have, for a label
+    that its kind cannot have, for a label among the features, and for a kind that does not exist.
     """
 
     train: pl.DataFrame
@@ -65,15 +72,38 @@ class Data:
             own = kind if isinstance(kind, str) else kind.kind
             if own not in KINDS:
                 raise ProjectError(f"objectives[{name!r}]: {own!r}; allowed: {', '.join(KINDS)}")
+        both = [name for name in self.objectives if name in features]
+        if both:
+            raise ProjectError(f"data: {', '.join(both)}: both a label and a feature")
         user = [] if self.user is None else [self.user]
         for part, frame in (("train", self.train), ("validate", self.validate)):
-            missing = [
-                column
-                for column in (*self.objectives, *features, *user)
-                if frame is not None and column not in frame.columns
-            ]
-            if missing:
-                raise ProjectError(f"data.{part}: columns are missing: {', '.join(missing)}")
+            if frame is not None:
+                self._check(part, frame, [*self.objectives, *features, *user])
+
+    def _check(self, part: str, frame: pl.DataFrame, columns: Sequence[str]) -> None:
+        if not isinstance(frame, pl.DataFrame):
+            found = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
+            raise ProjectError(f"data.{part}: {found}; allowed: a polars DataFrame")
+        if frame.is_empty():
+            raise ProjectError(f"data.{part}: no rows")
+        missing = [column for column in columns if column not in frame.columns]
+        if missing:
+            raise ProjectError(f"data.{part}: columns are missing: {', '.join(missing)}")
+        for name in (*self.numerics, *self.objectives):
+            dtype = frame.schema[name]
+            if not (dtype.is_numeric() or dtype.is_temporal() or dtype in (pl.Boolean, pl.Null)):
+                raise ProjectError(f"data.{part}: {name!r} is {dtype}; allowed: numbers, Booleans")
+        for name, kind in self.objectives.items():
+            own = kind if isinstance(kind, str) else kind.kind
+            low, high = ALLOWED[own]
+            label = frame[name].cast(pl.Float64).fill_nan(None).drop_nulls()
+            wrong = label.filter((label < low) | (label > high))
+            if own == "ordinal":
+                wrong = wrong.append(label.filter(label != label.round()))
+            if len(wrong):
+                raise ProjectError(
+                    f"data.{part}: {name!r} ({own}): {wrong[0]:g}; allowed: {WORDS[own]}"
+                )
 
     @classmethod
     def of_tensors(

@@ -118,3 +118,20 @@ def test_pairs_of_a_users_rows_change_the_training():
     )
     assert plain.equals(again)
     assert not plain.equals(ranked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"numerics": ["x", "kind"]}, "data.train: 'kind' is String; allowed: numbers, Booleans"),
+        ({"objectives": {"x": "binary"}, "numerics": ["seconds"]}, r"'x' \(binary\): .*0 to 1"),
+        ({"objectives": {"seconds": "ordinal"}}, r"'seconds' \(ordinal\): .*whole numbers from 0"),
+        ({"objectives": {"x": "regression"}}, "data: x: both a label and a feature"),
+        ({"train": frame().clear()}, "data.train: no rows"),
+        ({"validate": frame().clear()}, "data.validate: no rows"),
+        ({"train": frame().lazy()}, "data.train: polars.LazyFrame; allowed: a polars DataFrame"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(changes, message):
+    with pytest.raises(mr.ProjectError, match=message):
+        data(**changes)

@@ -31,6 +31,8 @@ def training_text(suite: Suite, report: str) -> str:
         f"Test {span(days.test)} ({len(suite.held_out.user):,} rows), trained on "
         f"{suite.train_rows:,} rows of {span(days.train)}, validated on {span(days.validate)}.",
     ]
+    if winner.refitted:
+        lines.append("The winner was then trained again on training and validation days together.")
     return "\n".join(lines)
 
 

@@ -144,6 +144,10 @@ def test_a_saved_ranker_serves_as_before_and_can_be_continued(tmp_path, first, f
         ({"features": {"bins": 5}}, "the features differ from those of version 7"),
         ({"features": {"block_rows": 50}}, None),
         ({"training": {"batch_size": 64}}, None),
+        (
+            {"training": {"immature": "positives"}},
+            "[[log.actions]] or training.immature differ from those of version 7",
+        ),
     ],
 )
 def test_a_changed_project_trains_from_scratch_and_says_why(folder, first, changes, reason):
@@ -181,6 +185,7 @@ def test_a_full_training_is_due_after_full_every_days(folder, first, days, full)
     history = [
         PastNight(DAYS[6] - timedelta(days=days), True, {}),
         PastNight(DAYS[5], False, {}),
+        PastNight(DAYS[6], True, {}),  # the night itself, run again with other settings
         PastNight(DAYS[7], True, {}),  # later than the night
     ]
     plan = plan_training(context, DAYS[6], champion(first.winner.artifact), history)
