@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -64,6 +65,26 @@ def feature_inputs(encoder: Encoder, by: str | None, types: pl.Schema) -> list[I
     return [InputColumn(name, types[name], *columns[name]) for name in columns if name in types]
 
 
+def frame_of(given: Any) -> pl.DataFrame:
+    """A pandas frame as one of polars.
+
+    Raises ProjectError that names the first column with values of several types.
+    """
+    try:
+        return pl.from_pandas(given, nan_to_null=True)
+    except (TypeError, ValueError):
+        for name in given.columns:
+            try:
+                pl.from_pandas(given[[name]], nan_to_null=True)
+            except (TypeError, ValueError) as error:
+                kinds = sorted({type(value).__name__ for value in given[name]})
+                raise ProjectError(
+                    f"input: column {name!r} holds values of several types: {', '.join(kinds)}; "
+                    "allowed: one type"
+                ) from error
+        raise
+
+
 def prepared(frame: pl.DataFrame, columns: Sequence[InputColumn]) -> pl.DataFrame:
     """The columns of N rows in their types; NaN is null, and absent optional columns are null.
 
@@ -90,7 +111,13 @@ def _column(frame: pl.DataFrame, column: InputColumn) -> pl.Series:
         raise ProjectError(f"input: column {name!r} has {series.null_count()} missing values")
     if series.dtype == dtype or dtype == pl.Null:
         return series
-    cast = series.to_frame(name).select(read_as(name, series.dtype, dtype)).to_series()
+    try:
+        cast = series.to_frame(name).select(read_as(name, series.dtype, dtype)).to_series()
+    except pl.exceptions.InvalidOperationError as error:  # no cast between these types
+        values = series.drop_nulls().head(3).to_list()
+        raise ProjectError(
+            f"input: column {name!r} is {series.dtype} and holds {values}; allowed: {dtype}"
+        ) from error
     if dtype.is_float():
         kept = cast.is_not_null()
     else:

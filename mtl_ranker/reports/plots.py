@@ -35,7 +35,7 @@ def learning_curves(
         axis.plot(epochs, train[:, t], marker="o", markersize=3, label="train")
         if np.isfinite(validate[:, t]).any():  # a refit has no validation rows
             axis.plot(epochs, validate[:, t], marker="o", markersize=3, label="validation")
-        axis.axvline(best_epochs[t], color="0.6", linestyle=":", label="best epoch")
+            axis.axvline(best_epochs[t], color="0.6", linestyle=":", label="best epoch")
         axis.set(title=name, xlabel="epoch", ylabel="loss" if t == 0 else "")
         axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         axis.ticklabel_format(axis="y", scilimits=POWERS)

@@ -14,7 +14,7 @@ import polars as pl
 from mlflow.pyfunc import PythonModel
 
 from mtl_ranker.ranking.artifact import RankerArtifact
-from mtl_ranker.ranking.inputs import InputColumn, feature_inputs, prepared
+from mtl_ranker.ranking.inputs import InputColumn, feature_inputs, frame_of, prepared
 from mtl_ranker.ranking.snapshot import load_snapshot, rank
 
 # The schema comes from the logged signature. MLflow warns about missing type hints and overrides
@@ -37,7 +37,7 @@ with warnings.catch_warnings(record=True):
                 self.columns = feature_inputs(encoder, by, pl.read_parquet(types).schema)
 
         def predict(self, context, model_input, params=None):
-            frame = pl.from_pandas(model_input, nan_to_null=True)
+            frame = frame_of(model_input)
             if self.columns is not None:
                 frame = prepared(frame, self.columns)
             return self.ranker.predict(frame).to_pandas()
@@ -53,6 +53,6 @@ with warnings.catch_warnings(record=True):
             self.snapshot = load_snapshot(Path(context.artifacts["snapshot"]))
 
         def predict(self, context, model_input, params=None):
-            frame = pl.from_pandas(model_input, nan_to_null=True)
+            frame = frame_of(model_input)
             candidates = prepared(frame, self.snapshot.columns)
             return rank(self.ranker, self.snapshot, candidates).to_pandas()

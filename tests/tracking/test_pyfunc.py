@@ -121,6 +121,8 @@ def test_the_signature_says_what_is_required_and_what_a_missing_value_means(rank
         ),
         ("item_id", [1.0, None, 2.0, 2.0**53 + 2], r"holds \[9007199254740994.0\]; allowed"),
         ("age", ["3", "x", "4", "5"], r"'age' is String and holds \['x'\]; allowed: Int32"),
+        ("live", ["true", None, "x", "no"], r"'live' is String and holds \['true', 'x', 'no'\]"),
+        ("age", [1, "x", True, 2], r"'age' holds values of several types: bool, int, str"),
     ],
 )
 def test_a_value_of_another_type_is_refused(served, column, values, words):
