@@ -161,6 +161,12 @@ def _winner(
         callbacks.on_step(f"boosted trees beside {winner.name}")
         (averaged,) = trainer.run(project, dataset, [trees_job(winner)])
         improved += [averaged, trees_alone(dataset, averaged)]
+        others = [task.name for task in dataset.tasks if task.kind != "binary"]
+        if others:
+            notes.append(
+                "boosted trees are of binary objectives: with trees and in 'trees alone', "
+                f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} the network's"
+            )
         winner = max([winner, *improved], key=order)
     of_refit = refit_jobs(project, dataset, winner, callbacks) if project.training.refit else []
     of_spread = []

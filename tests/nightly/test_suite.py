@@ -409,6 +409,23 @@ def test_trees_are_kept_if_they_improve_validation_quality(tiny):
         assert reloaded.predict(frame).equals(run.artifact.predict(frame))
 
 
+def test_numbers_have_no_trees_and_the_notes_say_so(tiny):
+    objectives = [
+        TINY["objectives"][0],
+        {"name": "play", "group": "satisfaction", "kind": "regression", "label": "play"},
+    ]
+    write_project(tiny, objectives=objectives, training={"trees": 5})
+    suite = train_suite(prepared(tiny), LAST)
+    runs = {run.name: run for run in suite.runs}
+    with_trees = next(run for name, run in runs.items() if name.endswith(", trees"))
+    network = runs[with_trees.name.removesuffix(", trees")]
+    for run in (with_trees, runs["trees alone"]):
+        np.testing.assert_array_equal(run.test_prediction[:, 1], network.test_prediction[:, 1])
+        assert not np.array_equal(run.test_prediction[:, 0], network.test_prediction[:, 0])
+    [note] = [note for note in suite.notes if "boosted trees are of binary objectives" in note]
+    assert note.endswith("play is the network's")
+
+
 def refit_and_before(suite):
     """The refit run, which is the last, after the one that it was made from."""
     *runs, again = suite.runs
