@@ -42,6 +42,7 @@ from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.reports.history import publish_index
 from mtl_ranker.reports.page import with_lists
 from mtl_ranker.tracking import registry
+from mtl_ranker.training.device import check_devices
 from mtl_ranker.training.specs import model_specs
 from mtl_ranker.workspace import FileSize
 
@@ -78,6 +79,8 @@ def nightly(
     context = shared_context(config, data, workspace, cluster)
     model_specs(context.project)
     check_rules(context)
+    if cluster is None:  # its workers may have other devices
+        check_devices(context.project)
     mark_lost_runs()
     chosen = chosen_day(context, day)
     tomorrow = chosen + timedelta(days=1)

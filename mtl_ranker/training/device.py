@@ -8,12 +8,19 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mtl_ranker.config import Project
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.training.batches import Examples
 
 CPU = torch.device("cpu")
 MOST_OF_MEMORY = 0.5  # of the device's free memory, for the training rows
 EAGER_STEPS = 3  # before a graph is captured: they allocate the optimiser's state
+
+
+def check_devices(project: Project) -> None:
+    """Raise ProjectError for a device of the settings that does not exist on this machine."""
+    device_of(project.training.device)
+    device_of(project.scoring.device, "scoring.device")
 
 
 def device_of(name: str, key: str = "training.device") -> torch.device:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.models.objectives import Task, ensemble_losses, losses
 from mtl_ranker.models.presets import make
 from mtl_ranker.training.balancing import BALANCERS
 from mtl_ranker.training.batches import encode_examples
+from mtl_ranker.training.device import check_devices
 from mtl_ranker.training.network import build_ranker
+from tests.projects import project
 from tests.training import rows as small
 
 TASKS = [
@@ -91,3 +94,11 @@ def test_the_losses_of_the_mean_prediction(encoded):
     labels = rows.labels[:, : len(tasks)]
     logits = torch.empty(2, len(labels), len(tasks), device="meta")
     assert ensemble_losses(logits, labels, tasks).device.type == "meta"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+@pytest.mark.parametrize("section", ["training", "scoring"])
+def test_a_night_names_a_device_that_is_not_here(section):
+    check_devices(project())
+    with pytest.raises(ProjectError, match=f"{section}.device = 'cuda': torch finds no such"):
+        check_devices(project(**{section: {"device": "cuda"}}))
