@@ -24,7 +24,7 @@ ALWAYS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     "MPLBACKEND": "Agg",
-    # A thread of OpenMP waits for the others in a loop for microseconds, not milliseconds: where
+    # A thread of OpenMP waits for the others in a loop for a tenth of a millisecond, not for many: where
     # other processes use the cores, the loop takes the time that the others need.
     "GOMP_SPINCOUNT": "10000",
     # Run logs go to the API, where the Prefect page shows them; the terminal shows the commands'.
