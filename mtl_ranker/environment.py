@@ -24,8 +24,8 @@ ALWAYS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     "MPLBACKEND": "Agg",
-    # A thread of OpenMP waits for the others in a loop for a tenth of a millisecond, not for many: where
-    # other processes use the cores, the loop takes the time that the others need.
+    # OpenMP's threads wait for each other in a loop: here for a tenth of a millisecond, not for
+    # several. Where other processes use the cores, the loop takes the time that they need.
     "GOMP_SPINCOUNT": "10000",
     # Run logs go to the API, where the Prefect page shows them; the terminal shows the commands'.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
