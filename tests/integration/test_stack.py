@@ -314,7 +314,7 @@ def night_of_one(folder: Path, feed: Path) -> Path:
 
 def assert_trained(output: str, hosts: list[Host], busy: str) -> None:
     """The night's models were trained on the hosts; the first one's worker was killed when busy."""
-    lines = [line for line in output.splitlines() if " trained on " in line]
+    lines = [line for line in output.splitlines() if " trained on tcp:" in line]
     models = ("linear seed 0", "shared_bottom seed 0", "mmoe seed 0", ", refit seed 0")
     assert all(any(model in line for line in lines) for model in models), output
     place = f"trained on tcp://{hosts[1].address}:"
