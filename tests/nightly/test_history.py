@@ -6,22 +6,27 @@ import json
 import math
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import PurePath
 
 import numpy as np
 import pytest
 
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.nightly.history import (
+    Champion,
     NightRecord,
     ObjectiveRecord,
     alarms,
     as_json,
     champion_quality,
     prometheus,
+    record_of,
     store,
     stored,
 )
+from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.suite import train_suite
+from mtl_ranker.ranking.scoring import Ranked
 from mtl_ranker.workspace import Workspace
 from tests.conftest import FIRST
 from tests.nightly.test_suite import LAST, prepared
@@ -165,6 +170,26 @@ def test_the_champion_is_measured_on_the_test_days(tiny):
         if record.calibration is not None:
             assert record.calibration.value == pytest.approx(metrics["calibration"], abs=1e-5)
     assert records[0].quality.low < records[0].quality.value < records[0].quality.high
+
+
+@pytest.mark.slow
+def test_a_night_that_runs_again_keeps_its_promotion_in_the_record(tiny):
+    context = prepared(tiny)
+    suite = train_suite(context, LAST)
+    ranked = Ranked(path=PurePath("rankings"), candidates=4, users=2, rows=4, repeated=0)
+
+    def recorded(version: str, decision: Decision) -> tuple[bool, str]:
+        champion = Champion(suite.winner.artifact, version, suite.winner.name, LAST)
+        record = record_of(context, suite, decision, champion, ranked)
+        store(context.workspace, record)
+        return record.promoted, record.reason
+
+    first = Decision(True, "promoted: better")
+    again = Decision(False, "version 3 is champion already")
+    assert recorded("3", first) == (True, "promoted: better")
+    assert recorded("3", again) == (True, "promoted: better")
+    kept = Decision(False, "kept the champion: not significant")
+    assert recorded("2", kept) == (False, "kept the champion: not significant")  # 3 was rolled back
 
 
 def test_the_age_is_that_of_the_training():
