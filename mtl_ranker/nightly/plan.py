@@ -6,9 +6,8 @@ promoted, or was rolled back, leaves no trace in the next night's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import partial
 
@@ -18,7 +17,6 @@ from mtl_ranker.features.days import SplitDays, last_final_day, needed_days, spa
 from mtl_ranker.features.examples import soft_objectives
 from mtl_ranker.features.view import model_context
 from mtl_ranker.logs.contract import action_values
-from mtl_ranker.models.spec import RankerSpec
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.training.dataset import Continuing
 from mtl_ranker.training.network import tasks_of
@@ -39,7 +37,7 @@ class PastNight:
         day: its last test day.
         full: whether every model was trained from scratch.
         behind: model → standard errors behind the best on validation, of the models it trained.
-        specs: model → `spec_digest`; none of nights that did not store it.
+        specs: model → `fingerprint` of its specification; none of nights that did not store it.
     """
 
     day: date
@@ -242,11 +240,6 @@ def _encoding(project: Project) -> object:
     return project.features.model_copy(update={"block_rows": 1})
 
 
-def spec_digest(spec: RankerSpec) -> str:
-    """A hash of a model's specification."""
-    return fingerprint(json.dumps(asdict(spec), sort_keys=True))
-
-
 def _never_near(project: Project, earlier: Sequence[PastNight]) -> dict[str, str]:
     """Models that were not within `NEAR` of the winner in any of the last nights that trained them.
 
@@ -256,7 +249,7 @@ def _never_near(project: Project, earlier: Sequence[PastNight]) -> dict[str, str
         earlier: nights, latest first.
     """
     nights, left_out = project.training.close_nights, {}
-    now = {name: spec_digest(spec) for name, spec in contender_specs(project).items()}
+    now = {name: fingerprint(spec) for name, spec in contender_specs(project).items()}
 
     def counts(night: PastNight, name: str) -> bool:
         """Whether the night trained this model and one that was better, as they are now."""

@@ -30,7 +30,7 @@ from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
 from mtl_ranker.evaluation.metrics import Metrics, quality_metric
-from mtl_ranker.nightly.plan import PastNight, spec_digest
+from mtl_ranker.nightly.plan import PastNight
 from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.nightly.tuning import Search, Trial
 from mtl_ranker.reports import plots
@@ -38,7 +38,7 @@ from mtl_ranker.reports.markdown import run_text, training_text
 from mtl_ranker.tracking.connection import artifact_root, page_address
 from mtl_ranker.tracking.lineage import log_datasets, split_datasets
 from mtl_ranker.tracking.view import KIND_TAG, MODEL, TRAINING, share_view, view_query
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, fingerprint
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
         "full": suite.plan.full,
         "behind": {model: round(value, 3) for model, value in suite.behind.items()},
         "specs": {
-            run.name: spec_digest(run.spec) for run in suite.runs if run.name in suite.behind
+            run.name: fingerprint(run.spec) for run in suite.runs if run.name in suite.behind
         },
     }
     tags_of_parent = tags | {INPUTS_TAG: inputs, NIGHT_TAG: json.dumps(night)}

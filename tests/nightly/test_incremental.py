@@ -21,14 +21,13 @@ from mtl_ranker.nightly.plan import (
     PastNight,
     TrainingPlan,
     plan_training,
-    spec_digest,
 )
 from mtl_ranker.nightly.suite import train_all, train_suite
 from mtl_ranker.ranking.artifact import RankerArtifact
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.training.dataset import load_dataset, replay_of
 from mtl_ranker.training.specs import contender_specs
-from mtl_ranker.workspace import Workspace
+from mtl_ranker.workspace import Workspace, fingerprint
 from tests.conftest import FIRST, write_log
 from tests.projects import edit_project, write_project
 
@@ -215,7 +214,7 @@ def test_models_that_were_never_near_the_winner_are_left_out_until_a_full_traini
     # Not nights that were won by a model, or trained a model, that the project has no more.
     gone = {"gone": 0.0, "mmoe": 3.0, "third": 3.0, "other": 3.0}
     assert left_out(night(4, True, **gone), night(5, **gone)) == []
-    now = {name: spec_digest(spec) for name, spec in contender_specs(context.project).items()}
+    now = {name: fingerprint(spec) for name, spec in contender_specs(context.project).items()}
 
     def with_specs(**other: str) -> list[PastNight]:
         return [replace(each, specs=now | other) for each in of_three]
