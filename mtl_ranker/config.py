@@ -892,6 +892,13 @@ class Training(Settings):
     in_memory_rows: int = Field(
         5_000_000, ge=1, description="more training rows are streamed from encoded Parquet"
     )
+    ranks: int | None = Field(
+        None,
+        ge=1,
+        description="with --cluster: processes that share each batch of a training whose rows are "
+        "streamed; default: those for which there is room on the cluster, divided by the trainings "
+        "that wait",
+    )
     checkpoint_seconds: float = Field(
         60.0, gt=0, description="between checkpoints, from which a killed training is resumed"
     )

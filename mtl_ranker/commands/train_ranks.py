@@ -24,8 +24,6 @@ from mtl_ranker.environment import prepare as prepare_environment
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.stores.objects import address_of, is_address
 
-SUMMED = ("fixed", "normalised")  # kinds of balancing whose gradient is a sum over rows
-
 
 def main(
     config: Annotated[str, typer.Option("--config", "-c", help="Preset or project file.")],
@@ -51,7 +49,7 @@ def main(
     from mtl_ranker.reports.console import console
     from mtl_ranker.reports.tables import comparison_table
     from mtl_ranker.tracking import connection, registry
-    from mtl_ranker.training.distributed import ranks
+    from mtl_ranker.training.distributed import SUMMED, ranks
     from mtl_ranker.workspace import open_workspace
 
     project, work = load_project(config), open_workspace(workspace)

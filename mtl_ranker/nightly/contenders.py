@@ -151,6 +151,7 @@ def training_of(contender: Contender, callbacks: Callbacks = Callbacks()) -> Job
         f"{contender.name} seed {contender.seed}",
         partial(_train, contender),
         partial(callbacks.on_epoch, contender.name, contender.seed),
+        divisible=True,
     )
 
 
@@ -312,7 +313,7 @@ class Retrained:
 
 def _job(again: Retraining, work: Work, callbacks: Callbacks) -> Job:
     on_epoch = partial(callbacks.on_epoch, again.name, again.run.seed)
-    return Job(f"{again.name} seed {again.run.seed}", work, on_epoch)
+    return Job(f"{again.name} seed {again.run.seed}", work, on_epoch, divisible=True)
 
 
 def _retrain(again: Retraining, project: Project, dataset: Dataset, running: Running) -> Retrained:
@@ -449,7 +450,8 @@ def _rows_of(
         lazy = dataset.workspace.scan_files(files)
         encoder = fit_encoder(project, lazy, SAMPLE_ROWS, dataset.encoder.tables)
         write = partial(write_shards, encoder, files, labels, list_keys=dataset.list_keys)
-        return encoder, written_once(write, folder, world)
+        # Ranks of other hosts have temporary folders of their own.
+        return encoder, written_once(write, folder, SINGLE_PROCESS if dataset.elsewhere else world)
     frame = dataset.trained_on(_frame_of(dataset, again.days))
     encoder = fit_encoder(project, frame, tables=dataset.encoder.tables)
     return encoder, encode_examples(encoder, frame, labels, dataset.list_keys)

@@ -52,11 +52,13 @@ class Job:
         name: for messages.
         work: what is computed; pickled, as its result is, where it runs in another process.
         on_epoch: called in this process with its epochs, maybe from another thread.
+        divisible: whether several processes may share its batches (`Running.world`).
     """
 
     name: str
     work: Work
     on_epoch: Report = lambda epoch: None
+    divisible: bool = False
 
 
 class Trainer(Protocol):

@@ -3,18 +3,22 @@
 A worker reads the examples from the workspace, which is a folder that all hosts share or an address
 of a store. What is sent to it is the encoder, the settings and the job; what comes back is the
 trained contender. A training whose worker is lost is started on another one and resumed from its
-checkpoint in the workspace.
+checkpoint in the workspace. Where rows are many, several processes share the batches of a training
+(training/distributed.py): the first one opens a store, whose address the others are given.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import threading
+import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +31,28 @@ from mtl_ranker.nightly.trainers import Job, Running
 from mtl_ranker.training.dask_worker import (
     SEAT,
     Place,
+    Share,
     TrainingSeats,
     about_worker,
     lacking,
     run_on_worker,
+    stop_on_worker,
 )
 from mtl_ranker.training.dataset import Dataset, with_rows, without_rows
-from mtl_ranker.training.distributed import SINGLE_PROCESS
+from mtl_ranker.training.distributed import (
+    SINGLE_PROCESS,
+    SUMMED,
+    RankLost,
+    RankPlace,
+    joined,
+    store_of,
+)
 from mtl_ranker.training.process_pool import PROTOCOL
 from mtl_ranker.training.state import Epoch
 from mtl_ranker.workspace import fingerprint
 
 PATIENCE = 60.0  # seconds for a scheduler to answer and a first worker to be there
+SEATED = 20.0  # seconds after which ranks that no worker has started are not waited for
 LOOK = 3.0  # seconds after which workers are looked at again
 MOST_STARTS = 4  # of a training whose process ends before it, as Dask has it for lost workers
 
@@ -105,8 +119,49 @@ def refuse_workers(cluster: str, workers: Mapping[str, Any]) -> None:
         )
 
 
+@dataclass(eq=False)
+class _Start:
+    """A start of a job on the cluster.
+
+    Attributes:
+        number: of the job.
+        size: processes that share its batches.
+        training: name of this start.
+        futures: of its ranks; of rank 0 alone until that has a store for the others.
+        store: of rank 0, when it is known.
+        submitted: when the last rank was, in seconds of `time.monotonic`.
+        begun: ranks that a worker has started.
+        unplaced: futures that no worker had at the last look, though there was room.
+        failed: when a rank's failure was seen, in seconds of `time.monotonic`.
+    """
+
+    number: int
+    size: int
+    training: str
+    futures: list[Future] = field(default_factory=list)
+    store: tuple[str, int] | None = None
+    submitted: float = math.inf
+    begun: set[int] = field(default_factory=set)
+    unplaced: set[Future] = field(default_factory=set)
+    failed: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether each task has ended, and no further one will be started."""
+        ended = all(future.done() for future in self.futures)
+        return ended and (len(self.futures) == self.size or self.has_failed)
+
+    @property
+    def has_failed(self) -> bool:
+        return any(future.done() and future.status != "finished" for future in self.futures)
+
+
 class DaskWorkers:
-    """Runs jobs on the workers of a cluster, each when a worker has room for it."""
+    """Runs jobs on the workers of a cluster, each when a worker has room for it.
+
+    With streamed rows several processes share the batches of a job that can be divided
+    (`training.ranks`), on one worker or several.
+    """
 
     world, elsewhere = SINGLE_PROCESS, True
 
@@ -114,9 +169,11 @@ class DaskWorkers:
         self._client, self._announce = client, announce
         self._place: Place | None = None
         self._trained: tuple[Project, Dataset] | None = None  # what workers train on there
-        self._done = threading.Event()  # a task has ended
+        self._changed = threading.Event()  # a task has ended, or a rank has reported its store
         self._jobs: list[Job] = []
-        self._starts: dict[int, list[str]] = {}  # number of a job → workers that started it
+        self._running: dict[str, _Start] = {}
+        self._starts: dict[int, list[str]] = {}  # number of a job → workers of its first rank
+        self._undivided: set[int] = set()  # numbers of jobs whose ranks did not find each other
 
     def run(self, project: Project, dataset: Dataset, jobs: Sequence[Job]) -> list[Any]:
         """The jobs' results in order.
@@ -129,76 +186,135 @@ class DaskWorkers:
         first = len(self._jobs)
         self._jobs += jobs
         waiting, results = list(range(first, len(self._jobs))), dict[int, bytes]()
-        running: dict[Future, int] = {}  # future → number of its job
-        unplaced: set[Future] = set()
         try:
-            while waiting or running:
-                while waiting and len(running) < max(1, self._room()):
-                    number = waiting.pop(0)
-                    running[self._submit(place, number, known)] = number
-                ended = self._ended(running)
-                for future in ended:
-                    number = running.pop(future)
-                    result = self._result(number, future)
-                    if result is None:
-                        waiting.insert(0, number)
-                    else:
-                        results[number] = result
-                # Dask gives a task that lost its worker to none whose room is made known later.
-                before, unplaced = unplaced, set() if ended else self._unplaced(running)
-                for future in before & unplaced:
-                    waiting.insert(0, running.pop(future))
-                    future.cancel()
+            while waiting or self._running:
+                while waiting and (size := self._size(project, dataset, waiting)):
+                    self._start(place, waiting.pop(0), size, known)
+                changed = self._changed.wait(LOOK)
+                self._changed.clear()
+                for start in list(self._running.values()):
+                    self._continue(place, start, known)
+                    if not changed:
+                        self._move(place, start)
+                    if start.over:
+                        del self._running[start.training]
+                        result = self._result(start)
+                        if result is None:
+                            waiting.insert(0, start.number)
+                        else:
+                            results[start.number] = result
         except BaseException:
-            self._client.cancel(list(running))
+            self._client.cancel([f for start in self._running.values() for f in start.futures])
+            self._running.clear()
             raise
         return [_loaded(results[number], known) for number in range(first, first + len(jobs))]
 
-    def _submit(self, place: Place, number: int, known: Mapping[str, object]) -> Future:
+    def _size(self, project: Project, dataset: Dataset, waiting: Sequence[int]) -> int:
+        """Processes for the next job that waits; 0 while there is no room for it."""
+        number, settings, room = waiting[0], project.training, max(1, self._room())
+        free = room - sum(start.size for start in self._running.values())
+        if (
+            dataset.shards is None
+            or not self._jobs[number].divisible
+            or settings.balancing not in SUMMED
+            or number in self._undivided
+        ):
+            return min(1, max(0, free))
+        wanted = min(settings.ranks or max(1, free // len(waiting)), room)
+        return wanted if wanted <= free else 0
+
+    def _start(self, place: Place, number: int, size: int, known: Mapping[str, object]) -> None:
+        start = _Start(number, size, f"training-{uuid.uuid4().hex}")
+        self._running[start.training] = start
+        start.futures.append(self._submit(place, start, known))
+
+    def _submit(self, place: Place, start: _Start, known: Mapping[str, object]) -> Future:
+        """The next rank of a job."""
+        rank = len(start.futures)
+        share = Share(start.training, rank, start.size, start.store if rank else None)
         future = self._client.submit(
             run_on_worker,
             place,
-            number,
-            _dumped(self._jobs[number].work, known),
-            key=f"training-{uuid.uuid4().hex}",
+            share,
+            _dumped(self._jobs[start.number].work, known),
+            key=f"{start.training}-{rank}",
             resources={SEAT: 1},
         )
-        future.add_done_callback(lambda ended: self._done.set())
+        future.add_done_callback(lambda ended: self._changed.set())
         return future
 
-    def _ended(self, running: Collection[Future]) -> set[Future]:
-        """Those that have ended, of which there may be none after `LOOK` seconds."""
-        self._done.wait(LOOK)
-        self._done.clear()
-        return {future for future in running if future.done()}
+    def _continue(self, place: Place, start: _Start, known: Mapping[str, object]) -> None:
+        """Start the other ranks when the first one is there; end what is left of a lost start."""
+        if start.store is not None and len(start.futures) == 1 and not start.has_failed:
+            while len(start.futures) < start.size:
+                start.futures.append(self._submit(place, start, known))
+            start.submitted = time.monotonic()
+        if start.size > 1 and start.has_failed and not start.over:
+            start.failed = start.failed or time.monotonic()
+            # The others notice a lost rank by themselves, and an error of its own comes to nobody.
+            if time.monotonic() - start.failed > LOOK:
+                self._stop(place, start)
 
-    def _result(self, number: int, future: Future) -> bytes | None:
-        """The result of a job that has ended; None if it has to be started again."""
-        try:
-            worker, result = future.result(timeout=PATIENCE)
-        except TimeoutError:
-            if future.status == "error":  # the job's own
-                raise
-            future.cancel()  # its worker was lost before it sent the result
-            return None
-        except ChildProcessError:
-            if len(self._starts.get(number, [])) >= MOST_STARTS:
-                raise
-            return None
-        except KilledWorker as lost:
-            raise ProjectError(
-                f"{self._jobs[number].name}: {counted(MOST_STARTS, 'worker')} were lost while "
-                "they trained it; their logs say why (memory, most often)"
-            ) from lost
-        self._tell(number, worker)
-        return result
+    def _move(self, place: Place, start: _Start) -> None:
+        """End a start with a task that no worker starts, so that its job is started again.
 
-    def _unplaced(self, running: Collection[Future]) -> set[Future]:
+        Dask gives a task that lost its worker to none whose room is made known later. Ranks for
+        which another night leaves no room would keep the others waiting; then one does the job.
+        """
+        before, start.unplaced = start.unplaced, self._unplaced(start)
+        alone = len(start.begun) < start.size and time.monotonic() - start.submitted > SEATED
+        if alone:
+            self._undivided.add(start.number)
+        if before & start.unplaced or alone:
+            self._stop(place, start)
+
+    def _stop(self, place: Place, start: _Start) -> None:
+        """Cancel a start's tasks, and end their processes."""
+        self._client.cancel(start.futures)
+        if start.size > 1:
+            self._client.run(stop_on_worker, place, start.training, on_error="ignore")
+
+    def _result(self, start: _Start) -> bytes | None:
+        """The result of a start that is over; None if the job has to be started again.
+
+        An error of a rank's own comes before those of ranks that have lost another.
+        """
+        number, starts = start.number, self._starts.get(start.number, [])
+        found, errors = {}, list[BaseException]()
+        for rank, future in enumerate(start.futures):
+            try:
+                found[rank] = future.result(timeout=PATIENCE)
+            except TimeoutError as error:
+                if future.status == "error":  # the job's own
+                    errors.append(error)
+                future.cancel()  # its worker was lost before it sent the result
+            except (ChildProcessError, RankLost, CancelledError) as lost:
+                if len(starts) >= MOST_STARTS:
+                    raise self._lost(number) from lost
+            except KilledWorker as lost:
+                raise self._lost(number) from lost
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        if 0 in found:
+            self._tell(number, [worker for worker, _ in found.values()])
+            return found[0][1]
+        return None
+
+    def _lost(self, number: int) -> ProjectError:
+        return ProjectError(
+            f"{self._jobs[number].name}: {counted(MOST_STARTS, 'worker')} were lost while they "
+            "trained it; their logs say why (memory, most often)"
+        )
+
+    def _unplaced(self, start: _Start) -> set[Future]:
         """Tasks that no worker has, if a worker has room."""
-        if not self._room():
+        waiting = {future for future in start.futures if not future.done()}
+        if not waiting or not self._room():
             return set()
         placed = {key for keys in self._client.processing().values() for key in keys}
-        return {future for future in running if not future.done() and future.key not in placed}
+        return {future for future in waiting if future.key not in placed}
 
     def close(self) -> None:
         """End what runs on the workers for this trainer, and remove its files there."""
@@ -233,16 +349,27 @@ class DaskWorkers:
     def _hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
         """Take a report of a worker; called in the client's thread."""
         _, message = event
-        number = message["number"]
+        start = self._running.get(message["training"])
+        if start is None:
+            return
         if "started" in message:
-            self._starts.setdefault(number, []).append(message["started"])
+            start.begun.add(message["rank"])
+            if message["rank"] == 0:
+                self._starts.setdefault(start.number, []).append(message["started"])
+        elif "store" in message:
+            start.store = message["store"]
+            self._changed.set()
         else:
-            self._jobs[number].on_epoch(Epoch(**message["report"]))
+            self._jobs[start.number].on_epoch(Epoch(**message["epoch"]))
 
-    def _tell(self, number: int, worker: str) -> None:
-        earlier = self._starts.get(number, [worker])[:-1]
-        lost = f", after it was lost on {', '.join(earlier)}" if earlier else ""
-        self._announce(f"{self._jobs[number].name} trained on {worker}{lost}")
+    def _tell(self, number: int, workers: Sequence[str]) -> None:
+        earlier = self._starts.get(number, workers)[:-1]
+        lost = ""
+        if earlier and len(workers) == 1:
+            lost = f", after it was lost on {', '.join(earlier)}"
+        elif earlier:
+            lost = f", after it was started on {', '.join(earlier)} and lost a rank"
+        self._announce(f"{self._jobs[number].name} trained on {' and '.join(workers)}{lost}")
 
 
 class WorkerJobs:
@@ -255,14 +382,25 @@ class WorkerJobs:
     def __init__(self, project: Project, dataset: Dataset) -> None:
         self._project, self._dataset, self._read = project, dataset, False
 
-    def __call__(self, message: tuple[Path, bytes], report: Callable[[Any], None]) -> bytes:
-        scratch, job = message
+    def __call__(
+        self, message: tuple[Path, bytes, RankPlace], report: Callable[[Any], None]
+    ) -> bytes:
+        scratch, job, place = message
+        store = store_of(place)
+        if store is not None and place.rank == 0:
+            report({"store": (place.host, store.port)})
         if not self._read:
             self._dataset, self._read = with_rows(self._dataset, scratch), True
         known = _known(self._dataset)
         work = _loaded(job, known)
-        running = Running(lambda epoch: report(asdict(epoch)))
-        return _dumped(work(self._project, self._dataset, running), known)
+
+        def on_epoch(epoch: Epoch) -> None:
+            if place.rank == 0:
+                report({"epoch": asdict(epoch)})
+
+        with joined(place, store, self._project.training.device) as world:
+            result = work(self._project, self._dataset, Running(on_epoch, world))
+        return _dumped(result, known) if place.rank == 0 else b""
 
 
 def _known(dataset: Dataset) -> dict[str, object]:

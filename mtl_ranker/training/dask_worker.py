@@ -12,10 +12,12 @@ import shutil
 import tempfile
 import threading
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from distributed import Worker, WorkerPlugin, get_worker
 
@@ -49,8 +51,8 @@ class TrainingSeats(WorkerPlugin):
     least one. A worker with a GPU has one training at a time.
 
     Args:
-        work: pickled function that is called with a folder for temporary files and a job, as bytes,
-            and with a function for reports; it returns bytes.
+        work: pickled function that is called with a folder for temporary files, a job as bytes and
+            its `RankPlace`, and with a function for reports; it returns bytes.
         threads: `training.threads`; None to share the worker's cores among its trainings.
         device: `training.device`.
     """
@@ -61,7 +63,8 @@ class TrainingSeats(WorkerPlugin):
 
     async def setup(self, worker: Worker) -> None:
         """Raises ProjectError on a worker that cannot train, and without `training.device`."""
-        self._guard, self._idle, self._busy = threading.Lock(), list[Child](), set[Child]()
+        self._guard, self._idle = threading.Lock(), list[Child]()
+        self._busy: dict[Child, str] = {}  # process → the training that it runs
         self._folder = Path(tempfile.mkdtemp(prefix="training-", dir=worker.local_directory))
         self._file = self._folder / "work.pickle"
         self._file.write_bytes(self._work)
@@ -79,18 +82,25 @@ class TrainingSeats(WorkerPlugin):
         seats = max(1, threads // (self._threads or 1)) if on_cpu else 1
         return seats, self._threads or max(1, cores() // seats)
 
-    def run(self, job: bytes, report: Any) -> bytes:
-        """The result of a job. Raises what it raises, and ChildProcessError if its process ends."""
+    def run(self, training: str, message: Any, report: Any) -> bytes:
+        """The result of a message. Raises what the work raises, and ChildProcessError if its
+        process ends."""
         with self._guard:
             child = self._idle.pop() if self._idle else Child(self._file, self._threads or 1)
-            self._busy.add(child)
+            self._busy[child] = training
         try:
-            return child.run((self._folder / uuid.uuid4().hex, job), report)
+            return child.run((self._folder / uuid.uuid4().hex, *message), report)
         finally:
             with self._guard:
-                if child in self._busy and child.runs:
+                if self._busy.pop(child, None) is not None and child.runs:
                     self._idle.append(child)
-                self._busy.discard(child)
+
+    def stop(self, training: str) -> None:
+        """End the processes that run this training."""
+        with self._guard:
+            for child in [child for child, name in self._busy.items() if name == training]:
+                del self._busy[child]
+                child.close()
 
     def teardown(self, worker: Worker) -> None:
         """End the processes, whatever they do, and remove their files."""
@@ -115,17 +125,43 @@ class Place:
     topic: str
 
 
-def run_on_worker(place: Place, number: int, job: bytes) -> tuple[str, bytes]:
-    """A Dask task: run a job on this worker; its address and the job's result.
+@dataclass(frozen=True)
+class Share:
+    """What a task computes of a training: one of its ranks.
 
-    The topic tells where the job with this number is started, and what it reports.
+    Attributes:
+        training: name of this start of the training.
+        rank, size, store: see `RankPlace`.
     """
+
+    training: str
+    rank: int = 0
+    size: int = 1
+    store: tuple[str, int] | None = None
+
+
+def run_on_worker(place: Place, share: Share, job: bytes) -> tuple[str, bytes]:
+    """A Dask task: run a share of a job on this worker; its address and the job's result.
+
+    The topic tells where each rank is started, and what rank 0 reports.
+    """
+    from mtl_ranker.training.distributed import RankPlace
+
     worker = get_worker()
     seats = worker.plugins[place.plugin]
     assert isinstance(seats, TrainingSeats)
-    worker.log_event(place.topic, {"number": number, "started": worker.address})
 
-    def report(content: Any) -> None:
-        worker.log_event(place.topic, {"number": number, "report": content})
+    def report(content: Mapping[str, Any]) -> None:
+        worker.log_event(place.topic, {"training": share.training, **content})
 
-    return worker.address, seats.run(job, report)
+    report({"started": worker.address, "rank": share.rank})
+    host = urlsplit(worker.address).hostname or ""
+    rank = RankPlace(share.rank, share.size, host, share.store)
+    return worker.address, seats.run(share.training, (job, rank), report)
+
+
+def stop_on_worker(place: Place, training: str, dask_worker: Worker) -> None:
+    """End what runs of this start of a training on a worker."""
+    seats = dask_worker.plugins.get(place.plugin)
+    if isinstance(seats, TrainingSeats):
+        seats.stop(training)

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -22,6 +23,14 @@ from torch import distributed as dist
 from mtl_ranker.models.objectives import Task, label_weights
 from mtl_ranker.training.batches import Examples, part_of
 from mtl_ranker.training.device import device_of
+
+SUMMED = ("fixed", "normalised")  # kinds of balancing whose gradient is a sum over rows
+JOINING = timedelta(minutes=10)  # for all ranks of a training to have read their rows
+SILENT = timedelta(minutes=10)  # until a rank that does not answer is taken for lost
+
+
+class RankLost(RuntimeError):
+    """Another rank of the training has ended, or does not answer."""
 
 
 class World:
@@ -69,7 +78,8 @@ class Ranks(World):
                 parameter.grad = self._sum_of_sparse(parameter.grad.coalesce())
         gradients = [p.grad for p in trained if p.grad is not None and not p.grad.is_sparse]
         flat = torch.cat([*(g.flatten() for g in gradients), losses])
-        dist.all_reduce(flat)
+        with _exchange():
+            dist.all_reduce(flat)
         *sums, summed_losses = flat.split([*(g.numel() for g in gradients), len(losses)])
         for gradient, total in zip(gradients, sums, strict=True):
             gradient.copy_(total.view_as(gradient))
@@ -82,20 +92,106 @@ class Ranks(World):
         """
         own = torch.tensor([gradient.indices().shape[1]], device=gradient.device)
         counts = [torch.zeros_like(own) for _ in range(self.size)]
-        dist.all_gather(counts, own)
+        with _exchange():
+            dist.all_gather(counts, own)
         most = int(torch.cat(counts).max())
         gathered = []
         for tensor in (gradient.indices()[0], gradient.values()):
             padded = tensor.new_zeros(most, *tensor.shape[1:])
             padded[: len(tensor)] = tensor
             of_ranks = [torch.zeros_like(padded) for _ in range(self.size)]
-            dist.all_gather(of_ranks, padded)
+            with _exchange():
+                dist.all_gather(of_ranks, padded)
             gathered.append(torch.cat([t[: int(n)] for t, n in zip(of_ranks, counts, strict=True)]))
         rows, values = gathered
         return torch.sparse_coo_tensor(rows.unsqueeze(0), values, gradient.shape).coalesce()
 
     def wait(self) -> None:
-        dist.barrier()
+        with _exchange():
+            dist.barrier()
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """A collective operation; its errors are raised as RankLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(f"another rank has ended or does not answer: {error}") from error
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """A rank of a training that several processes started for it share.
+
+    Attributes:
+        rank, size: as in `World`.
+        host: address of this process's host, by which the other ranks reach it.
+        store: host and port of rank 0's store; None for rank 0, which opens it.
+    """
+
+    rank: int
+    size: int
+    host: str
+    store: tuple[str, int] | None = None
+
+
+def store_of(place: RankPlace) -> dist.TCPStore | None:
+    """The store by which a training's ranks find each other, opened by rank 0; None for one rank.
+
+    Raises RankLost where rank 0's does not answer.
+    """
+    if place.size == 1:
+        return None
+    with _exchange():
+        if place.store is None:
+            return dist.TCPStore(
+                place.host, 0, is_master=True, wait_for_workers=False, timeout=JOINING
+            )
+        return dist.TCPStore(*place.store, wait_for_workers=False, timeout=JOINING)
+
+
+@contextmanager
+def joined(place: RankPlace, store: dist.TCPStore | None, device: str) -> Iterator[World]:
+    """The group of a training's ranks; without further ranks a single process.
+
+    Args:
+        store: of `store_of`.
+        device: `training.device`; each rank has the first CUDA device that it sees.
+
+    Raises RankLost if not all ranks come within `JOINING`.
+    """
+    if store is None:
+        yield SINGLE_PROCESS
+        return
+    os.environ["GLOO_SOCKET_IFNAME"] = interface_of(place.host)
+    backend = "gloo"
+    if device_of(device).type == "cuda":
+        backend = "nccl"
+        torch.cuda.set_device(0)
+    with _exchange():
+        store.set(f"here/{place.rank}", "")
+        store.wait([f"here/{rank}" for rank in range(place.size)], JOINING)
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.size, timeout=SILENT
+        )
+    try:
+        yield Ranks()
+    finally:
+        dist.destroy_process_group()
+
+
+def interface_of(host: str) -> str:
+    """The network interface of this machine that has an address.
+
+    Raises RankLost if none has it.
+    """
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.split("%")[0] == host for each in addresses):
+            return name
+    raise RankLost(f"no network interface of this machine has the address {host}")
 
 
 @contextmanager

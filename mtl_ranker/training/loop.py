@@ -55,6 +55,7 @@ PRIOR_ROWS = 1 << 21  # enough for training means
 MOST_POSITIONS = 200
 BATCH = (64, 2_048)  # least and greatest default size
 RATE = 2e-3  # for batches of BATCH[1]
+STEPS = 1_000_003  # more than of a training
 SMALL_BATCH = 256  # smaller ones have its learning rate
 
 
@@ -191,8 +192,6 @@ def _trained(
     saved = None if checkpoint is None else checkpoint.load()
     if saved is not None and saved["place"] == state.place:
         state.resume(saved)
-    if rank > 0:  # different rows need different dropout
-        torch.manual_seed(seed + 7_919 * rank + state.step)
     running = _Running(tasks, settings, execution, _step(state, design, settings, execution))
     while state.epoch <= settings.epochs:
         if state.epochs and state.best.exhausted(state.epoch - 1):
@@ -326,7 +325,7 @@ def _train_epoch(
     Returns the mean loss [T] of the batches that have labels of the objective.
     """
     settings, execution, trained_before = running.settings, running.execution, state.batches
-    checkpoint, device = execution.checkpoint, execution.device
+    checkpoint, device, rank = execution.checkpoint, execution.device, execution.world.rank
     assert settings.batch_size is not None  # `sized`
     assert settings.learning_rate is not None
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
@@ -341,6 +340,8 @@ def _train_epoch(
         if number <= trained_before:
             continue
         _set_learning_rate(state.optimisers, settings.learning_rate * (1.0 - state.step / steps))
+        if rank > 0:  # other rows than rank 0's need other dropout, the same after a restart
+            torch.manual_seed((state.generator.initial_seed() * 7_919 + rank) * STEPS + state.step)
         running.step(batch)
         state.step += 1
         state.batches = number

@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -30,12 +31,13 @@ from mtl_ranker.context import Context, without_log
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.build import build_split
-from mtl_ranker.nightly.contenders import Callbacks, Contender, train_model
+from mtl_ranker.nightly.contenders import Callbacks, Contender, train_model, training_of
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.nightly.trainers import Job, Running
 from mtl_ranker.nightly.workers import connected, refuse_workers, workers_of
 from mtl_ranker.reports.tables import comparison_rows
+from mtl_ranker.training.dask_worker import SEAT
 from mtl_ranker.training.dataset import Dataset, load_dataset
 from mtl_ranker.training.specs import model_specs
 from tests.conftest import FIRST, write_log
@@ -95,6 +97,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Context:
     return without_log(context.project, context.workspace)
 
 
+def with_training(context: Context, **settings: object) -> Context:
+    training = context.project.training.model_copy(update=settings)
+    return replace(context, project=context.project.model_copy(update={"training": training}))
+
+
 def assert_same_suite(one: Suite, other: Suite) -> None:
     assert comparison_rows(one) == comparison_rows(other)
     assert one.winner.label == other.winner.label
@@ -108,8 +115,7 @@ def assert_same_suite(one: Suite, other: Suite) -> None:
 @pytest.mark.parametrize("in_memory_rows", [1_000_000, pytest.param(30, marks=pytest.mark.slow)])
 def test_two_workers_give_the_suite_of_this_host(cluster, built, in_memory_rows):
     """Also with rows that are streamed from files; the log says which worker trained what."""
-    training = built.project.training.model_copy(update={"in_memory_rows": in_memory_rows})
-    context = replace(built, project=built.project.model_copy(update={"training": training}))
+    context = with_training(built, in_memory_rows=in_memory_rows, ranks=1)
     calls: dict[str, list] = {"here": [], "there": []}
 
     def callbacks(where):
@@ -209,6 +215,167 @@ def test_a_training_that_loses_its_worker_resumes_from_the_checkpoint(built, tmp
     weights, same = here.trained.model.state_dict(), there.trained.model.state_dict()
     assert all(torch.equal(weights[name], same[name]) for name in weights)
     np.testing.assert_array_equal(here.test_prediction, there.test_prediction)
+
+
+def places(line: str) -> list[str]:
+    """The addresses in a line on where a job was trained."""
+    return line.split(" trained on ")[1].split(",")[0].split(" and ")
+
+
+def assert_ranks_train_alike(address: str, built: Context) -> list[str]:
+    """Two ranks train what one process does, without dropout; the addresses of their workers.
+
+    Rows are streamed. The random numbers of dropout are each rank's own.
+    """
+    context = with_training(built, in_memory_rows=30, ranks=2, batch_size=8, unknown_rate=0.0)
+    dataset, spec = load_dataset(context, LAST), model_specs(context.project)["mmoe"]
+    contender = Contender("mmoe", replace(spec, dropout=0.0), 0)
+    here = train_model(context.project, dataset, contender)
+    epochs: list[int] = []
+    on_epoch = Callbacks(lambda name, seed, epoch: epochs.append(epoch.number))
+    said: list[str] = []
+    with workers_of(address, said.append) as trainer:
+        (there,) = trainer.run(context.project, dataset, [training_of(contender, on_epoch)])
+    assert epochs == [epoch.number for epoch in here.trained.epochs]
+    weights, same = here.trained.model.state_dict(), there.trained.model.state_dict()
+    for name in weights:
+        torch.testing.assert_close(weights[name], same[name], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(here.test_prediction, there.test_prediction, rtol=1e-4, atol=1e-6)
+    return places(said[0])
+
+
+@pytest.mark.slow
+def test_ranks_on_workers_train_what_one_process_does(cluster, built):
+    assert len(assert_ranks_train_alike(cluster, built)) == 2
+
+
+@pytest.mark.slow
+def test_ranks_on_two_hosts_train_what_one_process_does(hosts, built):
+    """Each host has a worker with room for one rank, and one interface beside its loopback."""
+    address = f"tcp://{hosts[0].address}:8786"
+    quiet = {"DASK_LOGGING__DISTRIBUTED": "error", "GLOO_SOCKET_IFNAME": ""}
+    line = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--host"]
+    processes = [hosts[0].start(*line, hosts[0].address, **quiet)]
+    line = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1"]
+    line += ["--no-dashboard", "--no-nanny", "--host"]
+    processes += [host.start(*line, host.address, **quiet) for host in hosts]
+    try:
+        with Client(address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+        found = assert_ranks_train_alike(address, built)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(30)
+    assert {urlsplit(place).hostname for place in found} == {host.address for host in hosts}
+
+
+@pytest.mark.slow
+def test_trainings_share_the_room_of_the_cluster(cluster, built):
+    """There is room for three processes: for one training and for two."""
+    context = with_training(built, in_memory_rows=30, epochs=1)
+    dataset, spec = load_dataset(context, LAST), model_specs(context.project)["mmoe"]
+    jobs = [training_of(Contender("mmoe", spec, seed)) for seed in range(2)]
+    said: list[str] = []
+    with workers_of(cluster, said.append) as trainer:
+        trainer.run(context.project, dataset, jobs[:1])
+        assert [len(places(line)) for line in said] == [3]
+        trainer.run(context.project, dataset, jobs)
+        assert sorted(len(places(line)) for line in said[1:]) == [1, 2]
+        pcgrad = with_training(context, balancing="pcgrad").project
+        trainer.run(pcgrad, dataset, jobs[:1])
+        assert len(places(said[3])) == 1  # its gradients are no sums over rows
+
+
+def dying_rank(contender: Contender, mark: Path, project: Project, dataset: Dataset, running):
+    """A training whose second rank kills its process once, or its worker, in its second epoch."""
+
+    def on_epoch(epoch):
+        running.on_epoch(epoch)
+        if running.world.rank == 1 and epoch.number == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid() if mark.name == "process" else os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+
+    return train_model(project, dataset, contender, on_epoch, running.world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["process", "worker"])
+def test_a_training_that_loses_a_rank_resumes_from_the_checkpoint(built, tmp_path, victim):
+    """It ends with the bits of a training on as many ranks that lost none."""
+    context = with_training(
+        built,
+        in_memory_rows=30,
+        ranks=2,
+        epochs=3,
+        patience=3,
+        batch_size=16,
+        checkpoint_seconds=1e-9,
+    )
+    project = context.project
+    dataset, spec = load_dataset(context, LAST), model_specs(project)["mmoe"]
+    contender, mark = Contender("mmoe", spec, 0), tmp_path / victim
+    epochs: list[int] = []
+    job = Job(
+        "mmoe",
+        partial(dying_rank, contender, mark),
+        lambda epoch: epochs.append(epoch.number),
+        divisible=True,
+    )
+    said: list[str] = []
+    with cluster_of(1, 1, 1) as (address, _), workers_of(address, said.append) as trainer:
+        (lost,) = trainer.run(project, dataset, [job])
+        assert mark.exists()
+        shutil.rmtree(built.workspace.root / "checkpoints")
+        (whole,) = trainer.run(project, dataset, [training_of(contender)])
+        shutil.rmtree(built.workspace.root / "checkpoints")
+    assert [len(places(line)) for line in said] == [2, 2]
+    assert " and lost a rank" in said[0]
+    assert epochs[-2:] == [2, 3]
+    assert epochs.count(1) == 1  # not from the first epoch on
+    weights, same = whole.trained.model.state_dict(), lost.trained.model.state_dict()
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def failing_rank(project: Project, dataset: Dataset, running: Running) -> None:
+    if running.world.rank == 1:
+        raise KeyError("of the second rank")
+    running.world.wait()
+
+
+@pytest.mark.slow
+def test_the_error_of_a_rank_comes_before_those_of_ranks_that_lost_it(cluster, built):
+    context = with_training(built, in_memory_rows=30, ranks=2)
+    job = Job("one", failing_rank, divisible=True)
+    with workers_of(cluster) as trainer, pytest.raises(KeyError, match="of the second rank"):
+        trainer.run(context.project, load_dataset(context, LAST), [job])
+
+
+def sleeping(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@pytest.mark.slow
+def test_ranks_without_room_for_all_become_one(cluster, built):
+    """Another night has taken a third of the room that the cluster is known to have."""
+    context = with_training(built, in_memory_rows=30, ranks=3, epochs=1)
+    dataset, spec = load_dataset(context, LAST), model_specs(context.project)["mmoe"]
+    said: list[str] = []
+    with (
+        workers_of(cluster, said.append) as trainer,
+        Client(cluster, timeout=60, set_as_default=False) as other,
+    ):
+        trainer.run(context.project, dataset, [Job("first", where)])  # rooms are known now
+        held = other.submit(sleeping, 60, resources={SEAT: 1})
+        (run,) = trainer.run(context.project, dataset, [training_of(Contender("mmoe", spec, 0))])
+        held.cancel()
+    assert len(places(said[1])) == 1
+    assert len(run.trained.epochs) == 1
+
+
+def where(project: Project, dataset: Dataset, running: Running) -> int:
+    return os.getpid()
 
 
 @pytest.mark.slow
