@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,7 @@ class Draft:
             *(line for label in self.objectives for line in _objective(label)),
             *_feature_lines(self),
         ]
-        if self.found.candidates is not None:
-            parts += ["", "[scoring]", f"candidates = {_toml(self.found.candidates)}"]
+        parts += self._scoring()
         parts += ["", *TUNING]
         if self.split is not None:
             warmup, train = self.split
@@ -219,6 +219,22 @@ class Draft:
             "trees = 100  # boosted trees, alone and averaged with the winner: two contenders",
         ]
         return "\n".join(parts) + "\n"
+
+    def _scoring(self) -> list[str]:
+        """The candidates, and weights where objectives have different units.
+
+        A number counts as much as a positive of a binary objective where it has its mean.
+        """
+        lines = []
+        if self.found.candidates is not None:
+            lines.append(f"candidates = {_toml(self.found.candidates)}")
+        if any(label.kind != "binary" for label in self.objectives):
+            each = ", ".join(f"{o.name} = {_weight(o)}" for o in self.objectives)
+            lines += [
+                "# ? what one of each is worth, of a number 1 / its mean: docs/blending.md",
+                f"weights = {{ {each} }}",
+            ]
+        return ["", "[scoring]", *lines] if lines else []
 
     def _action(self, name: str, stream: StreamFound) -> list[str]:
         log, events = self.found.log, stream.events
@@ -250,6 +266,11 @@ class Draft:
             else:
                 unused.append(column)
         return [*lines, *([f"# ? not used: {', '.join(unused)}"] if unused else [])]
+
+
+def _weight(label: Label) -> str:
+    """A weight in plain decimals, of one or two digits."""
+    return "1.0" if label.kind == "binary" else f"{Decimal(f'{1 / label.mean:.2g}'):f}"
 
 
 def _names(found: Found, columns: Sequence[str]) -> dict[str, StreamFound]:

@@ -6,6 +6,7 @@ the impression by its name has no role, as a feature must not contain the outcom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -63,6 +64,7 @@ class Label:
         kind: as of an objective.
         group: "engagement", "satisfaction", or "" for what is bad.
         count: rows of the sample in which it is above 0.
+        mean: of the values above 0.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Label:
     kind: str
     group: str
     count: int
+    mean: float = 1.0
 
     @property
     def expression(self) -> str:
@@ -199,11 +202,14 @@ def _is_context(column: pl.Series) -> bool:
 def _label(name: str, column: pl.Series, flag: bool) -> Label:
     plain = "_".join(words(name))
     plain = plain if IDENTIFIER.match(plain) else f"label_{plain}"
-    positive = int((column.cast(pl.Float64) > 0).sum())
+    above = column.cast(pl.Float64).filter(column.cast(pl.Float64) > 0)
+    positive = len(above)
     if flag:
         other = column.len() - column.null_count() - positive
         return Label(plain, name, "binary", group_of(name), min(positive, other))
-    return Label(plain, name, "regression", group_of(name), positive)
+    mean = above.mean()
+    mean = mean if isinstance(mean, float) and math.isfinite(mean) else 1.0
+    return Label(plain, name, "regression", group_of(name), positive, mean)
 
 
 def _request_id(log: Events) -> str | None:

@@ -65,6 +65,12 @@ def test_the_simulated_feed(feed, tmp_path):
         ("watch_seconds", "engagement", "regression"),
         ("like", "satisfaction", "binary"),
     ]
+    watched = pl.scan_parquet(feed / "log", hive_partitioning=True).filter(
+        pl.col("watch_seconds") > 0
+    )
+    mean = watched.select(pl.col("watch_seconds").mean()).collect().item()
+    assert project.scoring.weights.pop("watch_seconds") == pytest.approx(1 / mean, rel=0.1)
+    assert project.scoring.weights == {"click": 1.0, "like": 1.0}
     assert project.features.embeddings == ["content"]
     assert "truth" not in (tmp_path / "feed.toml").read_text("utf-8")
     assert "unsure  columns of the log without a role: list_propensity, propensity" in lines

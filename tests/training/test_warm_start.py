@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -12,7 +14,15 @@ from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, train_ranker
 from mtl_ranker.training.network import build_ranker, predict
 from mtl_ranker.training.state import BestWeights, Checkpoint
-from mtl_ranker.training.warm_start import RANDOM, WarmStart, moments_of, table_rows
+from mtl_ranker.training.warm_start import (
+    MOMENTS,
+    RANDOM,
+    TABLE,
+    WarmStart,
+    moments_of,
+    restore_moments,
+    table_rows,
+)
 from tests.training import rows as small
 
 EARLIER = small.frame(400).filter(pl.col("colour") < 3)
@@ -94,6 +104,23 @@ def test_moments_of_new_values_start_at_zero_and_others_are_kept(first):
     table = again.moments["embedding.table.weight/exp_avg_sq"]
     assert not table[[4, 5, 9, 10]].any()
     assert (table[[1, 2, 3]] > 0).any(1).all()
+
+
+def test_moments_follow_their_values_and_unknown_values_keep_theirs(first):
+    """Row r of the earlier table has r + 1 in each moment; new values have zeros."""
+    encoder, one = first
+    later = encoder.extended(small.FEATURES, LATER)
+    model = build_ranker(small.spec(), later, small.TASKS)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+    count, width = one.model.embedding.table.weight.shape
+    moment = torch.arange(1.0, count + 1).unsqueeze(1).expand(count, width)
+    moments = dict(one.moments) | {f"{TABLE}/{key}": moment for key in MOMENTS}
+    start = replace(start_of(encoder, one), moments=moments)
+    restore_moments(model, [optimiser], start, later)
+    restored = moments_of(model, [optimiser])
+    # unknown, 0, 1, 2, new, new; unknown, t0, t1, new, new
+    for key in MOMENTS:
+        assert restored[f"{TABLE}/{key}"][:, 0].tolist() == [1, 2, 3, 4, 0, 0, 5, 6, 7, 0, 0]
 
 
 def test_shrink_and_perturb_moves_matrices_and_embeddings_alone(first):
