@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -220,6 +221,11 @@ def test_rolling_back_once_more_says_what_the_other_versions_are(named):
         registry.roll_back(project)
     registry.record_decision(project, "3", Decision(True, "accepted by hand"))
     assert not registry.rolled_back(project, "3")
+    # All versions are copies of one model, whose files are removed from MLflow's artifacts.
+    (ranker,) = {file.parent for file in context.workspace.root.rglob("ranker/project.toml")}
+    shutil.rmtree(ranker.parents[1])
+    with pytest.raises(ProjectError, match=rf"^models:/{project.name}/3: its files are not in"):
+        registry.load_artifact(project, "champion")
 
 
 def test_runs_name_their_days_and_a_digest_of_each(named):
