@@ -153,9 +153,11 @@ def nightly(
     from mtl_ranker.ranking.candidates import check_candidates
 
     chosen = _chosen(context, day, logged=not wait_minutes, late=True)
-    check_candidates(context, chosen + timedelta(days=1))  # before a server starts
+    tomorrow = chosen + timedelta(days=1)
+    check_candidates(context, tomorrow)  # before a server starts
     if not wait_minutes:  # else the flow asks when the log is there
         _check_server()
+    typer.echo(f"{'night':<9} of {chosen}: starting Prefect; then train, and rank {tomorrow}")
     flow = _flow("nightly", "nightly", workspace)
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
