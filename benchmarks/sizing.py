@@ -2,13 +2,14 @@
 
 Reads the figures that `benchmarks.scale` wrote with --save or --json, and assumes that days, user
 ranges and ranks share the work evenly: time falls with the cores, and nothing else is in the way.
-An estimate, not a measurement: beyond the machine that was measured, networks and shared disks come
-on top.
+A continued training (`training.start`) reads one new day with a replay of older rows; its quality
+and seconds beside a full one are measured by `benchmarks.incremental`. An estimate, not a
+measurement: beyond the machine that was measured, networks and shared disks come on top.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE
 
 STAGES = ("ingest", "aggregates", "features", "encoding", "training", "scoring")
+CONTINUED = {"encoding": "encoding, continued", "training": "training, continued"}
+SUMS = {
+    "sum, full training": STAGES,
+    "sum, continued": tuple(CONTINUED.get(stage, stage) for stage in STAGES),
+}
 
 
 def main() -> None:
@@ -29,6 +35,7 @@ def main() -> None:
     options.add_argument("--impressions", type=float, default=1e9, help="a day")
     options.add_argument("--candidates", type=float, default=5e9, help="a day")
     options.add_argument("--train-days", type=int, default=7)
+    options.add_argument("--replay", type=float, default=1.0, help="training.replay")
     options.add_argument("--negative-keep", type=float, default=0.1, help="training.negative_keep")
     options.add_argument("--machines", type=int, default=8)
     options.add_argument("--cores", type=int, default=32, help="of each machine")
@@ -39,25 +46,24 @@ def main() -> None:
     cores = found["limits"]["threads"]
     share = chosen.machines * chosen.cores / cores
     trained = chosen.impressions * chosen.train_days * chosen.negative_keep
+    continued = chosen.impressions * (1 + chosen.replay) * chosen.negative_keep
     counts = (*[chosen.impressions] * 3, trained, trained, chosen.candidates)
     rows = dict(zip(STAGES, counts, strict=True))
+    rows |= dict.fromkeys(CONTINUED.values(), continued)
+    result: dict[str, Any] = {}
+    for stage, count in rows.items():
+        measured = found[stage.partition(",")[0]]
+        rate = measured["rows"] / measured["seconds"]
+        hours, minutes = count / rate / 3600, count / rate / 60 / share
+        result[stage] = {"rows": count, "rate": rate, "hours": hours, "minutes_there": minutes}
+    result["setting"] = {"cores_measured": cores, "there": f"{chosen.machines} × {chosen.cores}"}
     table = Table(
         title=f"{chosen.impressions:,.0f} impressions and {chosen.candidates:,.0f} candidates a day"
     )
-    there = f"on {chosen.machines} x {chosen.cores} cores"
-    for heading in ("stage", "rows", "rows/s measured", f"hours on {cores} cores", f"min {there}"):
+    for heading in _headings(result):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    result: dict[str, Any] = {}
-    for stage, count in rows.items():
-        rate = found[stage]["rows"] / found[stage]["seconds"]
-        hours, minutes = count / rate / 3600, count / rate / 60 / share
-        result[stage] = {"rows": count, "rate": rate, "hours": hours, "minutes_there": minutes}
-        cells = f"{count:,.0f}", f"{rate:,.0f}", f"{hours:,.1f}", f"{minutes:,.1f}"
-        table.add_row(stage, *cells)
-    total = sum(each["minutes_there"] for each in result.values())
-    table.add_row(
-        "sum", "", "", f"{sum(e['hours'] for e in result.values()):,.1f}", f"{total:,.1f}"
-    )
+    for row in _rows(result):
+        table.add_row(*row)
     CONSOLE.print(table)
     day = found["ingest"]["mb_written"] * 1e6 / found["ingest"]["rows"]
     example = found["features"]["mb_written"] * 1e6 / found["features"]["rows"]
@@ -68,38 +74,39 @@ def main() -> None:
         "a day"
     )
     result["bytes_per_event"], result["bytes_per_example"] = day, example
-    result["setting"] = {"cores_measured": cores, "there": f"{chosen.machines} × {chosen.cores}"}
     results.write(chosen, result)
 
 
-def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+def _headings(figures: Mapping[str, Any]) -> list[str]:
     cores, there = figures["setting"]["cores_measured"], figures["setting"]["there"]
-    stages = {name: figures[name] for name in STAGES}
-    rows = [
-        [
-            name,
-            f"{each['rows']:,.0f}",
-            f"{each['rate']:,.0f}",
-            f"{each['hours']:,.1f}",
-            f"{each['minutes_there']:,.1f}",
-        ]
-        for name, each in stages.items()
-    ]
-    sums = [sum(each[k] for each in stages.values()) for k in ("hours", "minutes_there")]
-    rows.append(["sum", "", "", *(f"{value:,.1f}" for value in sums)])
-    headings = (
-        "stage",
-        "rows",
-        f"rows/s on {cores} cores",
-        f"hours on {cores} cores",
-        f"minutes on {there} cores",
-    )
-    return {"sizing": markdown.table(headings, rows)}
+    hours, minutes = f"hours on {cores} cores", f"minutes on {there} cores"
+    return ["stage", "rows", f"rows/s on {cores} cores", hours, minutes]
+
+
+def _rows(figures: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for stage in (*STAGES, *CONTINUED.values()):
+        each = figures[stage]
+        rates = f"{each['rows']:,.0f}", f"{each['rate']:,.0f}"
+        rows.append([stage, *rates, f"{each['hours']:,.1f}", f"{each['minutes_there']:,.1f}"])
+    for name, stages in SUMS.items():
+        sums = [_sum(figures, stages, k) for k in ("hours", "minutes_there")]
+        rows.append([name, "", "", *(f"{value:,.1f}" for value in sums)])
+    return rows
+
+
+def _sum(figures: Mapping[str, Any], stages: Sequence[str], key: str) -> float:
+    return sum(figures[stage][key] for stage in stages)
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    return {"sizing": markdown.table(_headings(figures), _rows(figures))}
 
 
 def summary(figures: Mapping[str, Any]) -> str:
-    minutes = sum(figures[name]["minutes_there"] for name in STAGES)
-    return f"computed: {minutes:.1f} minutes on {figures['setting']['there']} cores"
+    full, continued = (_sum(figures, stages, "minutes_there") for stages in SUMS.values())
+    there = figures["setting"]["there"]
+    return f"computed: {full:.1f} minutes on {there} cores, {continued:.1f} continued"
 
 
 if __name__ == "__main__":
