@@ -277,12 +277,24 @@ def _names(found: Found, columns: Sequence[str]) -> dict[str, StreamFound]:
     """The name of each action, from its path: `likes` is like."""
     names: dict[str, StreamFound] = {}
     for stream in found.streams:
-        name = _identifier(stream.events.data.name)
-        name = name if name.endswith("ss") else name.removesuffix("s")
+        name = _singular(_identifier(stream.events.data.name))
         while name in {*columns, *CANONICAL, *names}:
             name = f"{name}_action"
         names[name] = stream
     return names
+
+
+def _singular(name: str) -> str:
+    """A name without the ending of an English plural.
+
+    >>> [_singular(name) for name in ("likes", "watches", "replies", "purchases", "express")]
+    ['like', 'watch', 'reply', 'purchase', 'express']
+    """
+    if name.endswith("ies"):
+        return f"{name[:-3]}y"
+    if name.endswith(("ches", "shes", "xes", "sses")):
+        return name[:-2]
+    return name if name.endswith("ss") else name.removesuffix("s")
 
 
 def _identifier(text: str) -> str:
