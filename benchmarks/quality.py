@@ -43,6 +43,7 @@ from mtl_ranker.studies.lightgbm_baseline import RANKING, Boosting, tune_lightgb
 from mtl_ranker.studies.search import Budget, Space, Uniform
 from mtl_ranker.training.batches import Examples
 from mtl_ranker.training.dataset import Dataset
+from mtl_ranker.training.distillation import fit_teacher
 
 Tick = Callable[[str], None]
 
@@ -57,6 +58,7 @@ label = "{name}"
 SHOWN = ("gauc", "ndcg_10", "auc", "log_loss", "ece")
 HEADINGS = ("GAUC", "NDCG@10", "AUC", "log loss", "ECE")
 COMPARED = {"gauc": "GAUC", "auc": "AUC"}  # measure → its name in tables
+DISTILLED = ", distilled"  # in the name of a network that learns from trees
 OF_PROBABILITIES = ("log_loss", "ece")
 CONSOLE = Console(width=230)
 
@@ -198,6 +200,19 @@ def ranker(
     seconds = time.perf_counter() - began
     settings = {"model": dict(given), "training": project.training.model_dump()}
     return [Predictions(n, by_seed, seconds, settings) for n, by_seed in found.items()]
+
+
+def distilled(parts: Dataset, share: float) -> Dataset:
+    """The same rows for a network alone that learns from trees (`training.distill`)."""
+    project = parts.reading.project
+    training = project.training.model_copy(update={"distill": share, "trees": 0})
+    project = project.model_copy(update={"training": training})
+    rows, frame = parts.examples["train"], parts.frames["train"]
+    return replace(
+        parts,
+        reading=replace(parts.reading, project=project),
+        teacher=fit_teacher(parts.tasks, rows, frame, share),
+    )
 
 
 def tuned(project: Project, parts: Dataset, trials: int, tick: Tick) -> Project:
@@ -374,6 +389,9 @@ def main() -> None:
     options.add_argument("--test-days", type=int, default=3)
     options.add_argument("--train-days", type=int, default=28, help="at most")
     options.add_argument("--model", default="mmoe", help="of the preset, the default ranker")
+    options.add_argument(
+        "--distill", type=float, default=0.5, help="training.distill of the distilled network"
+    )
     options.add_argument("--no-tuned", action="store_true", help="only the preset as shipped")
     options.add_argument(
         "--fourth",
@@ -399,14 +417,17 @@ def main() -> None:
     budget, tasks = Budget(chosen.trials, range(chosen.seeds)), len(parts.tasks)
     with Progress(console=CONSOLE) as progress:
         trees_total = (1 + len(RANKING)) * tasks * (chosen.trials + chosen.seeds)
-        ours_total = 2 * chosen.seeds + (0 if chosen.no_tuned else chosen.trials + 2 * chosen.seeds)
+        ours_total = 4 * chosen.seeds + (0 if chosen.no_tuned else chosen.trials + 2 * chosen.seeds)
         total = tasks * max(2, chosen.trials) + trees_total + ours_total
         bar = progress.add_task("training", total=total)
 
         def tick(words: str) -> None:
             progress.update(bar, advance=1, description=words)
 
-        mine = ranker(f"mtl_ranker ({chosen.model})", project, parts, budget.seeds, tick)
+        name = f"mtl_ranker ({chosen.model})"
+        mine = ranker(name, project, parts, budget.seeds, tick)
+        taught = distilled(parts, chosen.distill)
+        mine += ranker(f"{name}{DISTILLED}", taught.reading.project, taught, budget.seeds, tick)
         if not chosen.no_tuned:
             better = tuned(project, parts, chosen.trials, tick)
             mine += ranker("mtl_ranker, tuned", better, parts, budget.seeds, tick)
@@ -464,9 +485,11 @@ def tables(figures: Mapping[str, Any]) -> dict[str, str]:
 
 def registered(figures: Mapping[str, Any]) -> str:
     """The model that a night would register: the preset's, after its refit, with its trees."""
-    return [n for n in figures["models"] if n.startswith("mtl_ranker (") and n.endswith(", refit")][
-        -1
-    ]
+    return [
+        name
+        for name in figures["models"]
+        if name.startswith("mtl_ranker (") and name.endswith(", refit") and DISTILLED not in name
+    ][-1]
 
 
 def summary(figures: Mapping[str, Any]) -> str:

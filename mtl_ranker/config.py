@@ -881,6 +881,13 @@ class Training(Settings):
         description="boosted trees per objective at most: two contenders more, the winner averaged "
         "with them and the trees alone; 0 for none",
     )
+    distill: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the probability by boosted trees, fitted on rows of other users, in "
+        "the labels of a network's training rows; for binary objectives, in trainings from scratch",
+    )
     position_dropout: float = Field(
         0.1, ge=0, lt=1, description="probability that a row's position is hidden in training"
     )
@@ -1246,6 +1253,7 @@ class Project(Settings):
                 parent = by_name[parent].conditional_on
         if self.training.negative_keep < 1 and all(o.kind != "binary" for o in self.objectives):
             raise ValueError("training.negative_keep: needs at least one binary objective")
+        self._check_distillation()
         for name in self.scoring.weights:
             if name not in names:
                 raise ValueError(f"scoring.weights: {name!r} is no objective; allowed: {names}")
@@ -1289,6 +1297,23 @@ class Project(Settings):
         for name in self.models:
             _identifier(name)
         return self
+
+    def _check_distillation(self) -> None:
+        """Raise ValueError for settings that need true labels of training rows."""
+        training = self.training
+        if not training.distill:
+            return
+        for setting, value, allowed in (
+            ("start", training.start, "scratch"),
+            ("negative_keep", training.negative_keep, 1.0),
+        ):
+            if value != allowed:
+                raise ValueError(
+                    f"training.distill: {training.distill} with training.{setting} = {value!r}; "
+                    f"allowed: with {setting} = {allowed!r}"
+                )
+        if all(o.kind != "binary" for o in self.objectives):
+            raise ValueError("training.distill: needs at least one binary objective")
 
     def _check_embeddings(self) -> None:
         """Raise ValueError for vectors that no table has, or that are another feature too."""

@@ -242,6 +242,8 @@ def train(
     unlabelled = [name for name in data.objectives if np.isnan(_label(data.train, name)).all()]
     if unlabelled:
         raise ProjectError(f"data.train: no labels of {', '.join(unlabelled)}")
+    if training.distill:
+        raise ProjectError(f"training.distill: {training.distill}; allowed: 0 outside of a night")
     tasks = [_with_pairs(task, training) for task in data.tasks]
     ranked = [task.name for task in tasks if task.list_loss is not None]
     if ranked and data.user is None:

@@ -109,6 +109,11 @@ def test_a_list_loss_needs_a_user():
         data(objectives={"y": mr.Task("y", "bin")})
 
 
+def test_labels_are_distilled_in_nights_only():
+    with pytest.raises(mr.ProjectError, match=r"training\.distill: 0\.5; allowed: 0 outside of"):
+        mr.train(data(), training=mr.Training(epochs=1, distill=0.5))
+
+
 def test_pairs_of_a_users_rows_change_the_training():
     plain, ranked, again = (
         mr.train(data(user="user"), training=mr.Training(epochs=1, pairwise=weight)).predict(

@@ -39,6 +39,7 @@ from mtl_ranker.training.dataset import (
     continued_examples,
     written_once,
 )
+from mtl_ranker.training.distillation import fit_teacher
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.loop import Design, Execution, Rows, Trained, sized, train_ranker
 from mtl_ranker.training.network import tasks_of
@@ -321,7 +322,7 @@ def _retrain(again: Retraining, project: Project, dataset: Dataset, running: Run
     tasks, run, started = tasks_of(project), again.run, time.time()
     encoder, rows = _rows_of(project, dataset, again, running.world)
     contender = Contender(again.name, run.spec, run.seed, again.start)
-    thinned = _thinned(project, tasks, rows, run.seed)
+    thinned = _thinned(project, tasks, rows.train, run.seed)
     trained = train_ranker(
         Design(run.spec, encoder, tasks, _warm_start(again.start)),
         Rows(thinned),
@@ -336,6 +337,8 @@ def _retrain(again: Retraining, project: Project, dataset: Dataset, running: Run
     )
     trees = run.artifact.trees
     if trees is not None and again.start is None:
+        if rows.labelled is not None:
+            thinned = rows.labelled
         trees = fit_forest(tasks, thinned.sample(SAMPLE_ROWS), trees.trees, run.seed)
     artifact = RankerArtifact(
         project,
@@ -427,22 +430,39 @@ def fit_to(tasks: list[Task], settings: Calibrating, folds: Sequence[Fold]) -> C
     return fit_calibration(tasks, labels, prediction, settings, surface)
 
 
+@dataclass(frozen=True)
+class _TrainingRows:
+    """Rows of days of training and validation.
+
+    Attributes:
+        train: with the labels that a network is trained on.
+        labelled: with a teacher, those in memory with the labels that trees are fitted on.
+    """
+
+    train: Examples | ShardedExamples
+    labelled: Examples | None = None
+
+
 def _rows_of(
     project: Project, dataset: Dataset, again: Retraining, world: World
-) -> tuple[Encoder, Examples | ShardedExamples]:
+) -> tuple[Encoder, _TrainingRows]:
     """The rows of days of training and validation, with an encoder fitted on them.
 
     Of a continued training the validation days are new, and the encoder is extended by them.
     """
     folder = dataset.scratch / fingerprint(again.name)
+    if dataset.elsewhere:  # ranks of other hosts have temporary folders of their own
+        world = SINGLE_PROCESS
     if again.start is not None:
         new = dataset.trained_on(dataset.frames["validate"]).lazy()
         # Of a streamed split `frames` has a sample.
         older = dataset.workspace.scan_files(dataset.files["train"])
         extended = again.start.encoder.extended(project.features, new)
         encoder = replace(extended, tables=dataset.encoder.tables)
-        return encoder, continued_examples(project, encoder, new, older, folder)
+        continued = continued_examples(project, encoder, new, older, folder)
+        return encoder, _TrainingRows(continued)
     labels = [LABEL + task.name for task in dataset.tasks]
+    distill = dataset.reading.project.training.distill
     if dataset.shards is not None:
         known = [*dataset.days.train, *dataset.days.validate]
         paths = [*dataset.files["train"], *dataset.files["validate"]]
@@ -450,11 +470,19 @@ def _rows_of(
         lazy = dataset.workspace.scan_files(files)
         encoder = fit_encoder(project, lazy, SAMPLE_ROWS, dataset.encoder.tables)
         write = partial(write_shards, encoder, files, labels, list_keys=dataset.list_keys)
-        # Ranks of other hosts have temporary folders of their own.
-        return encoder, written_once(write, folder, SINGLE_PROCESS if dataset.elsewhere else world)
+        if not distill:
+            return encoder, _TrainingRows(written_once(write, folder, world))
     frame = dataset.trained_on(_frame_of(dataset, again.days))
-    encoder = fit_encoder(project, frame, tables=dataset.encoder.tables)
-    return encoder, encode_examples(encoder, frame, labels, dataset.list_keys)
+    if dataset.shards is None:
+        encoder = fit_encoder(project, frame, tables=dataset.encoder.tables)
+    rows = encode_examples(encoder, frame, labels, dataset.list_keys)
+    teacher = fit_teacher(dataset.tasks, rows, frame, distill)
+    if teacher is None:
+        return encoder, _TrainingRows(rows)
+    if dataset.shards is None:
+        return encoder, _TrainingRows(teacher.taught(rows, frame), rows)
+    taught = partial(write, change=teacher.taught)
+    return encoder, _TrainingRows(written_once(taught, folder, world), rows)
 
 
 def _frame_of(dataset: Dataset, days: Sequence[date]) -> pl.DataFrame:

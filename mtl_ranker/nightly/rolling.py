@@ -25,6 +25,7 @@ from mtl_ranker.models.presets import make
 from mtl_ranker.nightly.results import predicted_rows
 from mtl_ranker.training.batches import Examples, encode_examples
 from mtl_ranker.training.dataset import Dataset, HeldOut
+from mtl_ranker.training.distillation import fit_teacher
 from mtl_ranker.training.loop import Design, Rows, train_ranker
 from mtl_ranker.training.network import predict
 from mtl_ranker.training.shards import ShardedExamples
@@ -115,15 +116,14 @@ def folds_of(project: Project, dataset: Dataset, count: int) -> list[Fold]:
             break
         before, rows = known.filter(pl.col("date") < day), known.filter(pl.col("date") == day)
         encoder = fit_encoder(project, before, tables=dataset.encoder.tables)
+        trained_on = dataset.trained_on(before)
+        train = encode_examples(encoder, trained_on, labels, keys)
+        distill = dataset.reading.project.training.distill
+        teacher = fit_teacher(dataset.tasks, train, trained_on, distill)
+        if teacher is not None:
+            train = teacher.taught(train, trained_on)
         validate = encode_examples(encoder, rows, labels, keys)
-        found.append(
-            Fold(
-                encode_examples(encoder, dataset.trained_on(before), labels, keys),
-                encoder,
-                validate,
-                HeldOut(validate.labels.numpy(), rows, keys),
-            )
-        )
+        found.append(Fold(train, encoder, validate, HeldOut(validate.labels.numpy(), rows, keys)))
     return found
 
 

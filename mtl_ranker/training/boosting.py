@@ -112,8 +112,9 @@ def _best_number(model: HistGradientBoostingClassifier, x: np.ndarray, label: np
     present = ~np.isnan(label)
     if not present.any():
         return int(model.n_iter_)
-    staged = model.staged_predict_proba(x[present])
-    losses = [log_loss(label[present], p, labels=[0, 1]) for p in staged]
+    rows, y, weight = hard_labels(x[present], label[present], None)
+    staged = model.staged_predict_proba(rows)
+    losses = [log_loss(y, p, sample_weight=weight, labels=[0, 1]) for p in staged]
     return int(np.argmin(losses)) + 1
 
 

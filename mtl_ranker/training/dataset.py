@@ -25,6 +25,7 @@ from mtl_ranker.features.vectors import VectorTable, load_vectors
 from mtl_ranker.features.view import examples_dataset, view_sql
 from mtl_ranker.models.objectives import Task
 from mtl_ranker.training.batches import Examples, encode_examples
+from mtl_ranker.training.distillation import Teacher, fit_teacher
 from mtl_ranker.training.distributed import SINGLE_PROCESS, World
 from mtl_ranker.training.network import tasks_of
 from mtl_ranker.training.shards import ShardedExamples, open_shards, write_shards
@@ -169,6 +170,7 @@ class Dataset:
         facts: of the log, for drift.
         reading: which rows these are.
         scratch: folder for temporary files.
+        teacher: of the labels of `train`; None without `training.distill`.
         elsewhere: whether trainings run on another host than the night: their checkpoints are then
             in the workspace's store, if it has one.
         digest: hash of the provenance of the training and validation examples.
@@ -177,7 +179,8 @@ class Dataset:
         list_keys: `Log.list_keys`.
 
     With soft labels, the labels of `frames` are final, and in `examples` those of `train` are what
-    is trained on.
+    is trained on. With a teacher, a network is trained on the labels of the property `train`, and
+    trees on those of `examples`.
     """
 
     tasks: list[Task]
@@ -193,6 +196,7 @@ class Dataset:
     sql: Mapping[str, str]
     unlabelled: list[str]
     list_keys: Sequence[str]
+    teacher: Teacher | None = None
     elsewhere: bool = False
 
     @property
@@ -211,10 +215,13 @@ class Dataset:
         """Raw examples with the labels that a training reads."""
         return frame if self.soft is None else self.soft.of(frame)
 
-    @property
+    @cached_property
     def train(self) -> Examples | ShardedExamples:
-        """All training rows."""
-        return self.examples["train"] if self.shards is None else self.shards
+        """All training rows, with the labels that a network is trained on."""
+        if self.shards is not None:
+            return self.shards
+        rows = self.examples["train"]
+        return rows if self.teacher is None else self.teacher.taught(rows, self.frames["train"])
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -356,6 +363,7 @@ def _encoded(dataset: Dataset, world: World) -> Dataset:
     """The dataset with the rows of all parts as tensors or shards, by its encoder."""
     reading, encoder, frames = dataset.reading, dataset.encoder, dataset.frames
     labels, keys, folder = reading.labels, dataset.list_keys, dataset.scratch / "train"
+    share, teacher = reading.project.training.distill, dataset.teacher
     trained: Examples | ShardedExamples
     if dataset.shards is not None:
         trained = open_shards(dataset.shards.files[0].parent)
@@ -367,15 +375,28 @@ def _encoded(dataset: Dataset, world: World) -> Dataset:
         )
         trained = continued_examples(reading.project, encoder, new, older, folder)
     elif reading.every is not None:
-        write = partial(write_shards, encoder, dataset.files["train"], labels, list_keys=keys)
+        if share and teacher is None:
+            known = dataset.trained_on(frames["train"])
+            known_rows = encode_examples(encoder, known, labels, keys)
+            teacher = fit_teacher(dataset.tasks, known_rows, known, share)
+        write = partial(
+            write_shards,
+            encoder,
+            dataset.files["train"],
+            labels,
+            list_keys=keys,
+            change=None if teacher is None else teacher.taught,
+        )
         trained = written_once(write, folder, world)
     else:
-        trained = encode_examples(encoder, dataset.trained_on(frames["train"]), labels, keys)
+        known = dataset.trained_on(frames["train"])
+        trained = encode_examples(encoder, known, labels, keys)
+        teacher = teacher or fit_teacher(dataset.tasks, trained, known, share)
     examples = {"train": trained} if isinstance(trained, Examples) else {}
     for part in frames.keys() - examples.keys():
         examples[part] = encode_examples(encoder, frames[part], labels, keys)
     shards = trained if isinstance(trained, ShardedExamples) else None
-    return replace(dataset, examples=examples, shards=shards)
+    return replace(dataset, examples=examples, shards=shards, teacher=teacher)
 
 
 def continued_examples(

@@ -167,6 +167,7 @@ def write_shards(
     labels: Sequence[str],
     folder: Path,
     list_keys: Sequence[str] = (),
+    change: Callable[[Examples, pl.DataFrame], Examples] | None = None,
 ) -> ShardedExamples:
     """Encode example partitions to files of `folder`, a bounded number of rows at a time.
 
@@ -174,6 +175,7 @@ def write_shards(
         sources: files of the partitions.
         labels: names of the label columns.
         list_keys: see `encode_examples`.
+        change: applied to encoded rows before they are written, with the same rows, raw.
     """
     folder.mkdir(parents=True, exist_ok=True)
     positions = 0
@@ -188,6 +190,8 @@ def write_shards(
         for start in range(0, rows, READ_ROWS):
             frame = scan.slice(start, READ_ROWS).collect()
             encoded = encode_examples(encoder, frame, labels, list_keys)
+            if change is not None:
+                encoded = change(encoded, frame)
             positions = max(positions, encoded.positions)
             table = _table(encoded)
             if writer is None:

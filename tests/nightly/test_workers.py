@@ -112,10 +112,10 @@ def assert_same_suite(one: Suite, other: Suite) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_memory_rows", [1_000_000, pytest.param(30, marks=pytest.mark.slow)])
-def test_two_workers_give_the_suite_of_this_host(cluster, built, in_memory_rows):
-    """Also with rows that are streamed from files; the log says which worker trained what."""
-    context = with_training(built, in_memory_rows=in_memory_rows, ranks=1)
+@pytest.mark.parametrize(("in_memory_rows", "distill"), [(1_000_000, 0.0), (30, 0.8)])
+def test_two_workers_give_the_suite_of_this_host(cluster, built, in_memory_rows, distill):
+    """Also with streamed and distilled rows; the log says which worker trained what."""
+    context = with_training(built, in_memory_rows=in_memory_rows, distill=distill, ranks=1)
     calls: dict[str, list] = {"here": [], "there": []}
 
     def callbacks(where):
@@ -128,8 +128,8 @@ def test_two_workers_give_the_suite_of_this_host(cluster, built, in_memory_rows)
     assert_same_suite(here, there)
     assert sorted(calls["there"]) == sorted(calls["here"])
     trained, places = zip(*(line.split(" trained on ") for line in said), strict=True)
-    winner = there.winner.name.split(",")[0]
-    assert {"linear seed 0", "mmoe seed 0", "other seed 0", f"{winner} seed 1"} < set(trained)
+    assert {"linear seed 0", "mmoe seed 0", "other seed 0"} < set(trained)
+    assert len(set(trained) & {"linear seed 1", "mmoe seed 1", "other seed 1"}) == 1
     # Contenders, trees, refit, a day left out, another seed.
     assert len(trained) == 3 + 1 + 1 + 1 + 1
     assert len(set(places)) == 2

@@ -145,6 +145,21 @@ def test_a_soft_label_is_two_weighted_rows_of_the_same_loss() -> None:
     assert hard_labels(x, np.round(y), None)[2] is None
 
 
+@pytest.mark.slow
+def test_the_number_of_trees_is_that_of_the_least_loss_on_soft_labels() -> None:
+    train, validate = rows(600, 0), rows(400, 1)
+    labels = validate.labels.clone()
+    labels[:, 0] = 0.25 + labels[:, 0] / 2
+    soft = fit_forest(TASKS, train, [60] * 3, 0, validate.with_labels(lambda _: labels))
+    x = torch.from_numpy(matrix(validate)).float()
+    losses = {}
+    for trees in (1, 5, 20, 60, *range(max(soft.trees[0] - 2, 1), soft.trees[0] + 3)):
+        z = fit_forest(TASKS[:1], train, [trees], 0)(x)[:, 0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(z, labels[:, 0])
+        losses[trees] = loss.item()
+    assert soft.trees[0] == min(losses, key=lambda trees: losses[trees])
+
+
 def test_trees_learn_from_soft_labels() -> None:
     train = rows(3_000, 0)
     labels = train.labels.clone()
