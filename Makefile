@@ -7,8 +7,9 @@ DATA ?=
 PRESET ?= streams
 DATE ?=
 STAMP := $(VENV)/.installed
-# Test files side by side, one thread each: as many at once as there are cores.
-SIDE_BY_SIDE = -n auto --dist loadfile
+# Test files side by side, one thread each: as many at once as there are cores, in the order of
+# `tests/conftest.py`.
+SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow lint docs install clean
 
@@ -23,7 +24,7 @@ endif
 test: install
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-# Of faults and mutants every other case, the others on the next day; all with MTL_RANKER_ALL_CASES=1.
+# Of faults and mutants a quarter, others on the next days; all with MTL_RANKER_ALL_CASES=1.
 test-slow: install
 	$(BIN)/python -m pytest -m slow --durations=30 $(SIDE_BY_SIDE)
 

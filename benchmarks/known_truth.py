@@ -134,8 +134,8 @@ def main() -> None:
             models = [
                 named(logistic(without, chosen.trials, tick), ", without matches"),
                 logistic(parts, chosen.trials, tick),
-                named(trees(without, budget, tick)[0], ", without matches"),
-                trees(parts, budget, tick)[0],
+                named(trees(without, budget, tick, ["binary"])[0], ", without matches"),
+                trees(parts, budget, tick, ["binary"])[0],
                 *ranker("mtl_ranker, without matches", plain, without, budget.seeds, tick),
             ]
         models += ranker("mtl_ranker", project, parts, budget.seeds, tick)

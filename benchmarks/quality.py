@@ -146,13 +146,16 @@ LIGHTGBM = Boosting(
 )
 
 
-def trees(parts: Dataset, budget: Budget, tick: Tick) -> list[Predictions]:
+def trees(
+    parts: Dataset, budget: Budget, tick: Tick, objectives: Sequence[str] = ("binary", *RANKING)
+) -> list[Predictions]:
     """LightGBM per objective with early stopping, and trained again on both parts.
 
-    Pointwise, and with the objectives that rank within lists.
+    Args:
+        objectives: pointwise, and those that rank within lists.
     """
     models = []
-    for objective in ("binary", *RANKING):
+    for objective in objectives:
         boosting = replace(LIGHTGBM, objective=objective)
         found = tune_lightgbm(parts.tasks, parts.examples, boosting, budget, tick)
         name = f"LightGBM {objective}" if boosting.ranking else "LightGBM"

@@ -28,10 +28,40 @@ settings.load_profile("mtl-ranker")
 def pytest_configure() -> None:
     import tempfile
 
-    if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-
     prepare(Path(tempfile.mkdtemp(prefix="mtl-ranker-tests-")))
+
+
+# Side by side, whole files are distributed in the order of the tests: the longest ones first, so
+# that no core waits for the last one.
+LONGEST = (
+    "integration/test_chaos.py",
+    "benchmarks/test_scripts.py",
+    "mutation/test_mutants.py",
+    "integration/test_operating.py",
+    "integration/test_stack.py",
+    "integration/test_hosts_and_store.py",
+    "integration/test_night.py",
+    "integration/test_judging.py",
+    "integration/test_servers.py",
+    "integration/test_workers.py",
+    "integration/test_processes.py",
+    "integration/test_night_of_stores.py",
+    "nightly/test_workers.py",
+    "test_docs.py",
+    "nightly/test_rolling.py",
+    "training/test_two_hosts.py",
+    "training/test_distributed.py",
+    "features/test_actions.py",
+    "tracking/test_runs.py",
+    "ranking/test_scoring.py",
+    "training/test_state.py",
+    "nightly/test_suite.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +71,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return simulate(size, tmp_path_factory.mktemp("feed"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not here (MTL_RANKER_SHARED_DATA)")

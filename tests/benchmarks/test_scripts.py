@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import importlib.util
 import json
@@ -40,11 +41,24 @@ def run_sized(script: str, folder: Path, *options: str) -> tuple[dict, str]:
     return figures, done.stdout
 
 
+@pytest.fixture(scope="module")
+def census(shared_data, tmp_path_factory) -> Path:
+    """Every third row of Census-Income."""
+    some = tmp_path_factory.mktemp("census")
+    name = "census-income.data.gz"
+    with (
+        gzip.open(shared_data / "census-income" / name, "rt") as whole,
+        gzip.open(some / name, "wt") as file,
+    ):
+        file.writelines(list(whole)[::3])
+    return some
+
+
 @pytest.mark.slow
 @pytest.mark.real
-def test_model_family(shared_data, tmp_path):
+def test_model_family(census, tmp_path):
     options = ("--models", "mmoe", "--seeds", "2", "--epochs", "1", "--picture", "family.png")
-    figures, printed = run("model_family", shared_data / "census-income", tmp_path, *options)
+    figures, printed = run("model_family", census, tmp_path, *options)
     found = figures["census"]
     assert found["reference"] == "single_task"
     assert set(found["models"]) == {"single_task", "mmoe"}
@@ -58,8 +72,7 @@ def test_model_family(shared_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_experts_and_balancing(shared_data, tmp_path):
-    census = shared_data / "census-income"
+def test_experts_and_balancing(census, tmp_path):
     common = ("--seeds", "1", "--epochs", "1", "--picture", "p.png")
     sizes = ("--experts", "1", "2", "--units", "8", "--total", "16")
     figures, printed = run("experts", census, tmp_path, *sizes, *common)
@@ -75,7 +88,7 @@ def test_experts_and_balancing(shared_data, tmp_path):
 
 @pytest.mark.slow
 def test_known_truth(tmp_path):
-    sizes = ("--impressions", "8000", "--trials", "1", "--seeds", "1", "--epochs", "4")
+    sizes = ("--impressions", "4000", "--trials", "1", "--seeds", "1", "--epochs", "2")
     figures, printed = run_sized("known_truth", tmp_path, *sizes)
     click = figures["click"]
     assert click["true probabilities"]["share"] == 1.0
@@ -132,12 +145,12 @@ def test_quality(shared_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_training_speed(shared_data, tmp_path):
+def test_training_speed(census, tmp_path):
     for peer in ("torch_rechub", "deepctr_torch"):
         if importlib.util.find_spec(peer) is None:
             pytest.skip(f"{peer} is not installed: pip install -c constraints.txt -e '.[bench]'")
     options = ("--epochs", "1", "--repeats", "1", "--threads", "1")
-    figures, _ = run("training_speed", shared_data / "census-income", tmp_path, *options)
+    figures, _ = run("training_speed", census, tmp_path, *options)
     found = figures["census"]["libraries"]
     assert set(found) == {"mtl_ranker", "torch-rechub", "DeepCTR-Torch"}
     for library in found.values():
@@ -184,9 +197,9 @@ def test_blocks(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_suite_speed_agrees(shared_data, tmp_path):
+def test_suite_speed_agrees(census, tmp_path):
     options = ("--seeds", "1", "--epochs", "1")
-    figures, _ = run("suite_speed", shared_data / "census-income", tmp_path, *options)
+    figures, _ = run("suite_speed", census, tmp_path, *options)
     assert figures["census"]["equal"] is True
     assert len(figures["census"]["ways"]) == 3
 

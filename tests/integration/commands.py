@@ -14,7 +14,10 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from mtl_ranker.environment import TEMPORARY
+from mtl_ranker.stores.databases import copy_template
 from tests.integration import forks
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -43,7 +46,8 @@ def shared_api() -> str:
     """The address of a Prefect API that lives as long as the tests."""
     servers = contextlib.ExitStack()
     home = Path(tempfile.mkdtemp(prefix="mtl-ranker-prefect-"))
-    api = servers.enter_context(prefect_server(home))
+    # Without the services that no run started by hand needs, as a night's own server.
+    api = servers.enter_context(prefect_server(home, TEMPORARY))
     atexit.register(servers.close)
     return api
 
@@ -55,16 +59,17 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
+def prefect_server(home: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
     """A real Prefect server with its own SQLite database; yields its API address."""
     port = free_port()
+    copy_template("prefect", home / "prefect.db")
     quiet = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     with open(home / "server.log", "w") as log:
         server = subprocess.Popen(
             [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment() | quiet | {"DO_NOT_TRACK": "1"},
+            env=environment() | quiet | settings | {"DO_NOT_TRACK": "1"},
         )
     api = f"http://127.0.0.1:{port}/api"
     deadline = time.monotonic() + 300

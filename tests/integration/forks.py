@@ -1,8 +1,8 @@
 """`mtl-ranker` in forks of one process that has imported the large libraries once.
 
 A command runs as in a process of its own: environment, folder, session, streams and exit of its
-own. It can be killed. Only the seconds in which torch, MLflow and scikit-learn are imported are
-saved. Prefect reads its settings on import, so each fork imports it.
+own. It can be killed. Only the seconds in which torch, Prefect, MLflow and scikit-learn are
+imported are saved. Prefect reads its settings on import, so each fork reads them again.
 
 `python -m tests.integration.forks` is the parent: it reads one request a line and writes the
 number of each process that it starts, and the status of each that ends.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -26,7 +27,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mtl_ranker.environment import ALWAYS
+
 ROOT = Path(__file__).parents[2]
+
+IMPORTED = (
+    "alembic",
+    "dataframely",
+    "git",
+    "graphviz",
+    "matplotlib.backends.backend_svg",
+    "mlflow.pyfunc.scoring_server",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "sqlalchemy.dialects.sqlite",
+    "torch._dynamo",  # by the first optimiser
+    "flows.nightly",
+    "mtl_ranker.commands.app",
+    "mtl_ranker.commands.serve",
+)
 
 
 class Command:
@@ -142,7 +163,11 @@ def start(
     module: str = "mtl_ranker.commands.app",
     cwd: Path | None = None,
 ) -> Command:
-    """Start `mtl-ranker` with these arguments and exactly this environment."""
+    """Start `mtl-ranker` with these arguments and exactly this environment.
+
+    All settings of Prefect are in it: one that starts its own server would set others later.
+    """
+    assert {"PREFECT_API_URL", "PREFECT_HOME"} & set(env)
     return parent().start(module, [str(word) for word in arguments], env, cwd or Path.cwd())
 
 
@@ -210,23 +235,43 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     time.tzset()
+    _set_up_prefect()
+
+
+def _set_up_prefect() -> None:
+    """Read Prefect's settings as a command does that imports it after `prepare`."""
+    from prefect.context import refresh_global_settings_context
+
+    given = dict(os.environ)
+    for name, value in ALWAYS.items():
+        os.environ.setdefault(name, value)
+    refresh_global_settings_context()
+    os.environ.clear()
+    os.environ.update(given)
 
 
 def import_libraries() -> None:
-    from mtl_ranker.environment import ALWAYS
+    """Import what nights import, also later than at the top of a module. Starts no thread.
 
+    What is found out once about the installation, as a model is stored, is found out here.
+    """
     os.environ.update(ALWAYS)
 
-    import mtl_ranker.nightly.promotion
-    import mtl_ranker.nightly.suite
-    import mtl_ranker.ranking.scoring
-    import mtl_ranker.reports.page  # noqa: F401
+    for name in IMPORTED:
+        importlib.import_module(name)
+    from mlflow.utils import requirements_utils
+
+    from mtl_ranker.tracking import carried_code
+
+    requirements_utils._init_modules_to_packages_map()
+    carried_code.requirements()
+    with tempfile.TemporaryDirectory() as folder:
+        carried_code.copy_code(Path(folder) / "code")
+    assert threading.active_count() == 1
 
 
 if __name__ == "__main__":
     import_libraries()
     module, arguments = fork_on_request()
-    import importlib
-
     sys.argv = [f"-m {module}", *arguments]
     sys.exit(importlib.import_module(module).main())

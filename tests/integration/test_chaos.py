@@ -24,7 +24,7 @@ from tests.integration import forks
 from tests.integration.commands import environment, shared_api
 from tests.integration.faults import FAULTS
 from tests.projects import edit_project, write_project
-from tests.rotation import of_today
+from tests.rotation import PARTS, of_today
 
 DAY = FIRST + timedelta(days=6)
 DOCS = Path(__file__).parents[2] / "docs/operations.md"
@@ -216,7 +216,7 @@ def documented() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault", of_today(name for name in (*FAULTS, *LOG_FAULTS) if name != "nothing")
+    "fault", of_today((name for name in (*FAULTS, *LOG_FAULTS) if name != "nothing"), PARTS)
 )
 def test_after_a_fault_there_is_a_ranking_or_a_sentence_and_the_next_night_recovers(nights, fault):
     night, undisturbed = nights
@@ -241,12 +241,13 @@ def test_after_a_fault_there_is_a_ranking_or_a_sentence_and_the_next_night_recov
 
 @pytest.mark.slow
 def test_a_night_killed_at_random_moments_ends_with_the_undisturbed_ranking(nights):
+    """Twenty moments within a night, five of them on a day."""
     night, undisturbed = nights
     night.restore()
     champion, moments = night.champion(), random.Random(0)
-    for _ in range(20):
+    for seconds in of_today([moments.uniform(0.5, 15.0) for _ in range(20)], PARTS):
         process = night.start("nothing")
-        time.sleep(moments.uniform(0.5, 15.0))
+        time.sleep(seconds)
         process.kill()
         process.wait()
         for file in night.workspace.root.rglob("part-0.parquet"):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.mutants import MUTANTS, ROOT, Mutant, copied, mutated, run_tests, table
-from tests.rotation import of_today
+from tests.rotation import PARTS, of_today
+
+TODAY = of_today(MUTANTS, PARTS)
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +32,14 @@ def test_the_table_of_the_documentation_is_the_tables():
 
 @pytest.mark.slow
 def test_the_tests_pass_on_the_right_lines(copy: Path):
-    files = sorted({m.tests for m in MUTANTS})
-    chosen = {f"({m.only})" if m.only else Path(m.tests).name for m in MUTANTS}
+    files = sorted({m.tests for m in TODAY})
+    chosen = {f"({m.only})" if m.only else Path(m.tests).name for m in TODAY}
     result = run_tests(copy, files, " or ".join(sorted(chosen)))
     assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", of_today(MUTANTS), ids=lambda m: m.what)
+@pytest.mark.parametrize("mutant", TODAY, ids=lambda m: m.what)
 def test_the_tests_find_the_wrong_line(copy: Path, mutant: Mutant):
     file = copy / "mtl_ranker" / mutant.file
     right = file.read_text("utf-8")

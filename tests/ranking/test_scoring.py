@@ -169,10 +169,10 @@ def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
     assert len(artifact.encoder.matches) == (4 if log is TABLES else 0)
     day = FIRST + timedelta(days=7)
     rng = np.random.default_rng(0)
-    size = 300
+    size = 150
     rows = pl.DataFrame(
         {
-            "u": rng.integers(0, 60, size),  # some of them not in the log
+            "u": rng.integers(0, 20, size),  # some of them not in the log
             "i": rng.integers(0, 40, size),
             "tab": rng.choice(["home", "search", "unknown"], size),
         }

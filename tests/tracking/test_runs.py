@@ -6,29 +6,34 @@ import json
 import os
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from flows.nightly import record
+from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.evaluation.influence import MEASURE_NAMES
 from mtl_ranker.evaluation.intervals import Interval
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly import history
 from mtl_ranker.nightly.promotion import Decision
+from mtl_ranker.nightly.results import Suite
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.ranking.blend import BlendChoice
 from mtl_ranker.ranking.scoring import score_day
 from mtl_ranker.reports.markdown import shortened
 from mtl_ranker.tracking import connection, registry, view
 from mtl_ranker.tracking.connection import without_credentials
-from mtl_ranker.tracking.system import system_measured
+from mtl_ranker.tracking.runs import Logged
+from mtl_ranker.tracking.system import Sample, system_measured
+from tests.conftest import write_log
 from tests.nightly.test_suite import LAST, prepared
 from tests.projects import write_project
 
@@ -40,9 +45,40 @@ def trained(tiny):
     return context, train_suite(context, LAST)
 
 
-def test_a_runs_duration_is_that_of_its_training(trained):
-    context, suite = trained
-    logged, version, report = registry.record(context, suite)
+@dataclass(frozen=True)
+class Recorded:
+    """A training that is registered.
+
+    Attributes:
+        samples: of the machine, from the milliseconds `before` on.
+    """
+
+    context: Context
+    suite: Suite
+    samples: list[Sample]
+    before: int
+    logged: Logged
+    version: ModelVersion
+    report: Path
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Recorded:
+    """For tests that change nothing in MLflow."""
+    folder = write_log(tmp_path_factory.mktemp("recorded"))
+    write_project(folder, name="recorded")
+    context = prepared(folder)
+    connection.connect(context.workspace)
+    suite, before = train_suite(context, LAST), round(1_000 * time.time())
+    with system_measured(0.05) as samples:
+        sum(i * i for i in range(300_000))
+        time.sleep(0.2)
+    found = registry.record(context, suite, samples)
+    return Recorded(context, suite, samples, before, *found)
+
+
+def test_a_runs_duration_is_that_of_its_training(recorded):
+    suite, logged = recorded.suite, recorded.logged
     client = mlflow.MlflowClient()
     for run in suite.runs:
         info = client.get_run(logged.child_runs[run.label]).info
@@ -53,8 +89,9 @@ def test_a_runs_duration_is_that_of_its_training(trained):
     parent = client.get_run(logged.run_id).info
     assert parent.start_time == min(round(1000 * run.started) for run in suite.runs)
     assert parent.end_time == max(round(1000 * run.ended) for run in suite.runs)
-    assert report.is_file()
-    assert client.get_model_version_by_alias("tiny", "challenger").version == version.version
+    assert recorded.report.is_file()
+    challenger = client.get_model_version_by_alias("recorded", "challenger")
+    assert challenger.version == recorded.version.version
 
 
 @pytest.mark.slow
@@ -228,11 +265,10 @@ def test_rolling_back_once_more_says_what_the_other_versions_are(named):
         registry.load_artifact(project, "champion")
 
 
-def test_runs_name_their_days_and_a_digest_of_each(named):
+def test_runs_name_their_days_and_a_digest_of_each(recorded):
     """Of the parent and of the winner's run, to which the registered version points."""
-    context, suite = named
-    logged, version, _ = registry.record(context, suite)
-    client = mlflow.MlflowClient()
+    context, suite, client = recorded.context, recorded.suite, mlflow.MlflowClient()
+    logged, version = recorded.logged, recorded.version
     for run_id in (logged.run_id, version.run_id):
         inputs = client.get_run(run_id).inputs.dataset_inputs
         by_part = {t.value: i for i in inputs for t in i.tags if t.key == "mlflow.data.context"}
@@ -274,9 +310,9 @@ def test_a_long_training_is_logged_in_full(named):
     )
 
 
-def test_a_training_compares_and_reads_in_mlflows_pages(named):
-    context, suite = named
-    logged, version, _ = registry.record(context, suite)
+def test_a_training_compares_and_reads_in_mlflows_pages(recorded):
+    context, suite = recorded.context, recorded.suite
+    logged, version = recorded.logged, recorded.version
     project, client, winner = context.project, mlflow.MlflowClient(), suite.winner
     parent, child = client.get_run(logged.run_id), client.get_run(version.run_id)
     expected = {
@@ -346,28 +382,21 @@ def test_a_long_description_ends_with_a_whole_line():
     assert shortened(text, 100) == "\n".join(["a" * 40] * 2) + "\n..."
 
 
-def test_cpu_and_memory_are_logged_at_their_times(named):
+def test_cpu_and_memory_are_logged_at_their_times(recorded):
     pytest.importorskip("psutil")
-    context, suite = named
-    before = round(1_000 * time.time())
-    with system_measured(0.05) as samples:
-        sum(i * i for i in range(300_000))
-        time.sleep(0.2)
+    samples = recorded.samples
     assert len(samples) >= 2
-    logged, _, _ = registry.record(context, suite, samples)
     history = mlflow.MlflowClient().get_metric_history(
-        logged.run_id, "system/cpu_utilization_percentage"
+        recorded.logged.run_id, "system/cpu_utilization_percentage"
     )
     assert [m.timestamp for m in history] == [s.milliseconds for s in samples]
-    assert before <= history[0].timestamp <= round(1_000 * time.time())
+    assert recorded.before <= history[0].timestamp <= round(1_000 * time.time())
     memory = samples[-1].values["system_memory_usage_megabytes"] * 1e6
     assert 0 < memory < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def test_a_day_that_a_version_was_trained_on_cannot_decide(named):
-    context, suite = named
-    registry.record(context, suite)
-    project = context.project
+def test_a_day_that_a_version_was_trained_on_cannot_decide(recorded):
+    project = recorded.context.project
     assert registry.tested_later(project, LAST, ["1"]) is None
     assert registry.tested_later(project, LAST + timedelta(days=3), ["1"]) is None
     reason = registry.tested_later(project, LAST - timedelta(days=1), ["1"])

@@ -54,9 +54,15 @@ def train(rows, encoder, checkpoint: Checkpoint | None, **more) -> Trained:
     )
 
 
-def resumes(folder: Path, rows, encoder, after: int, **more) -> Trained:
-    """Check that a training killed after some batches ends as an uninterrupted one; return that."""
-    whole = train(rows, encoder, None, **more)
+def resumes(
+    folder: Path, rows, encoder, after: int, whole: Trained | None = None, **more
+) -> Trained:
+    """Check that a training killed after some batches ends as an uninterrupted one; return that.
+
+    Args:
+        whole: the uninterrupted one, if there is one of these rows and settings already.
+    """
+    whole = whole or train(rows, encoder, None, **more)
     dying = Dying(folder / "a.pt", "key")
     dying.after = after
     with pytest.raises(Killed):
@@ -74,13 +80,19 @@ def same(one: Trained, other: Trained) -> None:
     assert one.best_epochs == other.best_epochs
 
 
-@pytest.mark.parametrize("after", [1, 8, 9, 20])
-@pytest.mark.parametrize("balancing", sorted(BALANCERS))
-def test_a_killed_training_ends_with_the_same_weights(tmp_path, after, balancing):
+@pytest.fixture(scope="module", params=sorted(BALANCERS))
+def uninterrupted(request):
+    """A way of balancing, rows with their encoder, and a training that was not killed."""
     frame = small.frame(500)
     encoder = small.encoder(frame)
     rows = encode_examples(encoder, frame, small.LABELS)
-    resumes(tmp_path, rows, encoder, after, balancing=balancing)
+    return request.param, rows, encoder, train(rows, encoder, None, balancing=request.param)
+
+
+@pytest.mark.parametrize("after", [1, 8, 9, 20])
+def test_a_killed_training_ends_with_the_same_weights(tmp_path, after, uninterrupted):
+    balancing, rows, encoder, whole = uninterrupted
+    resumes(tmp_path, rows, encoder, after, whole, balancing=balancing)
 
 
 def test_also_from_files(tmp_path, monkeypatch):
