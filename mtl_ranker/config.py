@@ -806,7 +806,9 @@ class Training(Settings):
         description="of trainings. auto: a CUDA device where there is one, else the CPU. On a GPU "
         "trainings run one after the other",
     )
-    threads: int | None = Field(None, ge=1, description="of a training; default: cores / jobs")
+    threads: int | None = Field(
+        None, ge=1, description="of a training; default: cores / jobs, at most OMP_NUM_THREADS"
+    )
     jobs: int | None = Field(
         None,
         ge=1,

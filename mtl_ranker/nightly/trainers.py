@@ -94,10 +94,10 @@ class ThisHost:
     world, elsewhere = SINGLE_PROCESS, False
 
     def run(self, project: Project, dataset: Dataset, jobs: Sequence[Job]) -> list[Any]:
-        available = cores()
+        available, before = cores(), torch.get_num_threads()
         most = project.training.jobs or (available if _parallel_is_faster(project, dataset) else 1)
         processes = max(1, min(len(jobs), most))
-        threads = project.training.threads or max(1, available // processes)
+        threads = project.training.threads or max(1, min(before, available // processes))
         torch.set_num_threads(threads)
         try:
             if processes == 1:
@@ -105,7 +105,7 @@ class ThisHost:
             work = partial(_run, project, dataset)
             return side_by_side(work, [(j.work, j.on_epoch) for j in jobs], processes, threads)
         finally:
-            torch.set_num_threads(project.training.threads or available)
+            torch.set_num_threads(before)
 
 
 THIS_HOST = ThisHost()
