@@ -1,7 +1,8 @@
 """What a night of so many impressions a day would take, computed from measured rates.
 
 Reads the figures that `benchmarks.scale` wrote with --save or --json, and assumes that days, user
-ranges and ranks share the work evenly: time falls with the cores, and nothing else is in the way.
+ranges and ranks share the work evenly: time falls with the cores, and nothing else is in the way. A
+day's events and aggregates are built on one machine. Training is one epoch of one model.
 A continued training (`training.start`) reads one new day with a replay of older rows; its quality
 and seconds beside a full one are measured by `benchmarks.incremental`. An estimate, not a
 measurement: beyond the machine that was measured, networks and shared disks come on top.
@@ -19,6 +20,7 @@ from benchmarks import markdown, results
 from benchmarks.measured import CONSOLE
 
 STAGES = ("ingest", "aggregates", "features", "encoding", "training", "scoring")
+ONE_MACHINE = ("ingest", "aggregates")  # of the stages
 CONTINUED = {"encoding": "encoding, continued", "training": "training, continued"}
 SUMS = {
     "sum, full training": STAGES,
@@ -37,6 +39,9 @@ def main() -> None:
     options.add_argument("--train-days", type=int, default=7)
     options.add_argument("--replay", type=float, default=1.0, help="training.replay")
     options.add_argument("--negative-keep", type=float, default=0.1, help="training.negative_keep")
+    options.add_argument(
+        "--positive", type=float, default=0.25, help="share of rows with a positive label, all kept"
+    )
     options.add_argument("--machines", type=int, default=8)
     options.add_argument("--cores", type=int, default=32, help="of each machine")
     chosen = results.parse(options)
@@ -44,9 +49,8 @@ def main() -> None:
     size = max(sizes, key=int)
     found: dict[str, Any] = sizes[size]
     cores = found["limits"]["threads"]
-    share = chosen.machines * chosen.cores / cores
-    trained = chosen.impressions * chosen.train_days * chosen.negative_keep
-    continued = chosen.impressions * (1 + chosen.replay) * chosen.negative_keep
+    kept = chosen.impressions * (chosen.positive + (1 - chosen.positive) * chosen.negative_keep)
+    trained, continued = kept * chosen.train_days, kept * (1 + chosen.replay)
     counts = (*[chosen.impressions] * 3, trained, trained, chosen.candidates)
     rows = dict(zip(STAGES, counts, strict=True))
     rows |= dict.fromkeys(CONTINUED.values(), continued)
@@ -54,7 +58,8 @@ def main() -> None:
     for stage, count in rows.items():
         measured = found[stage.partition(",")[0]]
         rate = measured["rows"] / measured["seconds"]
-        hours, minutes = count / rate / 3600, count / rate / 60 / share
+        machines = 1 if stage in ONE_MACHINE else chosen.machines
+        hours, minutes = count / rate / 3600, count / rate / 60 * cores / (machines * chosen.cores)
         result[stage] = {"rows": count, "rate": rate, "hours": hours, "minutes_there": minutes}
     result["setting"] = {"cores_measured": cores, "there": f"{chosen.machines} × {chosen.cores}"}
     table = Table(
@@ -68,7 +73,8 @@ def main() -> None:
     day = found["ingest"]["mb_written"] * 1e6 / found["ingest"]["rows"]
     example = found["features"]["mb_written"] * 1e6 / found["features"]["rows"]
     CONSOLE.print(
-        f"one epoch; {chosen.negative_keep:.0%} of all-negative rows kept; from {int(size):,} "
+        f"one epoch; {chosen.positive:.0%} of rows with a positive label, "
+        f"{chosen.negative_keep:.0%} of the others kept; from {int(size):,} "
         f"simulated impressions. Disk: events {day:.0f} bytes a row, examples {example:.0f}: "
         f"{chosen.impressions * day / 1e9:,.0f} and {chosen.impressions * example / 1e9:,.0f} GB "
         "a day"

@@ -307,6 +307,14 @@ def _blend_lines(project: Project) -> Iterator[str]:
             given = [f"P({n} | {before})" for before, n in pairwise([first, *later])]
             product = " x ".join([f"P({first})", *given])
             yield f"    {name} enters the blend as {product} x E[{name} | {multiplied[0]}]"
+    if project.scoring.maximise is None and any(o.kind == "binary" for o in project.objectives):
+        for objective in project.objectives:
+            if objective.kind != "binary" and objective.name not in project.scoring.weights:
+                yield (
+                    f"warning: scoring.weights: none for {objective.name}, a number; with 1 each "
+                    "unit of it counts as much as a certain positive of a binary objective "
+                    "(docs/blending.md)"
+                )
     for name in conditional(project):
         where = next(o.where for o in project.objectives if o.name == name)
         yield (

@@ -231,7 +231,7 @@ class Draft:
         if any(label.kind != "binary" for label in self.objectives):
             each = ", ".join(f"{o.name} = {_weight(o)}" for o in self.objectives)
             lines += [
-                "# ? what one of each is worth, of a number 1 / its mean: docs/blending.md",
+                "# ? what one of each is worth; a number: 1 / its mean above 0: docs/blending.md",
                 f"weights = {{ {each} }}",
             ]
         return ["", "[scoring]", *lines] if lines else []
@@ -262,7 +262,10 @@ class Draft:
             if column in times:
                 lines.append(f"# ? a further time, not used: {column}")
             elif sample[column].dtype.is_numeric():
-                lines.append(f"# value = {_toml(column)}  # ? its number, in place of 1")
+                lines.append(
+                    f"# value = {_toml(column)}  # ? its number: in [[log.actions]] of another "
+                    'name, with reduce = "sum"'
+                )
             else:
                 unused.append(column)
         return [*lines, *([f"# ? not used: {', '.join(unused)}"] if unused else [])]

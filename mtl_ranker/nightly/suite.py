@@ -72,6 +72,9 @@ def train_suite(
     project, workspace = context.project, context.workspace
     model_specs(project)
     continuing = None if plan.start is None else plan.start.continuing
+    share = project.training.distill
+    if share:
+        callbacks.on_step("boosted trees for training.distill")
     dataset = load_dataset(context, day, trainer.world, continuing, plan.prior)
     refuse_drift(_health(project, dataset))
     runs = train_all(project, dataset, callbacks, trainer, plan)
@@ -79,6 +82,11 @@ def train_suite(
     callbacks.on_step("comparing the models")
     suite = _suite(project, dataset, choice, day)
     notes = [*plan.notes, *choice.notes, *suite.notes]
+    if share:
+        notes.append(
+            f"training.distill = {share:g}: binary labels that networks are trained on have this "
+            "share of the probability by boosted trees"
+        )
     suite = replace(suite, notes=notes, plan=plan, behind=choice.behind)
     trainer.world.wait()
     for scratch in (ENCODED, CHECKPOINTS):

@@ -126,6 +126,9 @@ def test_two_workers_give_the_suite_of_this_host(cluster, built, in_memory_rows,
     with workers_of(cluster, said.append) as trainer:
         there = train_suite(context, LAST, callbacks("there"), trainer)
     assert_same_suite(here, there)
+    assert [note for note in there.notes if "training.distill" in note] == there.notes[-1:] * (
+        distill > 0
+    )
     assert sorted(calls["there"]) == sorted(calls["here"])
     trained, places = zip(*(line.split(" trained on ") for line in said), strict=True)
     assert {"linear seed 0", "mmoe seed 0", "other seed 0"} < set(trained)

@@ -238,5 +238,9 @@ def test_check_says_how_conditional_objectives_enter_the_blend(tiny):
     assert "    long enters the blend as P(click) x E[long | click]" in lines
     (line,) = [line for line in lines if line.startswith("    stars ")]
     assert "as predicted given its condition, as where = 'play > 5' is not" in line
-    write_project(tiny, objectives=objectives, scoring={"conditional": ["long"]})
-    assert not [x for x in check_project(str(config), tiny) if x.startswith("    long ")]
+    unweighted = "warning: scoring.weights: none for stars, a number"
+    assert [line for line in lines if line.startswith(unweighted)]
+    scoring = {"conditional": ["long"], "weights": {"stars": 0.1}}
+    write_project(tiny, objectives=objectives, scoring=scoring)
+    lines = list(check_project(str(config), tiny))
+    assert not [line for line in lines if line.startswith(("    long ", unweighted))]
