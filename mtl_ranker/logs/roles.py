@@ -6,7 +6,6 @@ the impression by its name has no role, as a feature must not contain the outcom
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +53,7 @@ DAY_WORDS = named(
 FEW = 12  # values of a number up to which it is a category
 MANY = 2_000  # values of a category at most
 LEAST = 10  # rows with and without an action, for an objective
+LEAST_MEAN = 1e-12  # of a number for which a weight is proposed
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,14 @@ def _is_context(column: pl.Series) -> bool:
 def _label(name: str, column: pl.Series, flag: bool) -> Label:
     plain = "_".join(words(name))
     plain = plain if IDENTIFIER.match(plain) else f"label_{plain}"
-    above = column.cast(pl.Float64).filter(column.cast(pl.Float64) > 0)
+    numbers = column.cast(pl.Float64)
+    above = numbers.filter((numbers > 0) & numbers.is_finite())
     positive = len(above)
     if flag:
         other = column.len() - column.null_count() - positive
         return Label(plain, name, "binary", group_of(name), min(positive, other))
     mean = above.mean()
-    mean = mean if isinstance(mean, float) and math.isfinite(mean) else 1.0
+    mean = mean if isinstance(mean, float) and LEAST_MEAN < mean < 1 / LEAST_MEAN else 1.0
     return Label(plain, name, "regression", group_of(name), positive, mean)
 
 

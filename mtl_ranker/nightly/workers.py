@@ -15,7 +15,7 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -130,9 +130,12 @@ class _Start:
         futures: of its ranks; of rank 0 alone until that has a store for the others.
         store: of rank 0, when it is known.
         submitted: when the last rank was, in seconds of `time.monotonic`.
-        begun: ranks that a worker has started.
+        begun: for each rank the workers that started it.
         unplaced: futures that no worker had at the last look, though there was room.
-        failed: when a rank's failure was seen, in seconds of `time.monotonic`.
+        results: rank → worker and result.
+        errors: rank → its error, or RankLost if its worker was lost.
+        ending: when the first rank ended, or a rank was lost, in seconds of `time.monotonic`.
+        stopped: whether its tasks are cancelled.
     """
 
     number: int
@@ -141,19 +144,54 @@ class _Start:
     futures: list[Future] = field(default_factory=list)
     store: tuple[str, int] | None = None
     submitted: float = math.inf
-    begun: set[int] = field(default_factory=set)
+    begun: dict[int, list[str]] = field(default_factory=dict)
     unplaced: set[Future] = field(default_factory=set)
-    failed: float | None = None
+    results: dict[int, tuple[str, bytes]] = field(default_factory=dict)
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    ending: float | None = None
+    stopped: bool = False
+
+    def take(self) -> None:
+        """Results and errors of the tasks that have ended since the last time."""
+        for rank, future in enumerate(self.futures):
+            if self.stopped or self.settled(rank) or not future.done():
+                continue
+            try:
+                self.results[rank] = future.result(timeout=PATIENCE)
+            except TimeoutError as error:
+                if future.status == "error":  # the job's own
+                    self.errors[rank] = error
+                else:
+                    self.errors[rank] = RankLost("the worker was lost before it sent the result")
+                    future.cancel()
+            except Exception as error:
+                self.errors[rank] = error
+
+    def settled(self, rank: int) -> bool:
+        return rank in self.results or rank in self.errors
+
+    def lost(self, workers: Collection[str]) -> bool:
+        """Whether a rank has failed, or was lost; Dask starts a lost task again by itself, which
+        is of use to a single rank only.
+
+        Args:
+            workers: addresses of those that there are.
+        """
+        if self.errors or self.stopped:
+            return True
+        return self.size > 1 and any(
+            len(places) > 1 or places[-1] not in workers
+            for rank, places in self.begun.items()
+            if rank not in self.results
+        )
 
     @property
     def over(self) -> bool:
-        """Whether each task has ended, and no further one will be started."""
-        ended = all(future.done() for future in self.futures)
-        return ended and (len(self.futures) == self.size or self.has_failed)
-
-    @property
-    def has_failed(self) -> bool:
-        return any(future.done() and future.status != "finished" for future in self.futures)
+        """Whether nothing more is to come of it."""
+        ranks = range(len(self.futures))
+        return self.stopped or (
+            (0 in self.results or bool(self.errors)) and all(self.settled(rank) for rank in ranks)
+        )
 
 
 class DaskWorkers:
@@ -244,15 +282,20 @@ class DaskWorkers:
         return future
 
     def _continue(self, place: Place, start: _Start, known: Mapping[str, object]) -> None:
-        """Start the other ranks when the first one is there; end what is left of a lost start."""
-        if start.store is not None and len(start.futures) == 1 and not start.has_failed:
+        """Start the other ranks when the first one is there; end what is left of a start.
+
+        The other ranks notice a lost one by themselves, mostly; and an error of a rank may come
+        after those of the ranks that lost it.
+        """
+        start.take()
+        lost = start.lost(self._workers() if start.size > 1 else ())
+        if start.store is not None and len(start.futures) == 1 < start.size and not lost:
             while len(start.futures) < start.size:
                 start.futures.append(self._submit(place, start, known))
             start.submitted = time.monotonic()
-        if start.size > 1 and start.has_failed and not start.over:
-            start.failed = start.failed or time.monotonic()
-            # The others notice a lost rank by themselves, and an error of its own comes to nobody.
-            if time.monotonic() - start.failed > LOOK:
+        if (lost or 0 in start.results) and not start.over:
+            start.ending = start.ending or time.monotonic()
+            if time.monotonic() - start.ending > LOOK:
                 self._stop(place, start)
 
     def _move(self, place: Place, start: _Start) -> None:
@@ -270,6 +313,8 @@ class DaskWorkers:
 
     def _stop(self, place: Place, start: _Start) -> None:
         """Cancel a start's tasks, and end their processes."""
+        start.take()
+        start.stopped = True
         self._client.cancel(start.futures)
         if start.size > 1:
             self._client.run(stop_on_worker, place, start.training, on_error="ignore")
@@ -279,27 +324,17 @@ class DaskWorkers:
 
         An error of a rank's own comes before those of ranks that have lost another.
         """
-        number, starts = start.number, self._starts.get(start.number, [])
-        found, errors = {}, list[BaseException]()
-        for rank, future in enumerate(start.futures):
-            try:
-                found[rank] = future.result(timeout=PATIENCE)
-            except TimeoutError as error:
-                if future.status == "error":  # the job's own
-                    errors.append(error)
-                future.cancel()  # its worker was lost before it sent the result
-            except (ChildProcessError, RankLost, CancelledError) as lost:
-                if len(starts) >= MOST_STARTS:
-                    raise self._lost(number) from lost
-            except KilledWorker as lost:
-                raise self._lost(number) from lost
-            except Exception as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        if 0 in found:
-            self._tell(number, [worker for worker, _ in found.values()])
-            return found[0][1]
+        number = start.number
+        if 0 in start.results:
+            self._tell(number, [start.results[rank][0] for rank in sorted(start.results)])
+            return start.results[0][1]
+        for error in start.errors.values():
+            if isinstance(error, KilledWorker):
+                raise self._lost(number) from error
+            if not isinstance(error, ChildProcessError | RankLost | CancelledError):
+                raise error
+        if len(self._starts.get(number, [])) >= MOST_STARTS:
+            raise self._lost(number) from next(iter(start.errors.values()), None)
         return None
 
     def _lost(self, number: int) -> ProjectError:
@@ -341,6 +376,10 @@ class DaskWorkers:
         self._client.register_plugin(seats, place.plugin)
         return place
 
+    def _workers(self) -> set[str]:
+        """Addresses of the workers that there are."""
+        return set(self._client.scheduler_info()["workers"])
+
     def _room(self) -> int:
         """Trainings that fit on all workers."""
         workers = self._client.scheduler_info()["workers"].values()
@@ -353,7 +392,7 @@ class DaskWorkers:
         if start is None:
             return
         if "started" in message:
-            start.begun.add(message["rank"])
+            start.begun.setdefault(message["rank"], []).append(message["started"])
             if message["rank"] == 0:
                 self._starts.setdefault(start.number, []).append(message["started"])
         elif "store" in message:

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from mtl_ranker.errors import ProjectError
 from mtl_ranker.models.objectives import Task, label_weights
 from mtl_ranker.training.batches import Examples, part_of
 from mtl_ranker.training.device import device_of
 
 SUMMED = ("fixed", "normalised")  # kinds of balancing whose gradient is a sum over rows
+CONNECTING = timedelta(seconds=30)  # to rank 0's store, which is open before its port is known
 JOINING = timedelta(minutes=10)  # for all ranks of a training to have read their rows
 SILENT = timedelta(minutes=10)  # until a rank that does not answer is taken for lost
 
@@ -139,16 +141,19 @@ class RankPlace:
 def store_of(place: RankPlace) -> dist.TCPStore | None:
     """The store by which a training's ranks find each other, opened by rank 0; None for one rank.
 
-    Raises RankLost where rank 0's does not answer.
+    Raises RankLost where rank 0's does not answer, and ProjectError as `interface_of` does.
     """
     if place.size == 1:
         return None
+    os.environ["GLOO_SOCKET_IFNAME"] = interface_of(place.host)
     with _exchange():
         if place.store is None:
             return dist.TCPStore(
                 place.host, 0, is_master=True, wait_for_workers=False, timeout=JOINING
             )
-        return dist.TCPStore(*place.store, wait_for_workers=False, timeout=JOINING)
+        store = dist.TCPStore(*place.store, wait_for_workers=False, timeout=CONNECTING)
+        store.set_timeout(JOINING)
+        return store
 
 
 @contextmanager
@@ -164,7 +169,6 @@ def joined(place: RankPlace, store: dist.TCPStore | None, device: str) -> Iterat
     if store is None:
         yield SINGLE_PROCESS
         return
-    os.environ["GLOO_SOCKET_IFNAME"] = interface_of(place.host)
     backend = "gloo"
     if device_of(device).type == "cuda":
         backend = "nccl"
@@ -184,14 +188,18 @@ def joined(place: RankPlace, store: dist.TCPStore | None, device: str) -> Iterat
 def interface_of(host: str) -> str:
     """The network interface of this machine that has an address.
 
-    Raises RankLost if none has it.
+    Raises ProjectError if none has it.
     """
     import psutil
 
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address.split("%")[0] == host for each in addresses):
             return name
-    raise RankLost(f"no network interface of this machine has the address {host}")
+    raise ProjectError(
+        f"worker at {host}: no network interface of its machine has this address, by which other "
+        "processes of a training would reach it; allowed: `dask worker --host` with an address of "
+        "an interface, or training.ranks = 1"
+    )
 
 
 @contextmanager

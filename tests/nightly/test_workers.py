@@ -35,7 +35,7 @@ from mtl_ranker.nightly.contenders import Callbacks, Contender, train_model, tra
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.nightly.suite import train_suite
 from mtl_ranker.nightly.trainers import Job, Running
-from mtl_ranker.nightly.workers import connected, refuse_workers, workers_of
+from mtl_ranker.nightly.workers import LOOK, connected, refuse_workers, workers_of
 from mtl_ranker.reports.tables import comparison_rows
 from mtl_ranker.training.dask_worker import SEAT
 from mtl_ranker.training.dataset import Dataset, load_dataset
@@ -341,9 +341,46 @@ def test_a_training_that_loses_a_rank_resumes_from_the_checkpoint(built, tmp_pat
     assert all(torch.equal(weights[name], same[name]) for name in weights)
 
 
+def waiting_rank(
+    contender: Contender, folder: Path, victim: int, project: Project, dataset: Dataset, running
+):
+    """A training whose first rank, when all batches are done, waits until a worker was killed."""
+    run = train_model(project, dataset, contender, running.on_epoch, running.world)
+    (folder / f"{running.world.rank}").write_text(str(os.getppid()))
+    if running.world.rank == 0:
+        while not (folder / "killed").exists():
+            time.sleep(0.1)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_lost_after_the_last_batch(built, tmp_path, victim):
+    """That of rank 0 has lost the result, that of rank 1 nothing."""
+    context = with_training(built, in_memory_rows=30, ranks=2, epochs=1)
+    dataset, spec = load_dataset(context, LAST), model_specs(context.project)["mmoe"]
+    work = partial(waiting_rank, Contender("mmoe", spec, 0), tmp_path, victim)
+
+    def kill() -> None:
+        while not all((tmp_path / f"{rank}").exists() for rank in range(2)):
+            time.sleep(0.1)
+        time.sleep(1.0)  # the second rank's result is sent
+        os.kill(int((tmp_path / f"{victim}").read_text()), signal.SIGKILL)
+        (tmp_path / "killed").touch()
+
+    said: list[str] = []
+    with cluster_of(1, 1) as (address, _), workers_of(address, said.append) as trainer:
+        threading.Thread(target=kill, daemon=True).start()
+        (run,) = trainer.run(context.project, dataset, [Job("mmoe", work, divisible=True)])
+    assert len(run.trained.epochs) == 1
+    assert len(places(said[0])) == (1 if victim == 0 else 2)  # one worker is left for a new start
+    shutil.rmtree(built.workspace.root / "checkpoints", ignore_errors=True)
+
+
 def failing_rank(project: Project, dataset: Dataset, running: Running) -> None:
     if running.world.rank == 1:
         raise KeyError("of the second rank")
+    time.sleep(LOOK + 4)  # it notices late
     running.world.wait()
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mtl_ranker.training.distributed import group_name
+from mtl_ranker.errors import ProjectError
+from mtl_ranker.training.distributed import group_name, interface_of
 
 WORKER = """
 import os, signal, sys
@@ -123,3 +124,9 @@ def test_a_start_in_which_a_rank_never_arrived_does_not_confuse_the_next():
     store.set("name", "lost")  # by a rank 0 that was killed while it waited for rank 2
     store.set("lost/1", "")
     assert len(set(start(store, 3))) == 1
+
+
+def test_an_address_of_no_interface_is_named():
+    assert interface_of("127.0.0.1") == "lo"
+    with pytest.raises(ProjectError, match=r"worker at 198\.51\.100\.7: no network interface"):
+        interface_of("198.51.100.7")
