@@ -3,7 +3,8 @@
 Every process (a rank of torch.distributed) iterates over the same batches in the same order and
 takes its part of each. The ranks' gradients are summed. With losses scaled by each rank's share of
 the label weights, the sum is the gradient of the whole batch, so that several processes train the
-same model as one.
+same model as one. A list loss is the mean of those of the parts: a list that is divided between two
+parts has no pairs across them.
 """
 
 from __future__ import annotations
