@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from mtl_ranker.config import Project, parse_project
+from mtl_ranker.context import Context
 
 Table = dict[str, Any]
 
@@ -141,3 +143,9 @@ def _merge(base: Table, changes: Table, place: str) -> Table:
         else:
             found[key] = copy.deepcopy(value)
     return found
+
+
+def with_training(context: Context, **settings: Any) -> Context:
+    """The context with other settings of `[training]`."""
+    training = context.project.training.model_copy(update=settings)
+    return replace(context, project=context.project.model_copy(update={"training": training}))

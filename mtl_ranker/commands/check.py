@@ -63,6 +63,7 @@ def check_project(config: str, data: Path) -> Iterator[str]:
     yield f"ok  {config}: {objectives}, {counted(len(project.models), 'model')}"
     derived_columns(project)  # raises ProjectError for what is no SQL
     yield from _blend_lines(project)
+    yield from _unweighted(project)
     yield from _against(project)
     source = open_source(project, data)
     available = source.days()
@@ -307,20 +308,25 @@ def _blend_lines(project: Project) -> Iterator[str]:
             given = [f"P({n} | {before})" for before, n in pairwise([first, *later])]
             product = " x ".join([f"P({first})", *given])
             yield f"    {name} enters the blend as {product} x E[{name} | {multiplied[0]}]"
-    if project.scoring.maximise is None and any(o.kind == "binary" for o in project.objectives):
-        for objective in project.objectives:
-            if objective.kind != "binary" and objective.name not in project.scoring.weights:
-                yield (
-                    f"warning: scoring.weights: none for {objective.name}, a number; with 1 each "
-                    "unit of it counts as much as a certain positive of a binary objective "
-                    "(docs/blending.md)"
-                )
     for name in conditional(project):
         where = next(o.where for o in project.objectives if o.name == name)
         yield (
             f"    {name} enters the blend as predicted given its condition, as where = {where!r} "
             "is not that another binary objective's label is 1"
         )
+
+
+def _unweighted(project: Project) -> Iterator[str]:
+    """Warnings of numbers without a weight beside binary objectives."""
+    if project.scoring.maximise or all(o.kind != "binary" for o in project.objectives):
+        return
+    for objective in project.objectives:
+        if objective.kind != "binary" and objective.name not in project.scoring.weights:
+            yield (
+                f"warning: scoring.weights: none for {objective.name}, a number; with 1 each "
+                "unit of it counts as much as a certain positive of a binary objective "
+                "(docs/blending.md)"
+            )
 
 
 def _against(project: Project) -> Iterator[str]:

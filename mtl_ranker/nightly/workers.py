@@ -154,7 +154,7 @@ class _Start:
     def take(self) -> None:
         """Results and errors of the tasks that have ended since the last time."""
         for rank, future in enumerate(self.futures):
-            if self.stopped or self.settled(rank) or not future.done():
+            if self.settled(rank) or not future.done():
                 continue
             try:
                 self.results[rank] = future.result(timeout=PATIENCE)
@@ -170,18 +170,20 @@ class _Start:
     def settled(self, rank: int) -> bool:
         return rank in self.results or rank in self.errors
 
-    def lost(self, workers: Collection[str]) -> bool:
-        """Whether a rank has failed, or was lost; Dask starts a lost task again by itself, which
-        is of use to a single rank only.
+    def lost(self, workers: Callable[[], Collection[str]]) -> bool:
+        """Whether a rank has failed, or was lost.
+
+        Dask starts a lost task again by itself, which is of use to a single rank only.
 
         Args:
-            workers: addresses of those that there are.
+            workers: returns the addresses of those that there are.
         """
-        if self.errors or self.stopped:
-            return True
-        return self.size > 1 and any(
-            len(places) > 1 or places[-1] not in workers
-            for rank, places in self.begun.items()
+        if self.errors or self.size == 1:
+            return bool(self.errors)
+        present = workers()
+        return any(
+            len(places) > 1 or places[-1] not in present
+            for rank, places in list(self.begun.items())  # the client's thread adds to it
             if rank not in self.results
         )
 
@@ -232,7 +234,7 @@ class DaskWorkers:
                 self._changed.clear()
                 for start in list(self._running.values()):
                     self._continue(place, start, known)
-                    if not changed:
+                    if not changed and not start.stopped:
                         self._move(place, start)
                     if start.over:
                         del self._running[start.training]
@@ -288,7 +290,7 @@ class DaskWorkers:
         after those of the ranks that lost it.
         """
         start.take()
-        lost = start.lost(self._workers() if start.size > 1 else ())
+        lost = start.lost(self._workers)
         if start.store is not None and len(start.futures) == 1 < start.size and not lost:
             while len(start.futures) < start.size:
                 start.futures.append(self._submit(place, start, known))

@@ -341,7 +341,8 @@ def _train_epoch(
             continue
         _set_learning_rate(state.optimisers, settings.learning_rate * (1.0 - state.step / steps))
         if rank > 0:  # other rows than rank 0's need other dropout, the same after a restart
-            torch.manual_seed((state.generator.initial_seed() * 7_919 + rank) * STEPS + state.step)
+            drawn = (state.generator.initial_seed() * 7_919 + rank) * STEPS + state.step
+            torch.manual_seed(drawn % 2**63)
         running.step(batch)
         state.step += 1
         state.batches = number

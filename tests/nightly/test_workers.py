@@ -27,10 +27,8 @@ from distributed import Client
 
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
-from mtl_ranker.context import Context, without_log
+from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.sources import open_context
-from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.contenders import Callbacks, Contender, train_model, training_of
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.nightly.suite import train_suite
@@ -42,7 +40,8 @@ from mtl_ranker.training.dataset import Dataset, load_dataset
 from mtl_ranker.training.specs import model_specs
 from tests.conftest import FIRST, write_log
 from tests.integration.commands import free_port
-from tests.projects import write_project
+from tests.nightly.test_suite import prepared
+from tests.projects import with_training, write_project
 
 LAST = FIRST + timedelta(days=5)
 
@@ -86,20 +85,13 @@ def cluster() -> Iterator[str]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """The tiny project with every day built, and a training for each kind of job."""
     root = write_log(tmp_path_factory.mktemp("built"))
-    file = write_project(
+    write_project(
         root,
         models={"other": {"preset": "shared_bottom"}},
         training={"threads": 1, "refit": True, "spread_seeds": 1, "trees": 4, "epochs": 3},
         calibration={"refit_days": 2},
     )
-    context = open_context(str(file), root, root / "ws")
-    build_split(context, LAST)
-    return without_log(context.project, context.workspace)
-
-
-def with_training(context: Context, **settings: object) -> Context:
-    training = context.project.training.model_copy(update=settings)
-    return replace(context, project=context.project.model_copy(update={"training": training}))
+    return prepared(root)
 
 
 def assert_same_suite(one: Suite, other: Suite) -> None:
@@ -159,8 +151,7 @@ def test_a_worker_takes_as_many_trainings_as_its_threads_are_enough_for(
 
     A worker with fewer threads than a training takes one training.
     """
-    training = built.project.training.model_copy(update={"threads": threads})
-    project = built.project.model_copy(update={"training": training})
+    project = with_training(built, threads=threads).project
     dataset = load_dataset(built, LAST)
     jobs = [Job(str(n), partial(meeting, tmp_path, fitting)) for n in range(5)]
     with workers_of(cluster) as trainer:
@@ -420,8 +411,7 @@ def where(project: Project, dataset: Dataset, running: Running) -> int:
 
 @pytest.mark.slow
 def test_an_error_of_a_training_on_a_worker_is_that_of_the_suite(cluster, built):
-    training = built.project.training.model_copy(update={"learning_rate": 1e30})
-    context = replace(built, project=built.project.model_copy(update={"training": training}))
+    context = with_training(built, learning_rate=1e30)
     with (
         workers_of(cluster) as trainer,
         pytest.raises(FloatingPointError, match="loss is not finite in epoch"),

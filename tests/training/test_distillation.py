@@ -14,11 +14,9 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import log_loss
 
-from mtl_ranker.context import Context, without_log
+from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.sources import open_context
 from mtl_ranker.models.objectives import Task
-from mtl_ranker.nightly.build import build_split
 from mtl_ranker.nightly.contenders import (
     Contender,
     held_out_predictions,
@@ -34,7 +32,8 @@ from mtl_ranker.training.dataset import Dataset, load_dataset, with_rows, withou
 from mtl_ranker.training.distillation import Teacher, fit_teacher, folds_of
 from mtl_ranker.training.specs import model_specs
 from tests.conftest import FIRST, write_log
-from tests.projects import project, write_project
+from tests.nightly.test_suite import prepared
+from tests.projects import project, with_training, write_project
 
 LAST = FIRST + timedelta(days=5)
 TASKS = [Task("click", "binary"), Task("watch", "regression"), Task("like", "binary")]
@@ -108,15 +107,8 @@ def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Context:
     root = write_log(tmp_path_factory.mktemp("distilled"))
     training = {"distill": 0.8, "trees": 4, "refit": True}
-    file = write_project(root, training=training, calibration={"refit_days": 2})
-    context = open_context(str(file), root, root / "ws")
-    build_split(context, LAST)
-    return without_log(context.project, context.workspace)
-
-
-def changed(context: Context, **training: object) -> Context:
-    given = context.project.training.model_copy(update=training)
-    return replace(context, project=context.project.model_copy(update={"training": given}))
+    write_project(root, training=training, calibration={"refit_days": 2})
+    return prepared(root)
 
 
 def trained(dataset: Dataset):
@@ -131,7 +123,8 @@ def assert_same_weights(one, other) -> None:
 
 @pytest.mark.usefixtures("few_trees")
 def test_only_the_labels_of_a_training_are_soft(built: Context) -> None:
-    dataset, plain = load_dataset(built, LAST), load_dataset(changed(built, distill=0.0), LAST)
+    dataset = load_dataset(built, LAST)
+    plain = load_dataset(with_training(built, distill=0.0), LAST)
     for part, examples in dataset.examples.items():
         assert torch.equal(examples.labels.isnan(), plain.examples[part].labels.isnan())
         torch.testing.assert_close(
@@ -150,7 +143,7 @@ def test_only_the_labels_of_a_training_are_soft(built: Context) -> None:
 
 @pytest.mark.usefixtures("few_trees")
 def test_a_share_of_zero_is_the_same_training_bit_for_bit(built: Context) -> None:
-    plain = load_dataset(changed(built, distill=0.0), LAST)
+    plain = load_dataset(with_training(built, distill=0.0), LAST)
     teacher = load_dataset(built, LAST).teacher
     assert plain.teacher is None
     assert teacher is not None
@@ -161,7 +154,7 @@ def test_a_share_of_zero_is_the_same_training_bit_for_bit(built: Context) -> Non
 @pytest.mark.usefixtures("few_trees")
 def test_trees_beside_the_network_learn_true_labels(built: Context) -> None:
     found = []
-    for context in (built, changed(built, distill=0.0)):
+    for context in (built, with_training(built, distill=0.0)):
         dataset, own = load_dataset(context, LAST), context.project
         run = with_trees(own, dataset, trained(dataset))
         found.append((run, refit(own, dataset, run)))
@@ -181,7 +174,7 @@ def test_rows_from_files_and_on_another_host_have_the_same_labels(
     built: Context, tmp_path: Path
 ) -> None:
     whole = load_dataset(built, LAST)
-    streamed = load_dataset(changed(built, in_memory_rows=30), LAST)
+    streamed = load_dataset(with_training(built, in_memory_rows=30), LAST)
     assert streamed.shards is not None
     expected = whole.train.sample(10**6).labels
     elsewhere = replace(without_rows(streamed), files={}, shards=None)
@@ -199,7 +192,7 @@ def test_rows_from_files_and_on_another_host_have_the_same_labels(
 def test_days_left_out_have_a_teacher_without_them(built: Context) -> None:
     """With other labels on a day, the training without it is the same bit for bit."""
     for rows_in_memory in (10**6, 30):
-        dataset = load_dataset(changed(built, in_memory_rows=rows_in_memory), LAST)
+        dataset = load_dataset(with_training(built, in_memory_rows=rows_in_memory), LAST)
         run, day = trained(dataset), dataset.days.train[-1]
         own = dataset.reading.project
         [fold] = held_out_predictions(own, dataset, run, [day])
