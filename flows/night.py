@@ -52,6 +52,17 @@ def announce(label: str, message: object, level: int = logging.INFO) -> None:
         return
 
 
+@contextmanager
+def working(label: str, message: str) -> Iterator[None]:
+    """A spinner on a terminal while the block runs; elsewhere a line before it."""
+    if console.is_terminal:
+        with console.status(message):
+            yield
+    else:
+        announce(label, message)
+        yield
+
+
 def with_progress(days: Sequence[date], description: str) -> Iterable[date]:
     """Iterate over days, with a transient progress bar on a terminal."""
     if not console.is_terminal:

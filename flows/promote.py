@@ -8,13 +8,12 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from flows.connect import connect
-from flows.night import RETRY, announce
+from flows.night import RETRY, announce, working
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.days import last_final_day
 from mtl_ranker.nightly.promotion import Decision, accept_by_hand, compare_artifacts
 from mtl_ranker.nightly.results import report_place
-from mtl_ranker.reports.console import console
 from mtl_ranker.reports.page import with_decision
 from mtl_ranker.tracking import registry
 
@@ -69,7 +68,7 @@ def _promote(context: Context, day: date, dry_run: bool, accept: bool) -> Decisi
     elif known is not None and not accept:
         decision = Decision(False, f"kept the champion: {known}")
     else:
-        with console.status("comparing with the champion, loading the model in a fresh process"):
+        with working("promote", "comparing the challenger, loading it in a fresh process"):
             decision = decide_task(context, day, challenger, champion, accept)
     if dry_run:
         announce("promote", f"would be: {decision.reason}; champion stays version {champion}")

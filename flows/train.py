@@ -16,7 +16,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from flows.cluster import trainer_of
 from flows.connect import connect
-from flows.night import RETRY, announce
+from flows.night import RETRY, announce, working
 from mtl_ranker.context import Context
 from mtl_ranker.errors import counted
 from mtl_ranker.evaluation.sharing import without_verdict
@@ -118,7 +118,7 @@ def train(context: Context, day: date, cluster: str | None = None) -> Suite:
         with system.system_measured() as measured:
             suite = train_task(context, day, plan, cluster)
         suite = examined(context, day, suite)
-        with console.status("logging runs, figures and the model to MLflow"):
+        with working("train", "logging runs, figures and the model to MLflow"):
             logged, version, report = register_task(context, suite, measured)
     console.print(comparison_table(suite, console.width))
     for gain in suite.gains:
