@@ -141,6 +141,7 @@ def test_a_nights_own_prefect_server_ends_with_it(tiny, number):
         text=True,
     )
     assert process.stdout is not None
+    assert process.stdout.readline().startswith("night "), process.stdout.read()
     assert process.stdout.readline().startswith("wait "), process.stdout.read()
     started = descendants(process.pid)
     assert started
