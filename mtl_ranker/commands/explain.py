@@ -36,22 +36,30 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
         text = f"context {given}{source}" if given else "context"
         console.print("; ".join(filter(None, [text, absent])), highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD)
-    headings = ["objective", "uncalibrated", "calibrated", "weight", "adds to score"]
     with_experts = any(explanation.experts.values())
-    for heading in [*headings, "experts"] if with_experts else headings:
-        table.add_column(
-            heading, justify="left" if heading in ("objective", "experts") else "right"
-        )
+    with_chains = any(explanation.multiplied.values())
+    numbers = ["uncalibrated", "calibrated", "value", "weight", "adds to score"]
+    table.add_column("objective")
+    for heading in numbers:
+        if heading != "value" or with_chains:
+            table.add_column(heading, justify="right")
+    if with_experts:
+        table.add_column("experts")
     for name, value in explanation.predictions.items():
         table.add_row(
             name,
             f"{explanation.raw[name]:.4f}",
             f"{value:.4f}",
+            *([f"{explanation.values[name]:.4f}"] if with_chains else []),
             f"{artifact.project.blend_weights[name]:g}",
             f"{explanation.contributions[name]:+.4f}",
             *([" ".join(f"{w:.2f}" for w in explanation.experts[name])] if with_experts else []),
         )
     console.print(table)
+    for name, chain in explanation.multiplied.items():
+        if chain:
+            terms = " · ".join(["calibrated", *(f"P({other})" for other in chain)])
+            console.print(f"value of {name} = {terms}", highlight=False, markup=False)
     rank = "not in the published top" if explanation.rank is None else f"rank {explanation.rank}"
     if explanation.ranked_by not in (None, version):
         rank += f" (made by version {explanation.ranked_by})"

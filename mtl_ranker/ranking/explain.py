@@ -16,7 +16,7 @@ from mtl_ranker.errors import ProjectError
 from mtl_ranker.features.point_in_time import AsOf
 from mtl_ranker.features.tables import read_as
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker
-from mtl_ranker.ranking.blend import blend_values
+from mtl_ranker.ranking.blend import blend_values, factors
 from mtl_ranker.training.batches import encoded_tensors
 from mtl_ranker.workspace import Workspace
 
@@ -40,8 +40,10 @@ class Explanation:
     Attributes:
         features: raw features as of the day; None = missing.
         raw, predictions: per objective, before and after calibration, of network and trees.
-        contributions: objective → its term of the score: w·v, or w·ln v of a product (see
-            ranking/blend.py).
+        values: objective → v, what the blend reads (see ranking/blend.py): its prediction, times
+            the probabilities of the objectives that it is predicted given.
+        multiplied: objective → those objectives, empty for most.
+        contributions: objective → its term of the score: w·v, or w·ln v of a product.
         experts: objective → its weight on each expert of the last layer, native experts included;
             empty where the network has no share in the prediction, as with trees alone.
         effects: feature → score minus the score with this feature missing, largest first.
@@ -59,6 +61,8 @@ class Explanation:
     features: dict[str, Any]
     raw: dict[str, float]
     predictions: dict[str, float]
+    values: dict[str, float]
+    multiplied: dict[str, list[str]]
     contributions: dict[str, float]
     experts: dict[str, list[float]]
     score: float
@@ -98,10 +102,10 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
     weights = artifact.project.blend_weights
     score = float(calibrated["score"][0])
 
-    values = calibrated.select(**blend_values(artifact.project))
+    values = calibrated.select(**blend_values(artifact.project)).row(0, named=True)
 
     def contribution(name: str) -> float:
-        value = float(values[name][0])
+        value = values[name]
         if artifact.project.scoring.blend == "weighted_product":
             value = math.log(max(value, 1e-9))
         return weights[name] * value
@@ -122,6 +126,8 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         features={c: _plain(row[c][0]) for c in artifact.columns},
         raw={n: float(raw[n][0]) for n in names},
         predictions={n: float(calibrated[n][0]) for n in names},
+        values={n: values[n] for n in names},
+        multiplied=factors(artifact.project),
         contributions={n: contribution(n) for n in names},
         experts={
             n: layers[-1][0][t].tolist() if layers and artifact.network_counts(t) else []

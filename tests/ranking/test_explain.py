@@ -63,6 +63,18 @@ def test_experts_of_trees_alone_have_no_share_in_the_score(ranked):
     assert not any(found.experts[name] for name in others)
 
 
+def test_a_conditional_objective_enters_times_the_probability_of_its_condition(ranked):
+    """Of the tiny project: watched for long, where clicked."""
+    context, ranker, _ = ranked
+    found = explain(context, ranker, Pair("1", "2", {"tab": "home"}), TOMORROW)
+    assert found.multiplied == {"click": [], "long": ["click"]}
+    p, q = found.predictions["click"], found.predictions["long"]
+    assert found.values == pytest.approx({"click": p, "long": p * q})
+    weights = ranker.artifact.project.blend_weights
+    assert found.score == pytest.approx(weights["click"] * p + weights["long"] * p * q)
+    assert found.score == pytest.approx(sum(found.contributions.values()))
+
+
 def test_booleans_are_given_as_true_and_false(tmp_path):
     context, artifact = random_ranker(tmp_path)
     day = FIRST + timedelta(days=5)

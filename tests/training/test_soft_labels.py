@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from mtl_ranker.features.columns import LABEL, OPEN
 from mtl_ranker.logs.simulate import LIKE_DELAY, Feed, simulate
 from mtl_ranker.logs.sources import open_context
 from mtl_ranker.nightly.build import build_split
-from mtl_ranker.nightly.contenders import Contender, train_model, with_trees
+from mtl_ranker.nightly.contenders import Contender, refit, train_model, with_trees
 from mtl_ranker.nightly.plan import TrainingPlan, with_prior
 from mtl_ranker.training.dataset import load_dataset, with_rows, without_rows
 from mtl_ranker.training.distributed import SINGLE_PROCESS
@@ -183,6 +184,9 @@ def test_a_model_its_trees_and_its_start_learn_from_soft_labels(streams):
     one, two = (each.examples["train"].labels[:, 1] for each in (dataset, again))
     assert one.nansum().item() == pytest.approx(two.nansum().item(), rel=0.2)
     assert not one.equal(two)
+    trained_again = [refit(project, each, run).artifact.model for each in (dataset, again)]
+    parameters = [m.towers.weights[0].detach() for m in trained_again]
+    assert not torch.equal(*parameters)  # the only difference is in soft labels
     features = project.features.model_copy(update={"windows": [2]})
     other = replace(run.artifact, project=project.model_copy(update={"features": features}))
     plan = with_prior(TrainingPlan(), streams, "8", other)
