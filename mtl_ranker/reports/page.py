@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import resources
 from typing import Any
 
 import jinja2
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
 from mtl_ranker.config import Project
 from mtl_ranker.errors import counted
@@ -24,27 +20,20 @@ from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import ModelRun, Suite, at_the_cap
 from mtl_ranker.ranking.rules import Effect
 from mtl_ranker.reports import plots
+from mtl_ranker.reports.pictures import Picture, RunPictures, picture, run_pictures
 from mtl_ranker.reports.tables import comparison_rows, list_lines
 
 DECISION = "<!-- decision -->", "<!-- /decision -->"
 LISTS = "<!-- lists -->", "<!-- /lists -->"
 
-# Readable on light and dark pages.
-NEUTRAL = "#7d8590"
 
-STYLE: dict[Any, Any] = {
-    **{f"{part}.color": NEUTRAL for part in ("text", "xtick", "ytick")},
-    "axes.labelcolor": NEUTRAL,
-    "axes.edgecolor": NEUTRAL,
-    "axes.titlecolor": NEUTRAL,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "svg.fonttype": "none",
-}
+def training_report(project: Project, suite: Suite, pictures: RunPictures | None = None) -> str:
+    """The report as self-contained HTML.
 
-
-def training_report(project: Project, suite: Suite) -> str:
-    """The report as self-contained HTML."""
+    Args:
+        pictures: `run_pictures(suite)`, where they are drawn already.
+    """
+    pictures = run_pictures(suite) if pictures is None else pictures
     names = [task.name for task in suite.tasks]
     groups = {objective.name: objective.group for objective in project.objectives}
     return template("report.html").render(
@@ -55,7 +44,7 @@ def training_report(project: Project, suite: Suite) -> str:
         rows=comparison_rows(suite),
         lists=list_lines(suite),
         measures=MEASURE_NAMES,
-        models=[_model(names, suite, run) for run in suite.runs],
+        models=[_model(suite, run, pictures[run.label]) for run in suite.runs],
         counted=counted,
         health_picture=_health(names, suite),
         front=_front(suite),
@@ -119,53 +108,25 @@ def warnings_of(suite: Suite) -> list[str]:
     return [*suite.suspicious, *capped, *of_networks]
 
 
-def _model(names: list[str], suite: Suite, run: ModelRun) -> dict[str, Any]:
+def _model(suite: Suite, run: ModelRun, pictures: Mapping[str, Picture]) -> dict[str, Any]:
     """A run with its pictures and the label of the run that trained its network."""
-    epochs = run.trained.epochs
-    train = np.array([e.train_loss for e in epochs])
-    validate = np.array([e.validate_loss for e in epochs])
-    cosine = np.array([e.gradient_cosine for e in epochs])
-    best = run.trained.best_epochs
-    pictures = [
-        _picture(
-            lambda: plots.learning_curves(names, train, validate, best, ""),
-            f"Loss of {run.label} by epoch, training and validation, for {', '.join(names)}; "
-            f"best epochs {', '.join(map(str, best))}",
-        ),
-        _picture(
-            lambda: plots.calibration(
-                names,
-                suite.held_out.labels,
-                {"as trained": run.raw_prediction, "calibrated": run.test_prediction},
-                "",
-            ),
-            f"Mean prediction and mean label of {run.label} in ten bins of the test rows, "
-            f"before and after calibration, for {', '.join(names)}",
-        ),
-    ]
-    if len(names) > 1:
-        last = "; ".join(
-            f"{names[a]} and {names[b]} {cosine[-1, a, b]:+.2f}"
-            for a in range(len(names))
-            for b in range(a)
-        )
-        pictures.append(
-            _picture(
-                lambda: plots.gradient_cosines(names, cosine, ""),
-                f"Cosine between objectives' gradients of {run.label} by epoch; at the end {last}",
-            )
-        )
+    shown = ("learning_curves.svg", "calibration.svg", "gradient_cosine.svg")
     network = next(each.label for each in suite.runs if each.trained is run.trained)
-    return {"run": run, "pictures": pictures, "winner": run is suite.winner, "network": network}
+    return {
+        "run": run,
+        "pictures": [pictures[file] for file in shown if file in pictures],
+        "winner": run is suite.winner,
+        "network": network,
+    }
 
 
-def _front(suite: Suite) -> dict[str, str] | None:
+def _front(suite: Suite) -> Picture | None:
     """The winner's trade-off between the groups of objectives on the test days, or None."""
     if suite.blend is None:
         return None
     points, current = suite.blend.points, suite.blend.current
     best = [p for p in points if p.best]
-    return _picture(
+    return picture(
         lambda: plots.pareto_front(points, {"current": current}, ""),
         f"Satisfaction against engagement NDCG@10 of {len(points)} choices of weights, "
         f"{len(best)} of them on the front; the project's weights give "
@@ -185,13 +146,13 @@ def template(name: str) -> jinja2.Template:
     return environment.from_string((folder / name).read_text("utf-8"))
 
 
-def _health(names: list[str], suite: Suite) -> dict[str, str]:
+def _health(names: list[str], suite: Suite) -> Picture:
     """Rows and mean labels over the days of the split."""
     days = suite.drift.days
     curves = {"rows": {"rows": [float(d.rows) for d in days]}} | {
         f"mean of {n}": {n: [d.label_rates[n] for d in days]} for n in names
     }
-    return _picture(
+    return picture(
         lambda: plots.curves_over_days([d.day for d in days], curves, ""),
         f"Rows and mean labels of {', '.join(names)} on each day of the split, "
         f"{days[0].day} to {days[-1].day}",
@@ -202,16 +163,6 @@ def _widest(gains: Sequence[SharingGain]) -> float:
     """The end of an interval that is farthest from zero; 1 without intervals."""
     ends = [abs(end) for g in gains for end in (g.gain.low, g.gain.high) if not np.isnan(end)]
     return max(ends, default=0.0) or 1.0
-
-
-def _picture(draw: Callable[[], Figure], alternative: str) -> dict[str, str]:
-    """A figure as an inline SVG, with its alternative text."""
-    with mpl.rc_context(STYLE):
-        figure = draw()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"source": f"data:image/svg+xml;base64,{data}", "alternative": alternative}
 
 
 def _signed(value: float, digits: int = 4) -> str:

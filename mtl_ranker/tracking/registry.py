@@ -43,6 +43,7 @@ from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker, save_b
 from mtl_ranker.ranking.blend import BlendChoice, blend_choice
 from mtl_ranker.reports.markdown import shortened, training_text, with_decision
 from mtl_ranker.reports.page import training_report
+from mtl_ranker.reports.pictures import run_pictures
 from mtl_ranker.tracking.pyfunc import model_arguments
 from mtl_ranker.tracking.runs import (
     VERSION_TAG,
@@ -175,9 +176,10 @@ def record(
         if not workspace.has(place):
             workspace.publish_file(place, training_report(project, suite))
         return logged, client.get_model_version(project.name, number), workspace.where(place)
-    page = training_report(project, suite)
+    pictures = run_pictures(suite)
+    page = training_report(project, suite, pictures)
     report = workspace.publish_file(place, page)
-    logged = log_suite(context, suite, fingerprint(*marks), page, inputs)
+    logged = log_suite(context, suite, fingerprint(*marks), page, inputs, pictures)
     log_system(logged.run_id, system)
     version = register(project, suite, logged)
     if suite.kept_blend is not None:

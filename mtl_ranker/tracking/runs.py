@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from getpass import getuser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -33,8 +35,8 @@ from mtl_ranker.evaluation.metrics import Metrics, quality_metric
 from mtl_ranker.nightly.plan import PastNight
 from mtl_ranker.nightly.results import ModelRun, Suite
 from mtl_ranker.nightly.tuning import Search, Trial
-from mtl_ranker.reports import plots
 from mtl_ranker.reports.markdown import run_text, training_text
+from mtl_ranker.reports.pictures import Picture, RunPictures
 from mtl_ranker.tracking.connection import artifact_root, page_address
 from mtl_ranker.tracking.lineage import log_datasets, split_datasets
 from mtl_ranker.tracking.view import KIND_TAG, MODEL, TRAINING, share_view, view_query
@@ -130,7 +132,14 @@ def past_nights(project: Project, workspace: Workspace) -> list[PastNight]:
     return list(nights.values())
 
 
-def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: str) -> Logged:
+def log_suite(
+    context: Context,
+    suite: Suite,
+    digest: str,
+    report: str,
+    inputs: str,
+    pictures: RunPictures,
+) -> Logged:
     """Log a training as a parent run with a child run per model × seed, with plots and tables.
 
     The parent run has the winner's test metrics, so that nights compare with each other. Metrics
@@ -142,6 +151,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
         digest: of the examples.
         report: the HTML report (`reports/page.py`).
         inputs: hash of all that decides the training, for `attempts`.
+        pictures: of the runs (`reports/pictures.py`).
     """
     project, workspace = context.project, context.workspace
     experiment_id = _experiment(project.name, workspace)
@@ -200,7 +210,7 @@ def log_suite(context: Context, suite: Suite, digest: str, report: str, inputs: 
             with _run_started(experiment_id, run.label, child_tags, run.started) as child:
                 children[run.label] = child
                 log_datasets(datasets)
-                _log_run(child, suite, run, span)
+                _log_run(child, suite, run, span, pictures[run.label])
     return logged
 
 
@@ -338,7 +348,13 @@ def _plan(suite: Suite) -> dict[str, str]:
     return params | {"continued_from": f"version {start.version}", "new_days": new}
 
 
-def _log_run(run_id: str, suite: Suite, run: ModelRun, span: dict[str, str]) -> None:
+def _log_run(
+    run_id: str,
+    suite: Suite,
+    run: ModelRun,
+    span: dict[str, str],
+    pictures: Mapping[str, Picture],
+) -> None:
     """Log a run's parameters, metrics, tags, pictures and diagnosis; it is the active run."""
     names = [task.name for task in suite.tasks]
     spec = run.spec
@@ -385,29 +401,10 @@ def _log_run(run_id: str, suite: Suite, run: ModelRun, span: dict[str, str]) -> 
         MLFLOW_RUN_NOTE: run_text(run),
     }
     _log_batch(run_id, params, [*metrics, (0, durations)], tags)
-    train = np.array([e.train_loss for e in run.trained.epochs])
-    validate = np.array([e.validate_loss for e in run.trained.epochs])
-    labels = suite.held_out.labels
-    figures = {
-        "learning_curves.png": plots.learning_curves(
-            names, train, validate, run.trained.best_epochs, run.label
-        ),
-        "calibration.png": plots.calibration(
-            names,
-            labels,
-            {"as trained": run.raw_prediction, "calibrated": run.test_prediction},
-            f"{run.label}: calibration on the test days",
-        ),
-    }
-    if run.diagnosis.layers:
-        last = run.diagnosis.layers[-1]
-        title = f"{run.label}: gates on the test days"
-        figures["gates.png"] = plots.gate_heatmap(last.outputs, last.gate_weights, title)
-    if len(names) > 1:
-        cosine = np.array([e.gradient_cosine for e in run.trained.epochs])
-        figures["gradient_cosine.png"] = plots.gradient_cosines(names, cosine, run.label)
-    for file, figure in figures.items():
-        mlflow.log_figure(figure, f"plots/{file}")
+    with TemporaryDirectory() as folder:
+        for file, picture in pictures.items():
+            Path(folder, file).write_bytes(picture.svg)
+        mlflow.log_artifacts(folder, "plots")
     mlflow.log_dict(_plain_numbers(asdict(run.diagnosis)), "diagnosis.json")
 
 
