@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -25,10 +28,10 @@ settings.register_profile("mtl-ranker", deadline=None)  # no test asserts a time
 settings.load_profile("mtl-ranker")
 
 
-def pytest_configure() -> None:
-    import tempfile
-
-    prepare(Path(tempfile.mkdtemp(prefix="mtl-ranker-tests-")))
+def pytest_configure(config: pytest.Config) -> None:
+    folder = tempfile.mkdtemp(prefix="mtl-ranker-tests-")
+    config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
+    prepare(Path(folder))
 
 
 # Side by side, whole files are distributed in the order of the tests: the longest ones first, so

@@ -99,5 +99,4 @@ def split_datasets(context: Context, days: SplitDays) -> dict[str, ExamplesDatas
 
 def log_datasets(datasets: dict[str, ExamplesDataset]) -> None:
     """Log the examples of each part to the active run."""
-    for part, dataset in datasets.items():
-        mlflow.log_input(dataset, context=part)
+    mlflow.log_inputs([*datasets.values()], [*datasets], [{} for _ in datasets])

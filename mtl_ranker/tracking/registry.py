@@ -59,6 +59,8 @@ from mtl_ranker.workspace import fingerprint
 
 BLEND_TAG = "blend"
 
+RANKER = "artifacts/ranker"  # in a model's files
+
 LOGGED_MODEL = "models:/m-"  # begins the source of a version that was logged in a run
 
 CHAMPIONS_TAG = "champions"
@@ -324,7 +326,7 @@ def store_blend(project: Project, version: str, choice: BlendChoice) -> None:
     source = client.get_model_version(project.name, version).source or ""
     if source.startswith(LOGGED_MODEL):
         with tempfile.TemporaryDirectory() as folder:
-            ranker = Path(folder) / "artifacts" / "ranker"
+            ranker = Path(folder) / RANKER
             ranker.mkdir(parents=True)
             save_blend(ranker, choice)
             client.log_model_artifacts(source.removeprefix("models:/"), folder)
@@ -333,20 +335,21 @@ def store_blend(project: Project, version: str, choice: BlendChoice) -> None:
 
 @contextmanager
 def artifact_folder(project: Project, version: str) -> Iterator[Path]:
-    """A local copy of a model version's files, removed afterwards.
+    """A local copy of a model version's ranker, removed afterwards.
 
-    Raises ProjectError where MLflow has the version, but not its files.
+    The code that MLflow keeps beside it is not downloaded. Raises ProjectError where MLflow has the
+    version, but not its files.
     """
     uri = f"models:/{project.name}/{version}"
+    files = mlflow.artifacts.list_artifacts(f"{uri}/{RANKER}")
+    if not any(file.path.endswith("/project.toml") for file in files):
+        raise ProjectError(
+            f"{uri}: its files are not in MLflow's artifacts; restore them, or make another "
+            "version champion: `mtl-ranker rollback`, or `mtl-ranker promote --accept`"
+        )
     with tempfile.TemporaryDirectory(prefix="mtl-ranker-") as copy:
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=copy)
-        ranker = Path(folder) / "artifacts" / "ranker"
-        if not (ranker / "project.toml").is_file():
-            raise ProjectError(
-                f"{uri}: its files are not in MLflow's artifacts; restore them, or make another "
-                "version champion: `mtl-ranker rollback`, or `mtl-ranker promote --accept`"
-            )
-        yield ranker
+        found = mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{RANKER}", dst_path=copy)
+        yield Path(found)
 
 
 def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | None:
