@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def shared_api() -> str:
     """The address of a Prefect API that lives as long as the tests."""
     servers = contextlib.ExitStack()
     home = Path(tempfile.mkdtemp(prefix="mtl-ranker-prefect-"))
+    servers.callback(shutil.rmtree, home, ignore_errors=True)
     # Without the services that no run started by hand needs, as a night's own server.
     api = servers.enter_context(prefect_server(home, TEMPORARY))
     atexit.register(servers.close)

@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,7 @@ class Parent:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
