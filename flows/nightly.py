@@ -203,9 +203,9 @@ def arrival(context: Context, day: date) -> tuple[bool, list[FileSize]]:
     """
     streams = [context.source.actions(action.name) for action in context.project.log.actions]
     divided = [stream for stream in streams if not stream.undivided]
-    if any(day not in source.days() for source in (context.source, *divided)):
+    if not all(source.has_day(day) for source in (context.source, *divided)):
         return False, []
-    having = [stream for stream in streams if day in stream.days()]
+    having = [stream for stream in streams if stream.has_day(day)]
     return True, [size for source in (context.source, *having) for size in source.sizes(day)]
 
 

@@ -62,6 +62,9 @@ class Source(Protocol):
     def days(self) -> list[date]:
         """Days present in the log, ascending."""
 
+    def has_day(self, day: date) -> bool:
+        """Whether a day is present in the log."""
+
     def with_log(self, log: Log, past_columns: Collection[str] = ()) -> Source:
         """The same files read by other settings.
 

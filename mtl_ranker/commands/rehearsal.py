@@ -55,6 +55,9 @@ class Sample:
     def days(self) -> list[date]:
         return self.source.days()
 
+    def has_day(self, day: date) -> bool:
+        return self.source.has_day(day)
+
     def pinned(self) -> Source:
         return Sample(self.source.pinned(), self.rows)
 

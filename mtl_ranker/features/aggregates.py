@@ -36,11 +36,11 @@ from mtl_ranker.logs.actions import (
     actions_digest,
     day_before,
     ended_actions,
-    join_actions,
+    publish_actions,
     published_actions,
     reach,
     stale_actions,
-    stream_days,
+    stream_days_between,
     touched_days,
     with_actions,
 )
@@ -71,7 +71,7 @@ def _join_neighbours(context: Context, day: date) -> None:
     """Publish the actions that the aggregates of day D read."""
     if context.project.log.actions and context.workspace.days("events"):
         for each in neighbours(context, day):
-            join_actions(context, each)
+            publish_actions(context, each)
 
 
 def _aggregated(context: Context, day: date) -> str | None:
@@ -391,7 +391,7 @@ def neighbours(context: Context, day: date) -> list[date]:
     first = day_before(context, day) - timedelta(days=longest)
     # Actions just before midnight may belong to impressions that are filed under the next day.
     first = max(first, published[0] - timedelta(days=1 if log.day_tolerance_hours else 0))
-    streams = [stream_days(context, action) for action in log.actions]
+    streams = [stream_days_between(context, action, first, day) for action in log.actions]
     every = {d for days in [published, *streams] for d in days}
     return sorted(d for d in every if first <= d <= day)
 

@@ -102,7 +102,13 @@ def join_actions(context: Context, day: date) -> list[ActionReport]:
     break the contract, other than by being delivered twice.
     """
     context = context.pinned()
-    return [_join(context, action, day) for action in context.project.log.actions]
+    return [_reported(context, action, day) for action in context.project.log.actions]
+
+
+def publish_actions(context: Context, day: date) -> None:
+    """`join_actions` without its reports."""
+    for action in context.project.log.actions:
+        _join(context, action, day)
 
 
 def stale_actions(context: Context, day: date) -> str | None:
@@ -117,12 +123,26 @@ def stale_actions(context: Context, day: date) -> str | None:
 
 def stream_days(context: Context, action: Action) -> list[date]:
     """Days of an action's stream, ascending; of a past action none if its files are gone."""
+    return [] if _gone(context, action) else context.source.actions(action.name).days()
+
+
+def stream_days_between(context: Context, action: Action, first: date, last: date) -> list[date]:
+    """`stream_days` from the first to the last one, without a look at the folders of others."""
     source = context.source.actions(action.name)
-    if action.name in context.past_actions:
-        place = listed(source.root / action.path)
-        if not place.exists() or not parquet_files(place):
-            return []
-    return source.days()
+    if _gone(context, action):
+        return []
+    if source.undivided:
+        return [day for day in source.days() if first <= day <= last]
+    span = (first + timedelta(days=n) for n in range((last - first).days + 1))
+    return [day for day in span if source.has_day(day)]
+
+
+def _gone(context: Context, action: Action) -> bool:
+    """Whether the files of a past action are gone."""
+    if action.name not in context.past_actions:
+        return False
+    place = listed(context.source.root / action.path)
+    return not place.exists() or not parquet_files(place)
 
 
 def ended_actions(context: Context, day: date) -> dict[str, date | None]:
@@ -143,23 +163,25 @@ def _provenance(context: Context, action: Action, day: date) -> dict[str, str] |
     stream does not have. Raises ProjectError for a day that has not arrived.
     """
     workspace, source = context.workspace, context.source.actions(action.name)
-    have = stream_days(context, action)
-    if day not in have and (
+    there = not _gone(context, action) and source.has_day(day)
+    if not there and (
         action.name in context.past_actions
         or workspace.provenance(actions_dataset(action), day) is not None
     ):
         return None
-    if day not in have and not source.undivided and (not have or day > have[-1]):
-        span = f"{have[0]} to {have[-1]}" if have else "none"
-        raise ProjectError(
-            f"{source.root / action.path}: no actions of {day} (log.actions, {action.name}); days "
-            f"found: {span}; a day without any needs a folder with an empty Parquet file"
-        )
+    if not there and not source.undivided:
+        have = source.days()
+        if not have or day > have[-1]:
+            span = f"{have[0]} to {have[-1]}" if have else "none"
+            raise ProjectError(
+                f"{source.root / action.path}: no actions of {day} (log.actions, {action.name}); "
+                f"days found: {span}; a day without any needs a folder with an empty Parquet file"
+            )
     log = context.project.log
-    versions = {} if day not in have else source.versions()
+    versions = source.versions() if there else {}
     settings = [getattr(log, name) for name in ("user", "item", "timestamp", "timestamp_unit")]
     made = {
-        "source files": fingerprint(*(source.state(day) if day in have else [])),
+        "source files": fingerprint(*(source.state(day) if there else [])),
         "setting log.actions": fingerprint(
             action.model_dump_json(exclude={"reduce", "organic", "version"}),
             *settings,
@@ -184,14 +206,24 @@ def _impression_days(context: Context, action: Action, day: date) -> list[date]:
     return [d for d in context.workspace.days("events") if first <= d <= last]
 
 
-def _join(context: Context, action: Action, day: date) -> ActionReport:
+def _reported(context: Context, action: Action, day: date) -> ActionReport:
+    """Join a day of an action's stream, and count."""
+    workspace, dataset = context.workspace, actions_dataset(action)
+    joined = _join(context, action, day)
+    if joined is not None:
+        return _report(action, day, *joined)
+    if workspace.provenance(dataset, day) is None:
+        return ActionReport(action.name, day, 0, 0)
+    return _report(action, day, workspace.scan(dataset, [day]), None)
+
+
+def _join(context: Context, action: Action, day: date) -> tuple[pl.LazyFrame, str] | None:
+    """The rows that were published and why; None where nothing was to be published."""
     workspace, dataset = context.workspace, actions_dataset(action)
     provenance = _provenance(context, action, day)
     why = None if provenance is None else workspace.stale(dataset, day, provenance)
-    if provenance is None and workspace.provenance(dataset, day) is None:
-        return ActionReport(action.name, day, 0, 0)
     if provenance is None or why is None:
-        return _report(action, day, workspace.scan(dataset, [day]), None)
+        return None
     place = f"{context.source.actions(action.name).root / action.path} ({day})"
     rows = read_actions(context, action, day)
     bad = rows.filter(~pl.col("good"))
@@ -203,7 +235,7 @@ def _join(context: Context, action: Action, day: date) -> ActionReport:
     bad = bad.select(*PAIR, "timestamp", "value", "good", "reason").cast(keys, strict=False)
     joined = pl.concat([joined, bad], how="diagonal")
     workspace.publish(dataset, day, joined, provenance)
-    return _report(action, day, joined.lazy(), why)
+    return joined.lazy(), why
 
 
 def check_bad_share(
@@ -267,7 +299,7 @@ def read_actions(context: Context, action: Action, day: date) -> pl.DataFrame:
     index = [each.name for each in log.actions].index(action.name)
     named = {r: getattr(action, r) for r in ("value", "impression", "arrived")}
     used = [column for column in named.values() if column is not None]
-    if day not in source.days():
+    if not source.has_day(day):
         return _no_actions(context)
     lazy, place = source.scan_day(day, used), f"{source.root / action.path} ({day})"
     schema = lazy.collect_schema()

@@ -95,7 +95,7 @@ def mark_repeated(project: Project, source: Source, rows: pl.LazyFrame, day: dat
     """
     before, log = day - timedelta(days=1), project.log
     known = set(log.unique) <= set(rows.collect_schema())  # if not, `check_events` raises
-    if not log.day_tolerance_hours or not known or before not in source.days():
+    if not log.day_tolerance_hours or not known or not source.has_day(before):
         return rows
     earlier = source.scan_day(before, used_columns(project)).filter(in_both(log, day))
     place = f"{source.root / log.path} ({before})"
@@ -131,7 +131,7 @@ def events_provenance(context: Context, day: date) -> dict[str, str]:
     late: dict[str, str] = {}
     if project.log.day_tolerance_hours:
         before = day - timedelta(days=1)
-        state = source.state(before) if before in source.days() else []
+        state = source.state(before) if source.has_day(before) else []
         late["source files of the day before"] = fingerprint(*state)
     made = {
         "source files": fingerprint(*source.state(day)),

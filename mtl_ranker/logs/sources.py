@@ -11,8 +11,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -47,20 +48,37 @@ class LogFiles:
         path: the log's file or folder.
         folders: day → its folder; empty for a log that is not divided into days.
         ready: name of the marker in the folder of a complete day (`log.ready`).
+        found: of the days that were looked at (`files`).
     """
 
     path: Place
     folders: Mapping[date, Place]
     ready: str | None
+    found: dict[date, list[Place] | None] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
-    def partitions(self) -> dict[date, list[Place]]:
-        """Day → its files. With `ready` the days that have the marker, otherwise a file."""
-        days = self.folders.items()
-        if self.ready:
-            return {day: parquet_files(own) for day, own in days if (own / self.ready).exists()}
-        files = {day: parquet_files(own) for day, own in days}
-        return {day: own for day, own in files.items() if own}
+    def files(self, day: date) -> list[Place] | None:
+        """A day's files; None for a day that is not there.
+
+        With `ready` a day is there when it has the marker, otherwise when it has a file.
+        """
+        if day not in self.found:
+            folder = self.folders.get(day)
+            there = folder is not None and not (self.ready and not (folder / self.ready).exists())
+            own = parquet_files(folder) if folder is not None and there else []
+            self.found[day] = own if there and (own or self.ready) else None
+        return self.found[day]
+
+    @property
+    def days(self) -> list[date]:
+        """Days that are there, ascending."""
+        return sorted(day for day in self.folders if self.files(day) is not None)
+
+
+class Looks(dict[tuple[str, str | None, str | None], LogFiles]):
+    """What was found where, by path, layout and marker; a copy for another process is empty."""
+
+    def __reduce__(self) -> tuple[type[Looks], tuple[()]]:
+        return Looks, ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,7 @@ class ParquetSource:
         pins: format and path of a Delta or Iceberg table → the version that is read.
         past_columns: of the user and item tables, as log.items.price; null where the files do not
             have them.
+        looks: what was found by the looks of a pinned source; None to look each time.
     """
 
     log: Log
@@ -81,6 +100,7 @@ class ParquetSource:
     setting: str = "log"
     pins: Mapping[tuple[str, str], int] = field(default_factory=dict)
     past_columns: frozenset[str] = frozenset()
+    looks: Looks | None = field(default=None, compare=False, repr=False)
 
     def path(self) -> Place:
         """The log's file or folder. Raises ProjectError where there is none."""
@@ -97,9 +117,14 @@ class ParquetSource:
         """Days present in the log, ascending."""
         files = self._look()
         if files.folders:
-            return sorted(files.partitions)
+            return files.days
         found = {day for days in self._days_of_files(files).values() for day in days}
         return sorted(day for day in found if day is not None)
+
+    def has_day(self, day: date) -> bool:
+        """Whether the log has a day; without a look at the others, where they have folders."""
+        files = self._look()
+        return files.files(day) is not None if files.folders else day in self.days()
 
     def with_log(self, log: Log, past_columns: Collection[str] = ()) -> Source:
         """The same files read by other settings."""
@@ -123,19 +148,20 @@ class ParquetSource:
             day_tolerance_hours=self.log.day_tolerance_hours,
         )
         stream = _reader(log, self.root, self.workspace)
-        return replace(stream, setting=f"log.actions[{index}]", pins=self.pins)
+        return replace(stream, setting=f"log.actions[{index}]", pins=self.pins, looks=self.looks)
 
     def pinned(self) -> Source:
         """The same log with its tables at their present versions, which later commits leave.
 
-        A source that is read by other settings (`with_log`) keeps the versions.
+        Its folders and files are looked for once. A source that is read by other settings
+        (`with_log`) keeps both.
         """
         pins = {
             (f"{self._format(settings)}", settings.path): self._open(settings).version
             for settings in self._tables().values()
             if settings.version is None
         }
-        return replace(self, pins={**self.pins, **pins}) if pins else self
+        return replace(self, pins={**self.pins, **pins}, looks=Looks())
 
     def versions(self) -> dict[str, str]:
         """Setting (log, log.users) → version of the Delta or Iceberg table that it names."""
@@ -214,14 +240,15 @@ class ParquetSource:
 
         What the day before has and D has not is missing on D.
         """
-        partitions = of_log.partitions
         # With `log.ready`, a complete day may have no file.
-        days = sorted(d for d, files in partitions.items() if files)
-        around = [*[d for d in days if d <= day][-2:], days[-1]]
-        schemas = {d: parquet_schema(partitions[d][0]) for d in around}
-        own = {n for f in partitions[day] for n in parquet_schema(f)}
-        earlier = own.union(*(schemas[d] for d in around[:-1]))
-        return self._optional(schemas[days[-1]], earlier)
+        folders = sorted(of_log.folders)
+        before = [d for d in reversed(folders) if d <= day]
+        around = [*islice(filter(of_log.files, before), 2)]
+        last = next(filter(of_log.files, reversed(folders)))
+        schemas = {d: _first_schema(of_log, d) for d in (*around, last)}
+        own = {n for f in of_log.files(day) or () for n in parquet_schema(f)}
+        earlier = own.union(*(schemas[d] for d in around))
+        return self._optional(schemas[last], earlier)
 
     def _added_in_files(self, of_log: LogFiles) -> dict[str, pl.DataType]:
         """Columns that the files of an undivided log have from a day on, with their type."""
@@ -301,8 +328,9 @@ class ParquetSource:
         """Day → the files of a table's snapshot. Raises ProjectError where there is none."""
         settings: Table = getattr(self.log, which)
         log = Log(path=settings.path, partition=settings.partition, ready=self.log.ready)
-        of_table = ParquetSource(log, self.root, self.workspace, f"log.{which}")._look()
-        found = {day: files for day, files in of_table.partitions.items() if files}
+        setting = f"log.{which}"
+        of_table = ParquetSource(log, self.root, self.workspace, setting, looks=self.looks)._look()
+        found = {day: files for day in of_table.days if (files := of_table.files(day))}
         if not found:
             raise ProjectError(
                 f"{self.root / settings.path}: holds no snapshot; log.{which}.partition = "
@@ -364,15 +392,22 @@ class ParquetSource:
 
     def _look(self) -> LogFiles:
         """The log's files, by one listing of a store."""
+        key = f"{self.root / self.log.path}", self.log.layout, self.log.ready
+        if self.looks is not None and key in self.looks:
+            return self.looks[key]
         path = self.path()
-        return LogFiles(path, day_folders(path, self.log), self.log.ready)
+        found = LogFiles(path, day_folders(path, self.log), self.log.ready)
+        if self.looks is not None:
+            self.looks[key] = found
+        return found
 
     def _day_files(self, of_log: LogFiles, day: date) -> list[Place]:
         """The files with a day's rows. Raises ProjectError for a day without any."""
-        path, partitions = of_log.path, of_log.partitions
+        path = of_log.path
         if of_log.folders:
-            if day not in partitions:
-                have = sorted(partitions)
+            files = of_log.files(day)
+            if files is None:
+                have = of_log.days
                 days = (
                     f"{counted(len(have), 'day')} from {have[0]} to {have[-1]}"
                     if have
@@ -382,9 +417,9 @@ class ParquetSource:
                     f"{path}: no partition {day.strftime(self.log.layout or '')}; the log has "
                     f"{days}"
                 )
-            if not partitions[day]:
+            if not files:
                 raise ProjectError(f"{of_log.folders[day]}: holds no *.parquet file")
-            return partitions[day]
+            return files
         files_days = self._days_of_files(of_log)
         if not any(day in own for own in files_days.values()):
             have = sorted({day for own in files_days.values() for day in own if day is not None})
@@ -479,6 +514,12 @@ class ParquetSource:
         lazy = lazy.with_columns(pl.lit(None, pl.Date).alias("date"))
         lazy = _canonical(lazy, self.log, place, self.setting)
         return lazy.with_columns(local.alias("date"))
+
+
+def _first_schema(of_log: LogFiles, day: date) -> pl.Schema:
+    files = of_log.files(day)
+    assert files
+    return parquet_schema(files[0])
 
 
 def _is_day(dtype: pl.DataType) -> bool:

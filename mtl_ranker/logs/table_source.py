@@ -48,6 +48,9 @@ class TableSource(ParquetSource):
         whole = all(a is not None and a == b and not file.deleted for file, (a, b) in spans)
         return sorted(found if whole else self._read_days(table))
 
+    def has_day(self, day: date) -> bool:
+        return day in self.days()
+
     def sizes(self, day: date) -> list[FileSize]:
         return [FileSize(f.name, f.size, f.modified) for f in self._files(day)]
 
