@@ -23,7 +23,7 @@ from mtl_ranker.evaluation.sharing import without_verdict
 from mtl_ranker.evaluation.slices import worst
 from mtl_ranker.features.arrivals import arrivals
 from mtl_ranker.features.audit import audit_day
-from mtl_ranker.features.days import last_final_day
+from mtl_ranker.features.days import last_final_day, open_labels
 from mtl_ranker.nightly.contenders import Callbacks
 from mtl_ranker.nightly.plan import TrainingPlan
 from mtl_ranker.nightly.results import Suite
@@ -113,7 +113,7 @@ def train(context: Context, day: date, cluster: str | None = None) -> Suite:
     with context.workspace.lock(f"train {day}"):
         tested = last_final_day(context.project, day)
         if tested < day:
-            announce("train", f"tests on {tested}: labels of later days are not final on {day}")
+            announce("train", f"tests on {tested}: {open_labels(context.project, tested, day)}")
         plan = plan_task(context, day)
         with system.system_measured() as measured:
             suite = train_task(context, day, plan, cluster)

@@ -22,6 +22,7 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
     explanation = explain(context, champion, pair, day)
     known = {"user": explanation.known_user, "item": explanation.known_item}
     unknown = [entity for entity, in_log in known.items() if not in_log]
+    unknown += [f"{c} = {explanation.context[c]}" for c in explanation.unknown_context]
     note = f"; not in the log: {', '.join(unknown)}" if unknown else ""
     console.print(
         f"user {explanation.user}, item {explanation.item}, {day}, {project.name} "
@@ -60,7 +61,9 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
         if chain:
             terms = " · ".join(["calibrated", *(f"P({other})" for other in chain)])
             console.print(f"value of {name} = {terms}", highlight=False, markup=False)
-    rank = "not in the published top" if explanation.rank is None else f"rank {explanation.rank}"
+    rank = f"rank {explanation.rank}"
+    if explanation.rank is None:
+        rank = "not in the user's published list" if explanation.listed else "the user has no list"
     if explanation.ranked_by not in (None, version):
         rank += f" (made by version {explanation.ranked_by})"
     how = artifact.project.scoring.blend

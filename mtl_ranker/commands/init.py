@@ -89,7 +89,7 @@ def _found_lines(draft: Draft) -> Iterator[str]:
     for name, stream in draft.streams.items():
         yield (
             f"found   actions {name} in {stream.events.data.path}: {stream.joined:.0%} have an "
-            f"earlier impression, 99 % within {stream.hours:.1f} hours"
+            f"earlier impression, 99 % within {_span(stream.hours)}"
         )
     for which, table in (("users", found.users), ("items", found.items)):
         if table is not None:
@@ -252,7 +252,7 @@ class Draft:
         if stream.impression is not None:
             lines.append(f"impression = {_toml(stream.impression)}")
         window = next((w for w, h in zip(WINDOWS, HOURS, strict=True) if stream.hours <= h), "14d")
-        lines.append(f"window = {_toml(window)}  # ? 99 % come within {stream.hours:.1f} hours")
+        lines.append(f"window = {_toml(window)}  # ? 99 % come within {_span(stream.hours)}")
         if stream.arrived is not None:
             lines.append(f"arrived = {_toml(stream.arrived)}  # ? from when on it was known")
         sample, times, unused = events.data.sample, later_times(events), []
@@ -263,12 +263,20 @@ class Draft:
                 lines.append(f"# ? a further time, not used: {column}")
             elif sample[column].dtype.is_numeric():
                 lines.append(
-                    f"# value = {_toml(column)}  # ? its number: in [[log.actions]] of another "
-                    'name, with reduce = "sum"'
+                    f"# value = {_toml(column)}  # ? a number: for an objective of its own, repeat "
+                    "this section with another name and this line"
                 )
             else:
                 unused.append(column)
         return [*lines, *([f"# ? not used: {', '.join(unused)}"] if unused else [])]
+
+
+def _span(hours: float) -> str:
+    """A length of time in its largest unit of which there is at least one."""
+    for unit, length in (("days", 24.0), ("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= length:
+            return f"{hours / length:.3g} {unit}"
+    return f"{3600 * hours:.3g} seconds"
 
 
 def _weight(label: Label) -> str:

@@ -277,12 +277,12 @@ def compare_with_training(
         for column, value in (pair for pair in largest if pair[1] > limit):
             check("psi", value, f"{day.day}: the distribution of {column} changed, PSI {value:.2f}")
         # One message per day: in a young feed the distributions of many counts change together.
-        shifted = [f"{c} {v:.2f}" for c, v in largest if rules.warn_psi < v <= limit]
+        shifted = [f"{c} (PSI {v:.2f})" for c, v in largest if rules.warn_psi < v <= limit]
         if shifted:
             more = f" and {len(shifted) - 3} more" if len(shifted) > 3 else ""
             warnings.append(
                 f"{day.day}: the distribution of {', '.join(shifted[:3])}{more} changed; "
-                f"expected: a PSI of at most {rules.warn_psi:g} (drift.warn_psi)"
+                f"expected: at most {rules.warn_psi:g} (drift.warn_psi)"
             )
     return warnings, failures
 

@@ -99,7 +99,8 @@ def growing_numerics(project: Project, history_days: int) -> set[str]:
     """Numeric features whose distribution moves by itself from day to day.
 
     The age of items grows, and so do counts over a window that is longer than the log before it,
-    and the days since an entity's latest impression, which the longest window bounds.
+    the spread of smoothed rates over it, and the days since an entity's latest impression, which
+    the longest window bounds.
 
     Args:
         history_days: days of the log before the first day with rows.
@@ -109,6 +110,8 @@ def growing_numerics(project: Project, history_days: int) -> set[str]:
     for entity in project.features.entities:
         prefix = entity_name(entity)
         growing |= {f"{prefix}_daily_impressions_{window}d" for window in windows}
+        signals = signal_names(project)
+        growing |= {f"{prefix}_{signal}_rate_{w}d" for signal in signals for w in windows}
         if windows:
             growing.add(f"{prefix}_days_since")
     return growing

@@ -48,6 +48,19 @@ def last_final_day(project: Project, day: date) -> date:
     return last
 
 
+def open_labels(project: Project, tested: date, day: date) -> str:
+    """Why a training on `day` does not test on a day later than `tested`, as a sentence."""
+    late = [
+        f"{action.name} ({action.window})"
+        for action in label_actions(project)
+        if final_day(project, [action], tested + timedelta(days=1)) > day
+    ]
+    return (
+        f"labels of later days may change after {day}, by the windows of {', '.join(late)} in "
+        "[[log.actions]]"
+    )
+
+
 def split_days(project: Project, available: list[date], day: date) -> SplitDays:
     """The days of a training on `day`: training, then validation, then test days.
 

@@ -84,8 +84,8 @@ def train_suite(
     notes = [*plan.notes, *choice.notes, *suite.notes]
     if share:
         notes.append(
-            f"training.distill = {share:g}: binary labels that networks are trained on have this "
-            "share of the probability by boosted trees"
+            f"training.distill = {share:g}: networks and linear models learn binary labels mixed "
+            f"with predictions of boosted trees, {share:.0%} of each mixed label"
         )
     suite = replace(suite, notes=notes, plan=plan, behind=choice.behind)
     trainer.world.wait()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from mtl_ranker.config import Objective, Project
+from mtl_ranker.config import Project
 
 
 class BlendChoice(NamedTuple):
@@ -57,7 +57,8 @@ def conditions(project: Project) -> dict[str, str]:
     condition of a label `case when … then 1 else 0 end`, and two such conditions of one chain
     joined by `and`. Other conditions are not in the result.
     """
-    return dict(_conditions(tuple(project.objectives)))
+    parts = [_Label(o.name, o.kind, o.label, o.where, o.conditional_on) for o in project.objectives]
+    return dict(_conditions(tuple(parts)))
 
 
 def conditional(project: Project) -> list[str]:
@@ -66,8 +67,18 @@ def conditional(project: Project) -> list[str]:
     return [o.name for o in project.objectives if o.where is not None and o.name not in known]
 
 
+class _Label(NamedTuple):
+    """What decides the conditions of an objective; as the objective's settings."""
+
+    name: str
+    kind: str
+    label: str
+    where: str | None
+    conditional_on: str | None
+
+
 @lru_cache(maxsize=32)
-def _conditions(objectives: tuple[Objective, ...]) -> tuple[tuple[str, str], ...]:
+def _conditions(objectives: tuple[_Label, ...]) -> tuple[tuple[str, str], ...]:
     found: dict[str, str] = {}
     chained = {o.name: o.conditional_on for o in objectives if o.conditional_on is not None}
     # A chain is recognised from its start: conditions of two objectives need their order.
@@ -92,7 +103,7 @@ def _conditions(objectives: tuple[Objective, ...]) -> tuple[tuple[str, str], ...
 
 
 def _holds_where(
-    where: str, objective: Objective, ancestors: Sequence[str], objectives: Sequence[Objective]
+    where: str, objective: _Label, ancestors: Sequence[str], objectives: Sequence[_Label]
 ) -> bool:
     """Whether a condition is that the objective's label is 1."""
     expression = pl.sql_expr(where)

@@ -52,6 +52,8 @@ class Explanation:
         rank: in the day's published ranking; None if the pair is not among the top k.
         ranked_by: version of the model that made that ranking, or None.
         known_user, known_item: whether the id occurs in the published events.
+        unknown_context: context columns whose value does not occur there.
+        listed: whether the user has a published list of the day.
     """
 
     user: Any
@@ -73,6 +75,8 @@ class Explanation:
     ranked_by: str | None
     known_user: bool
     known_item: bool
+    unknown_context: list[str]
+    listed: bool
 
 
 def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -> Explanation:
@@ -110,11 +114,13 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
             value = math.log(max(value, 1e-9))
         return weights[name] * value
 
+    given = [c for c in pair.context if not candidate.schema[c].is_nested()]
     known = (
         workspace.scan("events", days)
         .select(
-            (pl.col("user_id") == user).any().alias("user"),
-            (pl.col("item_id") == item).any().alias("item"),
+            (pl.col("user_id") == user).any().alias("known user"),
+            (pl.col("item_id") == item).any().alias("known item"),
+            *(pl.col(c).eq_missing(candidate[c][0]).any() for c in given),
         )
         .collect(engine="streaming")
     )
@@ -139,8 +145,10 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         published=bool(taken),
         rank=None if ranked is None else int(ranked["rank"][0]),
         ranked_by=None if ranked is None else str(ranked["model_version"][0]),
-        known_user=bool(known["user"][0]),
-        known_item=bool(known["item"][0]),
+        known_user=bool(known["known user"][0]),
+        known_item=bool(known["known item"][0]),
+        unknown_context=[c for c in given if not known[c][0]],
+        listed=_listed(workspace, day, user),
     )
 
 
@@ -192,6 +200,13 @@ def _published(workspace: Workspace, day: date, user: Any, item: Any) -> pl.Data
     ranking = workspace.scan("rankings", [day])
     rows = ranking.filter((pl.col("user_id") == user) & (pl.col("item_id") == item)).collect()
     return rows.head(1) if rows.height else None
+
+
+def _listed(workspace: Workspace, day: date, user: Any) -> bool:
+    if day not in workspace.days("rankings"):
+        return False
+    rows = workspace.scan("rankings", [day]).filter(pl.col("user_id") == user)
+    return rows.head(1).collect().height > 0
 
 
 def _plain(value: Any) -> Any:

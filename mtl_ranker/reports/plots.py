@@ -58,8 +58,9 @@ def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Fi
             axis.plot(epochs, cosine[:, a, b], marker="o", label=f"{names[b]} and {names[a]}")
     axis.axhline(0.0, color="0.6", linestyle=":")
     axis.set(xlabel="epoch", ylabel="gradient cosine", ylim=(-1.05, 1.05))
-    axis.set_xticks(epochs)
-    axis.legend(frameon=False)
+    axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    figure.subplots_adjust(right=0.68)  # beside the legend
     return figure
 
 

@@ -167,7 +167,7 @@ def test_keys_without_events_count_as_one_in_a_rate():
 
 
 def test_what_grows_by_itself_has_no_psi():
-    """Counts over windows longer than the log before training, and the age of items."""
+    """Counts and rates over windows longer than the log before training, and items' age."""
     items = {"path": "items.parquet", "key": "i", "published": "published"}
     project = projects.project(log={"items": items})
     train = examples(FIRST, 200).with_columns(pl.lit(1.0).alias("item_age_days"))
@@ -176,9 +176,9 @@ def test_what_grows_by_itself_has_no_psi():
     old = health(project, {"train": train, "test": test}, history_days=3).days[-1].psi
     assert "item_age_days" not in old
     assert "user_daily_impressions_1d" in young
-    assert "user_click_rate_3d" in young
+    assert "user_click_rate_1d" in young
     assert set(old) - set(young) == {
         f"{prefix}_{name}"
         for prefix in ("user", "item", "user_x_tab")
-        for name in ("daily_impressions_3d", "days_since")
+        for name in ("daily_impressions_3d", "days_since", "click_rate_3d", "long_rate_3d")
     }

@@ -146,6 +146,12 @@ def test_conditions_that_are_another_objectives_label(where, parent):
     assert factors(found)["returned"] == chain
 
 
+def test_levels_may_be_named_in_a_chain():
+    stars = {"name": "stars", "group": "satisfaction", "kind": "ordinal", "label": "stars"}
+    stars |= {"levels": [1, 2, 3, 4, 5], "where": "click = 1"}
+    assert conditions(shop([SHOP[0], stars])) == {"stars": "click"}
+
+
 def test_the_condition_of_a_case_label_is_recognised():
     label = "case when amount > 0 then 1 else 0 end"
     bought = changed(SHOP, 1, label=label)

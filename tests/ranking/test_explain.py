@@ -44,6 +44,9 @@ def test_of_a_pair_that_is_not_ranked_the_context_is_missing(ranked):
     context, ranker, ranking = ranked
     user = str(ranking["user_id"][0])
     found = explain(context, ranker, Pair(user, "999"), TOMORROW)
+    assert (found.listed, found.unknown_context) == (True, [])
+    stranger = explain(context, ranker, Pair("777", "999", {"tab": "hom"}), TOMORROW)
+    assert (stranger.listed, stranger.unknown_context) == (False, ["tab"])
     assert (found.context, found.published, found.ranked_by) == ({"tab": None}, False, None)
 
 
