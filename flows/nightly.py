@@ -297,6 +297,8 @@ def rank_after(failure: Exception, context: Context, day: date, aliases: Sequenc
             announce("ranked", message, logging.WARNING)
             break
     else:
+        tried = " and ".join(f"version {version}" for version in versions)
+        announce("failed", f"no ranking of {day}: {tried} cannot rank either", logging.ERROR)
         return
     try:
         publish_ranked(context, day)

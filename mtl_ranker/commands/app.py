@@ -162,10 +162,11 @@ def nightly(
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
     _write(write, ranked)
-    typer.echo(
-        f"results:  mtl-ranker ui --workspace {context.workspace.where()}   "
-        "(MLflow on http://127.0.0.1:5000)"
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    own = (
+        f"mtl-ranker ui --workspace {context.workspace.where()}   (MLflow on http://127.0.0.1:5000)"
     )
+    typer.echo(f"results:  {server if server.startswith('http') else own}")
 
 
 @command("ingest", NIGHT)

@@ -39,7 +39,9 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
     table = Table(box=box.SIMPLE_HEAD)
     with_experts = any(explanation.experts.values())
     with_chains = any(explanation.multiplied.values())
-    numbers = ["uncalibrated", "calibrated", "value", "weight", "adds to score"]
+    how = artifact.project.scoring.blend
+    adds = "adds to score" if how == "weighted_sum" else "adds to ln score"
+    numbers = ["uncalibrated", "calibrated", "value", "weight", adds]
     table.add_column("objective")
     for heading in numbers:
         if heading != "value" or with_chains:
@@ -66,7 +68,10 @@ def explain_command(context: Context, pair: Pair, day: date) -> Explanation:
         rank = "not in the user's published list" if explanation.listed else "the user has no list"
     if explanation.ranked_by not in (None, version):
         rank += f" (made by version {explanation.ranked_by})"
-    how = artifact.project.scoring.blend
+    if explanation.published_score is not None:
+        changed = abs(explanation.published_score - explanation.score)
+        if changed > 1e-3 * abs(explanation.published_score):
+            rank += f" with score {explanation.published_score:.4f}"
     console.print(f"score {explanation.score:.4f} ({how}); {rank} of {day}\n", highlight=False)
     table = Table(
         box=box.SIMPLE_HEAD,

@@ -51,6 +51,7 @@ class Explanation:
         published: whether context columns are those of the published ranking.
         rank: in the day's published ranking; None if the pair is not among the top k.
         ranked_by: version of the model that made that ranking, or None.
+        published_score: the pair's score there, or None.
         known_user, known_item: whether the id occurs in the published events.
         unknown_context: context columns whose value does not occur there.
         listed: whether the user has a published list of the day.
@@ -73,6 +74,7 @@ class Explanation:
     published: bool
     rank: int | None
     ranked_by: str | None
+    published_score: float | None
     known_user: bool
     known_item: bool
     unknown_context: list[str]
@@ -145,6 +147,7 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         published=bool(taken),
         rank=None if ranked is None else int(ranked["rank"][0]),
         ranked_by=None if ranked is None else str(ranked["model_version"][0]),
+        published_score=None if ranked is None else float(ranked["score"][0]),
         known_user=bool(known["known user"][0]),
         known_item=bool(known["known item"][0]),
         unknown_context=[c for c in given if not known[c][0]],

@@ -61,6 +61,11 @@ BLEND_TAG = "blend"
 
 RANKER = "artifacts/ranker"  # in a model's files
 
+RESTORE = (
+    "restore them, or make another version champion: `mtl-ranker rollback`, or "
+    "`mtl-ranker promote --accept`"
+)
+
 LOGGED_MODEL = "models:/m-"  # begins the source of a version that was logged in a run
 
 CHAMPIONS_TAG = "champions"
@@ -343,13 +348,18 @@ def artifact_folder(project: Project, version: str) -> Iterator[Path]:
     uri = f"models:/{project.name}/{version}"
     files = mlflow.artifacts.list_artifacts(f"{uri}/{RANKER}")
     if not any(file.path.endswith("/project.toml") for file in files):
-        raise ProjectError(
-            f"{uri}: its files are not in MLflow's artifacts; restore them, or make another "
-            "version champion: `mtl-ranker rollback`, or `mtl-ranker promote --accept`"
-        )
+        raise ProjectError(f"{uri}: its files are not in MLflow's artifacts; {RESTORE}")
     with tempfile.TemporaryDirectory(prefix="mtl-ranker-") as copy:
         found = mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{RANKER}", dst_path=copy)
-        yield Path(found)
+        try:
+            yield Path(found)
+        except FileNotFoundError as error:
+            if copy not in str(error):
+                raise
+            lost = Path(error.filename or str(error).rpartition(" ")[2].strip("'\"")).name
+            raise ProjectError(
+                f"{uri}: {lost} of its files is not in MLflow's artifacts; {RESTORE}"
+            ) from error
 
 
 def tested_later(project: Project, day: date, versions: Sequence[str]) -> str | None:

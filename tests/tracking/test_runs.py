@@ -260,6 +260,10 @@ def test_rolling_back_once_more_says_what_the_other_versions_are(named):
     assert not registry.rolled_back(project, "3")
     # All versions are copies of one model, whose files are removed from MLflow's artifacts.
     (ranker,) = {file.parent for file in context.workspace.root.rglob("ranker/project.toml")}
+    for name in ("weights.safetensors", "encoder.json"):  # one is lost, then another, then all
+        (ranker / name).unlink()
+        with pytest.raises(ProjectError, match=f"/3: {name} of its files is not in MLflow's"):
+            registry.load_artifact(project, "champion")
     shutil.rmtree(ranker.parents[1])
     with pytest.raises(ProjectError, match=rf"^models:/{project.name}/3: its files are not in"):
         registry.load_artifact(project, "champion")
