@@ -250,12 +250,15 @@ def _settled(sizes: Sequence[FileSize]) -> bool:
 def look_at_candidates(context: Context, day: date) -> None:
     """Check a given candidate set before the training, and print what it covers.
 
-    For generated candidates the sources of their context are printed.
+    For generated candidates the sources of their context are printed. The user and item tables as
+    of the day are checked too.
 
     A problem is printed at once. The night goes on, as the model is needed when the set has been
     repaired; `score` then fails with the same sentence.
     """
     try:
+        for which in ("users", "items"):
+            context.source.table(which, day)
         if context.project.scoring.candidates is not None:
             announce("candidates", describe_candidates(context, day))
             return

@@ -197,7 +197,7 @@ class Draft:
         parts = [
             f"# A first project file for {self.found.log.data.path} and the tables beside it.",
             "# Lines with a question mark are guesses to check: docs/your-log.md",
-            f"name = {_toml(self.name)}",
+            f"name = {_toml(self.name)}  # ? of the experiment and the registered model",
             "",
             *DESCRIBE,
             "",

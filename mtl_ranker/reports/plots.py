@@ -51,7 +51,7 @@ def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Fi
     Args:
         cosine: [epochs, T, T].
     """
-    figure, (axis,) = _panels(1, 6.4, 3.2, title)
+    figure, (axis,) = _panels(1, 7.6, 3.2, title)
     epochs = np.arange(1, len(cosine) + 1)
     for a in range(len(names)):
         for b in range(a):
@@ -60,7 +60,8 @@ def gradient_cosines(names: Sequence[str], cosine: np.ndarray, title: str) -> Fi
     axis.set(xlabel="epoch", ylabel="gradient cosine", ylim=(-1.05, 1.05))
     axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    figure.subplots_adjust(right=0.68)  # beside the legend
+    box = axis.get_position()
+    axis.set_position((box.x0, box.y0, 0.62 - box.x0, box.height))  # beside the legend
     return figure
 
 
