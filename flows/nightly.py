@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import date, timedelta
 from typing import Literal
 
+import polars as pl
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
@@ -265,7 +266,7 @@ def look_at_candidates(context: Context, day: date) -> None:
         for line in describe_generated(context, day):
             level = logging.WARNING if line.startswith("warning: ") else logging.INFO
             announce("candidates", line.removeprefix("warning: "), level)
-    except ProjectError as problem:
+    except (ProjectError, OSError, pl.exceptions.PolarsError) as problem:
         announce("candidates", problem, logging.ERROR)
 
 
