@@ -50,6 +50,7 @@ def context(tiny: Path, place: str) -> Context:
     def opened() -> Context:
         return open_context(str(tiny / "project.toml"), tiny, place)
 
+    edit_project(tiny, name="pruned")  # other tests of the process may have registered "tiny"
     first = opened()
     build_split(first, DAY)
     connection.connect(first.workspace)
