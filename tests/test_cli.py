@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mtl_ranker.commands.app import EXAMPLES, app
+from mtl_ranker.commands.app import EXAMPLES, _results, app
 from mtl_ranker.errors import ProjectError
 from mtl_ranker.nightly.history import store
 from mtl_ranker.tracking import server
@@ -73,6 +73,14 @@ def test_a_night_whose_mlflow_is_away_reads_nothing(tiny, monkeypatch, name):
     assert message.startswith("MLFLOW_TRACKING_URI: MLflow at http://127.0.0.1:")
     assert "secret" not in message
     assert not list((tiny / "ws").iterdir())
+
+
+def test_a_night_ends_with_the_page_of_its_server_without_credentials(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path / "ws")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://admin:secret@mlflow.example:5000")
+    assert _results(workspace) == "https://mlflow.example:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert _results(workspace).startswith("mtl-ranker ui --workspace ")
 
 
 def test_history_prints_the_nights_and_writes_what_other_tools_read(tmp_path):

@@ -162,11 +162,7 @@ def nightly(
     options = {"wait_minutes": wait_minutes, "cluster": cluster}
     ranked = flow(config, str(data), str(workspace), chosen, **options)
     _write(write, ranked)
-    server = os.environ.get("MLFLOW_TRACKING_URI", "")
-    own = (
-        f"mtl-ranker ui --workspace {context.workspace.where()}   (MLflow on http://127.0.0.1:5000)"
-    )
-    typer.echo(f"results:  {server if server.startswith('http') else own}")
+    typer.echo(f"results:  {_results(context.workspace)}")
 
 
 @command("ingest", NIGHT)
@@ -917,6 +913,16 @@ def _weight(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError as error:
         raise ProjectError(f"--set {text}: expected OBJECTIVE=WEIGHT, such as click=1.5") from error
+
+
+def _results(workspace: Workspace) -> str:
+    """Where a night's results are looked at: the server's page, or the command that starts one."""
+    from mtl_ranker.tracking.server import without_credentials
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri.lower().startswith("http"):
+        return without_credentials(uri)
+    return f"mtl-ranker ui --workspace {workspace.where()}   (MLflow on http://127.0.0.1:5000)"
 
 
 def _flow(module: str, name: str, workspace: Path) -> Callable[..., Any]:
