@@ -264,7 +264,7 @@ class Draft:
             elif sample[column].dtype.is_numeric():
                 lines.append(
                     f"# value = {_toml(column)}  # ? a number: for an objective of its own, repeat "
-                    "this section with another name and this line"
+                    'this section with another name, this line and reduce = "sum", or "last"'
                 )
             else:
                 unused.append(column)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import polars as pl
 
@@ -85,13 +85,17 @@ def keys_of_numerics(project: Project) -> dict[str, list[str]]:
     return {name: keys.get(name, [name]) for name in numeric_features(project)}
 
 
-def rates(project: Project) -> set[str]:
-    """Smoothed rates: all keys without an event in the window have the same value on a day."""
+def rates(project: Project, windows: Sequence[int] | None = None) -> set[str]:
+    """Smoothed rates: all keys without an event in the window have the same value on a day.
+
+    Args:
+        windows: some of `features.windows`; None for all.
+    """
     return {
         f"{entity_name(keys)}_{signal}_rate_{window}d"
         for keys in project.features.entities
         for signal in signal_names(project)
-        for window in project.features.windows
+        for window in (project.features.windows if windows is None else windows)
     }
 
 
@@ -105,13 +109,11 @@ def growing_numerics(project: Project, history_days: int) -> set[str]:
     Args:
         history_days: days of the log before the first day with rows.
     """
-    growing = {"item_age_days"}
     windows = [w for w in project.features.windows if w > history_days]
+    growing = {"item_age_days"} | rates(project, windows)
     for entity in project.features.entities:
         prefix = entity_name(entity)
         growing |= {f"{prefix}_daily_impressions_{window}d" for window in windows}
-        signals = signal_names(project)
-        growing |= {f"{prefix}_{signal}_rate_{w}d" for signal in signals for w in windows}
         if windows:
             growing.add(f"{prefix}_days_since")
     return growing

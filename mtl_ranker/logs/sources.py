@@ -62,10 +62,11 @@ class LogFiles:
         With `ready` a day is there when it has the marker, otherwise when it has a file.
         """
         if day not in self.found:
-            folder = self.folders.get(day)
-            there = folder is not None and not (self.ready and not (folder / self.ready).exists())
-            own = parquet_files(folder) if folder is not None and there else []
-            self.found[day] = own if there and (own or self.ready) else None
+            folder, own = self.folders.get(day), None
+            if folder is not None and (not self.ready or (folder / self.ready).exists()):
+                files = parquet_files(folder)
+                own = files if files or self.ready else None
+            self.found[day] = own
         return self.found[day]
 
     @property

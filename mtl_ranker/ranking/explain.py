@@ -96,7 +96,9 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         raise ProjectError("no events are published; run `mtl-ranker nightly` first")
     candidate = _candidate(project, workspace.scan("events", days[-1:]).collect_schema(), pair)
     user, item = candidate["user_id"][0], candidate["item_id"][0]
-    ranked = _published(workspace, day, user, item)
+    listed = _published(workspace, day, user)
+    of_item = listed.filter(pl.col("item_id") == item)
+    ranked = of_item.head(1) if of_item.height else None
     columns = project.log.context
     taken = [] if ranked is None else [c for c in columns if c not in pair.context and c in ranked]
     if ranked is not None:
@@ -151,7 +153,7 @@ def explain(context: Context, ranker: RegisteredRanker, pair: Pair, day: date) -
         known_user=bool(known["known user"][0]),
         known_item=bool(known["known item"][0]),
         unknown_context=[c for c in given if not known[c][0]],
-        listed=_listed(workspace, day, user),
+        listed=listed.height > 0,
     )
 
 
@@ -196,20 +198,11 @@ def _effects(artifact: RankerArtifact, row: pl.DataFrame, score: float) -> dict[
     return dict(sorted(effects.items(), key=lambda pair: -abs(pair[1])))
 
 
-def _published(workspace: Workspace, day: date, user: Any, item: Any) -> pl.DataFrame | None:
-    """The pair's row of the day's published ranking, or None."""
+def _published(workspace: Workspace, day: date, user: Any) -> pl.DataFrame:
+    """The user's rows of the day's published ranking; none without one."""
     if day not in workspace.days("rankings"):
-        return None
-    ranking = workspace.scan("rankings", [day])
-    rows = ranking.filter((pl.col("user_id") == user) & (pl.col("item_id") == item)).collect()
-    return rows.head(1) if rows.height else None
-
-
-def _listed(workspace: Workspace, day: date, user: Any) -> bool:
-    if day not in workspace.days("rankings"):
-        return False
-    rows = workspace.scan("rankings", [day]).filter(pl.col("user_id") == user)
-    return rows.head(1).collect().height > 0
+        return pl.DataFrame(schema={"item_id": pl.Null})
+    return workspace.scan("rankings", [day]).filter(pl.col("user_id") == user).collect()
 
 
 def _plain(value: Any) -> Any:
