@@ -288,7 +288,7 @@ def rank_after(failure: Exception, context: Context, day: date, aliases: Sequenc
     if not versions or not context.workspace.days("events"):
         announce("failed", f"{reason}; there is no {role} to rank with", logging.ERROR)
         return
-    message = f"the {role} (version {versions[0]}) ranks with the published data"
+    message = f"trying the {role} (version {versions[0]}) with the published data"
     announce("failed", f"{reason}; {message}", logging.ERROR)
     for version in versions:
         try:
