@@ -158,7 +158,7 @@ def test_after_a_failure_the_current_champion_ranks(finished_night, feed, tmp_pa
     assert "not a whole Parquet file" in bad.stderr
     assert "Traceback" not in bad.stdout + bad.stderr
     printed = " ".join(bad.stdout.split())  # the console wraps long lines
-    assert re.search(r"failed /.*; the champion \(version \d+\) ranks with the published", printed)
+    assert re.search(r"failed /.*; trying the champion \(version \d+\) with the published", printed)
     assert "after the failure" in printed
     assert "2026-03-09" in bad.stdout
     assert "failed" in message.read_text()
