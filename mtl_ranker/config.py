@@ -29,6 +29,7 @@ from mtl_ranker.errors import ProjectError
 Place = tuple[int | str, ...]  # of a key in the project file
 IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 GIVEN = "timestamp given"  # whether the log has a timestamp, valid or not
+TOO_LARGE = " is too large"  # after the name of an id of UInt64, whether no Int64 holds it
 UNEVEN = " is of another length"  # after the name of a list, whether it is, of a request
 STRAY = "clicked and not shown"  # whether a row is a click on no item of its request
 CANONICAL = ("user_id", "item_id", "timestamp", "date", "position", "propensity")

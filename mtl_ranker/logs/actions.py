@@ -24,10 +24,10 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from mtl_ranker.config import GIVEN, Action, Log, Project
+from mtl_ranker.config import GIVEN, TOO_LARGE, Action, Log, Project
 from mtl_ranker.context import Context
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.contract import inside_day
+from mtl_ranker.logs.contract import MUST_BE_TEXT, inside_day
 from mtl_ranker.logs.places import listed
 from mtl_ranker.logs.sources import parquet_files, utc_timestamp
 from mtl_ranker.workspace import Workspace, fingerprint
@@ -324,6 +324,7 @@ def read_actions(context: Context, action: Action, day: date) -> pl.DataFrame:
         setting = f"log.actions[{index}].arrived"
         arrived = utc_timestamp(of, schema[action.arrived], place, setting)
     identity = pl.lit(None) if action.impression is None else pl.col(action.impression)
+    too_large = {key: f"{key}{TOO_LARGE}" for key in PAIR if f"{key}{TOO_LARGE}" in schema}
     rows = lazy.select(
         *PAIR,
         "timestamp",
@@ -331,6 +332,7 @@ def read_actions(context: Context, action: Action, day: date) -> pl.DataFrame:
         arrived.alias("arrived"),
         identity.alias("impression"),
         pl.col(GIVEN),
+        *(pl.col(flag) for flag in too_large.values()),
     ).collect(engine="streaming")
     keys = ["user_id", "item_id", "timestamp", "value", "impression"]
     repeated = ~pl.struct(keys).is_first_distinct()
@@ -343,6 +345,7 @@ def read_actions(context: Context, action: Action, day: date) -> pl.DataFrame:
         end = end_of(log, day) + timedelta(hours=log.day_tolerance_hours)
         inside |= inside_day(log, day, "arrived") & (pl.col("timestamp") < end)
     rules = {
+        **{f"{k} {MUST_BE_TEXT}": pl.col(f).fill_null(False) for k, f in too_large.items()},
         "user_id missing": pl.col("user_id").is_null(),
         "item_id missing": pl.col("item_id").is_null(),
         "timestamp missing": ~pl.col(GIVEN),

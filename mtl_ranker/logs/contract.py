@@ -15,12 +15,23 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from mtl_ranker.config import GIVEN, STRAY, UNEVEN, Action, Log, Objective, Project, Range
+from mtl_ranker.config import (
+    GIVEN,
+    STRAY,
+    TOO_LARGE,
+    UNEVEN,
+    Action,
+    Log,
+    Objective,
+    Project,
+    Range,
+)
 from mtl_ranker.errors import ProjectError, first_line
 
 if TYPE_CHECKING:
     import dataframely as dy
 
+MUST_BE_TEXT = "is 2**63 or more (allowed as text)"
 REPEATED = "in the partition of the day before"  # a column while a day is checked
 
 # Names of dataframely's column types. dataframely is imported only where a contract is built: the
@@ -354,6 +365,7 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
     if GIVEN in schema:
         never_null -= {"timestamp"}
     never_null |= {role for role in ("propensity",) if getattr(log, role)}
+    never_null -= {name.removesuffix(TOO_LARGE) for name in schema if name.endswith(TOO_LARGE)}
     members: dict[str, Any] = {}
     for name, dtype in schema.items():
         members[name] = _column(dtype, name not in never_null)
@@ -375,6 +387,11 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
     rules["timestamp outside the day"] = Rule(inside_day(log, day), timestamp)
     if STRAY in schema:
         rules["clicked, but no item of its request"] = Rule(~pl.col(STRAY), pl.col("item_id"))
+    for flag in (name for name in schema if name.endswith(TOO_LARGE)):
+        role = flag.removesuffix(TOO_LARGE)
+        too_large = pl.col(flag).fill_null(False)
+        rules[f"{role} missing"] = Rule(pl.col(role).is_not_null() | too_large)
+        rules[f"{role} {MUST_BE_TEXT}"] = Rule(~too_large)
     for flag in (name for name in schema if name.endswith(UNEVEN)):
         reason = f"{flag.removesuffix(UNEVEN)} has another length than the items"
         rules[reason] = Rule(~pl.col(flag))
@@ -434,7 +451,7 @@ def check_events(
             "the log"
         )
     marks = (GIVEN, REPEATED, STRAY)
-    own = [n for n in schema.names() if n not in marks and not n.endswith(UNEVEN)]
+    own = [n for n in schema.names() if n not in marks and not n.endswith((UNEVEN, TOO_LARGE))]
     check_expressions(project, schema, place, columns or own)
     rows = lazy.select(pl.len()).collect(engine="streaming").item()
     contract = event_schema(project, schema, day)

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from mtl_ranker.config import CANONICAL, GIVEN, Log, Project, Table, load_project
+from mtl_ranker.config import CANONICAL, GIVEN, TOO_LARGE, Log, Project, Table, load_project
 from mtl_ranker.context import Context, Place, Source
 from mtl_ranker.errors import ProjectError, counted, first_line
 from mtl_ranker.logs.places import (
@@ -230,7 +230,8 @@ class ParquetSource:
         of_log = self._look()
         files = self._day_files(of_log, day)
         if of_log.folders:
-            lazy = scan_files(files, self._read(used), self._begun_later(of_log, day))
+            added = self._begun_later(of_log, day)
+            lazy = scan_files(files, self._read(used), added, (self.log.user, self.log.item))
             lazy = self._shown(lazy, files[0]).with_columns(pl.lit(day).alias("date"))
             return _canonical(lazy, self.log, files[0], self.setting)
         rows = self._undivided(files, self._read(used), self._added_in_files(of_log))
@@ -492,7 +493,8 @@ class ParquetSource:
         used: Collection[str] | None = None,
         added: Mapping[str, pl.DataType] | None = None,
     ) -> pl.LazyFrame:
-        return self.dated(scan_files(files, used, added), files[0])
+        ids = (self.log.user, self.log.item)
+        return self.dated(scan_files(files, used, added, ids), files[0])
 
     def _shown(self, rows: pl.LazyFrame, place: Place | str) -> pl.LazyFrame:
         """Rows of the log; of requests one for each item."""
@@ -589,6 +591,7 @@ def scan_files(
     files: Sequence[Place],
     used: Collection[str] | None = None,
     added: Mapping[str, pl.DataType] | None = None,
+    ids: Collection[str] = (),
 ) -> pl.LazyFrame:
     """Scan files with one type for each column.
 
@@ -598,6 +601,7 @@ def scan_files(
     Args:
         used: the columns; None for all.
         added: columns, with their type, that are null in a file without them.
+        ids: columns that get another one with `TOO_LARGE` where a file has UInt64.
     """
     schemas = {file: parquet_schema(file) for file in files}
     added = {} if added is None else added
@@ -612,21 +616,40 @@ def scan_files(
         types = {file: schemas[file].get(name, pl.Null()) for file in files}
         common = _type_in_files(name, types)
         casts[name] = added[name] if common == pl.Null and name in added else common
+    unsigned = [
+        n for n in columns if n in ids and any(s.get(n) == pl.UInt64 for s in schemas.values())
+    ]
     if len({tuple(schema.items()) for schema in schemas.values()}) == 1:
-        return _one_type(scan_places(files), schemas[files[0]], casts)
+        return _one_type(scan_places(files), schemas[files[0]], casts, unsigned)
     return pl.concat(
-        _one_type(scan_places([file]), schema, casts) for file, schema in schemas.items()
+        _one_type(scan_places([file]), schema, casts, unsigned) for file, schema in schemas.items()
     )
 
 
 def _one_type(
-    rows: pl.LazyFrame, schema: pl.Schema, casts: Mapping[str, pl.DataType]
+    rows: pl.LazyFrame,
+    schema: pl.Schema,
+    casts: Mapping[str, pl.DataType],
+    unsigned: Collection[str],
 ) -> pl.LazyFrame:
-    """The columns of `casts` in their types, null where the rows have none."""
+    """The columns of `casts` in their types, null where the rows have none; `_too_large`."""
     present = {name: dtype for name, dtype in casts.items() if name in schema}
     absent = [pl.lit(None, casts[name]).alias(name) for name in casts if name not in schema]
-    rows = rows.select(list(present)).with_columns(_casts(schema, present))
-    return rows.with_columns(absent).select(list(casts)) if absent else rows
+    flags = _too_large(schema, unsigned)
+    rows = rows.select(list(present)).with_columns(*_casts(schema, present), *flags)
+    if not absent:
+        return rows
+    return rows.with_columns(absent).select(*casts, *(f"{name}{TOO_LARGE}" for name in unsigned))
+
+
+def _too_large(schema: pl.Schema, unsigned: Collection[str]) -> list[pl.Expr]:
+    """Of each column, with `TOO_LARGE` after its name, which values no Int64 holds."""
+    return [
+        (pl.col(n) >= 2**63 if schema.get(n) == pl.UInt64 else pl.lit(False)).alias(
+            f"{n}{TOO_LARGE}"
+        )
+        for n in unsigned
+    ]
 
 
 def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]:
@@ -638,10 +661,12 @@ def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]
     ]
 
 
-def widened(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Rows with the widest type of each column's kind, as those of several files have."""
+def widened(rows: pl.LazyFrame, ids: Collection[str] = ()) -> pl.LazyFrame:
+    """Rows with the widest type of each column's kind, as `scan_files` has them."""
     schema = rows.collect_schema()
-    return rows.with_columns(_casts(schema, {n: wide_type(t) for n, t in schema.items()}))
+    flags = _too_large(schema, [name for name in ids if schema.get(name) == pl.UInt64])
+    casts = _casts(schema, {n: wide_type(t) for n, t in schema.items()})
+    return rows.with_columns(*casts, *flags)
 
 
 def parquet_schema(file: Place) -> pl.Schema:
@@ -760,6 +785,9 @@ def _canonical(lazy: pl.LazyFrame, log: Log, place: Place | str, setting: str) -
                 f"{place}: column {column!r} (log.ranges) is {schema[column]}; allowed: a number"
             )
     renames = {column: role for role, (_, column) in mapped.items() if column != role}
+    for role in ("user_id", "item_id"):
+        column = f"{mapped[role][1]}{TOO_LARGE}"
+        renames |= {column: f"{role}{TOO_LARGE}"} if column in schema else {}
     for role in mapped:
         if role in schema and role not in (m[1] for m in mapped.values()):
             raise ProjectError(

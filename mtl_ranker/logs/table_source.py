@@ -63,7 +63,8 @@ class TableSource(ParquetSource):
             raise self._missing(day)
         rows, read = table.scan(), self._read(used)
         columns = [c for c in rows.collect_schema().names() if read is None or c in read]
-        rows = widened(rows.filter(self._near(table, day)).select(columns))
+        near = rows.filter(self._near(table, day)).select(columns)
+        rows = widened(near, (self.log.user, self.log.item))
         rows = self.dated(rows, table.place)
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
 

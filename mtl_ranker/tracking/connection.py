@@ -20,6 +20,9 @@ from mtl_ranker.workspace import Workspace
 LOG = logging.getLogger(__name__)
 
 LOCAL_PAGE = "http://127.0.0.1:5000"
+# URIs of workspaces' databases. MLflow's client writes the URI that it is told to use into
+# $MLFLOW_TRACKING_URI, where the next workspace of this process would find it.
+_OWN: set[str] = set()
 
 
 def connect(workspace: Workspace) -> str:
@@ -31,11 +34,12 @@ def connect(workspace: Workspace) -> str:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
+    if uri is None or uri in _OWN:
         if workspace.store is not None:
             _warn_of_this_host(workspace.root)
         create_database(workspace)
         uri = tracking_uri(workspace)
+        _OWN.add(uri)
     elif uri.startswith("http"):
         check_answers(uri)
     mlflow.set_tracking_uri(uri)

@@ -172,6 +172,20 @@ def test_bad_actions_are_counted_by_reason_and_join_nothing(tmp_path):
         joined(world(tmp_path, LIKE | {"value": "v"}, max_bad_share=0.4), 1)
 
 
+def test_ids_of_actions_without_a_sign_are_refused_where_they_are_too_large(tmp_path):
+    write(tmp_path, "log", 0, [], [(1, 1, 10), (2, 2, 10)])
+    write(tmp_path, "likes", 0, [], [(1, 1, 11), (None, 1, 12), (1, 1, 13)])
+    (file,) = (tmp_path / "likes").rglob("*.parquet")
+    frame = pl.read_parquet(file)
+    user = frame.columns[0]
+    ids = pl.Series(user, [1, None, 2**64 - 1], pl.UInt64)
+    frame.with_columns(ids).write_parquet(file)
+    context = world(tmp_path, LIKE, max_bad_share=1.0)
+    (report,) = joined(context, 1)
+    assert values(context) == [1.0, 0.0]
+    assert report.bad == {"user_id missing": 1, "user_id is 2**63 or more (allowed as text)": 1}
+
+
 def test_folders_may_be_by_the_day_of_arrival(tmp_path):
     """A like of day 0 that arrives on day 1, and one whose time is after its arrival's day."""
     for n in range(2):

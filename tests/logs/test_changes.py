@@ -66,6 +66,29 @@ def test_numbers_of_any_width_become_one_type(tiny, dtype):
     assert users.schema["user_id"] == pl.Int64
 
 
+def test_ids_of_64_bits_without_a_sign_are_refused_where_they_are_too_large(tiny):
+    """A day with two files, one of which has signed ids."""
+    context = opened(tiny, log={"max_bad_share": 0.5})
+    frame = tiny_events(SECOND, shift=1)
+    users, items = frame["u"].to_list(), frame["i"].to_list()
+    users[3], users[4], items[4], items[5] = 2**63, None, 2**64 - 1, None
+    columns = [pl.Series("u", users, pl.UInt64), pl.Series("i", items, pl.UInt64)]
+    write_day(tiny, SECOND, frame.with_columns(columns))
+    other = tiny_events(SECOND, rows=5, shift=2).with_columns(ts=pl.col("ts") + 1)
+    other.write_parquet(tiny / "log" / f"date={SECOND}" / "part-1.parquet")
+    report = ingest_day(context, SECOND)
+    assert report.reasons == {
+        "user_id is 2**63 or more (allowed as text)": 1,
+        "user_id missing": 1,
+        "item_id is 2**63 or more (allowed as text)": 1,
+        "item_id missing": 1,
+    }
+    events = context.workspace.scan("events", [SECOND]).collect()
+    assert events.height == 42
+    assert events.columns == ["user_id", "item_id", "timestamp", "date", "tab", "click", "play"]
+    assert events.schema["user_id"] == events.schema["item_id"] == pl.Int64
+
+
 def test_a_type_of_another_kind_is_refused_with_the_first_day_that_has_the_other(tiny):
     context = opened(tiny)
     ingest_day(context, FIRST)

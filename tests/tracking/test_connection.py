@@ -25,6 +25,19 @@ def restored():
     mlflow.set_tracking_uri(before)
 
 
+def test_a_second_workspace_of_one_process_has_its_own_database(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uris = []
+    for name in ("first", "second", "first"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        uris.append(connect(Workspace(folder)))
+        assert mlflow.get_tracking_uri() == uris[-1] == f"sqlite:///{folder}/mlflow.db"
+    chosen = f"sqlite:///{tmp_path}/chosen.db"
+    mlflow.set_tracking_uri(chosen)
+    assert connect(Workspace(tmp_path / "first")) == chosen
+
+
 def test_a_server_that_does_not_answer_is_one_sentence_without_its_password(tmp_path, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

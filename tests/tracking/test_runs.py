@@ -62,9 +62,15 @@ class Recorded:
     report: Path
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> Recorded:
+@pytest.fixture
+def recorded(once: Recorded) -> Recorded:
     """For tests that change nothing in MLflow."""
+    connection.connect(once.context.workspace)
+    return once
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory) -> Recorded:
     folder = write_log(tmp_path_factory.mktemp("recorded"))
     write_project(folder, name="recorded")
     context = prepared(folder)
