@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import socket
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 import polars as pl
 
@@ -33,28 +35,45 @@ BUCKET = "feed"
 def s3_server(host: str = "127.0.0.1") -> Iterator[str]:
     """moto's S3 with an empty bucket, and the environment that names it; yields the endpoint.
 
-    The server is a process of its own: deltalake holds Python's lock while it creates a table.
+    The server is a process of its own: deltalake holds Python's lock while it creates a table. It
+    takes seconds to start, and is kept for the next tests of this process.
 
     Args:
         host: the address of this machine at which it listens.
     """
     import boto3
 
-    port = free_port(host)
-    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    endpoint = SERVERS.pop(host, None) or _start(host)
     before = dict(os.environ)
-    endpoint = f"http://{host}:{port}"
     os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
     try:
-        await_server(host, port, server)
+        urlopen(f"{endpoint}/moto-api/reset", b"").close()
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield endpoint
     finally:
         os.environ.clear()
         os.environ.update(before)
-        server.terminate()
-        server.wait()
+        if host == "127.0.0.1":  # others are gone with their network
+            SERVERS[host] = endpoint
+
+
+SERVERS: dict[str, str] = {}  # host → endpoint of a server that no test uses
+
+
+def _start(host: str) -> str:
+    """Start a server, which ends with this process; returns its endpoint."""
+    port = free_port(host)
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    own = os.getpid()
+
+    def end() -> None:
+        if os.getpid() == own:  # not in a fork
+            server.terminate()
+
+    atexit.register(end)
+    await_server(host, port, server)
+    return f"http://{host}:{port}"
 
 
 class Request(NamedTuple):
@@ -129,7 +148,7 @@ def proxy(
             """No line for each request."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    thread = Thread(target=server.serve_forever)
+    thread = Thread(target=server.serve_forever, args=(0.01,))  # seconds until it sees its end
     thread.start()
     before = os.environ["AWS_ENDPOINT_URL"]
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.server_port}"

@@ -94,6 +94,7 @@ def test_a_mistake_in_the_model_or_the_labels_is_named():
         mr.train(data(train=nothing))
 
 
+@pytest.mark.slow
 def test_every_exported_name_is_there_and_none_is_imported_before_its_use():
     code = "import sys, mtl_ranker as mr; print('torch' in sys.modules); "
     code += "print([n for n in mr.__all__ if getattr(mr, n) is None]); mr.nothing"

@@ -310,6 +310,7 @@ def test_an_unknown_store_is_refused():
         open_workspace("ftp://a/b")
 
 
+@pytest.mark.slow
 def test_events_and_examples_of_two_hosts_are_those_of_a_folder(
     tiny: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

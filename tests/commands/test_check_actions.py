@@ -51,6 +51,7 @@ def test_streams_labels_and_their_wait_are_said(tmp_path):
     assert "warning: click begins" not in found
 
 
+@pytest.mark.slow
 def test_labels_that_an_action_may_lower_are_named(tmp_path):
     root = streams(tmp_path)
     edit_project(root, training={"immature": "positives"})
@@ -88,6 +89,7 @@ def test_a_stream_that_begins_later_and_values_that_no_label_has(tmp_path):
     assert f"warning: {day}: label of click neither 0 nor 1 in 16 rows, which lose this" in found
 
 
+@pytest.mark.slow
 def test_folders_by_the_day_of_arrival_are_refused_as_by_a_night_and_pass_with_arrived(tmp_path):
     """Of a day's two clicks one happened on the day before."""
     root = streams(tmp_path)

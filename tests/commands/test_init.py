@@ -50,6 +50,7 @@ def labels_of(project: Project) -> set[str]:
 # One joined log
 
 
+@pytest.mark.slow
 def test_the_simulated_feed(feed, tmp_path):
     project, lines = started(feed, tmp_path / "feed.toml")
     log = project.log

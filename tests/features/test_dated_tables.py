@@ -140,6 +140,7 @@ def test_columns_and_keys_equal_brute_force(tmp_path_factory, snapshots, as_span
             assert audit_day(context, day_of(n), 12).differences == []
 
 
+@pytest.mark.slow
 @settings(max_examples=5, phases=PHASES, suppress_health_check=list(HealthCheck))
 @given(snapshots=SNAPSHOT_DAYS, later=st.integers(DAYS - 1, DAYS + 3), values=VALUES)
 def test_a_snapshot_of_the_day_or_later_changes_no_feature(

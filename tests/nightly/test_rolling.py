@@ -121,6 +121,7 @@ def test_the_gain_is_that_of_all_folds_rows_and_the_mean_over_seeds(project_and_
     assert found.gain.value == pytest.approx((values[0] - values[1]) * unit, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_equal_settings_gain_nothing(project_and_dataset):
     project, dataset = project_and_dataset
     same = of_file(project)

@@ -66,6 +66,7 @@ edits = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(edits)
 def test_an_edit_of_the_features_changes_nothing_in_a_saved_models_ranking(trained, features):

@@ -158,7 +158,10 @@ def ranking_of_all_pairs(context, artifact, day, top_k):
     [({}, {}), (HISTORY, {}), (MATCHED, TABLES), (DERIVED, NUMBERS), (EMBEDDED, VECTORS)],
     ids=["", "histories", "matches", "derived", "vectors"],
 )
-@pytest.mark.parametrize(("block_rows", "blocks_per_core"), [(1, 1), (40, 16), (131_072, 1)])
+@pytest.mark.parametrize(
+    ("block_rows", "blocks_per_core"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), (40, 16), (131_072, 1)],
+)
 def test_ranking_in_blocks_is_the_ranking_of_all_pairs_at_once(
     tmp_path, monkeypatch, block_rows, blocks_per_core, features, log
 ):
@@ -219,6 +222,7 @@ def test_item_popularity_ranks_also_where_the_item_is_no_feature(tmp_path):
     assert len(orders) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_ranking_is_resumed_after_its_finished_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "BLOCKS_PER_CORE", 1)
     settings = {"candidates": "candidates", "block_rows": 20}

@@ -77,6 +77,7 @@ def test_without_a_reference_the_page_explains_how_to_add_one(tiny):
     assert "single_task" in training_report(context.project, suite)
 
 
+@pytest.mark.slow
 def test_the_cost_counts_each_network_once(tiny):
     """Trees beside a network and trees alone have no training of their own; a refit has one."""
     write_project(tiny, models={}, training={"epochs": 1, "trees": 3, "refit": True})
@@ -136,6 +137,7 @@ def test_the_decision_is_inserted_and_a_later_one_replaces_it(trained):
     assert "90 % intervals over users, for this training." in " ".join(model.split())
 
 
+@pytest.mark.slow
 def test_the_table_of_one_seed_says_that_it_is_no_verdict_on_models(trained, tiny):
     project, suite = trained
     assert "Intervals cover users. A verdict" in " ".join(training_report(project, suite).split())

@@ -28,6 +28,7 @@ def suite(tiny, monkeypatch):
         yield train_suite(prepared(tiny), LAST)
 
 
+@pytest.mark.slow
 def test_pictures_are_of_the_runs_own_figures(suite):
     names = [task.name for task in suite.tasks]
     runs = [replace(run, raw_prediction=0.9 * run.test_prediction) for run in suite.runs]

@@ -108,6 +108,7 @@ def test_two_files_follow_the_papers_protocol(tmp_path):
         read_split(tmp_path / "nowhere", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_correlations_of_the_real_data_are_near_the_papers(shared_data):
     data = shared_data / "census-income"

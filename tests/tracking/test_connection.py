@@ -63,7 +63,7 @@ def test_a_server_that_answers_with_any_status_is_used(tmp_path, monkeypatch, st
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     uri = f"http://admin:secret@127.0.0.1:{server.server_port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -120,6 +120,7 @@ def test_a_nights_report_in_mlflow_has_what_rules_changed(tiny):
     assert [each.day for each in history.stored(context.workspace)] == [LAST]
 
 
+@pytest.mark.slow
 def test_weights_chosen_by_maximise_are_stored_with_the_version(tiny):
     asked = {"maximise": "engagement", "keep": {"satisfaction": 0.5}, "weights": {"long": 9.0}}
     write_project(tiny, scoring=asked)
@@ -133,6 +134,7 @@ def test_weights_chosen_by_maximise_are_stored_with_the_version(tiny):
     assert loaded.project.blend_weights != context.project.blend_weights
 
 
+@pytest.mark.slow
 def test_a_training_with_the_same_inputs_is_registered_once(named, monkeypatch):
     """After an attempt that failed between the model's version and its alias, and after a rerun."""
     context, suite = named
