@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -44,31 +41,18 @@ from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.dataset import load_dataset
 from mtl_ranker.training.loop import Design, Execution, Rows, train_ranker
 from mtl_ranker.training.network import predict_logits
-from mtl_ranker.workspace import file_content, fingerprint
 from tests import projects
+from tests.builds import build_once
 from tests.conftest import FIRST, tiny_events, write_day
 from tests.projects import SMALL, TINY, WITHOUT, changed, edit_project, write_project
 
 LAST = FIRST + timedelta(days=5)
 
 
-BUILT: dict[str, Path] = {}  # digest of a folder → its workspace, in a folder that stays
-
-
 def prepared(root) -> Context:
-    """The folder's project with every day built; without the log, which training does not read.
-
-    A folder with the files of an earlier one gets a copy of its workspace.
-    """
-    files = sorted(file for file in root.rglob("*") if file.is_file())
-    digest = fingerprint(*((file.relative_to(root), file_content(file)) for file in files))
+    """The folder's project with every day built; without the log, which training does not read."""
     context = open_context(str(root / "project.toml"), root, root / "ws")
-    if digest in BUILT:
-        shutil.copytree(BUILT[digest], root / "ws")
-    build_split(context, LAST)
-    if digest not in BUILT:
-        kept = Path(tempfile.mkdtemp(prefix="built", dir=root.parent)) / "ws"
-        BUILT[digest] = shutil.copytree(root / "ws", kept)
+    build_once(root, lambda: build_split(context, LAST))
     return without_log(context.project, context.workspace)
 
 

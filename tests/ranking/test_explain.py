@@ -7,12 +7,16 @@ from datetime import timedelta
 
 import polars as pl
 import pytest
+import torch
 
 from mtl_ranker.errors import ProjectError
+from mtl_ranker.models.presets import make
 from mtl_ranker.models.trees import Forest
 from mtl_ranker.ranking.artifact import RegisteredRanker
 from mtl_ranker.ranking.explain import Pair, explain
 from mtl_ranker.ranking.scoring import score_day
+from mtl_ranker.training.batches import encoded_tensors
+from mtl_ranker.training.network import build_ranker
 from tests.conftest import FIRST
 from tests.ranking.test_scoring import random_ranker
 
@@ -64,6 +68,39 @@ def test_experts_of_trees_alone_have_no_share_in_the_score(ranked):
     found = explain(context, part, pair, TOMORROW)
     assert found.experts[first]
     assert not any(found.experts[name] for name in others)
+
+
+def test_effects_are_those_of_features_left_out_one_by_one_the_largest_first(ranked):
+    context, ranker, _ = ranked
+    found = explain(context, ranker, Pair("1", "2", {"tab": "home"}), TOMORROW)
+    row = pl.DataFrame([found.features], schema_overrides={"tab": pl.String})
+    predict = ranker.artifact.predict
+    scores = {
+        name: predict(row.with_columns(pl.lit(None, row.schema[name]).alias(name)))["score"][0]
+        for name, value in found.features.items()
+        if value is not None
+    }
+    assert found.effects == pytest.approx({n: found.score - s for n, s in scores.items()}, abs=1e-5)
+    sizes = [abs(effect) for effect in found.effects.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 1e-3
+
+
+def test_experts_are_those_that_the_towers_read(ranked):
+    """Of two layers the last one: with own and shared experts, three of four for each objective."""
+    context, ranker, _ = ranked
+    artifact = ranker.artifact
+    settings = {"preset": "ple", "own_experts": 1, "shared_experts": 2, "layers": 2}
+    torch.manual_seed(0)
+    model = build_ranker(make("m", settings, 2), artifact.encoder, artifact.tasks).eval()
+    layered = RegisteredRanker(replace(artifact, model=model), "3")
+    found = explain(context, layered, Pair("1", "2", {"tab": "home"}), TOMORROW)
+    rows = pl.DataFrame([found.features], schema_overrides={"tab": pl.String})
+    _, last = model.expert_weights(*encoded_tensors(artifact.encoder.transform(rows)))
+    for t, weights in enumerate(found.experts.values()):
+        assert weights == pytest.approx(last[0, t].tolist(), abs=1e-6)
+        assert len(weights) == 4
+        assert sum(w > 0 for w in weights) == 3
 
 
 def test_a_conditional_objective_enters_times_the_probability_of_its_condition(ranked):

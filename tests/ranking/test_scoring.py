@@ -29,6 +29,7 @@ from mtl_ranker.ranking.scoring import score_day
 from mtl_ranker.training.batches import encode_examples
 from mtl_ranker.training.boosting import fit_forest
 from mtl_ranker.training.network import build_ranker, tasks_of
+from tests.builds import build_once
 from tests.conftest import FIRST, write_log
 from tests.projects import TINY, merged, write_project
 
@@ -112,10 +113,14 @@ def random_ranker(folder, **changes) -> tuple[Context, RankerArtifact]:
     write_project(folder, PAIRED, **changes)
     write_log(folder)
     context = open_context(str(folder / "project.toml"), folder, folder / "ws")
-    for day in context.source.days():
-        ingest_day(context, day)
-        aggregate_day(context, day)
-        build_examples(context, day)
+
+    def build() -> None:
+        for day in context.source.days():
+            ingest_day(context, day)
+            aggregate_day(context, day)
+            build_examples(context, day)
+
+    build_once(folder, build)
     project, frame = context.project, all_examples(context)
     embeddings = project.features.embeddings
     tables = load_vectors(context.workspace, embeddings, [frame.lazy()])
