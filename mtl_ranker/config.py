@@ -808,11 +808,15 @@ class Training(Settings):
         "trainings run one after the other",
     )
     threads: int | None = Field(
-        None, ge=1, description="of a training; default: cores / jobs, at most OMP_NUM_THREADS"
+        None,
+        ge=1,
+        le=1_024,
+        description="of a training; default: cores / jobs, at most OMP_NUM_THREADS",
     )
     jobs: int | None = Field(
         None,
         ge=1,
+        le=1_024,
         description="trainings in parallel; default: up to one per core where that is faster",
     )
     balancing: Literal["fixed", "normalised", "uncertainty", "dwa", "gradnorm", "pcgrad"] = Field(

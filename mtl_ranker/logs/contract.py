@@ -390,7 +390,8 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
     for flag in (name for name in schema if name.endswith(TOO_LARGE)):
         role = flag.removesuffix(TOO_LARGE)
         too_large = pl.col(flag).fill_null(False)
-        rules[f"{role} missing"] = Rule(pl.col(role).is_not_null() | too_large)
+        if role in ("user_id", "item_id"):
+            rules[f"{role} missing"] = Rule(pl.col(role).is_not_null() | too_large)
         rules[f"{role} {MUST_BE_TEXT}"] = Rule(~too_large)
     for flag in (name for name in schema if name.endswith(UNEVEN)):
         reason = f"{flag.removesuffix(UNEVEN)} has another length than the items"

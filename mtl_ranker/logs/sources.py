@@ -231,7 +231,7 @@ class ParquetSource:
         files = self._day_files(of_log, day)
         if of_log.folders:
             added = self._begun_later(of_log, day)
-            lazy = scan_files(files, self._read(used), added, (self.log.user, self.log.item))
+            lazy = scan_files(files, self._read(used), added, id_columns(self.log))
             lazy = self._shown(lazy, files[0]).with_columns(pl.lit(day).alias("date"))
             return _canonical(lazy, self.log, files[0], self.setting)
         rows = self._undivided(files, self._read(used), self._added_in_files(of_log))
@@ -493,8 +493,7 @@ class ParquetSource:
         used: Collection[str] | None = None,
         added: Mapping[str, pl.DataType] | None = None,
     ) -> pl.LazyFrame:
-        ids = (self.log.user, self.log.item)
-        return self.dated(scan_files(files, used, added, ids), files[0])
+        return self.dated(scan_files(files, used, added, id_columns(self.log)), files[0])
 
     def _shown(self, rows: pl.LazyFrame, place: Place | str) -> pl.LazyFrame:
         """Rows of the log; of requests one for each item."""
@@ -667,6 +666,11 @@ def widened(rows: pl.LazyFrame, ids: Collection[str] = ()) -> pl.LazyFrame:
     flags = _too_large(schema, [name for name in ids if schema.get(name) == pl.UInt64])
     casts = _casts(schema, {n: wide_type(t) for n, t in schema.items()})
     return rows.with_columns(*casts, *flags)
+
+
+def id_columns(log: Log) -> list[str]:
+    """Columns of ids that rows are joined by."""
+    return [name for name in (log.user, log.item, log.impression) if name is not None]
 
 
 def parquet_schema(file: Place) -> pl.Schema:
@@ -1072,7 +1076,8 @@ def _key_problem(
     """What is wrong with a table's keys: two rows of one key that are valid at one time."""
     key = {"users": "user_id", "items": "item_id"}[which]
     if settings.valid_from is None:
-        duplicates = rows.select(pl.col(key).is_duplicated().sum()).collect().item()
+        named = rows.filter(pl.col(key).is_not_null())
+        duplicates = named.select(pl.col(key).is_duplicated().sum()).collect().item()
         if not duplicates:
             return None
         return (

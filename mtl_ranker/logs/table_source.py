@@ -16,7 +16,7 @@ import polars as pl
 from mtl_ranker.config import Log
 from mtl_ranker.context import Place
 from mtl_ranker.errors import ProjectError
-from mtl_ranker.logs.sources import ParquetSource, widened
+from mtl_ranker.logs.sources import ParquetSource, id_columns, widened
 from mtl_ranker.logs.table_formats import DataFile, TableVersion, data_files
 from mtl_ranker.workspace import FileSize, Workspace, fingerprint
 
@@ -64,7 +64,7 @@ class TableSource(ParquetSource):
         rows, read = table.scan(), self._read(used)
         columns = [c for c in rows.collect_schema().names() if read is None or c in read]
         near = rows.filter(self._near(table, day)).select(columns)
-        rows = widened(near, (self.log.user, self.log.item))
+        rows = widened(near, id_columns(self.log))
         rows = self.dated(rows, table.place)
         return rows.filter(pl.col("date").is_null() | (pl.col("date") == day))
 

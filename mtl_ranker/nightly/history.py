@@ -67,6 +67,7 @@ class NightRecord:
         champion: version that is champion after the night.
         model: what that model is, in words.
         trained: its last test day.
+        full: it trained every model from scratch (`training.start`).
         reason: the promotion's.
         rows: impressions of D.
         drift: warnings of `[drift]`.
@@ -82,6 +83,7 @@ class NightRecord:
     model: str = ""
     trained: date | None = None
     promoted: bool = False
+    full: bool = True
     reason: str = ""
     rows: int | None = None
     objectives: list[ObjectiveRecord] = field(default_factory=list)
@@ -133,6 +135,7 @@ def record_of(
         model=champion.model,
         trained=champion.trained,
         promoted=promoted,
+        full=suite.plan.full,
         reason=reason,
         rows=events.select(pl.len()).collect().item(),
         objectives=objectives,
@@ -204,7 +207,8 @@ def alarms(records: Sequence[NightRecord], project: Project) -> dict[date, list[
 
     A quality whose interval lies below the median of the nights before, a calibration out of
     `promotion.max_calibration_ratio`, a label rate or a volume that changed by more than
-    `drift.warn_label` or `drift.warn_volume`, twice the duration, and a failure.
+    `drift.warn_label` or `drift.warn_volume`, twice the duration of nights that also trained every
+    model or also continued the champion, and a failure.
     """
     found: dict[date, list[str]] = {}
     for number, record in enumerate(records):
@@ -213,7 +217,7 @@ def alarms(records: Sequence[NightRecord], project: Project) -> dict[date, list[
             *([f"failed: {record.failed}"] if record.failed is not None else []),
             *_of_objectives(record, earlier, project),
             *_changed("impressions", record.rows, [e.rows for e in earlier], project),
-            *_slower(record.seconds, [e.seconds for e in earlier]),
+            *_slower(record.seconds, [e.seconds for e in earlier if e.full == record.full]),
         ]
     return found
 
@@ -259,7 +263,7 @@ def _slower(value: float | None, before: Sequence[float | None]) -> list[str]:
     past = [each for each in before if each]
     if value is None or not past or value <= SLOWER * median(past):
         return []
-    return [f"{value:,.0f} s, {median(past):,.0f} s before"]
+    return [f"the night took {value:,.0f} s, {median(past):,.0f} s before"]
 
 
 def prometheus(records: Sequence[NightRecord], project: Project) -> str:

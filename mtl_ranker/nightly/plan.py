@@ -178,7 +178,7 @@ def _due(settings: Training, earlier: Sequence[PastNight], day: date) -> str | N
     if last is None:
         return "there is no earlier one"
     if day - last >= timedelta(days=settings.full_every):
-        return f"the last one was on {last} (training.full_every = {settings.full_every})"
+        return f"the last one tested on {last} (training.full_every = {settings.full_every})"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -14,11 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtl_ranker.config import Project, parse_project
 from mtl_ranker.context import Context
+from mtl_ranker.errors import first_line
 from mtl_ranker.features.encoders import Encoder, numeric_matrix
 from mtl_ranker.features.vectors import load_vectors
 from mtl_ranker.features.view import model_context
@@ -33,6 +36,8 @@ from mtl_ranker.ranking.calibration import Calibration
 from mtl_ranker.training.batches import Examples, encoded_rows, encoded_tensors, part_of
 from mtl_ranker.training.network import build_ranker
 from mtl_ranker.workspace import Workspace
+
+LOG = logging.getLogger(__name__)
 
 SIDES = ("user", "item", "pair")  # in the order of USER, ITEM and PAIR in models/pairs.py
 
@@ -225,12 +230,17 @@ class RankerArtifact:
 
     @classmethod
     def load_start(cls, folder: Path) -> RankerArtifact | None:
-        """The `start` of the ranker that `save` wrote; None if it was saved without."""
+        """The `start` of the ranker that `save` wrote; None if it has none that can be read."""
         before = folder / BEFORE_REFIT
         saved = before if before.is_dir() else folder
         if not (saved / MOMENTS).is_file():
             return None
-        return replace(cls.load(saved), moments=load_file(saved / MOMENTS))
+        try:
+            moments = load_file(saved / MOMENTS)
+        except SafetensorError as error:
+            LOG.warning("%s of the model is damaged (%s): not used", MOMENTS, first_line(error))
+            return None
+        return replace(cls.load(saved), moments=moments)
 
     def predict(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Calibrated predictions, a column per objective, and `score`, for N raw feature rows."""

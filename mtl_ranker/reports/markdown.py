@@ -67,6 +67,17 @@ def with_decision(text: str, decision: Decision, version: str) -> str:
     return "\n".join([*lines, "", found + training])
 
 
+def as_champion(text: str, version: str, now: bool) -> str:
+    """A description whose first line says whether a version is champion, or was.
+
+    >>> as_champion("Version 3 is champion. Accepted by hand.", "3", now=False)
+    'Version 3 was champion. Accepted by hand.'
+    """
+    was, now_is = (f"Version {version} {verb} champion." for verb in ("was", "is"))
+    before, after = (was, now_is) if now else (now_is, was)
+    return after + text.removeprefix(before) if text.startswith(before) else text
+
+
 def shortened(text: str, most: int) -> str:
     """Text of at most `most` characters: its first lines, then three dots."""
     if len(text) <= most:

@@ -19,11 +19,12 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from safetensors import SafetensorError
 
 from mtl_ranker import __version__
 from mtl_ranker.config import Project
 from mtl_ranker.context import Context
-from mtl_ranker.errors import ProjectError
+from mtl_ranker.errors import ProjectError, first_line
 from mtl_ranker.features.days import last_final_day
 from mtl_ranker.features.examples import soft_objectives
 from mtl_ranker.logs.contract import used_columns
@@ -41,7 +42,7 @@ from mtl_ranker.nightly.promotion import Decision
 from mtl_ranker.nightly.results import Suite
 from mtl_ranker.ranking.artifact import RankerArtifact, RegisteredRanker, save_blend
 from mtl_ranker.ranking.blend import BlendChoice, blend_choice
-from mtl_ranker.reports.markdown import shortened, training_text, with_decision
+from mtl_ranker.reports.markdown import as_champion, shortened, training_text, with_decision
 from mtl_ranker.reports.page import training_report
 from mtl_ranker.reports.pictures import run_pictures
 from mtl_ranker.tracking.pyfunc import model_arguments
@@ -353,6 +354,10 @@ def artifact_folder(project: Project, version: str) -> Iterator[Path]:
         found = mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{RANKER}", dst_path=copy)
         try:
             yield Path(found)
+        except SafetensorError as error:
+            raise ProjectError(
+                f"{uri}: a file of its ranker is damaged ({first_line(error)}); {RESTORE}"
+            ) from error
         except FileNotFoundError as error:
             if copy not in str(error):
                 raise
@@ -525,7 +530,15 @@ def _set_champions(project: Project, versions: list[str]) -> None:
     elif alias_version(project, "previous_champion") is not None:
         client.delete_registered_model_alias(project.name, "previous_champion")
     for version, is_champion in {before: "false", versions[-1]: "true"}.items():
-        if version is not None:
-            run_id = client.get_model_version(project.name, version).run_id
-            for run in _training(run_id):
-                client.set_tag(run.info.run_id, CHAMPION_TAG, is_champion)
+        if version is None:
+            continue
+        found, now = client.get_model_version(project.name, version), is_champion == "true"
+        client.update_model_version(
+            project.name, version, as_champion(found.description or "", version, now)
+        )
+        for run in _training(found.run_id):
+            client.set_tag(run.info.run_id, CHAMPION_TAG, is_champion)
+            note = run.data.tags.get(MLFLOW_RUN_NOTE, "")
+            changed = as_champion(note, version, now)
+            if changed != note:
+                client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
 import time
@@ -10,16 +11,20 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mtl_ranker.errors import first_line
 from mtl_ranker.models.ranker import Ranker
 from mtl_ranker.stores import objects
 from mtl_ranker.training.balancing import Balancer
 from mtl_ranker.training.warm_start import combined, moments_of
+
+LOG = logging.getLogger(__name__)
 
 # Part of a checkpoint's key: another number where the content or the training's steps change.
 FORMAT = 5
@@ -223,10 +228,15 @@ class Checkpoint:
     _last: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, or None without a file of this key."""
+        """The saved state, or None without a whole file of this key."""
         if not self.path.is_file():
             return None
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            # Not whole, as after a power cut: the training begins anew and replaces it.
+            LOG.warning("%s: not a checkpoint (%s); ignored", self.path, first_line(error))
+            return None
         return state if state["key"] == self.key else None
 
     def due(self) -> bool:
@@ -236,7 +246,10 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # A process of another host may write this file too: one that was taken for lost.
         temporary = self.path.with_suffix(f".{uuid.uuid4().hex}")
-        torch.save(state | {"key": self.key}, temporary)
+        with open(temporary, "wb") as file:
+            torch.save(state | {"key": self.key}, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, self.path)
         self._last = time.monotonic()
 

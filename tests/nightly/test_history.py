@@ -104,6 +104,17 @@ def test_what_stands_out(change, line):
     assert alarms(records, project())[records[-1].day] == found
 
 
+def test_full_trainings_are_not_slower_than_continued_ones():
+    records = nights(6)
+    for n in (1, 2, 3, 5):
+        records[n] = replace(records[n], full=False, seconds=30.0)
+    assert not any(alarms(records, project()).values())
+    records[5] = replace(records[5], seconds=61.0)
+    assert list(filter(None, alarms(records, project()).values())) == [
+        ["the night took 61 s, 30 s before"]
+    ]
+
+
 def test_a_failed_night_is_no_standard_for_later_ones():
     records = nights(3)
     records[1] = replace(records[0], day=records[1].day, failed="disk full", seconds=1.0, rows=90)

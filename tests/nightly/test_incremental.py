@@ -121,13 +121,17 @@ def test_the_start_of_the_night_after_is_the_champion_and_not_the_last_training(
     assert again.weights_digest == start.weights_digest
 
 
-def test_a_saved_ranker_serves_as_before_and_can_be_continued(tmp_path, first, folder):
+def test_a_saved_ranker_serves_as_before_and_can_be_continued(tmp_path, first, folder, caplog):
     """What only a training reads is left out of what is loaded to rank."""
     winner = first.winner.artifact
     saved = winner.save(tmp_path / "ranker")
     served, start = RankerArtifact.load(saved), RankerArtifact.load_start(saved)
     assert (served.moments, served.before_refit) == ({}, None)
     assert start.weights_digest == winner.start.weights_digest
+    moments = next(saved.rglob("moments.safetensors"))
+    moments.write_bytes(moments.read_bytes()[:1_000])
+    assert RankerArtifact.load_start(saved) is None
+    assert any("moments.safetensors of the model is damaged" in each for each in caplog.messages)
     assert start.last_day == DAYS[3]
     frame = first.held_out.frame
     np.testing.assert_array_equal(served.predict(frame), winner.predict(frame))

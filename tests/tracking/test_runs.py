@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from flows.nightly import record
 from mtl_ranker.context import Context
@@ -249,6 +250,16 @@ def named(tiny, request):
     return context, train_suite(context, LAST)
 
 
+def first_lines(project) -> list[str]:
+    """Of the descriptions of versions 1 and 3; the night that trained the first has the same."""
+    client = mlflow.MlflowClient()
+    versions = [client.get_model_version(project.name, version) for version in ("1", "3")]
+    lines = [(each.description or "").splitlines()[0] for each in versions]
+    run = client.get_run(client.get_run(versions[0].run_id).data.tags["mlflow.parentRunId"])
+    assert run.data.tags[MLFLOW_RUN_NOTE].startswith(lines[0])
+    return [lines[0], lines[1].partition(" Better")[0]]
+
+
 def test_rolling_back_once_more_says_what_the_other_versions_are(named):
     context, suite = named
     project, client = context.project, mlflow.MlflowClient()
@@ -259,8 +270,10 @@ def test_rolling_back_once_more_says_what_the_other_versions_are(named):
     for _ in range(3):
         client.create_model_version(project.name, f"models:/{project.name}/1")
     registry.record_decision(project, "3", Decision(True, "better"))
+    assert first_lines(project) == ["Version 1 was champion. First.", "Version 3 is champion."]
     registry.roll_back(project)
     assert registry.rolled_back(project, "3")
+    assert first_lines(project) == ["Version 1 is champion. First.", "Version 3 was champion."]
     words = r"champion before it; rolled back: 3; never champion: 2, 4$"
     with pytest.raises(ProjectError, match=words):
         registry.roll_back(project)
@@ -268,6 +281,11 @@ def test_rolling_back_once_more_says_what_the_other_versions_are(named):
     assert not registry.rolled_back(project, "3")
     # All versions are copies of one model, whose files are removed from MLflow's artifacts.
     (ranker,) = {file.parent for file in context.workspace.root.rglob("ranker/project.toml")}
+    weights = (ranker / "weights.safetensors").read_bytes()
+    (ranker / "weights.safetensors").write_bytes(weights[:1_000])
+    words = rf"^models:/{project.name}/3: a file of its ranker is damaged \(.*invalid header"
+    with pytest.raises(ProjectError, match=words):
+        registry.load_artifact(project, "champion")
     for name in ("weights.safetensors", "encoder.json"):  # one is lost, then another, then all
         (ranker / name).unlink()
         with pytest.raises(ProjectError, match=f"/3: {name} of its files is not in MLflow's"):

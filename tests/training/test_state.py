@@ -139,6 +139,22 @@ def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
     same(train(rows, encoder, other), train(rows, encoder, None))
 
 
+@pytest.mark.parametrize("kept", [0, 10, 3_000])
+def test_a_checkpoint_that_is_not_whole_is_ignored_with_a_warning(tmp_path, caplog, kept):
+    frame = small.frame(500)
+    encoder = small.encoder(frame)
+    rows = encode_examples(encoder, frame, small.LABELS)
+    dying = Dying(tmp_path / "a.pt", "key")
+    dying.after = 3
+    with pytest.raises(Killed):
+        train(rows, encoder, dying)
+    os.truncate(dying.path, kept)
+    again = Checkpoint(tmp_path / "a.pt", "key")
+    assert again.load() is None
+    assert caplog.messages[0].startswith(f"{dying.path}: not a checkpoint (")
+    same(train(rows, encoder, again), train(rows, encoder, None))
+
+
 def test_a_finished_training_is_not_trained_again(tmp_path):
     frame = small.frame(500)
     encoder = small.encoder(frame)
