@@ -9,6 +9,7 @@ DATE ?=
 STAMP := $(VENV)/.installed
 # Test files side by side, one thread each: as many at once as there are cores, in the order of
 # `tests/conftest.py`.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow lint docs install clean
@@ -22,11 +23,11 @@ else
 endif
 
 test: install
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(PYTEST) $(SIDE_BY_SIDE)
 
 # Of faults and mutants a quarter, others on the next days; all with MTL_RANKER_ALL_CASES=1.
 test-slow: install
-	$(BIN)/python -m pytest -m slow --durations=30 $(SIDE_BY_SIDE)
+	$(PYTEST) -m slow --durations=30 $(SIDE_BY_SIDE)
 
 lint: install
 	$(BIN)/ruff check .
