@@ -1,7 +1,7 @@
-"""Scripts that print the figures of the documentation.
+"""Measurements behind the figures of the documentation; README.md lists them.
 
-OpenMP's threads wait as in the commands of mtl_ranker, those of peers too. It reads the variable
-when torch is imported.
+Threads of OpenMP wait for each other as in the commands, also those of other libraries. The
+variable that decides it is read when torch is imported, so it is set here.
 """
 
 import os

@@ -435,6 +435,11 @@ class Log(Versioned):
         return self
 
     @property
+    def joined_columns(self) -> set[str]:
+        """The columns of the user and item tables that are joined to rows."""
+        return {name for table in (self.users, self.items) if table for name in table.joined}
+
+    @property
     def list_columns(self) -> list[str]:
         """The log's columns that, with day and user, define the list of an impression."""
         if self.request is not None:

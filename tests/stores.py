@@ -29,6 +29,7 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 BUCKET = "feed"
+SERVERS: dict[str, str] = {}  # host → endpoint of a server that no test uses
 
 
 @contextmanager
@@ -55,9 +56,6 @@ def s3_server(host: str = "127.0.0.1") -> Iterator[str]:
         os.environ.update(before)
         if host == "127.0.0.1":  # others are gone with their network
             SERVERS[host] = endpoint
-
-
-SERVERS: dict[str, str] = {}  # host → endpoint of a server that no test uses
 
 
 def _start(host: str) -> str:

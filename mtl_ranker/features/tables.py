@@ -145,8 +145,7 @@ def scan_events(context: Context, days: list[date]) -> pl.LazyFrame:
     log = context.project.log
     # Of another scan: polars does not skip row groups for a row index on one with a known schema.
     have = set(workspace.scan("events", days).collect_schema())
-    have |= {name for table in (log.users, log.items) if table for name in table.joined}
-    missing = used_columns(context.project) - have
+    missing = used_columns(context.project) - have - log.joined_columns
     if not missing:
         return rows
     types: dict[str, pl.DataType] = {}

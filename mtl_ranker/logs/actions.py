@@ -345,7 +345,7 @@ def read_actions(context: Context, action: Action, day: date) -> pl.DataFrame:
         end = end_of(log, day) + timedelta(hours=log.day_tolerance_hours)
         inside |= inside_day(log, day, "arrived") & (pl.col("timestamp") < end)
     rules = {
-        **{f"{k} {MUST_BE_TEXT}": pl.col(f).fill_null(False) for k, f in too_large.items()},
+        **{f"{k} {MUST_BE_TEXT}": pl.col(f) for k, f in too_large.items()},
         "user_id missing": pl.col("user_id").is_null(),
         "item_id missing": pl.col("item_id").is_null(),
         "timestamp missing": ~pl.col(GIVEN),

@@ -361,10 +361,9 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
     import dataframely as dy
 
     log = project.log
-    never_null = {"user_id", "item_id", "timestamp", "date", *log.required}
+    never_null = _never_null(log)
     if GIVEN in schema:
         never_null -= {"timestamp"}
-    never_null |= {role for role in ("propensity",) if getattr(log, role)}
     never_null -= {name.removesuffix(TOO_LARGE) for name in schema if name.endswith(TOO_LARGE)}
     members: dict[str, Any] = {}
     for name, dtype in schema.items():
@@ -372,6 +371,12 @@ def event_schema(project: Project, schema: pl.Schema, day: date) -> type[dy.Sche
     for name, rule in contract_rules(project, schema, day).items():
         members[name] = _rule(rule.holds)
     return type("EventContract", (dy.Schema,), members)
+
+
+def _never_null(log: Log) -> set[str]:
+    """Columns without which a row breaks the contract."""
+    columns = {"user_id", "item_id", "timestamp", "date", *log.required}
+    return columns | ({"propensity"} if log.propensity else set())
 
 
 def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, Rule]:
@@ -388,11 +393,10 @@ def contract_rules(project: Project, schema: pl.Schema, day: date) -> dict[str, 
     if STRAY in schema:
         rules["clicked, but no item of its request"] = Rule(~pl.col(STRAY), pl.col("item_id"))
     for flag in (name for name in schema if name.endswith(TOO_LARGE)):
-        role = flag.removesuffix(TOO_LARGE)
-        too_large = pl.col(flag).fill_null(False)
-        if role in ("user_id", "item_id"):
-            rules[f"{role} missing"] = Rule(pl.col(role).is_not_null() | too_large)
-        rules[f"{role} {MUST_BE_TEXT}"] = Rule(~too_large)
+        name = flag.removesuffix(TOO_LARGE)
+        if name in _never_null(log):
+            rules[f"{name} missing"] = Rule(pl.col(name).is_not_null() | pl.col(flag))
+        rules[f"{name} {MUST_BE_TEXT}"] = Rule(~pl.col(flag))
     for flag in (name for name in schema if name.endswith(UNEVEN)):
         reason = f"{flag.removesuffix(UNEVEN)} has another length than the items"
         rules[reason] = Rule(~pl.col(flag))

@@ -149,10 +149,8 @@ def events_provenance(context: Context, day: date) -> dict[str, str]:
 
 def _columns(context: Context, day: date) -> str:
     """The columns that the day's events must have, as text; those they have where these suffice."""
-    log, own = context.project.log, context.source.columns(day)
-    joined = {name for table in (log.users, log.items) if table for name in table.joined}
     needed = used_columns(context.project) | kept_columns(context.workspace)
-    needed -= joined - set(own)  # the log does not have them
+    needed -= context.project.log.joined_columns - set(context.source.columns(day))
     published = context.workspace.provenance("events", day) or {}
     have = published.get("columns", "[]")
     return have if needed <= set(json.loads(have)) else json.dumps(sorted(needed))

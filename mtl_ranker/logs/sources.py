@@ -643,12 +643,13 @@ def _one_type(
 
 def _too_large(schema: pl.Schema, unsigned: Collection[str]) -> list[pl.Expr]:
     """Of each column, with `TOO_LARGE` after its name, which values no Int64 holds."""
-    return [
-        (pl.col(n) >= 2**63 if schema.get(n) == pl.UInt64 else pl.lit(False)).alias(
-            f"{n}{TOO_LARGE}"
-        )
-        for n in unsigned
-    ]
+    flags = {
+        name: (pl.col(name) >= 2**63).fill_null(False)
+        if schema.get(name) == pl.UInt64
+        else pl.lit(False)
+        for name in unsigned
+    }
+    return [flag.alias(f"{name}{TOO_LARGE}") for name, flag in flags.items()]
 
 
 def _casts(schema: pl.Schema, casts: Mapping[str, pl.DataType]) -> list[pl.Expr]:

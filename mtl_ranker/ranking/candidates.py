@@ -170,7 +170,7 @@ def describe_candidates(context: Context, day: date) -> str:
         text += f"; {whole - total:,} more are of items that are not {project.scoring.eligible}"
     text += "".join(_unknown_context(context, rows, known))
     log = project.log
-    tables = {name for table in (log.users, log.items) if table for name in table.joined}
+    tables = log.joined_columns
     given = {n for file in candidate_files(context, day) for n in parquet_schema(file).names()}
     ignored = sorted((given & tables) - set(log.context))
     if ignored:

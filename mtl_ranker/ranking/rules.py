@@ -159,8 +159,7 @@ def rules_provenance(context: Context, day: date) -> dict[str, str]:
     for setting, table in rules.tables:
         content = content_of(_list_path(context, setting, table), context.workspace)
         made[f"table of scoring.rules.{setting}"] = content
-    log, tables = context.project.log, (context.project.log.users, context.project.log.items)
-    own = {column for table in tables if table is not None for column in table.joined}
+    log, own = context.project.log, context.project.log.joined_columns
     keys = {key for _, table in rules.tables for key in table.key}
     if own & ({*rules.columns.values()} | keys) or (
         rules.fresh is not None and log.items is not None

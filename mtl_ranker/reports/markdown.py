@@ -73,8 +73,8 @@ def as_champion(text: str, version: str, now: bool) -> str:
     >>> as_champion("Version 3 is champion. Accepted by hand.", "3", now=False)
     'Version 3 was champion. Accepted by hand.'
     """
-    was, now_is = (f"Version {version} {verb} champion." for verb in ("was", "is"))
-    before, after = (was, now_is) if now else (now_is, was)
+    verbs = ("was", "is") if now else ("is", "was")
+    before, after = (f"Version {version} {verb} champion." for verb in verbs)
     return after + text.removeprefix(before) if text.startswith(before) else text
 
 

@@ -529,16 +529,14 @@ def _set_champions(project: Project, versions: list[str]) -> None:
         client.set_registered_model_alias(project.name, "previous_champion", versions[-2])
     elif alias_version(project, "previous_champion") is not None:
         client.delete_registered_model_alias(project.name, "previous_champion")
-    for version, is_champion in {before: "false", versions[-1]: "true"}.items():
+    for version, now in {before: False, versions[-1]: True}.items():
         if version is None:
             continue
-        found, now = client.get_model_version(project.name, version), is_champion == "true"
-        client.update_model_version(
-            project.name, version, as_champion(found.description or "", version, now)
-        )
+        found = client.get_model_version(project.name, version)
+        text = as_champion(found.description or "", version, now)
+        client.update_model_version(project.name, version, shortened(text, LONGEST))
         for run in _training(found.run_id):
-            client.set_tag(run.info.run_id, CHAMPION_TAG, is_champion)
-            note = run.data.tags.get(MLFLOW_RUN_NOTE, "")
-            changed = as_champion(note, version, now)
-            if changed != note:
-                client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, changed)
+            client.set_tag(run.info.run_id, CHAMPION_TAG, str(now).lower())
+            if MLFLOW_RUN_NOTE in run.data.tags:
+                text = as_champion(run.data.tags[MLFLOW_RUN_NOTE], version, now)
+                client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, text)

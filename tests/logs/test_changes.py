@@ -89,6 +89,26 @@ def test_ids_of_64_bits_without_a_sign_are_refused_where_they_are_too_large(tiny
     assert events.schema["user_id"] == events.schema["item_id"] == pl.Int64
 
 
+def test_a_required_impression_id_is_missing_or_too_large(tiny):
+    numbers = [None, 2**64 - 1, *range(38)]
+    rewrite(tiny, SECOND, pl.Series("shown", numbers, pl.UInt64))
+    log = {"impression": "shown", "required": ["shown"], "max_bad_share": 0.5}
+    report = ingest_day(opened(tiny, log=log), SECOND)
+    assert report.reasons == {"shown missing": 1, "shown is 2**63 or more (allowed as text)": 1}
+
+
+def test_a_new_column_of_a_table_leaves_the_events_as_they_are(tiny):
+    ages = pl.DataFrame({"u": [*range(11), None, None], "age": range(13), "height": range(13)})
+    ages.write_parquet(tiny / "users.parquet")
+    users = {"path": "users.parquet", "key": "u", "columns": ["age"]}
+    ingest_day(opened(tiny, log={"users": users}, features={"numerics": ["age"]}), FIRST)
+    users["columns"] = ["age", "height"]
+    context = opened(tiny, log={"users": users}, features={"numerics": ["age", "height"]})
+    assert ingest_day(context, FIRST).skipped
+    aggregate_day(context, FIRST)
+    assert context.source.table("users", FIRST).collect().height == 13  # two without a key
+
+
 def test_a_type_of_another_kind_is_refused_with_the_first_day_that_has_the_other(tiny):
     context = opened(tiny)
     ingest_day(context, FIRST)

@@ -54,6 +54,21 @@ def train(rows, encoder, checkpoint: Checkpoint | None, **more) -> Trained:
     )
 
 
+def encoded():
+    """Rows of a training, and their encoder."""
+    frame = small.frame(500)
+    encoder = small.encoder(frame)
+    return encode_examples(encoder, frame, small.LABELS), encoder
+
+
+def kill(path: Path, key: str, rows, encoder, after: int, **more) -> None:
+    """Train until some batches are saved."""
+    dying = Dying(path, key)
+    dying.after = after
+    with pytest.raises(Killed):
+        train(rows, encoder, dying, **more)
+
+
 def resumes(
     folder: Path, rows, encoder, after: int, whole: Trained | None = None, **more
 ) -> Trained:
@@ -63,10 +78,7 @@ def resumes(
         whole: the uninterrupted one, if there is one of these rows and settings already.
     """
     whole = whole or train(rows, encoder, None, **more)
-    dying = Dying(folder / "a.pt", "key")
-    dying.after = after
-    with pytest.raises(Killed):
-        train(rows, encoder, dying, **more)
+    kill(folder / "a.pt", "key", rows, encoder, after, **more)
     torch.manual_seed(123)  # another random state than at the kill
     same(train(rows, encoder, Checkpoint(folder / "a.pt", "key"), **more), whole)
     return whole
@@ -83,9 +95,7 @@ def same(one: Trained, other: Trained) -> None:
 @pytest.fixture(scope="module", params=sorted(BALANCERS))
 def uninterrupted(request):
     """A way of balancing, rows with their encoder, and a training that was not killed."""
-    frame = small.frame(500)
-    encoder = small.encoder(frame)
-    rows = encode_examples(encoder, frame, small.LABELS)
+    rows, encoder = encoded()
     return request.param, rows, encoder, train(rows, encoder, None, balancing=request.param)
 
 
@@ -120,20 +130,13 @@ def test_also_with_a_pairwise_loss(tmp_path):
 
 
 def test_also_with_sparse_embeddings(tmp_path):
-    frame = small.frame(500)
-    encoder = small.encoder(frame)
-    rows = encode_examples(encoder, frame, small.LABELS)
+    rows, encoder = encoded()
     assert resumes(tmp_path, rows, encoder, 11, sparse_rows=1).model.embedding.sparse
 
 
 def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
-    frame = small.frame(500)
-    encoder = small.encoder(frame)
-    rows = encode_examples(encoder, frame, small.LABELS)
-    dying = Dying(tmp_path / "a.pt", "of other rows")
-    dying.after = 3
-    with pytest.raises(Killed):
-        train(rows, encoder, dying)
+    rows, encoder = encoded()
+    kill(tmp_path / "a.pt", "of other rows", rows, encoder, after=3)
     other = Checkpoint(tmp_path / "a.pt", "of these rows")
     assert other.load() is None
     same(train(rows, encoder, other), train(rows, encoder, None))
@@ -141,24 +144,17 @@ def test_a_checkpoint_of_another_training_is_ignored(tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 10, 3_000])
 def test_a_checkpoint_that_is_not_whole_is_ignored_with_a_warning(tmp_path, caplog, kept):
-    frame = small.frame(500)
-    encoder = small.encoder(frame)
-    rows = encode_examples(encoder, frame, small.LABELS)
-    dying = Dying(tmp_path / "a.pt", "key")
-    dying.after = 3
-    with pytest.raises(Killed):
-        train(rows, encoder, dying)
-    os.truncate(dying.path, kept)
+    rows, encoder = encoded()
+    kill(tmp_path / "a.pt", "key", rows, encoder, after=3)
+    os.truncate(tmp_path / "a.pt", kept)
     again = Checkpoint(tmp_path / "a.pt", "key")
     assert again.load() is None
-    assert caplog.messages[0].startswith(f"{dying.path}: not a checkpoint (")
+    assert caplog.messages[0].startswith(f"{tmp_path}/a.pt: not a checkpoint (")
     same(train(rows, encoder, again), train(rows, encoder, None))
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
-    frame = small.frame(500)
-    encoder = small.encoder(frame)
-    rows = encode_examples(encoder, frame, small.LABELS)
+    rows, encoder = encoded()
     first = train(rows, encoder, Checkpoint(tmp_path / "a.pt", "key", seconds=0.0))
     epochs = []
     second = train_ranker(
@@ -175,9 +171,7 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
 @pytest.mark.slow
 def test_a_checkpoint_in_a_store_is_resumed_on_another_host(tmp_path):
     """Each host has a copy of its own; a newer one is in the store."""
-    frame = small.frame(500)
-    encoder = small.encoder(frame)
-    rows = encode_examples(encoder, frame, small.LABELS)
+    rows, encoder = encoded()
     with s3_server():
         here, there = (
             StoredCheckpoint(tmp_path / host / "a.pt", "key", 0.0, address="s3://feed/ws/a.pt")
