@@ -356,7 +356,7 @@ def artifact_folder(project: Project, version: str) -> Iterator[Path]:
             yield Path(found)
         except SafetensorError as error:
             raise ProjectError(
-                f"{uri}: a file of its ranker is damaged ({first_line(error)}); {RESTORE}"
+                f"{uri}: files of its ranker are damaged ({first_line(error)}); {RESTORE}"
             ) from error
         except FileNotFoundError as error:
             if copy not in str(error):

@@ -283,7 +283,7 @@ def test_rolling_back_once_more_says_what_the_other_versions_are(named):
     (ranker,) = {file.parent for file in context.workspace.root.rglob("ranker/project.toml")}
     weights = (ranker / "weights.safetensors").read_bytes()
     (ranker / "weights.safetensors").write_bytes(weights[:1_000])
-    words = rf"^models:/{project.name}/3: a file of its ranker is damaged \(.*invalid header"
+    words = rf"^models:/{project.name}/3: files of its ranker are damaged \(.*invalid header"
     with pytest.raises(ProjectError, match=words):
         registry.load_artifact(project, "champion")
     for name in ("weights.safetensors", "encoder.json"):  # one is lost, then another, then all
